@@ -1,0 +1,43 @@
+# Every target sets up .venv by itself, once; it is redone only when the pins change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo   index this project's docs, ask three questions through LangChain and LlamaIndex"
+	@echo "make test   run the tests (offline, ~10 minutes on 2 cores)"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the benchmarks, side by side with sentence-transformers"
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ".[mini,langchain,llama-index,train,dev]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/encode_throughput.py
+	$(BIN)/python benchmarks/mini_quality.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,27 @@
+"""Tell models apart by their weights, so that a collection is never searched with another model's queries."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+_SAMPLE = 512
+
+
+def weights_fingerprint(modules: list[nn.Module]) -> str:
+    """A short hash over samples of every parameter; the same on any device and in any float type.
+
+    Each parameter adds its shape and up to 512 evenly spaced values, rounded to bfloat16: a model stored in
+    bfloat16 and loaded in float32 is the same model.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for parameter in module.parameters():
+            flat = parameter.detach().reshape(-1)
+            step = max(1, flat.numel() // _SAMPLE)
+            sample = flat[::step][:_SAMPLE].to("cpu", torch.bfloat16).contiguous()
+            digest.update(str(tuple(parameter.shape)).encode())
+            digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

