@@ -1,0 +1,62 @@
+"""Jina-ColBERT-v2 as something people can use: multilingual late-interaction retrieval over Qdrant.
+
+The two classes most people need are :class:`JinaColbertEncoder` (token vectors at a Matryoshka dimension)
+and :class:`ColbertCollection` (documents as multivectors, in a folder, in memory or on a Qdrant server).
+Names are imported when first used, so ``import jcv2_plugin`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jcv2_plugin.collection import ColbertCollection, IngestReport
+    from jcv2_plugin.documents import Document, SearchHit, StoredDocument
+    from jcv2_plugin.encoder import JinaColbertEncoder
+    from jcv2_plugin.explanation import Explanation, TokenMatch, explain
+    from jcv2_plugin.heads import MatryoshkaHeads
+    from jcv2_plugin.schema import CollectionSchema
+
+_HOMES = {
+    "ColbertCollection": "collection",
+    "IngestReport": "collection",
+    "Document": "documents",
+    "SearchHit": "documents",
+    "StoredDocument": "documents",
+    "JinaColbertEncoder": "encoder",
+    "Explanation": "explanation",
+    "TokenMatch": "explanation",
+    "explain": "explanation",
+    "MatryoshkaHeads": "heads",
+    "CollectionSchema": "schema",
+}
+
+__all__ = [
+    "CollectionSchema",
+    "ColbertCollection",
+    "Document",
+    "Explanation",
+    "IngestReport",
+    "JinaColbertEncoder",
+    "MatryoshkaHeads",
+    "SearchHit",
+    "StoredDocument",
+    "TokenMatch",
+    "__version__",
+    "explain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

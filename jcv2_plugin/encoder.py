@@ -219,6 +219,13 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return self._source.name if self._source else str(self.backbone.config.name_or_path)
 
     @property
+    def reference(self) -> str:
+        """What :meth:`from_pretrained` needs to load the model again from any working folder."""
+        if self._source is None or self._source.is_hub or shipped_model(self._source.name):
+            return self.name
+        return str(self._source.folder)
+
+    @property
     def revision(self) -> str | None:
         """The hub commit, or the revision of a shipped model; None for local folders."""
         return self._source.revision if self._source else None

@@ -57,3 +57,7 @@ class CollectionCorruptError(CollectionError):
 
 class CollectionMismatchError(CollectionError, ValueError):
     """A collection was made with another model, dimension or preprocessing than the one offered."""
+
+
+class InvalidQueryError(Jcv2Error, ValueError):
+    """A query is empty or no string, or the number of results asked for is not positive."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.util import get_device_name
 from torch import nn
 
 from jcv2_plugin.errors import UnknownDimError
@@ -33,6 +34,8 @@ def load_official(
 ) -> LoadedParts:
     """The layout of jina-colbert-v2; see :mod:`jcv2_plugin.official`."""
     metadata = ColbertMetadata.read(source.folder)
+    if not (model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")):  # as in the plain constructor
+        model_kwargs = {**model_kwargs, "dtype": transformer_kwargs(get_device_name(), None, None)["dtype"]}
     transformer, own_dim = load_backbone(source.folder, model_kwargs)
     query_marker, document_marker = resolve_markers(transformer.tokenizer, metadata)
     transformer.document_length = metadata.document_length

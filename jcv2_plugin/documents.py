@@ -1,0 +1,155 @@
+"""What goes into a collection and what comes out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jcv2_plugin.errors import InvalidDocumentError
+
+TEXT_KEY = "page_content"
+METADATA_KEY = "metadata"
+ID_KEY = "_id"
+HASH_KEY = "_hash"
+"""Payload keys. The first two are langchain-qdrant's, so that it can read our payloads."""
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
+
+
+def point_id(document_id: str) -> str:
+    """The UUID under which Qdrant knows a document: version 5, of its id. Qdrant takes no free strings."""
+    return str(uuid.uuid5(_NAMESPACE, document_id))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with its id and metadata.
+
+    Attributes:
+        id: Any non-empty string, the user's own. None draws a random one when it is added.
+        text: The text that is encoded and searched.
+        metadata: JSON-like; filters address it as ``metadata.<key>``.
+        payload: Further top-level payload keys, for integrations that keep a layout of their own.
+    """
+
+    text: str
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document read back from a collection; ``payload`` is the whole payload as stored."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+    payload: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any] | None) -> StoredDocument:
+        """Take a payload of ours apart."""
+        payload = dict(payload or {})
+        return cls(
+            id=str(payload.get(ID_KEY, "")),
+            text=str(payload.get(TEXT_KEY, "")),
+            metadata=dict(payload.get(METADATA_KEY) or {}),
+            payload=payload,
+        )
+
+
+@dataclass(frozen=True)
+class SearchHit(StoredDocument):
+    """A search result.
+
+    Attributes:
+        score: MaxSim, the sum over query tokens of the largest dot product with a document token. At most
+            the number of query vectors.
+    """
+
+    score: float = 0.0
+
+
+def as_documents(
+    texts: Iterable[str | Document],
+    ids: Sequence[str | None] | None = None,
+    metadata: Sequence[Mapping[str, Any] | None] | None = None,
+) -> list[Document]:
+    """Put texts, ids and metadata together.
+
+    Raises:
+        InvalidDocumentError: If their numbers differ, or a text is given as one string.
+    """
+    if isinstance(texts, (str, Document)):
+        raise InvalidDocumentError(f"Give a list of texts, not a single {type(texts).__name__}.")
+    items = list(texts)
+    for name, values in (("ids", ids), ("metadata", metadata)):
+        if isinstance(values, (str, Mapping)):
+            raise InvalidDocumentError(f"{name} must be a list with an entry for each text, got {values!r:.60}.")
+        if values is not None and len(values) != len(items):
+            raise InvalidDocumentError(f"There are {len(items)} texts but {len(values)} {name}.")
+    documents = []
+    for position, item in enumerate(items):
+        if isinstance(item, Document):
+            documents.append(item)
+            continue
+        own_id = ids[position] if ids is not None else None
+        own_metadata = metadata[position] if metadata is not None else None
+        documents.append(Document(text=item, id=own_id, metadata={} if own_metadata is None else own_metadata))
+    return documents
+
+
+def validate(documents: Sequence[Document]) -> list[Document]:
+    """Check documents before anything is encoded or written, and give those without an id a random one.
+
+    Raises:
+        InvalidDocumentError: Empty text, text or id that is no string, an id given twice, metadata that is
+            no JSON object.
+    """
+    checked: list[Document] = []
+    seen: set[str] = set()
+    for position, document in enumerate(documents):
+        where = f"Document {position}" + (f" (id {document.id!r})" if document.id else "")
+        if not isinstance(document.text, str):
+            raise InvalidDocumentError(
+                f"{where}: the text must be a str, got {type(document.text).__name__}: {document.text!r:.60}."
+            )
+        if not document.text.strip():
+            raise InvalidDocumentError(f"{where}: the text is empty. Leave such documents out.")
+        if document.id is not None and (not isinstance(document.id, str) or not document.id):
+            raise InvalidDocumentError(f"{where}: the id must be a non-empty str, got {document.id!r:.60}.")
+        _check_json(document.metadata, f"{where}: metadata")
+        _check_json(document.payload, f"{where}: payload")
+        own_id = document.id or uuid.uuid4().hex
+        if own_id in seen:
+            raise InvalidDocumentError(f"{where}: this id comes twice in one call. Ids must be distinct.")
+        seen.add(own_id)
+        checked.append(Document(document.text, own_id, document.metadata, document.payload))
+    return checked
+
+
+def _check_json(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InvalidDocumentError(f"{where} must be a dict, got {type(value).__name__}: {value!r:.60}.")
+    try:
+        json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidDocumentError(f"{where} cannot be stored as JSON ({error}): {value!r:.120}.") from error
+
+
+def payload_of(document: Document) -> dict[str, Any]:
+    """What is stored beside the vectors, with a hash that tells whether the document has changed."""
+    payload = {
+        **document.payload,
+        TEXT_KEY: document.text,
+        METADATA_KEY: dict(document.metadata),
+        ID_KEY: document.id,
+    }
+    canonical = json.dumps(payload, sort_keys=True, ensure_ascii=False)
+    payload[HASH_KEY] = hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return payload

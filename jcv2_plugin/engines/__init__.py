@@ -1,0 +1,1 @@
+"""The engines under a collection: Qdrant Edge in-process, and qdrant-client for everything else."""

@@ -1,0 +1,212 @@
+"""qdrant-client: a Qdrant server or cluster, or the client's own local mode (``":memory:"``)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+from jcv2_plugin.engines.base import Matrix, Point, Record
+from jcv2_plugin.errors import CollectionError, CollectionExistsError, CollectionNotFoundError
+from jcv2_plugin.schema import METADATA_FIELD, VECTOR_NAME, CollectionSchema
+
+_SCROLL_PAGE = 1000
+# A server takes 32 MiB a request, and a float32 is up to 21 bytes of JSON.
+_FLOATS_PER_REQUEST = 1_000_000
+_DATATYPES = {"float16": models.Datatype.FLOAT16, "float32": models.Datatype.FLOAT32}
+
+
+class ClientEngine:
+    """One collection, by name, of a client; made by :meth:`create` or :meth:`open`."""
+
+    def __init__(self, client: QdrantClient, name: str, *, storage: str, owns_client: bool) -> None:
+        self.client = client
+        self.name = name
+        self.is_local = isinstance(client._client, QdrantLocal)
+        self.place = f"The collection {name!r} " + ("in local mode" if self.is_local else "on the Qdrant server")
+        # Local mode ignores the datatype; rounding here makes its scores those of a server.
+        self._round = self.is_local and storage == "float16"
+        self._owns_client = owns_client
+        self._closed = False
+        # Local mode has no locks of its own.
+        self._guard: AbstractContextManager[Any] = threading.RLock() if self.is_local else nullcontext()
+
+    @classmethod
+    def create(
+        cls,
+        client: QdrantClient,
+        name: str,
+        schema: CollectionSchema,
+        *,
+        overwrite: bool = False,
+        owns_client: bool = False,
+        **options: Any,
+    ) -> ClientEngine:
+        """Create the collection. ``options`` go to ``QdrantClient.create_collection`` (shards, replicas, ...).
+
+        Raises:
+            CollectionExistsError: There is one of this name, and ``overwrite`` is not set.
+        """
+        if client.collection_exists(name):
+            if not overwrite:
+                raise CollectionExistsError(
+                    f"There is a collection {name!r} already. Open it, choose another name, or pass overwrite=True "
+                    "to replace it."
+                )
+            client.delete_collection(name)
+        params = models.VectorParams(
+            size=schema.dim,
+            distance=models.Distance.DOT,
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+            datatype=_DATATYPES[schema.storage],
+            # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
+            hnsw_config=models.HnswConfigDiff(m=0),
+        )
+        client.create_collection(
+            name,
+            vectors_config={VECTOR_NAME: params},
+            metadata={METADATA_FIELD: schema.to_dict()},
+            **options,
+        )
+        return cls(client, name, storage=schema.storage, owns_client=owns_client)
+
+    @classmethod
+    def open(cls, client: QdrantClient, name: str, *, owns_client: bool = False) -> ClientEngine:
+        """Open a collection that exists.
+
+        Raises:
+            CollectionNotFoundError: There is none of this name.
+        """
+        if not client.collection_exists(name):
+            known = sorted(one.name for one in client.get_collections().collections)
+            raise CollectionNotFoundError(f"There is no collection {name!r}; there are {known}. Create it first.")
+        engine = cls(client, name, storage="float32", owns_client=owns_client)
+        described = engine.describe()
+        storage = described.get("storage") if isinstance(described, dict) else None
+        engine._round = engine.is_local and storage == "float16"
+        return engine
+
+    def describe(self) -> Any:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        metadata = self.client.get_collection(self.name).config.metadata or {}
+        return metadata.get(METADATA_FIELD)
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. In requests that stay under the server's 32 MiB."""
+        for batch in _request_batches(points):
+            structs = [
+                models.PointStruct(id=point.id, vector={VECTOR_NAME: self._stored(point.vectors)}, payload=point.payload)
+                for point in batch
+            ]
+            with self._using():
+                self.client.upsert(self.name, structs, wait=True)
+
+    def search(
+        self,
+        queries: Sequence[Matrix],
+        limit: int,
+        *,
+        filter: models.Filter | None,
+        score_threshold: float | None,
+        with_vectors: bool,
+    ) -> list[list[Record]]:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        if not queries:
+            return []
+        requests = [
+            models.QueryRequest(
+                query=query.tolist(),
+                using=VECTOR_NAME,
+                limit=limit,
+                filter=filter,
+                score_threshold=score_threshold,
+                with_payload=True,
+                with_vector=with_vectors,
+            )
+            for query in queries
+        ]
+        with self._using():
+            responses = self.client.query_batch_points(self.name, requests)
+        return [[_record(point, score=point.score) for point in response.points] for response in responses]
+
+    def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        if not ids:
+            return []
+        with self._using():
+            points = self.client.retrieve(
+                self.name, list(ids), with_payload=with_payload, with_vectors=with_vectors
+            )
+        return [_record(point) for point in points]
+
+    def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        offset: Any = None
+        while True:
+            with self._using():
+                points, offset = self.client.scroll(
+                    self.name, scroll_filter=filter, limit=_SCROLL_PAGE, offset=offset, with_payload=with_payload
+                )
+            yield from (_record(point) for point in points)
+            if offset is None:
+                return
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        if ids:
+            with self._using():
+                self.client.delete(self.name, models.PointIdsList(points=list(ids)), wait=True)
+
+    def delete_where(self, filter: models.Filter) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        with self._using():
+            self.client.delete(self.name, models.FilterSelector(filter=filter), wait=True)
+
+    def count(self, filter: models.Filter | None) -> int:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        with self._using():
+            return int(self.client.count(self.name, count_filter=filter, exact=True).count)
+
+    def optimize(self) -> None:
+        """Nothing to do: a server optimises by itself, local mode has nothing to optimise."""
+
+    def close(self) -> None:
+        """Close the client, if it was made for this collection; a client of the user's stays open."""
+        if not self._closed and self._owns_client:
+            self.client.close()
+        self._closed = True
+
+    def _using(self) -> AbstractContextManager[Any]:
+        if self._closed:
+            raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
+        return self._guard
+
+    def _stored(self, vectors: Matrix) -> list[list[float]]:
+        rounded = vectors.astype(np.float16).astype(np.float32) if self._round else vectors
+        values: list[list[float]] = rounded.tolist()
+        return values
+
+
+def _record(point: Any, score: float = 0.0) -> Record:
+    vectors = None
+    if isinstance(point.vector, dict) and VECTOR_NAME in point.vector:
+        vectors = np.asarray(point.vector[VECTOR_NAME], dtype=np.float32)
+    return Record(id=str(point.id), payload=dict(point.payload or {}), score=float(score), vectors=vectors)
+
+
+def _request_batches(points: Sequence[Point]) -> Iterator[list[Point]]:
+    batch: list[Point] = []
+    floats = 0
+    for point in points:
+        if batch and floats + point.vectors.size > _FLOATS_PER_REQUEST:
+            yield batch
+            batch, floats = [], 0
+        batch.append(point)
+        floats += point.vectors.size
+    if batch:
+        yield batch

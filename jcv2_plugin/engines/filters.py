@@ -1,0 +1,259 @@
+"""Qdrant filters for Qdrant Edge.
+
+Callers write ``qdrant_client.models.Filter`` whatever the engine. A Qdrant server and local mode
+(``":memory:"``) take it as it is; Edge has classes of its own. The translation keeps the meaning that local
+mode gives to a filter and refuses what it cannot keep: a filter that silently selects other documents is
+worse than an error.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import textwrap
+from collections.abc import Callable
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import qdrant_edge
+from qdrant_client import models
+
+from jcv2_plugin.errors import Jcv2Error
+
+if TYPE_CHECKING:
+    from qdrant_edge import ConditionType, MatchType, RangeType
+
+_CLAUSES = frozenset({"must", "should", "must_not", "min_should"})
+_EDGE_ERRORS = (TypeError, ValueError, OverflowError)  # what Edge raises for a value that it does not take
+
+
+class UnsupportedFilterError(Jcv2Error, ValueError):
+    """A filter has a condition, or a value in one, that Qdrant Edge cannot evaluate."""
+
+
+def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:
+    """The same filter in Edge's classes; None (no filter) stays None.
+
+    Two things follow local mode on purpose. Of several predicates in one ``FieldCondition`` only the first
+    counts, in the order of ``_PREDICATES``; Edge alone would be content with any of them. Ids in a
+    ``HasIdCondition`` that no point can have, such as ``"1"`` or ``-1``, select nothing; Edge alone would
+    refuse them.
+
+    Raises:
+        UnsupportedFilterError: The filter has a condition, or a value in one, that Edge cannot evaluate.
+    """
+    if filter is None:
+        return None
+    if not isinstance(filter, models.Filter):
+        raise _unsupported(filter, "it is not a qdrant_client.models.Filter")
+    return _filter(filter)
+
+
+def _unsupported(what: object, reason: object) -> UnsupportedFilterError:
+    """The error for `what`, a condition or a part of one."""
+    shown = textwrap.shorten(repr(what), 300, placeholder=" ...")
+    return UnsupportedFilterError(
+        f"Qdrant Edge cannot evaluate {shown}: {str(reason).strip()}. "
+        'Change the filter, or use a Qdrant server or ":memory:" for this collection'
+    )
+
+
+def _refuse_unknown_fields(model: object, known: frozenset[str]) -> None:
+    """Raise if a newer qdrant-client has set a field that would be lost here."""
+    unknown = [name for name, value in vars(model).items() if value is not None and name not in known]
+    if unknown:
+        raise _unsupported(model, f"unknown field {', '.join(unknown)}")
+
+
+def _filter(filter: models.Filter) -> qdrant_edge.Filter:
+    _refuse_unknown_fields(filter, _CLAUSES)
+    return qdrant_edge.Filter(
+        must=_clause(filter.must),
+        should=_clause(filter.should),
+        must_not=_clause(filter.must_not),
+        min_should=None if filter.min_should is None else _min_should(filter.min_should),
+    )
+
+
+def _clause(clause: object) -> list[ConditionType] | None:
+    """A clause is a list of conditions or a single one."""
+    if clause is None:
+        return None
+    return [_translate(condition) for condition in (clause if isinstance(clause, list) else [clause])]
+
+
+def _min_should(min_should: models.MinShould) -> qdrant_edge.MinShould:
+    if min_should.min_count < 1:  # a server and local mode refuse it; Edge would select everything
+        raise _unsupported(min_should, "min_count must be 1 or larger")
+    conditions = [_translate(condition) for condition in min_should.conditions]
+    return qdrant_edge.MinShould(conditions, min_should.min_count)
+
+
+def _translate(condition: object) -> ConditionType:
+    """One condition, with Edge's own refusals (of a key, an id, a number) as errors of this package."""
+    try:
+        return _condition(condition)
+    except UnsupportedFilterError:
+        raise
+    except _EDGE_ERRORS as error:
+        raise _unsupported(condition, error) from error
+
+
+@singledispatch
+def _condition(condition: object) -> ConditionType:
+    raise _unsupported(condition, f"there is no translation for a {type(condition).__name__}")
+
+
+@_condition.register(models.Filter)
+def _(condition: models.Filter) -> ConditionType:
+    return _filter(condition)
+
+
+@_condition.register(models.FieldCondition)
+def _(condition: models.FieldCondition) -> ConditionType:
+    _refuse_unknown_fields(condition, _FIELD_CONDITION_FIELDS)
+    for name, translate in _PREDICATES.items():
+        predicate = getattr(condition, name)
+        if predicate is not None:
+            return qdrant_edge.FieldCondition(condition.key, **{name: translate(predicate)})
+    return qdrant_edge.FieldCondition(condition.key)  # no predicate: never true
+
+
+@_condition.register(models.IsEmptyCondition)
+def _(condition: models.IsEmptyCondition) -> ConditionType:
+    return qdrant_edge.IsEmptyCondition(condition.is_empty.key)
+
+
+@_condition.register(models.IsNullCondition)
+def _(condition: models.IsNullCondition) -> ConditionType:
+    return qdrant_edge.IsNullCondition(condition.is_null.key)
+
+
+@_condition.register(models.HasIdCondition)
+def _(condition: models.HasIdCondition) -> ConditionType:
+    return qdrant_edge.HasIdCondition({point_id for point_id in condition.has_id if _is_point_id(point_id)})
+
+
+@_condition.register(models.HasVectorCondition)
+def _(condition: models.HasVectorCondition) -> ConditionType:
+    return qdrant_edge.HasVectorCondition(condition.has_vector)
+
+
+@_condition.register(models.NestedCondition)
+def _(condition: models.NestedCondition) -> ConditionType:
+    return qdrant_edge.NestedCondition(condition.nested.key, _filter(condition.nested.filter))
+
+
+@_condition.register(models.SliceCondition)
+def _(condition: models.SliceCondition) -> ConditionType:
+    edge_class = getattr(qdrant_edge, "SliceCondition", None)  # in the extension, not in its stubs
+    if edge_class is None:
+        raise _unsupported(condition, "this version of qdrant-edge-py has no SliceCondition")
+    slice_condition: ConditionType = edge_class(condition.slice.total, condition.slice.index)
+    return slice_condition
+
+
+def _is_point_id(point_id: models.ExtendedPointId) -> bool:
+    """Whether a point in Edge can have this id: an unsigned 64-bit integer or a UUID."""
+    try:
+        qdrant_edge.HasIdCondition({point_id})
+    except _EDGE_ERRORS:
+        return False
+    return True
+
+
+def _match(match: object) -> MatchType:
+    translate = _MATCHES.get(type(match))
+    if translate is None:
+        raise _unsupported(match, f"there is no translation for a {type(match).__name__}")
+    return translate(match)
+
+
+def _match_value(match: models.MatchValue) -> MatchType:
+    if not isinstance(match.value, bool):
+        return qdrant_edge.MatchValue(match.value)
+    # Edge reads Python's bool as the integer 0 or 1, which matches no bool. It reads numpy's as a bool.
+    edge_match = qdrant_edge.MatchValue(np.bool_(match.value))  # type: ignore[arg-type]
+    if not isinstance(edge_match.value, bool):
+        raise _unsupported(match, "this combination of qdrant-edge-py and numpy cannot match a bool")
+    return edge_match
+
+
+def _range(range_: object) -> RangeType:
+    if isinstance(range_, models.Range):
+        return qdrant_edge.RangeFloat(gte=range_.gte, gt=range_.gt, lte=range_.lte, lt=range_.lt)
+    if isinstance(range_, models.DatetimeRange):
+        return qdrant_edge.RangeDateTime(
+            gte=_timestamp(range_.gte),
+            gt=_timestamp(range_.gt),
+            lte=_timestamp(range_.lte),
+            lt=_timestamp(range_.lt),
+        )
+    raise _unsupported(range_, f"there is no translation for a {type(range_).__name__}")
+
+
+def _timestamp(moment: dt.datetime | dt.date | None) -> str | None:
+    """RFC 3339. A date is its midnight, and a time without a zone is UTC, as in the other engines."""
+    if moment is None:
+        return None
+    if not isinstance(moment, dt.datetime):
+        moment = dt.datetime.combine(moment, dt.time())
+    offset = moment.utcoffset()
+    if offset is None:
+        return moment.replace(tzinfo=dt.timezone.utc).isoformat()
+    if offset % dt.timedelta(minutes=1):  # local mean times have offsets with seconds, RFC 3339 has not
+        moment = moment.astimezone(dt.timezone.utc)
+    return moment.isoformat()
+
+
+def _values_count(count: models.ValuesCount) -> qdrant_edge.ValuesCount:
+    return qdrant_edge.ValuesCount(lt=count.lt, gt=count.gt, lte=count.lte, gte=count.gte)
+
+
+def _point(point: models.GeoPoint) -> qdrant_edge.GeoPoint:
+    return qdrant_edge.GeoPoint(lon=point.lon, lat=point.lat)
+
+
+def _ring(line: models.GeoLineString) -> list[qdrant_edge.GeoPoint]:
+    """A closed ring: local mode closes an open one, Edge refuses it."""
+    points = list(line.points)
+    if points and points[0] != points[-1]:
+        points.append(points[0])
+    return [_point(point) for point in points]
+
+
+def _bounding_box(box: models.GeoBoundingBox) -> qdrant_edge.GeoBoundingBox:
+    return qdrant_edge.GeoBoundingBox(_point(box.top_left), _point(box.bottom_right))
+
+
+def _radius(circle: models.GeoRadius) -> qdrant_edge.GeoRadius:
+    return qdrant_edge.GeoRadius(_point(circle.center), circle.radius)
+
+
+def _polygon(polygon: models.GeoPolygon) -> qdrant_edge.GeoPolygon:
+    holes = [_ring(interior) for interior in polygon.interiors or []]
+    return qdrant_edge.GeoPolygon(_ring(polygon.exterior), holes)
+
+
+_MATCHES: dict[type, Callable[[Any], MatchType]] = {
+    models.MatchValue: _match_value,
+    models.MatchText: lambda match: qdrant_edge.MatchText(match.text),
+    models.MatchTextAny: lambda match: qdrant_edge.MatchTextAny(match.text_any),
+    models.MatchPhrase: lambda match: qdrant_edge.MatchPhrase(match.phrase),
+    models.MatchPrefix: lambda match: qdrant_edge.MatchPrefix(match.prefix),
+    models.MatchSubstring: lambda match: qdrant_edge.MatchSubstring(match.substring),
+    models.MatchAny: lambda match: qdrant_edge.MatchAny(match.any),
+    models.MatchExcept: lambda match: qdrant_edge.MatchExcept(match.except_),
+}
+
+_PREDICATES: dict[str, Callable[[Any], Any]] = {  # in the order in which local mode looks for one
+    "values_count": _values_count,
+    "is_empty": bool,
+    "is_null": bool,
+    "match": _match,
+    "range": _range,
+    "geo_bounding_box": _bounding_box,
+    "geo_radius": _radius,
+    "geo_polygon": _polygon,
+}
+_FIELD_CONDITION_FIELDS = frozenset({"key", *_PREDICATES})

@@ -1,0 +1,119 @@
+"""Where a collection lives, and which engine that means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdrant_client import QdrantClient
+
+from jcv2_plugin.engines.base import Engine
+from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.edge import EdgeEngine, is_edge_collection
+from jcv2_plugin.errors import CollectionExistsError
+from jcv2_plugin.schema import CollectionSchema
+
+DEFAULT_NAME = "documents"
+MEMORY = ":memory:"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Exactly one of a folder, a server's URL (or ``":memory:"``), and a client."""
+
+    path: Path | None
+    url: str | None
+    client: QdrantClient | None
+    name: str
+
+    @classmethod
+    def parse(
+        cls,
+        location: str | os.PathLike[str] | None,
+        *,
+        path: str | os.PathLike[str] | None,
+        url: str | None,
+        client: QdrantClient | None,
+        name: str,
+    ) -> Place:
+        """Make sense of the arguments of ``ColbertCollection.create`` and ``open``.
+
+        Raises:
+            ValueError: If none or several places are given.
+        """
+        given = [value for value in (location, path, url, client) if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Say where the collection is by exactly one of a location, path=, url= and client=; got {len(given)}."
+            )
+        if location is not None:
+            text = os.fspath(location)
+            if text == MEMORY or "://" in text:
+                url = text
+            else:
+                path = text
+        if path is not None and not os.fspath(path).strip():
+            raise ValueError("The path of a collection is empty.")
+        return cls(Path(path) if path is not None else None, url, client, name)
+
+    def check_can_create(self, *, overwrite: bool) -> None:
+        """Fail before a model is loaded, where that is cheap to see.
+
+        Raises:
+            CollectionExistsError: There is a collection in the folder.
+        """
+        if self.path is not None and not overwrite and is_edge_collection(self.path.expanduser()):
+            raise CollectionExistsError(
+                f"There is a collection in {str(self.path)!r} already. Open it, choose another folder, or pass "
+                "overwrite=True to replace it."
+            )
+
+    def create(
+        self,
+        schema: CollectionSchema,
+        *,
+        overwrite: bool,
+        client_options: Mapping[str, Any] | None,
+        collection_options: Mapping[str, Any] | None,
+    ) -> Engine:
+        """Create an empty collection here."""
+        if self.path is not None:
+            return EdgeEngine.create(self.path, schema, overwrite=overwrite)
+        client = self._connect(client_options)
+        try:
+            return ClientEngine.create(
+                client,
+                self.name,
+                schema,
+                overwrite=overwrite,
+                owns_client=self.client is None,
+                **dict(collection_options or {}),
+            )
+        except BaseException:
+            self._disconnect(client)
+            raise
+
+    def open(self, *, client_options: Mapping[str, Any] | None) -> Engine:
+        """Open the collection that is here."""
+        if self.path is not None:
+            return EdgeEngine.open(self.path)
+        client = self._connect(client_options)
+        try:
+            return ClientEngine.open(client, self.name, owns_client=self.client is None)
+        except BaseException:
+            self._disconnect(client)
+            raise
+
+    def _connect(self, options: Mapping[str, Any] | None) -> QdrantClient:
+        if self.client is not None:
+            return self.client
+        if self.url == MEMORY:
+            return QdrantClient(MEMORY)
+        return QdrantClient(url=self.url, **dict(options or {}))
+
+    def _disconnect(self, client: QdrantClient) -> None:
+        if self.client is None:
+            client.close()

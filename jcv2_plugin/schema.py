@@ -1,0 +1,124 @@
+"""A collection's description: with which model, dimension and preprocessing its vectors were made.
+
+It is stored with the collection (as collection metadata on a server, in ``jcv2.json`` beside an Edge shard)
+and decides whether an encoder may be used with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError
+from jcv2_plugin.long_documents import LONG_DOCUMENTS, LongDocuments
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder import JinaColbertEncoder
+
+FORMAT = 1
+VECTOR_NAME = "colbert"
+METADATA_FIELD = "jcv2"
+MAX_FLOATS = 1024 * 1024
+"""A multivector must have fewer floats (rows x dim): Qdrant's hard limit, which local engines do not enforce."""
+
+Storage = Literal["float16", "float32"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+
+@dataclass(frozen=True)
+class CollectionSchema:
+    """See the module. ``model`` and ``revision`` load it again; ``fingerprint`` is of its weights."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    dim: int
+    document_length: int
+    query_length: int | None
+    skiplist: str | None
+    long_documents: LongDocuments
+    storage: Storage
+    format: int = FORMAT
+
+    @classmethod
+    def describe(
+        cls, encoder: JinaColbertEncoder, dim: int, long_documents: LongDocuments, storage: Storage
+    ) -> CollectionSchema:
+        """The description of a new collection.
+
+        Raises:
+            ValueError: If an option is none of those known.
+        """
+        if long_documents not in LONG_DOCUMENTS:
+            raise ValueError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+        if storage not in STORAGES:
+            raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}.")
+        return cls(
+            model=encoder.reference,
+            revision=encoder.revision,
+            fingerprint=encoder.head_fingerprint(dim),
+            dim=dim,
+            document_length=encoder.document_length,
+            query_length=encoder.query_length,
+            skiplist=encoder.skiplist,
+            long_documents=long_documents,
+            storage=storage,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any, place: str) -> CollectionSchema:
+        """Read a stored description.
+
+        Raises:
+            CollectionCorruptError: If it is none, or of a newer format.
+        """
+        if not isinstance(raw, Mapping):
+            raise CollectionCorruptError(
+                f"{place} has no description of ours (found {raw!r:.60}): it was not made by jcv2-plugin, or the "
+                "description was lost. Create a new collection and add the documents to it."
+            )
+        if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+            raise CollectionCorruptError(
+                f"{place} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
+            )
+        names = {one.name for one in fields(cls)}
+        missing = sorted(names - set(raw))
+        wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
+        wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
+        if missing or wrong:
+            raise CollectionCorruptError(
+                f"{place}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
+                "Restore it from a backup, or create the collection anew."
+            )
+        return cls(**{name: raw[name] for name in names})
+
+    def check_encoder(self, encoder: JinaColbertEncoder, place: str) -> None:
+        """Refuse an encoder whose vectors would not compare with those stored.
+
+        Raises:
+            CollectionMismatchError: Naming what differs and the way out.
+        """
+        if self.dim not in encoder.dims:
+            raise CollectionMismatchError(
+                f"{place} holds vectors of dim={self.dim}; the model {encoder.name!r} has heads for "
+                f"{list(encoder.dims)}. Load it with dims={self.dim}, or open the collection without naming a model."
+            )
+        found = CollectionSchema.describe(encoder, self.dim, self.long_documents, self.storage)
+        if found.fingerprint != self.fingerprint:
+            raise CollectionMismatchError(
+                f"{place} was made with the model {self.model!r} (revision {self.revision}, weights "
+                f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
+                f"{found.fingerprint}). Open it with that model, or create a new collection with this one."
+            )
+        for name in ("document_length", "query_length", "skiplist"):
+            ours, theirs = getattr(self, name), getattr(found, name)
+            if ours != theirs:
+                raise CollectionMismatchError(
+                    f"{place} was made with {name}={ours!r}, the encoder has {theirs!r}. "
+                    f"Load the encoder with {name}={ours!r}, or open the collection without naming a model."
+                )
