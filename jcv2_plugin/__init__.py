@@ -35,8 +35,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "CollectionSchema",
     "ColbertCollection",
+    "CollectionSchema",
     "Document",
     "Explanation",
     "IngestReport",

@@ -22,9 +22,7 @@ def default_tokens_per_batch(device_type: str) -> int:
     return DEFAULT_TOKENS_PER_BATCH.get(device_type, 8_192)
 
 
-def plan_batches(
-    lengths: Sequence[int], tokens_per_batch: int, max_texts: int | None = None
-) -> Iterator[list[int]]:
+def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int | None = None) -> Iterator[list[int]]:
     """Group indices into ``lengths`` so that (longest in batch) x (texts in batch) stays within the budget.
 
     Longest first, so that running out of memory shows at once. A single text over the budget gets a batch of

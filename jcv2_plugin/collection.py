@@ -307,7 +307,9 @@ class ColbertCollection:
                     "Split it, or create the collection with long_documents='split' or 'truncate'."
                 )
             # An upper bound first: counting the vectors exactly means tokenising with offsets.
-            windows = 1 if self._schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
+            windows = (
+                1 if self._schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
+            )
             if (tokens + windows * overhead) * self.dim < MAX_FLOATS:
                 continue
             rows = len(scored_tokens(encoder, document.text, "document", self._schema.long_documents))
@@ -325,9 +327,7 @@ class ColbertCollection:
             record.id: record.payload.get(HASH_KEY)
             for record in self._engine.retrieve(point_ids, with_payload=[HASH_KEY], with_vectors=False)
         }
-        changed = [
-            index for index, payload in enumerate(payloads) if stored.get(point_ids[index]) != payload[HASH_KEY]
-        ]
+        changed = [index for index, payload in enumerate(payloads) if stored.get(point_ids[index]) != payload[HASH_KEY]]
         if not changed:
             return 0
         vectors = self.encoder.document_vectors(
@@ -336,10 +336,7 @@ class ColbertCollection:
         for index, matrix in zip(changed, vectors, strict=True):
             self._check_vectors(matrix, f"Document {payloads[index][ID_KEY]!r}")
         self._engine.upsert(
-            [
-                Point(point_ids[index], matrix, payloads[index])
-                for index, matrix in zip(changed, vectors, strict=True)
-            ]
+            [Point(point_ids[index], matrix, payloads[index]) for index, matrix in zip(changed, vectors, strict=True)]
         )
         return len(changed)
 
@@ -403,9 +400,7 @@ class ColbertCollection:
             for matrix in vectors:
                 if not np.isfinite(matrix).all():
                     raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
-            found = self._engine.search(
-                vectors, k, filter=filter, score_threshold=score_threshold, with_vectors=False
-            )
+            found = self._engine.search(vectors, k, filter=filter, score_threshold=score_threshold, with_vectors=False)
             hits.extend([_hit(record.payload, record.score) for record in records] for records in found)
         return hits
 

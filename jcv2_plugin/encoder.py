@@ -270,6 +270,11 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return int(self.max_seq_length or config.max_position_embeddings)
 
     @property
+    def content_length(self) -> int:
+        """Tokens of text that fit a document window beside the marker and special tokens."""
+        return self._window_splitter(self.prompts.get("document")).capacity
+
+    @property
     def query_length(self) -> int | None:
         """The fixed number of vectors a query has, or None where queries are not padded with [MASK]."""
         expansion = self.backbone.query_expansion
@@ -326,7 +331,10 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return self._vectors(self.encode_query(list(texts), dim=dim))
 
     def document_vectors(
-        self, texts: Sequence[str], dim: int, long_documents: Literal["truncate", "split", "error"] = "truncate"
+        self,
+        texts: Sequence[str],
+        dim: int,
+        long_documents: Literal["truncate", "split", "error"] = "truncate",
     ) -> list[NDArray[np.float32]]:
         """Documents as float32 arrays, each of shape ``(document tokens, dim)``."""
         return self._vectors(self.encode_document(list(texts), dim=dim, long_documents=long_documents))

@@ -54,15 +54,13 @@ class MatryoshkaHeads(Module):
         normalize: bool = True,
         weights: Mapping[int, Tensor] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.in_features = int(in_features)
         self.dims = tuple(int(dim) for dim in dims)
         self.normalize = bool(normalize)
         if not self.dims or min(self.dims) < 1 or len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dims must be distinct positive integers, got {self.dims!r}.")
-        self.linears = nn.ModuleDict(
-            {str(dim): nn.Linear(self.in_features, dim, bias=False) for dim in self.dims}
-        )
+        self.linears = nn.ModuleDict({str(dim): nn.Linear(self.in_features, dim, bias=False) for dim in self.dims})
         for dim, weight in (weights or {}).items():
             self._set_weight(dim, weight)
 
@@ -71,8 +69,7 @@ class MatryoshkaHeads(Module):
             raise UnknownDimError(f"A weight was given for dim={dim}, but the heads are {list(self.dims)}.")
         if tuple(weight.shape) != (dim, self.in_features):
             raise ValueError(
-                f"The head for dim={dim} needs a weight of shape {(dim, self.in_features)}, "
-                f"got {tuple(weight.shape)}."
+                f"The head for dim={dim} needs a weight of shape {(dim, self.in_features)}, got {tuple(weight.shape)}."
             )
         self.linears[str(dim)].weight = nn.Parameter(weight.detach().clone())
 
@@ -94,6 +91,11 @@ class MatryoshkaHeads(Module):
         if not wanted or len(set(wanted)) != len(wanted):
             raise UnknownDimError(f"dim must name one or several distinct dims of {list(self.dims)}, got {dim!r}.")
         return wanted
+
+    def weight(self, dim: int) -> Tensor:
+        """The head's weight, of shape ``(dim, in_features)``, detached from training."""
+        weight: Tensor = self.get_submodule(f"linears.{dim}").weight  # type: ignore[assignment]
+        return weight.detach()
 
     def project(self, states: Tensor, dim: int) -> Tensor:
         """Token states ``(..., in_features)`` to token vectors ``(..., dim)``."""
@@ -157,9 +159,7 @@ class MatryoshkaHeads(Module):
         """Set every head from ``{"linears.<dim>.weight": tensor}``, strictly."""
         expected = {f"linears.{dim}.weight": dim for dim in self.dims}
         if set(tensors) != set(expected):
-            raise ModelLayoutError(
-                f"{source}: expected the tensors {sorted(expected)}, found {sorted(tensors)}."
-            )
+            raise ModelLayoutError(f"{source}: expected the tensors {sorted(expected)}, found {sorted(tensors)}.")
         for name, dim in expected.items():
             try:
                 self._set_weight(dim, tensors[name])

@@ -32,6 +32,18 @@ class TokenBudgetInference(_Base):
     _splitter: WindowSplitter | None
     _fingerprint: str | None
 
+    if TYPE_CHECKING:  # of JinaColbertEncoder
+
+        @property
+        def heads(self) -> MatryoshkaHeads | None: ...
+        @property
+        def document_length(self) -> int: ...
+        @property
+        def max_document_length(self) -> int: ...
+        @property
+        def tokens_per_batch(self) -> int: ...
+        def resolve_dim(self, dim: int | None) -> int: ...
+
     def _forget_derived(self) -> None:
         """Drop what was computed from the modules, after one was changed."""
         self._splitter = None
@@ -41,7 +53,9 @@ class TokenBudgetInference(_Base):
         # The splitter is a compiled object; worker processes make their own.
         return {**self.__dict__, "_splitter": None}
 
-    def encode_query(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def encode_query(  # type: ignore[override]
+        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
+    ) -> Any:
         """Encode queries: marked, and padded with attended [MASK] tokens where the model does so.
 
         Args:
@@ -57,7 +71,9 @@ class TokenBudgetInference(_Base):
             prompt_name = "query"
         return self.encode(inputs, prompt_name, prompt, task="query", **kwargs)
 
-    def encode_document(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def encode_document(  # type: ignore[override]
+        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
+    ) -> Any:
         """Encode documents: marked, punctuation left out as the model's skip list says.
 
         Args:
@@ -141,14 +157,13 @@ class TokenBudgetInference(_Base):
         return MatryoshkaHeads.split(result, dims)
 
     def _resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
-        if (heads := self.heads) is not None:  # type: ignore[attr-defined]
-            resolved: tuple[int, ...] = heads.resolve_dims(dim)
-            return resolved
+        if (heads := self.heads) is not None:
+            return heads.resolve_dims(dim)
         wanted = (None,) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-        return tuple(self.resolve_dim(one) for one in wanted)  # type: ignore[attr-defined]
+        return tuple(self.resolve_dim(one) for one in wanted)
 
     def _dim_argument(self, dims: tuple[int, ...]) -> dict[str, Any]:
-        return {"dim": dims} if self.heads is not None else {}  # type: ignore[attr-defined]
+        return {"dim": dims} if self.heads is not None else {}
 
     def get_model_kwargs(self) -> list[str]:
         """Keyword arguments that ``encode`` takes beyond sentence-transformers' own."""
@@ -165,7 +180,7 @@ class TokenBudgetInference(_Base):
         if kwargs["task"] == "document" and long_documents != "truncate":
             inputs, owners = self._windows(inputs, kwargs["prompt"], long_documents)
         vectors: list[Tensor | None] = [None] * len(inputs)
-        budget = tokens_per_batch or self.tokens_per_batch  # type: ignore[attr-defined]
+        budget = tokens_per_batch or self.tokens_per_batch
         for position, encoded in self._encode_batches(inputs, budget, **kwargs):
             vectors[position] = encoded
         return _join_windows([one for one in vectors if one is not None], owners)
@@ -237,8 +252,8 @@ class TokenBudgetInference(_Base):
             if tokens > splitter.capacity and long_documents == "error":
                 raise DocumentTooLongError(
                     f"Document {position} has {tokens} tokens, {splitter.capacity} fit document_length="
-                    f"{self.document_length}: {text!r:.60}. Raise document_length (up to "  # type: ignore[attr-defined]
-                    f"{self.max_document_length}), or pass long_documents='split' or 'truncate'."  # type: ignore[attr-defined]
+                    f"{self.document_length}: {text!r:.60}. Raise document_length (up to "
+                    f"{self.max_document_length}), or pass long_documents='split' or 'truncate'."
                 )
             pieces = splitter.windows(text, tokens)
             windows.extend(pieces)
@@ -246,7 +261,7 @@ class TokenBudgetInference(_Base):
         return windows, owners
 
     def _window_splitter(self, prompt: str | None) -> WindowSplitter:
-        capacity = content_capacity(self.tokenizer, prompt or "", self.document_length)  # type: ignore[attr-defined]
+        capacity = content_capacity(self.tokenizer, prompt or "", self.document_length)
         if self._splitter is None or self._splitter.capacity != capacity:
             self._splitter = WindowSplitter(self.tokenizer, capacity)
         return self._splitter

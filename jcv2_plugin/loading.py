@@ -76,7 +76,7 @@ def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int] | None) -> Matryoshka
     if dims is None:
         return heads
     wanted = heads.resolve_dims(tuple(dims))
-    weights = {dim: heads.linears[str(dim)].weight.detach() for dim in wanted}
+    weights = {dim: heads.weight(dim) for dim in wanted}
     return MatryoshkaHeads(heads.in_features, wanted, normalize=heads.normalize, weights=weights)
 
 
@@ -91,13 +91,14 @@ def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
     if dense.module_input_name != "token_embeddings" or dense.module_output_name != "token_embeddings":
         return modules
     normalizers = [
-        module
-        for module in modules
-        if isinstance(module, Normalize) and module.module_input_name == "token_embeddings"
+        module for module in modules if isinstance(module, Normalize) and module.module_input_name == "token_embeddings"
     ]
     weight = dense.linear.weight.detach()
     heads = MatryoshkaHeads(
-        dense.in_features, (dense.out_features,), normalize=bool(normalizers), weights={dense.out_features: weight}
+        dense.in_features,
+        (dense.out_features,),
+        normalize=bool(normalizers),
+        weights={dense.out_features: weight},
     )
     return [heads if module is dense else module for module in modules if module not in normalizers]
 
@@ -113,9 +114,7 @@ def check_single_dim(dims: Iterable[int] | None, available: tuple[int, ...], nam
             raise UnknownDimError(f"{name!r} has no head for dim={dim!r}; it has {list(available)}.")
 
 
-def transformer_kwargs(
-    device: str, dtype: str | torch.dtype | None, attn_implementation: str | None
-) -> dict[str, Any]:
+def transformer_kwargs(device: str, dtype: str | torch.dtype | None, attn_implementation: str | None) -> dict[str, Any]:
     """What to ask of transformers' ``from_pretrained``.
 
     Without a wish, weights are float32 on a CPU and in the checkpoint's type elsewhere; attention is SDPA,
@@ -136,7 +135,8 @@ def backbone_of(modules: Iterable[nn.Module]) -> Transformer:
     Raises:
         TypeError: If the first module is none.
     """
-    first = next(iter(modules))
+    first: Any = next(iter(modules))
     if not isinstance(first, Transformer):
         raise TypeError(f"The first module must be a Transformer, got {type(first).__name__}.")
-    return first
+    transformer: Transformer = first
+    return transformer

@@ -21,6 +21,14 @@ def content_capacity(tokenizer: Any, prompt: str, length: int) -> int:
     return int(length - len(tokenizer(prompt or "")["input_ids"]))
 
 
+def plain_tokenizer(tokenizer: Any) -> Tokenizer:
+    """A copy of a fast tokenizer that neither truncates nor pads, whatever the original was last used for."""
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
 class WindowSplitter:
     """Split texts into consecutive windows of at most ``capacity`` tokens; joined they are the text again."""
 
@@ -28,10 +36,7 @@ class WindowSplitter:
         if capacity < 1:
             raise ValueError(f"A window must hold at least one content token, got {capacity}.")
         self.capacity = capacity
-        # A copy: the model's own tokenizer carries the truncation and padding of its last call.
-        self._counter = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._counter.no_truncation()
-        self._counter.no_padding()
+        self._counter = plain_tokenizer(tokenizer)
         self._splitter = TextSplitter.from_huggingface_tokenizer(self._counter, capacity, trim=False)
 
     def count(self, texts: list[str]) -> list[int]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from sentence_transformers.base.modules import Transformer
+from torch import nn
 
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 from jcv2_plugin.hub import HUB_ERRORS, ModelSource
@@ -32,12 +33,30 @@ WEIGHTS = "model.safetensors"
 DEFAULT_ROPE_THETA = 10000.0
 """The default of Jina's own configuration class. transformers' native class defaults to 20000."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
-_CONFIG_KEYS = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
-    "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
-    "initializer_range layer_norm_eps pad_token_id bos_token_id eos_token_id"
-).split()
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "sentencepiece.bpe.model",
+)
+_CONFIG_KEYS = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+]
+_REQUIRED_KEYS = _CONFIG_KEYS[:5]
 
 
 @dataclass(frozen=True)
@@ -56,24 +75,24 @@ class ColbertMetadata:
         """Parse the file; where it is missing, the released values hold.
 
         Raises:
-            ModelLayoutError: If it is not JSON.
+            ModelLayoutError: If it is not JSON, or not an object with such fields.
         """
         path = folder / "artifact.metadata"
         if not path.exists():
             return cls()
+        default = cls()
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelLayoutError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
-        default = cls()
-        return cls(
-            query_length=int(raw.get("query_maxlen") or default.query_length),
-            document_length=int(raw.get("doc_maxlen") or default.document_length),
-            attend_to_mask_tokens=bool(raw.get("attend_to_mask_tokens", True)),
-            mask_punctuation=bool(raw.get("mask_punctuation", True)),
-            query_marker=raw.get("query_token_id"),
-            document_marker=raw.get("doc_token_id"),
-        )
+            return cls(
+                query_length=int(raw.get("query_maxlen") or default.query_length),
+                document_length=int(raw.get("doc_maxlen") or default.document_length),
+                attend_to_mask_tokens=bool(raw.get("attend_to_mask_tokens", True)),
+                mask_punctuation=bool(raw.get("mask_punctuation", True)),
+                query_marker=raw.get("query_token_id"),
+                document_marker=raw.get("doc_token_id"),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelLayoutError(f"{path} is not valid ColBERT metadata ({error}). Fetch the file again.") from error
 
 
 def is_official_layout(folder: Path) -> bool:
@@ -81,7 +100,7 @@ def is_official_layout(folder: Path) -> bool:
     if (folder / "modules.json").exists() or not (folder / WEIGHTS).exists():
         return False
     header, _ = read_header(file_reader(folder / WEIGHTS), str(folder / WEIGHTS))
-    return HEAD in header and "roberta.encoder.layers.0.mixer.Wqkv.weight" in header
+    return any(name.startswith("roberta.encoder.layers.") and ".mixer." in name for name in header)
 
 
 def tensor_shapes(config: dict[str, Any], dim: int) -> dict[str, tuple[int, ...]]:
@@ -116,8 +135,10 @@ def native_config(raw: dict[str, Any]) -> dict[str, Any]:
     """The published ``config.json`` as one for transformers' ``JinaEmbeddingsV3Config``.
 
     Raises:
-        ModelLayoutError: If the backbone does not use rotary positions.
+        ModelLayoutError: If a size is missing, or the backbone does not use rotary positions.
     """
+    if absent := [key for key in _REQUIRED_KEYS if raw.get(key) is None]:
+        raise ModelLayoutError(f"config.json lacks {absent}, without which the network is not known.")
     if raw.get("position_embedding_type", "rotary") != "rotary":
         raise ModelLayoutError(
             f"position_embedding_type is {raw['position_embedding_type']!r}; this layout needs 'rotary'."
@@ -142,11 +163,11 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
     A missing pooler is allowed: late interaction never uses it.
 
     Raises:
-        ModelLayoutError: Naming missing, unexpected and misshapen tensors.
+        ModelLayoutError: Naming missing, unexpected and misshapen tensors, or that the file is cut short.
     """
     source = str(folder / WEIGHTS)
-    header, _ = read_header(file_reader(folder / WEIGHTS), source)
-    dim = int(header[HEAD]["shape"][0])
+    header, data_start = read_header(file_reader(folder / WEIGHTS), source)
+    dim = int(header[HEAD]["shape"][0]) if HEAD in header else 0
     expected = tensor_shapes(config, dim)
     required = {name for name in expected if "pooler" not in name}
     problems = []
@@ -157,6 +178,9 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
     shapes = {name: tuple(header[name]["shape"]) for name in set(header) & set(expected)}
     if wrong := sorted(name for name, shape in shapes.items() if shape != expected[name]):
         problems.append(f"{wrong[0]} has shape {shapes[wrong[0]]}, config.json says {expected[wrong[0]]}")
+    needed = data_start + max(entry["data_offsets"][1] for entry in header.values())
+    if (size := os.path.getsize(source)) < needed:
+        problems.append(f"cut short, {size:,} of {needed:,} bytes")
     if problems:
         raise ModelLayoutError(f"{source} does not fit the layout of jina-colbert-v2: {'; '.join(problems)}.")
     return dim
@@ -167,6 +191,9 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
 
     The folder is shown to transformers through a temporary one, in which ``config.json`` is rewritten and
     everything else is linked: nothing is written beside the user's files.
+
+    Raises:
+        ModelLayoutError: If a file is missing, unreadable or not of this layout.
     """
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -174,6 +201,10 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
         raise ModelLayoutError(f"{folder}/config.json cannot be read ({error}).") from error
     config = native_config(raw)
     dim = check_tensors(folder, config)
+    # Without them transformers either fails obscurely or, worse, makes a tokenizer that knows no words.
+    for names in (("tokenizer.json", "sentencepiece.bpe.model"), ("tokenizer_config.json",)):
+        if not any((folder / name).exists() for name in names):
+            raise ModelLayoutError(f"{folder} has no {' or '.join(names)}. Copy the whole folder again.")
     with tempfile.TemporaryDirectory(prefix="jcv2-") as staging:
         for name in (WEIGHTS, *_TOKENIZER_FILES):
             if (folder / name).exists():
@@ -185,9 +216,17 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
             modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
             module_output_name="token_embeddings",
         )
+    if not _has_pooler(folder):  # left at random otherwise, and the model's fingerprint with it
+        for parameter in transformer.model.pooler.parameters():
+            nn.init.zeros_(parameter)
     transformer.model.config.name_or_path = str(folder)
     transformer.tokenizer.name_or_path = str(folder)
     return transformer, dim
+
+
+def _has_pooler(folder: Path) -> bool:
+    header, _ = read_header(file_reader(folder / WEIGHTS), str(folder / WEIGHTS))
+    return any("pooler" in name for name in header)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -206,13 +245,13 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
     Raises:
         ModelLayoutError: If the vocabulary has neither.
     """
-    markers = []
+    markers: list[str] = []
     for named, fallback in (
         (metadata.query_marker, QUERY_MARKER),
         (metadata.document_marker, DOCUMENT_MARKER),
     ):
         vocabulary = tokenizer.get_vocab()
-        marker = named if named in vocabulary else fallback
+        marker = named if named is not None and named in vocabulary else fallback
         if marker not in vocabulary:
             raise ModelLayoutError(
                 f"The tokenizer has neither the marker {named!r} of artifact.metadata nor {fallback!r}. "
@@ -259,9 +298,7 @@ def sibling_names(name: str, dim: int) -> list[str]:
     return [f"{base}-{dim}"] + ([base] if base != name else [])
 
 
-def _sibling_head(
-    source: ModelSource, dim: int, *, token: bool | str | None, cache_folder: str | None
-) -> torch.Tensor:
+def _sibling_head(source: ModelSource, dim: int, *, token: bool | str | None, cache_folder: str | None) -> torch.Tensor:
     tried = []
     if not source.is_hub:
         for name in sibling_names(str(source.folder), dim):

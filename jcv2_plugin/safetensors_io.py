@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 from jcv2_plugin.errors import ModelLayoutError
 
@@ -70,10 +74,13 @@ def read_header(read: ReadRange, source: str) -> tuple[dict[str, Any], int]:
         ModelLayoutError: If this is no safetensors file.
     """
     try:
-        length = int.from_bytes(read(0, 8), "little")
+        start = read(0, 8)
+        length = int.from_bytes(start, "little") if len(start) == 8 else 0
         if not 2 <= length <= _MAX_HEADER_BYTES:
             raise ValueError(f"header length {length}")
         header = json.loads(read(8, length))
+        if not isinstance(header, dict):
+            raise ValueError("the header is no JSON object")
     except (ValueError, UnicodeDecodeError) as error:
         raise ModelLayoutError(f"{source} is not a readable safetensors file ({error}).") from error
     header.pop("__metadata__", None)

@@ -55,12 +55,13 @@ class ShippedModel:
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
         """The backbone as a sentence-transformers module."""
-        return Transformer(
+        transformer: Transformer = Transformer(
             str(self.backbone_source(**hub).folder),
             model_kwargs={**model_kwargs, "use_safetensors": True},
             modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
             module_output_name="token_embeddings",
         )
+        return transformer
 
     def heads(self) -> MatryoshkaHeads:
         """Our heads, all of them."""

@@ -100,7 +100,9 @@ class ClientEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. In requests that stay under the server's 32 MiB."""
         for batch in _request_batches(points):
             structs = [
-                models.PointStruct(id=point.id, vector={VECTOR_NAME: self._stored(point.vectors)}, payload=point.payload)
+                models.PointStruct(
+                    id=point.id, vector={VECTOR_NAME: self._stored(point.vectors)}, payload=point.payload
+                )
                 for point in batch
             ]
             with self._using():
@@ -139,9 +141,7 @@ class ClientEngine:
         if not ids:
             return []
         with self._using():
-            points = self.client.retrieve(
-                self.name, list(ids), with_payload=with_payload, with_vectors=with_vectors
-            )
+            points = self.client.retrieve(self.name, list(ids), with_payload=with_payload, with_vectors=with_vectors)
         return [_record(point) for point in points]
 
     def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
@@ -150,7 +150,11 @@ class ClientEngine:
         while True:
             with self._using():
                 points, offset = self.client.scroll(
-                    self.name, scroll_filter=filter, limit=_SCROLL_PAGE, offset=offset, with_payload=with_payload
+                    self.name,
+                    scroll_filter=filter,
+                    limit=_SCROLL_PAGE,
+                    offset=offset,
+                    with_payload=with_payload,
                 )
             yield from (_record(point) for point in points)
             if offset is None:

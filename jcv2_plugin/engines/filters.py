@@ -9,6 +9,7 @@ worse than an error.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import textwrap
 from collections.abc import Callable
 from functools import singledispatch
@@ -51,7 +52,9 @@ def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:
 
 def _unsupported(what: object, reason: object) -> UnsupportedFilterError:
     """The error for `what`, a condition or a part of one."""
-    shown = textwrap.shorten(repr(what), 300, placeholder=" ...")
+    fields = {name: value for name, value in getattr(what, "__dict__", {}).items() if value is not None}
+    shown = f"{type(what).__name__} {fields}" if fields else repr(what)
+    shown = textwrap.shorten(shown, 300, placeholder=" ...")
     return UnsupportedFilterError(
         f"Qdrant Edge cannot evaluate {shown}: {str(reason).strip()}. "
         'Change the filter, or use a Qdrant server or ":memory:" for this collection'
@@ -76,8 +79,11 @@ def _filter(filter: models.Filter) -> qdrant_edge.Filter:
 
 
 def _clause(clause: object) -> list[ConditionType] | None:
-    """A clause is a list of conditions or a single one."""
-    if clause is None:
+    """A clause is a list of conditions or a single one.
+
+    An empty list asks for nothing, and becomes None: in a ``NestedCondition`` Edge would let nothing pass it.
+    """
+    if clause is None or clause == []:
         return None
     return [_translate(condition) for condition in (clause if isinstance(clause, list) else [clause])]
 
@@ -86,6 +92,8 @@ def _min_should(min_should: models.MinShould) -> qdrant_edge.MinShould:
     if min_should.min_count < 1:  # a server and local mode refuse it; Edge would select everything
         raise _unsupported(min_should, "min_count must be 1 or larger")
     conditions = [_translate(condition) for condition in min_should.conditions]
+    if min_should.min_count > len(conditions):  # never true, but next to a has_id Edge would leave it out
+        return qdrant_edge.MinShould([qdrant_edge.HasIdCondition(set())], 1)
     return qdrant_edge.MinShould(conditions, min_should.min_count)
 
 
@@ -115,7 +123,7 @@ def _(condition: models.FieldCondition) -> ConditionType:
     for name, translate in _PREDICATES.items():
         predicate = getattr(condition, name)
         if predicate is not None:
-            return qdrant_edge.FieldCondition(condition.key, **{name: translate(predicate)})
+            return translate(condition.key, predicate)
     return qdrant_edge.FieldCondition(condition.key)  # no predicate: never true
 
 
@@ -162,6 +170,14 @@ def _is_point_id(point_id: models.ExtendedPointId) -> bool:
     return True
 
 
+def _is(wanted: bool, condition: ConditionType) -> ConditionType:
+    """``is_empty`` and ``is_null`` of a field, by the conditions of that name.
+
+    Edge's own ``FieldCondition`` gives another answer for a key that ends in ``[]``.
+    """
+    return condition if wanted else qdrant_edge.Filter(must_not=[condition])
+
+
 def _match(match: object) -> MatchType:
     translate = _MATCHES.get(type(match))
     if translate is None:
@@ -181,6 +197,8 @@ def _match_value(match: models.MatchValue) -> MatchType:
 
 def _range(range_: object) -> RangeType:
     if isinstance(range_, models.Range):
+        if any(value is not None and math.isnan(value) for value in vars(range_).values()):
+            return qdrant_edge.RangeFloat(gt=math.inf)  # nothing: Edge would take NaN for a number above all
         return qdrant_edge.RangeFloat(gte=range_.gte, gt=range_.gt, lte=range_.lte, lt=range_.lt)
     if isinstance(range_, models.DatetimeRange):
         return qdrant_edge.RangeDateTime(
@@ -246,14 +264,14 @@ _MATCHES: dict[type, Callable[[Any], MatchType]] = {
     models.MatchExcept: lambda match: qdrant_edge.MatchExcept(match.except_),
 }
 
-_PREDICATES: dict[str, Callable[[Any], Any]] = {  # in the order in which local mode looks for one
-    "values_count": _values_count,
-    "is_empty": bool,
-    "is_null": bool,
-    "match": _match,
-    "range": _range,
-    "geo_bounding_box": _bounding_box,
-    "geo_radius": _radius,
-    "geo_polygon": _polygon,
+_PREDICATES: dict[str, Callable[[str, Any], ConditionType]] = {  # in the order in which local mode looks for one
+    "values_count": lambda key, value: qdrant_edge.FieldCondition(key, values_count=_values_count(value)),
+    "is_empty": lambda key, value: _is(value, qdrant_edge.IsEmptyCondition(key)),
+    "is_null": lambda key, value: _is(value, qdrant_edge.IsNullCondition(key)),
+    "match": lambda key, value: qdrant_edge.FieldCondition(key, match=_match(value)),
+    "range": lambda key, value: qdrant_edge.FieldCondition(key, range=_range(value)),
+    "geo_bounding_box": lambda key, value: qdrant_edge.FieldCondition(key, geo_bounding_box=_bounding_box(value)),
+    "geo_radius": lambda key, value: qdrant_edge.FieldCondition(key, geo_radius=_radius(value)),
+    "geo_polygon": lambda key, value: qdrant_edge.FieldCondition(key, geo_polygon=_polygon(value)),
 }
 _FIELD_CONDITION_FIELDS = frozenset({"key", *_PREDICATES})

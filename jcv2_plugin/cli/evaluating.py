@@ -1,0 +1,103 @@
+"""``jcv2 eval``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from jcv2_plugin.beir import BeirDataset
+from jcv2_plugin.bm25 import bm25_run
+from jcv2_plugin.cli.console import out, progress_bar
+from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
+
+KEYS = ("ndcg@10", "recall@100", "mrr@10")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """The command's options."""
+
+    model: str
+    dims: tuple[int, ...]
+    split: str
+    bm25: bool
+    storage: str
+    document_length: int | None
+    long_documents: str
+    collection: str | None
+    device: str | None
+    as_json: bool
+
+
+def run_eval(folder: Path, options: EvalOptions) -> None:
+    """Evaluate each dim, and BM25 if asked, and print the figures."""
+    dataset = BeirDataset.read(folder, split=options.split)
+    encoder = JinaColbertEncoder.from_pretrained(
+        options.model,
+        dims=options.dims or None,
+        device=options.device,
+        document_length=options.document_length,
+    )
+    rows: list[tuple[str, dict[str, float]]] = []
+    for dim in options.dims or encoder.dims[:1]:
+        figures = _evaluate_dim(dataset, encoder, dim, options)
+        rows.append((f"{options.model}, {dim} dims", figures))
+        _print_json({"model": options.model, "dim": dim, "dataset": dataset.name, **figures}, options)
+    if options.bm25:
+        figures = evaluate_run(bm25_run(dataset), dataset.qrels)
+        rows.append(("BM25", figures))
+        _print_json({"model": "bm25", "dataset": dataset.name, **figures}, options)
+    if not options.as_json:
+        _print_table(f"{dataset.name}: {len(dataset.corpus)} documents, {len(dataset.queries)} queries", rows)
+
+
+def _evaluate_dim(
+    dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: EvalOptions
+) -> dict[str, float]:
+    with _collection(encoder, dim, options) as collection:
+        with progress_bar(f"Indexing at {dim} dims", len(dataset.corpus)) as advance:
+            collection.ingest(dataset.documents(), progress=advance)
+        with progress_bar("Searching", len(dataset.queries)) as advance:
+            figures: dict[str, float] = evaluate_collection(collection, dataset, progress=advance).as_dict()
+    return figures
+
+
+@contextmanager
+def _collection(encoder: JinaColbertEncoder, dim: int, options: EvalOptions) -> Iterator[ColbertCollection]:
+    settings: dict[str, Any] = {"storage": options.storage, "long_documents": options.long_documents}
+    if options.collection is None:
+        with (
+            tempfile.TemporaryDirectory(prefix="jcv2-eval-") as folder,
+            ColbertCollection.create(Path(folder) / str(dim), encoder=encoder, dim=dim, **settings) as made,
+        ):
+            yield made
+        return
+    path = Path(options.collection) / str(dim)
+    if path.exists():
+        with ColbertCollection.open(path, encoder=encoder, dim=dim) as opened:
+            yield opened
+    else:
+        with ColbertCollection.create(path, encoder=encoder, dim=dim, **settings) as made:
+            yield made
+
+
+def _print_json(row: dict[str, Any], options: EvalOptions) -> None:
+    if options.as_json:
+        typer.echo(json.dumps(row))
+
+
+def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
+    table = Table("", *KEYS, title=title, title_justify="left")
+    for label, figures in rows:
+        table.add_row(label, *(f"{figures[key]:.4f}" for key in KEYS))
+    out.print(table)

@@ -1,0 +1,149 @@
+"""``jcv2 search``, ``jcv2 explain`` and ``jcv2 info``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from qdrant_client import models
+from rich.table import Table
+from rich.text import Text
+
+from jcv2_plugin.cli.console import open_collection, out
+from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.documents import SearchHit
+from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.explanation import Explanation, explain
+
+_HIGHLIGHT = "bold dark_orange3"
+
+
+def run_search(
+    query: str,
+    location: str,
+    *,
+    k: int,
+    where: Sequence[str],
+    name: str,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    """Print the best passages of a collection."""
+    with open_collection(location, name, api_key) as collection:
+        hits = collection.search(query, k, filter=_where(where))
+        if as_json:
+            rows = [{"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata} for hit in hits]
+            typer.echo(json.dumps(rows, ensure_ascii=False))
+            return
+        if not hits:
+            out.print("No document matches." if collection.count() else "The collection is empty.")
+        for rank, hit in enumerate(hits, start=1):
+            _print_hit(rank, hit, collection.explain(query, hit.id))
+
+
+def _print_hit(rank: int, hit: SearchHit, explanation: Explanation) -> None:
+    out.print(Text.assemble((f"{rank}. ", "bold"), (f"{hit.score:.2f}", "cyan"), "  ", (hit.id, "green")))
+    passage = Text(hit.text.strip())
+    offset = len(hit.text) - len(hit.text.lstrip())
+    for start, end in explanation.matched_spans():
+        passage.stylize(_HIGHLIGHT, start - offset, end - offset)
+    out.print(passage, soft_wrap=not out.is_terminal)
+    out.print()
+
+
+def _where(conditions: Sequence[str]) -> models.Filter | None:
+    if not conditions:
+        return None
+    must: list[Any] = []
+    for condition in conditions:
+        key, separator, value = condition.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"{condition!r} is not of the form key=value.", param_hint="--where")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        if not isinstance(parsed, (str, int, bool)):
+            parsed = value
+        must.append(models.FieldCondition(key=f"metadata.{key}", match=models.MatchValue(value=parsed)))
+    return models.Filter(must=must)
+
+
+def run_explain(
+    query: str,
+    location: str | None,
+    *,
+    document_id: str | None,
+    text: str | None,
+    model: str,
+    dim: int | None,
+    html: Path | None,
+    name: str,
+    api_key: str | None,
+) -> None:
+    """Print a query's matches in a document, and write the heat map if asked."""
+    if (location is None) == (text is None):
+        raise typer.BadParameter("Give either --collection or --text.")
+    if text is not None:
+        encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
+        explanation, title = explain(encoder, query, text, dim=dim, long_documents="split"), "the text given"
+    else:
+        with open_collection(str(location), name, api_key) as collection:
+            chosen = document_id or _best_id(collection, query)
+            explanation, title = collection.explain(query, chosen), chosen
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(explanation.to_html(), encoding="utf-8")
+    _print_explanation(explanation, title)
+    if html is not None:
+        out.print(f"Heat map: {html}", soft_wrap=True)
+
+
+def _best_id(collection: ColbertCollection, query: str) -> str:
+    hits = collection.search(query, 1)
+    if not hits:
+        raise typer.BadParameter("The collection is empty, so there is nothing to explain.")
+    return hits[0].id
+
+
+def _print_explanation(explanation: Explanation, title: str) -> None:
+    passage = Text(explanation.text)
+    strongest = max(float(explanation.contributions().max(initial=0.0)), 1e-6)
+    for token, share in zip(explanation.document_tokens, explanation.contributions().tolist(), strict=True):
+        if share > 0 and not token.is_special:
+            # 256-colour oranges, from pale to deep.
+            colour = ("color(223)", "color(216)", "color(209)", "color(202)")[min(int(4 * share / strongest), 3)]
+            passage.stylize(f"black on {colour}", token.start, token.end)
+    out.print(Text.assemble((f"{explanation.score:.2f}", "cyan"), "  ", (title, "green")))
+    out.print(passage, soft_wrap=not out.is_terminal)
+    out.print()
+    table = Table("query token", "matched", "similarity", "", box=None)
+    for match in explanation.matches:
+        if match.query.is_special:
+            continue
+        found = match.document
+        surface = found.token if found.is_special else explanation.text[found.start : found.end]
+        bar = "█" * round(max(match.similarity, 0.0) * 20)
+        table.add_row(
+            Text(explanation.query[match.query.start : match.query.end]),
+            Text(surface),
+            f"{match.similarity:.3f}",
+            bar,
+        )
+    out.print(table)
+
+
+def run_info(location: str, *, name: str, api_key: str | None, as_json: bool) -> None:
+    """Print a collection's description."""
+    with open_collection(location, name, api_key) as collection:
+        described = {**collection.schema.to_dict(), "documents": collection.count()}
+    if as_json:
+        typer.echo(json.dumps(described))
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, value in described.items():
+        table.add_row(key, Text(str(value)))
+    out.print(table)

@@ -1,0 +1,184 @@
+"""Read files as documents: text files in passages, JSON lines as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bs4 import BeautifulSoup
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+from jcv2_plugin.documents import Document
+from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.long_documents import plain_tokenizer
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder import JinaColbertEncoder
+
+TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".py", ".html", ".htm"})
+JSONL_SUFFIX = ".jsonl"
+_SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})
+DEFAULT_CHUNK_TOKENS = 200
+
+
+class SourceError(Jcv2Error, ValueError):
+    """A file to index is missing or unreadable; the message names file, line and remedy."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to index; ``name`` is its path as the user gave it, and the stem of its documents' ids."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_jsonl(self) -> bool:
+        """Whether it holds a document a line, rather than a text to split."""
+        return self.path.suffix == JSONL_SUFFIX
+
+
+def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
+    """The files meant by files and folders, in a stable order. Hidden folders and environments are passed over.
+
+    Raises:
+        SourceError: A path does not exist, is of an unknown kind, or a folder has nothing to index.
+    """
+    files: dict[str, SourceFile] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            found = [file for file in sorted(_walk(path)) if _is_wanted(file)]
+            if not found:
+                raise SourceError(f"{path} has no files to index ({', '.join(sorted(TEXT_SUFFIXES))}, {JSONL_SUFFIX}).")
+        elif path.is_file():
+            if path.suffix not in TEXT_SUFFIXES | {JSONL_SUFFIX}:
+                raise SourceError(
+                    f"{path}: files of kind {path.suffix!r} are not read. Known are "
+                    f"{', '.join(sorted(TEXT_SUFFIXES))} and {JSONL_SUFFIX}."
+                )
+            found = [path]
+        else:
+            raise SourceError(f"There is no file or folder {str(path)!r}. Check the path.")
+        for file in found:
+            name = Path(os.path.normpath(file)).as_posix()
+            files.setdefault(name, SourceFile(file, name))
+    return list(files.values())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        yield from (Path(root) / name for name in names if not name.startswith("."))
+
+
+def _is_wanted(file: Path) -> bool:
+    if file.suffix == JSONL_SUFFIX:
+        # In a BEIR folder only the corpus is documents.
+        return not (file.name == "queries.jsonl" and file.with_name("corpus.jsonl").exists())
+    return file.suffix in TEXT_SUFFIXES
+
+
+class PassageReader:
+    """Turn files into documents; texts are split at the best boundary that keeps a passage within a size.
+
+    Args:
+        encoder: The model, whose tokens are counted.
+        chunk_tokens: Largest size of a passage, in tokens; at most what the model's window holds.
+    """
+
+    def __init__(self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
+        if chunk_tokens < 1:
+            raise SourceError(f"chunk_tokens must be positive, got {chunk_tokens}.")
+        window = encoder.content_length
+        if chunk_tokens > window:
+            raise SourceError(
+                f"Passages of {chunk_tokens} tokens do not fit the model's window of {window}. Take fewer, or load "
+                "the model with a larger document_length."
+            )
+        counter = plain_tokenizer(encoder.tokenizer)
+        self._markdown = MarkdownSplitter.from_huggingface_tokenizer(counter, chunk_tokens)
+        self._plain = TextSplitter.from_huggingface_tokenizer(counter, chunk_tokens)
+
+    def read(self, file: SourceFile) -> Iterator[Document]:
+        """The documents of a file.
+
+        Raises:
+            SourceError: If it is not UTF-8, or a JSON line cannot be read.
+        """
+        return read_jsonl(file.path) if file.is_jsonl else self._passages(file)
+
+    def _passages(self, file: SourceFile) -> Iterator[Document]:
+        try:
+            text = file.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(
+                f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out."
+            ) from error
+        if file.path.suffix in (".html", ".htm"):
+            text = html_text(text)
+        splitter = self._markdown if file.path.suffix in (".md", ".markdown") else self._plain
+        passages = [(start, chunk) for start, chunk in splitter.chunk_indices(text) if chunk.strip()]
+        for number, (start, chunk) in enumerate(passages):
+            yield Document(
+                text=chunk,
+                id=f"{file.name}#{number}",
+                metadata={"source": file.name, "chunk": number, "start": start},
+            )
+
+
+def html_text(page: str) -> str:
+    """The text of an HTML page, without scripts and styles."""
+    soup = BeautifulSoup(page, "html.parser")
+    for element in soup(["script", "style", "template", "noscript"]):
+        element.decompose()
+    lines = (line.strip() for line in soup.get_text("\n").splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def read_jsonl(path: Path) -> Iterator[Document]:
+    """Documents of a JSON-lines file in BEIR form (``_id``, ``title``, ``text``) or ``{id, text, metadata}``.
+
+    Raises:
+        SourceError: At the first line that is neither.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                document = _row_document(row, path.name)
+            except (ValueError, KeyError, TypeError) as error:
+                raise SourceError(
+                    f"{path}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
+                    f"({type(error).__name__}: {error})."
+                ) from error
+            # BEIR corpora have a few empty documents; they hold nothing to find.
+            if document.text.strip():
+                yield document
+
+
+def _row_document(row: dict[str, Any], file: str) -> Document:
+    metadata = dict(row.get("metadata") or {})
+    text = row["text"]
+    if not isinstance(text, str):
+        raise TypeError(f"'text' is {type(text).__name__}, not a string")
+    if "_id" in row:
+        title = row.get("title") or ""
+        if title:
+            metadata["title"] = title
+        return Document(f"{title} {text}".strip(), str(row["_id"]), {"source": file, **metadata})
+    return Document(text, str(row["id"]), {"source": file, **metadata})
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, read in blocks."""
+    read: Callable[[], bytes]
+    with path.open("rb") as file:
+        read = lambda: file.read(1 << 20)  # noqa: E731
+        return sum(block.count(b"\n") for block in iter(read, b""))
