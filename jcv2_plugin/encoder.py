@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ from jcv2_plugin.official import is_official_layout
 from jcv2_plugin.shipped import shipped_model
 from jcv2_plugin.skiplist import SKIPLISTS, Skiplist, skiplist_words
 
+_NO_PROJECTION = (
+    "{name!r} has no late-interaction projection, and one made up at random would retrieve noise. Give a ColBERT "
+    "model, or train heads first."
+)
 _OWN_MODULES = {f"{MatryoshkaHeads.__module__}.{MatryoshkaHeads.__name__}": MatryoshkaHeads}
 
 
@@ -148,6 +153,14 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             encoder._replace_module(heads, loading.keep_heads(heads, dims))
         return encoder
 
+    def _load_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        # The plain constructor too gets a folder of safe files only, downloaded if need be.
+        names = ("token", "cache_folder", "revision", "local_files_only")
+        hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        source = resolve_model(model_name_or_path, **hub)
+        self._source = self._source or source
+        return super()._load_modules(str(source.folder), *args, **{**kwargs, "revision": None})
+
     def _load_default_modules(
         self, model_name_or_path: str, *args: Any, **kwargs: Any
     ) -> tuple[list[nn.Module], dict[str, Any]]:
@@ -155,16 +168,19 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         if folder.is_dir() and is_official_layout(folder):
             source = ModelSource(model_name_or_path, folder)
             parts = loading.load_official(source, None, dict(kwargs.get("model_kwargs") or {}))
-            self.prompts.update(parts.prompts)
+            # A prompt given to the constructor wins, as in sentence-transformers.
+            self.prompts.update({role: text for role, text in parts.prompts.items() if self.prompts.get(role) is None})
             return parts.modules, {}
         modules, module_kwargs = super()._load_default_modules(model_name_or_path, *args, **kwargs)
-        # A bare transformer would get a random projection, which retrieves noise without saying so.
         if not self._legacy.prefixes:
-            raise ModelLayoutError(
-                f"{model_name_or_path!r} has no late-interaction projection (no modules.json, no ColBERT head). "
-                "Train one first, or give a ColBERT model."
-            )
+            raise ModelLayoutError(_NO_PROJECTION.format(name=model_name_or_path))
         return modules, module_kwargs
+
+    def _load_converted_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        types = [module["type"] for module in json.loads((Path(model_name_or_path) / "modules.json").read_text())]
+        if not any(name.endswith(".Dense") for name in types):
+            raise ModelLayoutError(_NO_PROJECTION.format(name=model_name_or_path))
+        return super()._load_converted_modules(model_name_or_path, *args, **kwargs)
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> Any:
         return _OWN_MODULES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from jcv2_plugin.errors import ModelLayoutError
 
@@ -45,7 +45,7 @@ def export_single_head(encoder: JinaColbertEncoder, path: Path, dim: int) -> Non
         for name, content in _configs(encoder, dim).items():
             _write_json(staging / name, content)
         weight = heads.weight(dim).to("cpu").contiguous()
-        save_file({"linear.weight": weight}, str(staging / "1_Dense" / "model.safetensors"))
+        (staging / "1_Dense" / "model.safetensors").write_bytes(save({"linear.weight": weight}))
         if path.exists():
             path.rmdir()
         staging.rename(path)

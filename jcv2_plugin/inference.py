@@ -35,14 +35,14 @@ class TokenBudgetInference(_Base):
     if TYPE_CHECKING:  # of JinaColbertEncoder
 
         @property
-        def heads(self) -> MatryoshkaHeads | None: ...
+        def heads(self) -> MatryoshkaHeads | None: ...  # noqa: D102
         @property
-        def document_length(self) -> int: ...
+        def document_length(self) -> int: ...  # noqa: D102
         @property
-        def max_document_length(self) -> int: ...
+        def max_document_length(self) -> int: ...  # noqa: D102
         @property
-        def tokens_per_batch(self) -> int: ...
-        def resolve_dim(self, dim: int | None) -> int: ...
+        def tokens_per_batch(self) -> int: ...  # noqa: D102
+        def resolve_dim(self, dim: int | None) -> int: ...  # noqa: D102
 
     def _forget_derived(self) -> None:
         """Drop what was computed from the modules, after one was changed."""

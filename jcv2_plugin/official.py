@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from sentence_transformers.base.modules import Transformer
-from torch import nn
+from sentence_transformers.base.modules.transformer import set_temporary_class_attrs
+from transformers import JinaEmbeddingsV3Model
 
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 from jcv2_plugin.hub import HUB_ERRORS, ModelSource
@@ -210,23 +211,21 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
             if (folder / name).exists():
                 _link(folder / name, Path(staging) / name)
         (Path(staging) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        transformer = Transformer(
-            staging,
-            model_kwargs={**model_kwargs, "use_safetensors": True},
-            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-            module_output_name="token_embeddings",
-        )
-    if not _has_pooler(folder):  # left at random otherwise, and the model's fingerprint with it
-        for parameter in transformer.model.pooler.parameters():
-            nn.init.zeros_(parameter)
+        # The header was checked above, so transformers need not report the head as unexpected at every load.
+        with set_temporary_class_attrs(
+            JinaEmbeddingsV3Model,
+            _keys_to_ignore_on_load_unexpected=[HEAD],
+            _keys_to_ignore_on_load_missing=["pooler"],
+        ):
+            transformer = Transformer(
+                staging,
+                model_kwargs={**model_kwargs, "use_safetensors": True},
+                modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+                module_output_name="token_embeddings",
+            )
     transformer.model.config.name_or_path = str(folder)
     transformer.tokenizer.name_or_path = str(folder)
     return transformer, dim
-
-
-def _has_pooler(folder: Path) -> bool:
-    header, _ = read_header(file_reader(folder / WEIGHTS), str(folder / WEIGHTS))
-    return any("pooler" in name for name in header)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -163,7 +163,9 @@ def read_jsonl(path: Path) -> Iterator[Document]:
                 yield document
 
 
-def _row_document(row: dict[str, Any], file: str) -> Document:
+def _row_document(row: Any, file: str) -> Document:
+    if not isinstance(row, dict):
+        raise TypeError(f"the line is {type(row).__name__}, not an object")
     metadata = dict(row.get("metadata") or {})
     text = row["text"]
     if not isinstance(text, str):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 from qdrant_client.local.qdrant_local import QdrantLocal
 
 from jcv2_plugin.engines.base import Matrix, Point, Record
@@ -21,6 +23,33 @@ _FLOATS_PER_REQUEST = 1_000_000
 _DATATYPES = {"float16": models.Datatype.FLOAT16, "float32": models.Datatype.FLOAT32}
 
 
+def address(client: QdrantClient) -> str:
+    """Where a client goes, without credentials: ``"local mode"`` or the server's scheme, host and port."""
+    if isinstance(client._client, QdrantLocal):
+        return "local mode"
+    parts = urlsplit(str(getattr(client._client, "rest_uri", "") or ""))
+    host = parts.hostname or "a server"
+    return f"{parts.scheme or 'http'}://{host}" + (f":{parts.port}" if parts.port else "")
+
+
+@contextmanager
+def translated_errors(where: str) -> Iterator[None]:
+    """Turn the client's errors into ours, naming the server and the way out.
+
+    Raises:
+        CollectionError: The server is out of reach, or refuses.
+    """
+    try:
+        yield
+    except ResponseHandlingException as error:
+        raise CollectionError(
+            f"Qdrant at {where} is out of reach ({error.source}). Check that it runs, its address, and the timeout "
+            "(client_options={'timeout': seconds}); a folder (path=...) needs no server."
+        ) from error
+    except ApiException as error:
+        raise CollectionError(f"Qdrant at {where} refused: {error}. Check the key and the request.") from error
+
+
 class ClientEngine:
     """One collection, by name, of a client; made by :meth:`create` or :meth:`open`."""
 
@@ -28,7 +57,8 @@ class ClientEngine:
         self.client = client
         self.name = name
         self.is_local = isinstance(client._client, QdrantLocal)
-        self.place = f"The collection {name!r} " + ("in local mode" if self.is_local else "on the Qdrant server")
+        self._address = address(client)
+        self.place = f"The collection {name!r} {'in' if self.is_local else 'at'} {self._address}"
         # Local mode ignores the datatype; rounding here makes its scores those of a server.
         self._round = self.is_local and storage == "float16"
         self._owns_client = owns_client
@@ -52,13 +82,6 @@ class ClientEngine:
         Raises:
             CollectionExistsError: There is one of this name, and ``overwrite`` is not set.
         """
-        if client.collection_exists(name):
-            if not overwrite:
-                raise CollectionExistsError(
-                    f"There is a collection {name!r} already. Open it, choose another name, or pass overwrite=True "
-                    "to replace it."
-                )
-            client.delete_collection(name)
         params = models.VectorParams(
             size=schema.dim,
             distance=models.Distance.DOT,
@@ -67,12 +90,20 @@ class ClientEngine:
             # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
             hnsw_config=models.HnswConfigDiff(m=0),
         )
-        client.create_collection(
-            name,
-            vectors_config={VECTOR_NAME: params},
-            metadata={METADATA_FIELD: schema.to_dict()},
-            **options,
-        )
+        with translated_errors(address(client)):
+            if client.collection_exists(name):
+                if not overwrite:
+                    raise CollectionExistsError(
+                        f"There is a collection {name!r} already. Open it, choose another name, or pass "
+                        "overwrite=True to replace it."
+                    )
+                client.delete_collection(name)
+            client.create_collection(
+                name,
+                vectors_config={VECTOR_NAME: params},
+                metadata={METADATA_FIELD: schema.to_dict()},
+                **options,
+            )
         return cls(client, name, storage=schema.storage, owns_client=owns_client)
 
     @classmethod
@@ -82,9 +113,10 @@ class ClientEngine:
         Raises:
             CollectionNotFoundError: There is none of this name.
         """
-        if not client.collection_exists(name):
-            known = sorted(one.name for one in client.get_collections().collections)
-            raise CollectionNotFoundError(f"There is no collection {name!r}; there are {known}. Create it first.")
+        with translated_errors(address(client)):
+            if not client.collection_exists(name):
+                known = sorted(one.name for one in client.get_collections().collections)
+                raise CollectionNotFoundError(f"There is no collection {name!r}; there are {known}. Create it first.")
         engine = cls(client, name, storage="float32", owns_client=owns_client)
         described = engine.describe()
         storage = described.get("storage") if isinstance(described, dict) else None
@@ -93,7 +125,8 @@ class ClientEngine:
 
     def describe(self) -> Any:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        metadata = self.client.get_collection(self.name).config.metadata or {}
+        with self._using():
+            metadata = self.client.get_collection(self.name).config.metadata or {}
         return metadata.get(METADATA_FIELD)
 
     def upsert(self, points: Sequence[Point]) -> None:
@@ -185,10 +218,12 @@ class ClientEngine:
             self.client.close()
         self._closed = True
 
-    def _using(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _using(self) -> Iterator[None]:
         if self._closed:
             raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
-        return self._guard
+        with self._guard, translated_errors(self._address):
+            yield
 
     def _stored(self, vectors: Matrix) -> list[list[float]]:
         rounded = vectors.astype(np.float16).astype(np.float32) if self._round else vectors

@@ -51,13 +51,13 @@ def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:
 
 
 def _unsupported(what: object, reason: object) -> UnsupportedFilterError:
-    """The error for `what`, a condition or a part of one."""
+    """The error for ``what``, a condition or a part of one."""
     fields = {name: value for name, value in getattr(what, "__dict__", {}).items() if value is not None}
     shown = f"{type(what).__name__} {fields}" if fields else repr(what)
     shown = textwrap.shorten(shown, 300, placeholder=" ...")
     return UnsupportedFilterError(
-        f"Qdrant Edge cannot evaluate {shown}: {str(reason).strip()}. "
-        'Change the filter, or use a Qdrant server or ":memory:" for this collection'
+        f"Qdrant Edge cannot evaluate {shown}: {textwrap.shorten(str(reason), 300)}. "
+        'Change the filter, or use a Qdrant server or ":memory:" for this collection.'
     )
 
 
@@ -109,7 +109,7 @@ def _translate(condition: object) -> ConditionType:
 
 @singledispatch
 def _condition(condition: object) -> ConditionType:
-    raise _unsupported(condition, f"there is no translation for a {type(condition).__name__}")
+    raise TypeError(f"there is no translation for a {type(condition).__name__}")
 
 
 @_condition.register(models.Filter)
@@ -156,7 +156,7 @@ def _(condition: models.NestedCondition) -> ConditionType:
 def _(condition: models.SliceCondition) -> ConditionType:
     edge_class = getattr(qdrant_edge, "SliceCondition", None)  # in the extension, not in its stubs
     if edge_class is None:
-        raise _unsupported(condition, "this version of qdrant-edge-py has no SliceCondition")
+        raise TypeError("this version of qdrant-edge-py has no SliceCondition")
     slice_condition: ConditionType = edge_class(condition.slice.total, condition.slice.index)
     return slice_condition
 
@@ -181,17 +181,24 @@ def _is(wanted: bool, condition: ConditionType) -> ConditionType:
 def _match(match: object) -> MatchType:
     translate = _MATCHES.get(type(match))
     if translate is None:
-        raise _unsupported(match, f"there is no translation for a {type(match).__name__}")
+        raise TypeError(f"there is no translation for a {type(match).__name__}")
     return translate(match)
+
+
+def _int64(value: Any) -> Any:
+    """The value to match, if an integer only one that Edge can hold."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("an integer to match must fit in 64 bits")
+    return value
 
 
 def _match_value(match: models.MatchValue) -> MatchType:
     if not isinstance(match.value, bool):
-        return qdrant_edge.MatchValue(match.value)
+        return qdrant_edge.MatchValue(_int64(match.value))
     # Edge reads Python's bool as the integer 0 or 1, which matches no bool. It reads numpy's as a bool.
     edge_match = qdrant_edge.MatchValue(np.bool_(match.value))  # type: ignore[arg-type]
     if not isinstance(edge_match.value, bool):
-        raise _unsupported(match, "this combination of qdrant-edge-py and numpy cannot match a bool")
+        raise TypeError("this version of qdrant-edge-py cannot match a bool")
     return edge_match
 
 
@@ -207,7 +214,7 @@ def _range(range_: object) -> RangeType:
             lte=_timestamp(range_.lte),
             lt=_timestamp(range_.lt),
         )
-    raise _unsupported(range_, f"there is no translation for a {type(range_).__name__}")
+    raise TypeError(f"there is no translation for a {type(range_).__name__}")
 
 
 def _timestamp(moment: dt.datetime | dt.date | None) -> str | None:
@@ -240,7 +247,7 @@ def _ring(line: models.GeoLineString) -> list[qdrant_edge.GeoPoint]:
     return [_point(point) for point in points]
 
 
-def _bounding_box(box: models.GeoBoundingBox) -> qdrant_edge.GeoBoundingBox:
+def _box(box: models.GeoBoundingBox) -> qdrant_edge.GeoBoundingBox:
     return qdrant_edge.GeoBoundingBox(_point(box.top_left), _point(box.bottom_right))
 
 
@@ -260,17 +267,18 @@ _MATCHES: dict[type, Callable[[Any], MatchType]] = {
     models.MatchPhrase: lambda match: qdrant_edge.MatchPhrase(match.phrase),
     models.MatchPrefix: lambda match: qdrant_edge.MatchPrefix(match.prefix),
     models.MatchSubstring: lambda match: qdrant_edge.MatchSubstring(match.substring),
-    models.MatchAny: lambda match: qdrant_edge.MatchAny(match.any),
-    models.MatchExcept: lambda match: qdrant_edge.MatchExcept(match.except_),
+    models.MatchAny: lambda match: qdrant_edge.MatchAny([_int64(value) for value in match.any]),
+    models.MatchExcept: lambda match: qdrant_edge.MatchExcept([_int64(value) for value in match.except_]),
 }
 
-_PREDICATES: dict[str, Callable[[str, Any], ConditionType]] = {  # in the order in which local mode looks for one
+# In the order in which local mode looks for a predicate.
+_PREDICATES: dict[str, Callable[[str, Any], ConditionType]] = {
     "values_count": lambda key, value: qdrant_edge.FieldCondition(key, values_count=_values_count(value)),
     "is_empty": lambda key, value: _is(value, qdrant_edge.IsEmptyCondition(key)),
     "is_null": lambda key, value: _is(value, qdrant_edge.IsNullCondition(key)),
     "match": lambda key, value: qdrant_edge.FieldCondition(key, match=_match(value)),
     "range": lambda key, value: qdrant_edge.FieldCondition(key, range=_range(value)),
-    "geo_bounding_box": lambda key, value: qdrant_edge.FieldCondition(key, geo_bounding_box=_bounding_box(value)),
+    "geo_bounding_box": lambda key, value: qdrant_edge.FieldCondition(key, geo_bounding_box=_box(value)),
     "geo_radius": lambda key, value: qdrant_edge.FieldCondition(key, geo_radius=_radius(value)),
     "geo_polygon": lambda key, value: qdrant_edge.FieldCondition(key, geo_polygon=_polygon(value)),
 }

@@ -7,17 +7,75 @@ what MaxSim compares. It is the starting point from which heads are trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
-from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
-from jcv2_plugin.heads import MatryoshkaHeads
 from sentence_transformers.base.modules import Transformer
 from torch.nn import functional as F
 
+from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
+from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_plugin.hub import refuse_pickle_only
+from jcv2_plugin.shipped import shipped_model, shipped_names
 
-def second_moment(backbone: Transformer, texts: Sequence[str], tokens_per_batch: int = 512) -> torch.Tensor:
-    """Mean outer product of the L2-normalised token states of ``texts``, of shape ``(hidden, hidden)``."""
+
+def load_backbone(name_or_folder: str) -> Transformer:
+    """The backbone of a shipped model (``"mini"``), or the transformers model in a folder.
+
+    Its token states are those of the last layer. No remote code is run and no pickle is read.
+
+    Raises:
+        ModelNotFoundError: If it is neither the name of a shipped model nor a folder.
+        ModelLayoutError: If transformers cannot read the folder.
+    """
+    if (shipped := shipped_model(name_or_folder)) is not None:
+        return shipped.backbone({})
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"{name_or_folder!r} is neither a folder nor a shipped model ({', '.join(shipped_names())}). "
+            "Give the folder of a transformers model (config.json, model.safetensors, tokenizer)."
+        )
+    refuse_pickle_only(folder)
+    try:
+        backbone: Transformer = Transformer(
+            str(folder),
+            model_kwargs={"use_safetensors": True},
+            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            module_output_name="token_embeddings",
+        )
+        return backbone
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelLayoutError(
+            f"{name_or_folder!r} cannot be read as a transformers model: {error} "
+            "It needs config.json, model.safetensors and a tokenizer."
+        ) from error
+
+
+def second_moment(
+    backbone: Transformer,
+    texts: Sequence[str],
+    tokens_per_batch: int = 512,
+    progress: Callable[[int], object] | None = None,
+) -> torch.Tensor:
+    """Mean outer product of the L2-normalised token states of ``texts``, of shape ``(hidden, hidden)``.
+
+    Args:
+        backbone: A transformer that gives ``token_embeddings``.
+        texts: Texts, cut to the backbone's maximum length. Padding does not count; special tokens do.
+        tokens_per_batch: Padded tokens a batch.
+        progress: Called after each batch with its number of texts.
+
+    Returns:
+        A float64 matrix of trace 1, on the CPU.
+
+    Raises:
+        ValueError: If there are no texts.
+    """
+    if not texts:
+        raise ValueError("There are no texts, so there is no second moment. Give at least one.")
     total = torch.zeros(0)
     tokens = 0
     backbone.eval()
@@ -33,7 +91,15 @@ def second_moment(backbone: Transformer, texts: Sequence[str], tokens_per_batch:
                 moment = states.T @ states
             total = moment if total.numel() == 0 else total + moment
             tokens += len(states)
+            if progress is not None:
+                progress(len(rows))
     return total / tokens
+
+
+def captured(moment: torch.Tensor, weight: torch.Tensor) -> float:
+    """Share of a second moment (of any trace) within the span of the orthonormal rows of ``weight``."""
+    rows = weight.detach().to(moment)
+    return float(((rows @ moment) * rows).sum() / moment.trace())
 
 
 def principal_heads(moment: torch.Tensor, dims: Iterable[int]) -> MatryoshkaHeads:

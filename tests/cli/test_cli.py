@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jcv2_plugin.cli import app
+from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
+from typer.testing import CliRunner
+
+SHIPS = "# Ships\n\nThe ferry sails at noon, unless the harbour is frozen.\n"
+FOOD = "# Food\n\nRice is cooked in twice its volume of water.\n"
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def run_json(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with documents, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "ships.md").write_text(SHIPS)
+    (tmp_path / "docs" / "food.md").write_text(FOOD)
+    return tmp_path
+
+
+@pytest.fixture
+def indexed(place: Path) -> Path:
+    run("index", "docs", "--collection", "store", "--model", "mini", "--dim", "64")
+    return place
+
+
+class TestIndex:
+    def test_only_what_changed_is_encoded_again(self, place: Path) -> None:
+        arguments = ("index", "docs", "-c", "store", "--model", "mini", "--dim", "32")
+        first = run_json(*arguments)
+        assert (first["files"], first["written"], first["unchanged"], first["documents"]) == (2, 2, 0, 2)
+        assert run_json("index", "docs", "-c", "store")["unchanged"] == 2
+        (place / "docs" / "food.md").write_text(FOOD + "\n# Bread\n\nBread is baked.\n")
+        (place / "docs" / "new.txt").write_text("A new file.")
+        third = run_json(*arguments, "--chunk-tokens", "20")
+        assert third["files"] == 3
+        assert third["unchanged"] >= 1
+
+    def test_passages_that_are_gone_are_removed(self, place: Path) -> None:
+        long = "\n\n".join(f"# Part {n}\n\n" + "Ships sail on the sea. " * 8 for n in range(5))
+        (place / "docs" / "ships.md").write_text(long)
+        before = run_json("index", "docs", "-c", "store", "--model", "mini", "--dim", "32", "--chunk-tokens", "60")
+        (place / "docs" / "ships.md").write_text(SHIPS)
+        after = run_json("index", "docs", "-c", "store", "--chunk-tokens", "60")
+        assert after["removed"] == before["documents"] - 2
+        assert after["documents"] == 2
+
+    def test_files_that_are_gone_are_removed_when_asked(self, indexed: Path) -> None:
+        (indexed / "docs" / "food.md").unlink()
+        assert run_json("index", "docs", "-c", "store")["documents"] == 2
+        pruned = run_json("index", "docs", "-c", "store", "--prune")
+        assert (pruned["removed"], pruned["documents"]) == (1, 1)
+
+    def test_another_model_or_dim_is_refused(self, indexed: Path) -> None:
+        for option, value in (("--dim", "128"), ("--model", "other"), ("--document-length", "99")):
+            with pytest.raises(CollectionMismatchError, match=f"was made with {option}"):
+                run("index", "docs", "-c", "store", option, value)
+
+    def test_jsonl(self, place: Path) -> None:
+        rows = [{"_id": str(n), "title": "", "text": f"Text number {n}."} for n in range(5)]
+        (place / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run_json("index", "corpus.jsonl", "-c", "store", "--model", "mini", "--dim", "32")["written"] == 5
+
+
+class TestSearch:
+    def test_the_passage_is_printed_with_its_source(self, indexed: Path) -> None:
+        output = run("search", "-c", "store", "when does the ship leave?", "-k", "1")
+        assert "docs/ships.md#0" in output
+        assert "The ferry sails at noon" in output
+        assert "Rice" not in output
+
+    def test_json(self, indexed: Path) -> None:
+        hits = run_json("search", "-c", "store", "how is rice cooked?")
+        assert [hit["id"] for hit in hits] == ["docs/food.md#0", "docs/ships.md#0"]
+        assert hits[0]["metadata"]["source"] == "docs/food.md"
+
+    def test_where(self, indexed: Path) -> None:
+        hits = run_json("search", "-c", "store", "how is rice cooked?", "--where", "source=docs/ships.md")
+        assert [hit["id"] for hit in hits] == ["docs/ships.md#0"]
+        assert run_json("search", "-c", "store", "how is rice cooked?", "--where", "chunk=7") == []
+        run("search", "-c", "store", "anything", "--where", "nonsense", code=2)
+
+    def test_info(self, indexed: Path) -> None:
+        described = run_json("info", "-c", "store")
+        assert (described["model"], described["dim"], described["documents"]) == ("mini", 64, 2)
+        assert "float16" in run("info", "-c", "store")
+
+    def test_no_collection(self, place: Path) -> None:
+        with pytest.raises(CollectionNotFoundError):
+            run("search", "-c", "nowhere", "anything")
+
+
+class TestExplain:
+    def test_matches_and_heat_map(self, indexed: Path) -> None:
+        output = run("explain", "-c", "store", "when does the ferry sail?", "--html", "out/heat.html")
+        assert "docs/ships.md#0" in output
+        assert "ferry" in output
+        assert "<html" in (indexed / "out" / "heat.html").read_text()
+
+    def test_a_chosen_document_and_a_text(self, indexed: Path) -> None:
+        assert "docs/food.md#0" in run("explain", "-c", "store", "ferry?", "--id", "docs/food.md#0")
+        assert "ferry" in run("explain", "ferry?", "--text", "The ferry sails.", "--model", "mini", "--dim", "32")
+        run("explain", "ferry?", code=2)
+
+
+class TestEval:
+    @pytest.fixture
+    def dataset(self, place: Path) -> Path:
+        folder = place / "tiny"
+        (folder / "qrels").mkdir(parents=True)
+        texts = {"s": "The ferry sails at noon.", "f": "Rice is cooked in water.", "m": "A piano has many keys."}
+        queries = {"1": "when does the ship leave?", "2": "what is cooked?", "3": "which instrument has keys?"}
+        rows = [{"_id": key, "title": "", "text": text} for key, text in texts.items()]
+        (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{"_id": key, "text": text} for key, text in queries.items()]
+        (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        judged = "".join(f"{query}\t{doc}\t1\n" for query, doc in (("1", "s"), ("2", "f"), ("3", "m")))
+        (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+        return folder
+
+    def test_json_has_a_line_for_each_dim(self, dataset: Path) -> None:
+        output = run("eval", str(dataset), "--model", "mini", "--dim", "64", "--dim", "128", "--bm25", "--json")
+        lines = [json.loads(line) for line in output.splitlines()]
+        assert [line.get("dim") for line in lines] == [64, 128, None]
+        for line in lines[:2]:
+            assert (line["ndcg@10"], line["recall@100"], line["mrr@10"]) == (1.0, 1.0, 1.0)
+
+    def test_the_table_and_a_kept_collection(self, dataset: Path) -> None:
+        arguments = ("eval", str(dataset), "--model", "mini", "--dim", "32", "--collection", "kept")
+        assert "ndcg@10" in run(*arguments)
+        assert (dataset.parent / "kept" / "32" / "jcv2.json").exists()
+        assert "1.0000" in run(*arguments)
+
+    def test_quality_of_mini_on_real_text(self, data_dir: Path) -> None:
+        output = run("eval", str(data_dir / "xquad-en"), "--split", "mini", "--model", "mini", "--dim", "64", "--json")
+        assert json.loads(output)["ndcg@10"] >= 0.96
+
+
+class TestProcess:
+    """As typed in a shell: no traceback, messages on stderr, results on stdout, quiet in a pipe."""
+
+    def jcv2(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("jcv2")), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, env={**os.environ})
+
+    def test_errors_are_one_message(self, place: Path) -> None:
+        done = self.jcv2("search", "-c", "nowhere", "anything", cwd=place)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: There is no collection in")
+        assert "Traceback" not in done.stderr
+
+    def test_the_hub_out_of_reach_says_how_to_go_on(self, place: Path) -> None:
+        done = self.jcv2("index", "docs", "-c", "store", cwd=place)
+        assert done.returncode == 1
+        assert "jinaai/jina-colbert-v2" in done.stderr
+        assert "jcv2-plugin[mini]" in done.stderr
+        assert not (place / "store").exists()
+
+    def test_results_are_all_there_is_on_stdout(self, indexed: Path) -> None:
+        done = self.jcv2("search", "-c", "store", "rice?", "-k", "1", "--json", cwd=indexed)
+        assert [hit["id"] for hit in json.loads(done.stdout)] == ["docs/food.md#0"]
+        assert done.stderr == ""

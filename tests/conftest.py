@@ -1,0 +1,31 @@
+"""Settings and fixtures for all tests: no hub, no tokenizer threads, the helper modules beside this file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+from jcv2_plugin import JinaColbertEncoder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mini() -> JinaColbertEncoder:
+    """The offline model with all its heads. Tests that change an encoder load one of their own."""
+    return JinaColbertEncoder.from_pretrained("mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real retrieval sets; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("JCV2_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no retrieval sets in {folder}; set JCV2_DATA")
+    return folder

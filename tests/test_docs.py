@@ -1,0 +1,41 @@
+"""The README and the docs are true: their Python runs, their commands exist, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from jcv2_plugin.cli import app
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    if not blocks:
+        pytest.skip(f"{page.name} has no Python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_options_shown_exist() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = re.findall(r"^ +jcv2 (\w+)(.*)$", text, re.MULTILINE) + re.findall(r"^jcv2 (\w+)(.*)$", text, re.MULTILINE)
+    assert {command for command, _ in shown} >= {"index", "search", "explain", "eval", "info"}
+    for command, rest in shown:
+        usage = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+        assert usage.exit_code == 0, command
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", usage.output)
+        for option in re.findall(r"(--[a-z0-9-]+)", rest):
+            assert option in plain, (command, option)

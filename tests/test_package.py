@@ -1,0 +1,105 @@
+"""The distribution: one wheel, four packages, two commands, no file that is not ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("jcv2_plugin", "jcv2_trainer", "langchain_jcv2", "llama_index_jcv2")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("jcv2_plugin-*.whl"))
+
+
+def test_the_wheel_holds_the_four_packages_and_the_heads(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert tops == set(PACKAGES)
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
+    assert "jcv2_plugin/models/mini/heads/model.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert wheel.stat().st_size < 5 * 1024 * 1024
+
+
+def test_installed_elsewhere_it_imports_and_runs(wheel: Path, tmp_path: Path) -> None:
+    # JCV2_FULL_INSTALL=1 installs the dependencies too, from the package index; else this environment's serve.
+    full = os.environ.get("JCV2_FULL_INSTALL") == "1"
+    venv.create(tmp_path / "venv", with_pip=full)
+    python = tmp_path / "venv" / "bin" / "python"
+    if full:
+        pins = ["-c", str(ROOT / "constraints.txt")]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, str(wheel)], check=True, timeout=1200)
+    else:
+        site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+        target = ["--no-deps", "--no-index", "--prefix", str(tmp_path / "venv"), "--ignore-installed"]
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", *target, str(wheel)], check=True, timeout=120
+        )
+        import torch
+
+        # addsitedir would also read our own editable install's .pth file; a plain path does not.
+        (site / "dependencies.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = f"import {', '.join(PACKAGES)}; print(jcv2_plugin.__file__)"
+    done = subprocess.run(
+        [python, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in done.stdout
+    for command in ("jcv2", "jcv2-finetune"):
+        program = tmp_path / "venv" / "bin" / command
+        shown = subprocess.run(
+            [program, "--help"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "Usage" in shown.stdout
+
+
+def test_importing_is_quick_and_light() -> None:
+    script = (
+        f"import sys, {', '.join(PACKAGES)}; "
+        "print([name for name in ('torch', 'transformers', 'langchain_core', 'llama_index') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    import importlib
+    import inspect
+
+    for package in ("jcv2_plugin", "langchain_jcv2", "llama_index_jcv2"):
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                assert inspect.getdoc(thing), f"{package}.{name}"
+
+
+def test_the_packages_keep_their_distance() -> None:
+    """The core knows neither trainer nor integrations; the adapters know the core only."""
+    allowed = {"jcv2_plugin": set(), "jcv2_trainer": {"jcv2_plugin"}} | {
+        name: {"jcv2_plugin"} for name in ("langchain_jcv2", "llama_index_jcv2")
+    }
+    folders = [ROOT / "jcv2_plugin", ROOT / "trainer" / "jcv2_trainer", *(ROOT / "integrations").glob("*_jcv2")]
+    assert len(folders) == 4
+    for folder in folders:
+        for file in folder.rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            for other in set(PACKAGES) - {folder.name} - allowed[folder.name]:
+                assert f"import {other}" not in text, file
+                assert f"from {other}" not in text, file

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+import string
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jcv2_plugin import JinaColbertEncoder, MatryoshkaHeads
+from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
+from official_checkpoint import write_checkpoint, write_sibling
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+TEXTS = ["Late interaction compares tokens.", "A longer text: it has dots, dashes - and (brackets).", "Rice."]
+
+
+def assert_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> JinaColbertEncoder:
+    folder = tmp_path_factory.mktemp("official") / "colbert"
+    write_checkpoint(folder)
+    write_sibling(folder.with_name("colbert-64"), folder)
+    return JinaColbertEncoder.from_pretrained(folder, dims=(128, 64), device="cpu")
+
+
+class TestSavePretrained:
+    def test_all_heads_and_settings_come_back(self, tmp_path: Path) -> None:
+        encoder = JinaColbertEncoder.from_pretrained("mini", dims=(64, 32), device="cpu", document_length=77)
+        encoder.skiplist = "stanford"
+        encoder.save_pretrained(str(tmp_path / "saved"))
+        again = JinaColbertEncoder.from_pretrained(tmp_path / "saved", device="cpu")
+        assert (again.dims, again.document_length, again.skiplist) == ((64, 32), 77, "stanford")
+        assert again.head_fingerprint(32) == encoder.head_fingerprint(32)
+        for dim in (64, 32):
+            assert_same(encoder.encode_document(TEXTS, dim=dim), again.encode_document(TEXTS, dim=dim))
+            assert_same(encoder.encode_query(TEXTS, dim=dim), again.encode_query(TEXTS, dim=dim))
+        assert JinaColbertEncoder.from_pretrained(tmp_path / "saved", dims=32).dims == (32,)
+        with pytest.raises(UnknownDimError, match=r"it has \[64, 32\]"):
+            JinaColbertEncoder.from_pretrained(tmp_path / "saved", dims=128)
+
+    def test_nothing_but_safetensors_and_text_is_written(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        mini.save_pretrained(str(tmp_path))
+        assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {
+            ".json",
+            ".safetensors",
+            ".md",
+            ".txt",
+        }
+        with pytest.raises(ValueError, match="never reads"):
+            mini.save_pretrained(str(tmp_path / "pickle"), safe_serialization=False)
+
+    def test_damaged_heads_are_refused(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        heads = MatryoshkaHeads(8, (4, 2))
+        heads.save(str(tmp_path))
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "dims": [4, 3]}))
+        with pytest.raises(ModelLayoutError, match="expected the tensors"):
+            MatryoshkaHeads.load(str(tmp_path))
+        (tmp_path / "model.safetensors").unlink()
+        with pytest.raises(ModelLayoutError, match="is missing"):
+            MatryoshkaHeads.load(str(tmp_path))
+
+    def test_foreign_module_classes_are_not_imported(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        mini.save_pretrained(str(tmp_path))
+        modules = json.loads((tmp_path / "modules.json").read_text())
+        modules[1]["type"] = "os.system"
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(ModelLayoutError, match="without remote code"):
+            JinaColbertEncoder.from_pretrained(tmp_path)
+
+
+class TestExport:
+    @pytest.mark.parametrize("dim", [128, 64])
+    def test_plain_sentence_transformers_reads_it(
+        self, mini: JinaColbertEncoder, official: JinaColbertEncoder, tmp_path: Path, dim: int
+    ) -> None:
+        for encoder in (mini, official):
+            folder = tmp_path / str(len(encoder.dims))
+            encoder.export(folder, dim=dim)
+            plain = MultiVectorEncoder(str(folder), device="cpu")
+            assert_same(encoder.encode_document(TEXTS, dim=dim), plain.encode_document(TEXTS))
+            assert_same(encoder.encode_query(TEXTS, dim=dim), plain.encode_query(TEXTS))
+
+    def test_it_comes_back_as_a_one_head_model(self, official: JinaColbertEncoder, tmp_path: Path) -> None:
+        official.export(tmp_path / "exported", dim=64)
+        again = JinaColbertEncoder.from_pretrained(tmp_path / "exported", device="cpu")
+        assert again.dims == (64,)
+        assert (again.query_length, again.document_length, again.skiplist) == (32, 300, "stanford")
+        assert again.head_fingerprint(64) == official.head_fingerprint(64)
+        assert_same(official.encode_query(TEXTS, dim=64), again.encode_query(TEXTS))
+
+    def test_a_full_folder_is_not_overwritten(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        (tmp_path / "kept").write_text("x")
+        with pytest.raises(FileExistsError, match="not empty"):
+            mini.export(tmp_path, dim=64)
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+    @pytest.mark.skipif("JCV2_PYLATE_PYTHON" not in os.environ, reason="JCV2_PYLATE_PYTHON names no Python with PyLate")
+    def test_pylate_reads_it(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        mini.export(tmp_path / "exported", dim=64)
+        script = (
+            "import sys, json, numpy as np; from pylate.models import ColBERT;"
+            "model = ColBERT(sys.argv[1], device='cpu'); texts = json.loads(sys.argv[2]);"
+            "np.savez(sys.argv[3], *model.encode(texts, is_query=False), *model.encode(texts, is_query=True))"
+        )
+        result = tmp_path / "pylate.npz"
+        command = [
+            os.environ["JCV2_PYLATE_PYTHON"],
+            "-c",
+            script,
+            str(tmp_path / "exported"),
+            json.dumps(TEXTS),
+            str(result),
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        theirs = list(np.load(result).values())
+        ours = [*mini.encode_document(TEXTS, dim=64), *mini.encode_query(TEXTS, dim=64)]
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine.numpy(), other, atol=1e-5)
+
+
+class TestForeignLayouts:
+    def test_a_sentence_transformers_folder_is_a_one_head_model(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        dense = Dense(384, 48, bias=False, activation_function=None, module_input_name="token_embeddings")
+        plain = MultiVectorEncoder(
+            modules=[
+                mini.backbone,
+                dense,
+                MultiVectorMask(skiplist_words=list(string.punctuation)),
+                Normalize(module_input_name="token_embeddings"),
+            ],
+            device="cpu",
+        )
+        plain.save_pretrained(str(tmp_path))
+        ours = JinaColbertEncoder.from_pretrained(tmp_path, device="cpu")
+        assert (ours.dims, ours.skiplist) == ((48,), "stanford")
+        assert_same(plain.encode_document(TEXTS), ours.encode_document(TEXTS, dim=48))
+        assert_same(plain.encode_query(TEXTS), ours.encode_query(TEXTS))
+        with pytest.raises(UnknownDimError, match=r"\[48\]"):
+            ours.encode_query("why?", dim=64)
+
+    def test_a_pipeline_that_ends_otherwise_keeps_its_one_dim(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        dense = Dense(384, 48, bias=True, activation_function=torch.nn.Tanh(), module_input_name="token_embeddings")
+        plain = MultiVectorEncoder(
+            modules=[mini.backbone, dense, MultiVectorMask(), Normalize(module_input_name="token_embeddings")],
+            device="cpu",
+        )
+        plain.save_pretrained(str(tmp_path))
+        ours = JinaColbertEncoder.from_pretrained(tmp_path, device="cpu")
+        assert ours.heads is None
+        assert ours.dims == (48,)
+        assert_same(plain.encode_document(TEXTS), ours.encode_document(TEXTS, dim=48))
+        with pytest.raises(UnknownDimError, match=r"\[48\]"):
+            ours.encode_query("why?", dim=64)
+        with pytest.raises(ModelLayoutError, match="cannot be written in PyLate's layout"):
+            ours.export(tmp_path / "exported")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.sources import PassageReader, SourceError, SourceFile, find_files, html_text
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+class TestFindFiles:
+    def test_folders_are_searched_without_hidden_ones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("b.md", "a/x.txt", "a/y.py", "page.html", "notes.rst", "data.jsonl"):
+            write(tmp_path / "docs" / name, "text")
+        for name in (".git/x.md", "node_modules/x.md", "picture.png", ".hidden.md", "__pycache__/x.py"):
+            write(tmp_path / "docs" / name, "text")
+        monkeypatch.chdir(tmp_path)
+        names = [file.name for file in find_files(["docs", "./docs/b.md"])]
+        assert names == [
+            "docs/a/x.txt", "docs/a/y.py", "docs/b.md", "docs/data.jsonl", "docs/notes.rst", "docs/page.html",
+        ]  # fmt: skip
+
+    def test_queries_of_a_beir_folder_are_no_documents(self, tmp_path: Path) -> None:
+        write(tmp_path / "corpus.jsonl", "{}")
+        write(tmp_path / "queries.jsonl", "{}")
+        assert [file.path.name for file in find_files([tmp_path])] == ["corpus.jsonl"]
+
+    def test_bad_paths(self, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="no file or folder"):
+            find_files([tmp_path / "missing"])
+        with pytest.raises(SourceError, match="no files to index"):
+            find_files([tmp_path])
+        with pytest.raises(SourceError, match="kind '.png'"):
+            find_files([write(tmp_path / "picture.png", "x")])
+
+
+class TestPassages:
+    def test_text_is_split_within_the_size_and_nothing_is_lost(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        text = "\n\n".join(f"## Part {n}\n\n" + f"Sentence number {n} tells of ships. " * 12 for n in range(6))
+        path = write(tmp_path / "book.md", text)
+        passages = list(PassageReader(mini, chunk_tokens=60).read(SourceFile(path, "book.md")))
+        assert [one.id for one in passages] == [f"book.md#{n}" for n in range(len(passages))]
+        for passage in passages:
+            assert len(mini.tokenizer(passage.text, add_special_tokens=False)["input_ids"]) <= 60
+            start = passage.metadata["start"]
+            assert text.encode()[start : start + len(passage.text)].decode() == passage.text
+            assert passage.metadata["source"] == "book.md"
+        assert "".join("".join(p.text.split()) for p in passages) == "".join(text.split())
+
+    def test_offsets_are_characters_in_other_scripts_too(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        text = "Größe und Übermaß. Ça va très bien. " * 40
+        path = write(tmp_path / "umlauts.txt", text)
+        for passage in PassageReader(mini, chunk_tokens=50).read(SourceFile(path, "umlauts.txt")):
+            start = passage.metadata["start"]
+            assert text[start : start + len(passage.text)] == passage.text
+
+    def test_html_without_scripts(self) -> None:
+        page = "<html><head><style>p{}</style><script>x()</script></head><body><h1>Ships</h1><p>They sail.</p></body></html>"
+        assert html_text(page) == "Ships\nThey sail."
+
+    def test_sizes_must_fit_the_window(self, mini: JinaColbertEncoder) -> None:
+        with pytest.raises(SourceError, match="do not fit the model's window of 298"):
+            PassageReader(mini, chunk_tokens=299)
+        with pytest.raises(SourceError, match="must be positive"):
+            PassageReader(mini, chunk_tokens=0)
+
+    def test_files_that_are_not_text(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        (tmp_path / "latin.txt").write_bytes("Größe".encode("latin-1"))
+        with pytest.raises(SourceError, match="cannot be read as UTF-8"):
+            list(PassageReader(mini).read(SourceFile(tmp_path / "latin.txt", "latin.txt")))
+
+
+class TestJsonl:
+    def test_both_forms(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        rows = [
+            {"_id": "1", "title": "Ships", "text": "They sail."},
+            {"_id": "2", "title": "", "text": ""},
+            {"id": "a", "text": "Rice is cooked.", "metadata": {"topic": "food"}},
+        ]
+        path = write(tmp_path / "docs.jsonl", "\n".join(json.dumps(row) for row in rows) + "\n\n")
+        documents = list(PassageReader(mini).read(SourceFile(path, "docs.jsonl")))
+        assert [(one.id, one.text) for one in documents] == [("1", "Ships They sail."), ("a", "Rice is cooked.")]
+        assert documents[0].metadata == {"source": "docs.jsonl", "title": "Ships"}
+        assert documents[1].metadata == {"source": "docs.jsonl", "topic": "food"}
+
+    @pytest.mark.parametrize("line", ["{", "[]", '{"text": "no id"}', '{"id": "1"}', '{"id": "1", "text": 3}', '"x"'])
+    def test_bad_lines_are_named(self, mini: JinaColbertEncoder, tmp_path: Path, line: str) -> None:
+        path = write(tmp_path / "docs.jsonl", '{"id": "0", "text": "good"}\n' + line)
+        with pytest.raises(SourceError, match=r"docs\.jsonl:2: expected"):
+            list(PassageReader(mini).read(SourceFile(path, "docs.jsonl")))
