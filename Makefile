@@ -37,7 +37,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/encode_throughput.py
-	$(BIN)/python benchmarks/mini_quality.py
+	$(BIN)/python benchmarks/mini_quality.py --dims 128 64
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

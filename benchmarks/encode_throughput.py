@@ -17,16 +17,19 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
+import zlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from jcv2_plugin import JinaColbertEncoder
 from sentence_transformers import MultiVectorEncoder
 from transformers.utils import logging as transformers_logging
 
-SWEEP = (128, 256, 512, 1024, 2048, 4096)
+from jcv2_plugin import JinaColbertEncoder
+
+SWEEP = (256, 512, 1024, 2048)
 
 
 def read_texts(folder: Path | None, count: int) -> list[str]:
@@ -36,26 +39,21 @@ def read_texts(folder: Path | None, count: int) -> list[str]:
             rows = [json.loads(line) for line in file]
         return [f"{row.get('title', '')} {row['text']}".strip() for row in rows][:count]
     texts = []
+    warnings.simplefilter("ignore", DeprecationWarning)
     for name in ("argparse", "asyncio", "collections", "concurrent.futures", "datetime", "decimal", "email.message",
                  "http.client", "json", "logging", "pathlib", "random", "socket", "statistics", "string", "subprocess",
                  "tarfile", "threading", "typing", "unittest", "urllib.request", "zipfile"):  # fmt: skip
         module = __import__(name, fromlist=["_"])
         for thing in [module, *vars(module).values()]:
             documentation = getattr(thing, "__doc__", None)
-            if isinstance(documentation, str) and len(documentation) > 40:
+            if isinstance(documentation, str) and documentation.strip():
                 texts.append(documentation.strip())
             for member in vars(thing).values() if isinstance(thing, type) else ():
                 documentation = getattr(member, "__doc__", None)
-                if isinstance(documentation, str) and len(documentation) > 40:
+                if isinstance(documentation, str) and documentation.strip():
                     texts.append(documentation.strip())
-    return sorted(set(texts), key=lambda text: hash_of(text))[:count]
-
-
-def hash_of(text: str) -> int:
-    """An order that is random but the same everywhere."""
-    import zlib
-
-    return zlib.crc32(text.encode())
+    # An order that is random but the same everywhere.
+    return sorted(set(texts), key=lambda text: zlib.crc32(text.encode()))[:count]
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -65,11 +63,10 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def machine() -> str:
-    model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    ) if Path("/proc/cpuinfo").exists() else platform.processor()  # fmt: skip
-    return f"{model}, {torch.get_num_threads()} threads"
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from llama_index.core import Document as LlamaDocument
+from llama_index.core.node_parser import SentenceSplitter
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
@@ -73,7 +74,8 @@ def ask_llama_index(encoder: JinaColbertEncoder) -> None:
     """The same questions to an index of whole files, which LlamaIndex splits by itself."""
     files = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
     documents = [LlamaDocument(text=file.read_text(encoding="utf-8"), metadata={"file": file.name}) for file in files]
-    index = JinaColbertIndex.from_documents(documents, encoder=encoder, dim=64)
+    splitter = SentenceSplitter(chunk_size=160, chunk_overlap=0)
+    index = JinaColbertIndex.from_documents(documents, encoder=encoder, dim=64, transformations=[splitter])
     retriever = index.as_retriever(similarity_top_k=1)
     for question in QUESTIONS:
         console.print(Text(question, style="bold"))

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Measured for CPU by benchmarks/encode_throughput.py (the figures are in docs/encoder.md). The accelerator
 # values only keep activations of a 1024-wide model within a few GiB; measure on yours.
-DEFAULT_TOKENS_PER_BATCH = {"cpu": 512, "cuda": 32_768, "mps": 8_192}
+DEFAULT_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768, "mps": 8_192}
+_OVERHEAD_SHARE = 32  # a batch costs as much, beside its tokens, as a 32nd of a full one
+_MOST_TEXTS = 4096  # in one batch, to bound the search below
 
 
 def default_tokens_per_batch(device_type: str) -> int:
@@ -25,8 +28,9 @@ def default_tokens_per_batch(device_type: str) -> int:
 def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int | None = None) -> Iterator[list[int]]:
     """Group indices into ``lengths`` so that (longest in batch) x (texts in batch) stays within the budget.
 
-    Longest first, so that running out of memory shows at once. A single text over the budget gets a batch of
-    its own. Every index comes exactly once.
+    Of all ways to cut the sorted lengths into batches, the one of least cost is taken, where a batch costs its
+    padded tokens and a fixed overhead. Longest first, so that running out of memory shows at once. A single text
+    over the budget gets a batch of its own. Every index comes exactly once.
 
     Raises:
         ValueError: If the budget or ``max_texts`` is not positive.
@@ -35,17 +39,27 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int |
         raise ValueError(
             f"tokens_per_batch and batch_size must be positive, got {tokens_per_batch!r} and {max_texts!r}."
         )
-    batch: list[int] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
-        longest = longest or lengths[index]
-        full = (len(batch) + 1) * max(longest, 1) > tokens_per_batch or len(batch) == max_texts
-        if batch and full:
-            yield batch
-            batch, longest = [], lengths[index]
-        batch.append(index)
-    if batch:
-        yield batch
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    longest = np.maximum(np.asarray(lengths, dtype=np.int64)[order], 1)
+    most = min(max_texts or _MOST_TEXTS, _MOST_TEXTS)
+    overhead = tokens_per_batch // _OVERHEAD_SHARE
+    # cost[end] is the least cost of the first `end` texts, whose last batch begins at begin[end].
+    cost = np.zeros(len(order) + 1, dtype=np.int64)
+    begin = np.zeros(len(order) + 1, dtype=np.int64)
+    for end in range(1, len(order) + 1):
+        starts = np.arange(max(0, end - most), end)
+        padded = (end - starts) * longest[starts]
+        allowed = padded <= tokens_per_batch
+        allowed[-1] = True
+        total = np.where(allowed, cost[starts] + padded + overhead, np.iinfo(np.int64).max)
+        choice = int(total.argmin())
+        cost[end], begin[end] = total[choice], starts[choice]
+    batches = []
+    end = len(order)
+    while end > 0:
+        batches.append(order[begin[end] : end].tolist())
+        end = int(begin[end])
+    yield from reversed(batches)
 
 
 def occupied_columns(features: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -61,3 +61,7 @@ class CollectionMismatchError(CollectionError, ValueError):
 
 class InvalidQueryError(Jcv2Error, ValueError):
     """A query is empty or no string, or the number of results asked for is not positive."""
+
+
+class UnsupportedFilterError(Jcv2Error, ValueError):
+    """A filter has a condition, an operator or a value that the engine has no counterpart for."""

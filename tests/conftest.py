@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
+
 from jcv2_plugin import JinaColbertEncoder
 
 ROOT = Path(__file__).resolve().parent.parent

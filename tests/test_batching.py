@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
 
 
@@ -21,8 +24,28 @@ def test_every_text_comes_once_within_the_limits(lengths: list[int], budget: int
         assert most is None or len(batch) <= most
 
 
-def test_batches_are_filled() -> None:
-    assert list(plan_batches([10] * 7, 30)) == [[0, 1, 2], [3, 4, 5], [6]]
+def test_equal_lengths_take_the_fewest_batches() -> None:
+    assert sorted(len(batch) for batch in plan_batches([10] * 7, 30)) == [1, 3, 3]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9))
+def test_no_other_way_to_cut_the_sorted_lengths_costs_less(lengths: list[int]) -> None:
+    budget, overhead = 320, 10
+
+    def cost(batches: list[list[int]]) -> float:
+        padded = [len(batch) * max(batch) for batch in batches]
+        legal = all(size <= budget or len(batch) == 1 for size, batch in zip(padded, batches, strict=True))
+        return sum(padded) + overhead * len(batches) if legal else float("inf")
+
+    ordered = sorted(lengths, reverse=True)
+    ways = []
+    for cuts in itertools.product((False, True), repeat=len(ordered) - 1):
+        batches = [[ordered[0]]]
+        for cut, length in zip(cuts, ordered[1:], strict=True):
+            batches.append([length]) if cut else batches[-1].append(length)
+        ways.append(cost(batches))
+    assert cost([[lengths[i] for i in batch] for batch in plan_batches(lengths, budget)]) == min(ways)
 
 
 @pytest.mark.parametrize("arguments", [(0, None), (-1, None), (10, 0)])

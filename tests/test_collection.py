@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qdrant_client import QdrantClient, models
+
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.errors import (
     CollectionError,
@@ -16,7 +18,6 @@ from jcv2_plugin.errors import (
     InvalidQueryError,
     UnknownDimError,
 )
-from qdrant_client import QdrantClient, models
 
 TEXTS = {
     "colbert": "Late interaction compares the token vectors of query and document.",
@@ -273,6 +274,7 @@ class TestBadInput:
 
     def test_vectors_that_are_not_finite(self, create: Create) -> None:
         import torch
+
         from jcv2_plugin.errors import InvalidVectorError
 
         broken = JinaColbertEncoder.from_pretrained("mini", dims=64, device="cpu")

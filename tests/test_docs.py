@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from jcv2_plugin.cli import app
 from typer.testing import CliRunner
+
+from jcv2_plugin.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from official_checkpoint import write_checkpoint
+
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -15,7 +17,6 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
     ModelNotFoundError,
 )
-from official_checkpoint import write_checkpoint
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference import maxsim
+
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import DocumentTooLongError, ModelLayoutError, ModelNotFoundError, UnknownDimError
 from jcv2_plugin.tokens import scored_tokens
-from reference import maxsim
 
 TEXTS = [
     "A short one.",

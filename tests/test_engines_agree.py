@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from qdrant_client import models
+
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.documents import Document, payload_of, point_id
 from jcv2_plugin.engines.base import Point
-from qdrant_client import models
 
 PASSAGES, QUERIES = 500, 40
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from official_checkpoint import write_checkpoint
+
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, explain
 from jcv2_plugin.errors import InvalidDocumentError
 from jcv2_plugin.tokens import scored_tokens
-from official_checkpoint import write_checkpoint
 
 QUERY = "when does the ferry sail?"
 TEXT = "The ferry doesn't sail <b>before</b> noon; in winter, it stays in the harbour."
@@ -66,7 +68,7 @@ class TestExplanation:
     def test_matched_spans_are_in_the_text_and_do_not_overlap(self, mini: JinaColbertEncoder) -> None:
         spans = explain(mini, QUERY, TEXT, dim=128).matched_spans()
         assert "ferry" in [TEXT[start:end] for start, end in spans]
-        assert all(first[1] < second[0] for first, second in zip(spans, spans[1:], strict=False))
+        assert all(first[1] < second[0] for first, second in itertools.pairwise(spans))
 
     def test_vectors_of_another_text_are_refused(self, mini: JinaColbertEncoder) -> None:
         with pytest.raises(ValueError, match="but 3 vectors were given"):

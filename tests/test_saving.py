@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jcv2_plugin import JinaColbertEncoder, MatryoshkaHeads
-from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 from official_checkpoint import write_checkpoint, write_sibling
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+from jcv2_plugin import JinaColbertEncoder, MatryoshkaHeads
+from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 
 TEXTS = ["Late interaction compares tokens.", "A longer text: it has dots, dashes - and (brackets).", "Rice."]
 

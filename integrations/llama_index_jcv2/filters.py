@@ -17,7 +17,7 @@ from llama_index.core.vector_stores.types import (
 from qdrant_client import models
 
 from jcv2_plugin.documents import METADATA_KEY, point_id
-from jcv2_plugin.engines.filters import UnsupportedFilterError
+from jcv2_plugin.errors import UnsupportedFilterError
 from llama_index_jcv2.nodes import SOURCE_KEY, SOURCE_KEYS
 
 _PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")

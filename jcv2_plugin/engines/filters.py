@@ -19,17 +19,13 @@ import numpy as np
 import qdrant_edge
 from qdrant_client import models
 
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.errors import UnsupportedFilterError
 
 if TYPE_CHECKING:
     from qdrant_edge import ConditionType, MatchType, RangeType
 
 _CLAUSES = frozenset({"must", "should", "must_not", "min_should"})
 _EDGE_ERRORS = (TypeError, ValueError, OverflowError)  # what Edge raises for a value that it does not take
-
-
-class UnsupportedFilterError(Jcv2Error, ValueError):
-    """A filter has a condition, or a value in one, that Qdrant Edge cannot evaluate."""
 
 
 def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:

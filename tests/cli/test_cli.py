@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
 from jcv2_plugin.cli import app
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
-from typer.testing import CliRunner
 
 SHIPS = "# Ships\n\nThe ferry sails at noon, unless the harbour is frozen.\n"
 FOOD = "# Food\n\nRice is cooked in twice its volume of water.\n"
