@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qdrant_client import QdrantClient, models
@@ -23,7 +23,6 @@ from jcv2_plugin.documents import (
     point_id,
     validate,
 )
-from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.engines.base import Engine, Matrix, Point
 from jcv2_plugin.errors import (
     CollectionMismatchError,
@@ -36,6 +35,10 @@ from jcv2_plugin.explanation import Explanation, explain
 from jcv2_plugin.long_documents import LongDocuments
 from jcv2_plugin.schema import MAX_FLOATS, CollectionSchema, Storage
 from jcv2_plugin.tokens import scored_tokens
+
+if TYPE_CHECKING:
+    # Imported when a model is loaded: that takes seconds, and reading or deleting needs none.
+    from jcv2_plugin.encoder import JinaColbertEncoder
 
 _BATCH_DOCUMENTS = 256
 _QUERIES_PER_SEARCH = 64
@@ -120,8 +123,8 @@ class ColbertCollection:
         """
         place = places.Place.parse(location, path=path, url=url, client=client, name=name)
         place.check_can_create(overwrite=overwrite)
-        if not isinstance(encoder, JinaColbertEncoder):
-            encoder = JinaColbertEncoder.from_pretrained(encoder, dims=dim)
+        if isinstance(encoder, (str, os.PathLike)):
+            encoder = _from_pretrained(encoder, dims=dim)
         schema = CollectionSchema.describe(encoder, encoder.resolve_dim(dim), long_documents, storage)
         engine = place.create(
             schema, overwrite=overwrite, client_options=client_options, collection_options=collection_options
@@ -168,7 +171,7 @@ class ColbertCollection:
                     f"{engine.place} holds vectors of dim={schema.dim}, not {dim}. Open it without dim, or create "
                     "a new collection: heads are not weight-tied, so stored vectors cannot be cut down."
                 )
-            if encoder is not None and not isinstance(encoder, JinaColbertEncoder):
+            if isinstance(encoder, (str, os.PathLike)):
                 encoder = _load_for(schema, os.fspath(encoder))
             if encoder is not None:
                 schema.check_encoder(encoder, engine.place)
@@ -450,10 +453,16 @@ def _hit(payload: dict[str, Any], score: float) -> SearchHit:
     return SearchHit(stored.id, stored.text, stored.metadata, stored.payload, score=score)
 
 
+def _from_pretrained(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:
+    from jcv2_plugin.encoder import JinaColbertEncoder
+
+    return JinaColbertEncoder.from_pretrained(name, **options)
+
+
 def _load_for(schema: CollectionSchema, model: str) -> JinaColbertEncoder:
     same = model == schema.model
     skiplist: Any = schema.skiplist if schema.skiplist != "custom" else "default"
-    return JinaColbertEncoder.from_pretrained(
+    return _from_pretrained(
         model,
         dims=schema.dim,
         revision=schema.revision if same else None,

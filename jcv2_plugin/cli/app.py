@@ -39,9 +39,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    from jcv2_plugin.cli.console import quiet_libraries
-
-    quiet_libraries()
+    pass
 
 
 @app.command()

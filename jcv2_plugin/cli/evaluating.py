@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.bm25 import bm25_run
-from jcv2_plugin.cli.console import out, progress_bar
+from jcv2_plugin.cli.console import out, progress_bar, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
@@ -42,6 +42,7 @@ class EvalOptions:
 def run_eval(folder: Path, options: EvalOptions) -> None:
     """Evaluate each dim, and BM25 if asked, and print the figures."""
     dataset = BeirDataset.read(folder, split=options.split)
+    quiet_libraries()
     encoder = JinaColbertEncoder.from_pretrained(
         options.model,
         dims=options.dims or None,

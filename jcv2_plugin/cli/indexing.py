@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from qdrant_client import models
 
 from jcv2_plugin.cli.app import OFFICIAL
-from jcv2_plugin.cli.console import client_options, err, out, progress_bar
+from jcv2_plugin.cli.console import client_options, err, out, progress_bar, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.documents import Document
-from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.sources import PassageReader, SourceFile, count_lines, find_files
 
@@ -44,6 +43,7 @@ def run_index(paths: Sequence[str], options: IndexOptions) -> None:
     """Index files into a collection, made if there is none, and say what was done."""
     files = find_files(paths)
     with _open_or_create(options) as collection:
+        quiet_libraries()
         start = time.perf_counter()
         reader = PassageReader(collection.encoder, options.chunk_tokens)
         # Texts are split twice, once to count: that is quick, and the bar then knows its end.
@@ -71,6 +71,9 @@ def _open_or_create(options: IndexOptions) -> ColbertCollection:
     try:
         collection = ColbertCollection.open(options.collection, name=options.name, client_options=connection)
     except CollectionNotFoundError:
+        quiet_libraries()
+        from jcv2_plugin.encoder import JinaColbertEncoder
+
         encoder = JinaColbertEncoder.from_pretrained(
             options.model or OFFICIAL,
             dims=options.dim,

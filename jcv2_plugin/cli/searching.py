@@ -12,10 +12,9 @@ from qdrant_client import models
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.console import open_collection, out
+from jcv2_plugin.cli.console import open_collection, out, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.documents import SearchHit
-from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.explanation import Explanation, explain
 
 _HIGHLIGHT = "bold dark_orange3"
@@ -33,7 +32,9 @@ def run_search(
 ) -> None:
     """Print the best passages of a collection."""
     with open_collection(location, name, api_key) as collection:
-        hits = collection.search(query, k, filter=_where(where))
+        selected = _where(where)
+        quiet_libraries()
+        hits = collection.search(query, k, filter=selected)
         if as_json:
             rows = [{"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata} for hit in hits]
             typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -88,10 +89,14 @@ def run_explain(
     if (location is None) == (text is None):
         raise typer.BadParameter("Give either --collection or --text.")
     if text is not None:
+        quiet_libraries()
+        from jcv2_plugin.encoder import JinaColbertEncoder
+
         encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
         explanation, title = explain(encoder, query, text, dim=dim, long_documents="split"), "the text given"
     else:
         with open_collection(str(location), name, api_key) as collection:
+            quiet_libraries()
             chosen = document_id or _best_id(collection, query)
             explanation, title = collection.explain(query, chosen), chosen
     if html is not None:
