@@ -12,6 +12,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import places
+from jcv2_plugin.checks import check_lengths, check_vectors, in_batches
 from jcv2_plugin.documents import (
     HASH_KEY,
     ID_KEY,
@@ -23,18 +24,16 @@ from jcv2_plugin.documents import (
     point_id,
     validate,
 )
-from jcv2_plugin.engines.base import Engine, Matrix, Point
+from jcv2_plugin.engines.base import Engine, Point
 from jcv2_plugin.errors import (
     CollectionMismatchError,
-    DocumentTooLongError,
     InvalidDocumentError,
     InvalidQueryError,
     InvalidVectorError,
 )
 from jcv2_plugin.explanation import Explanation, explain
 from jcv2_plugin.long_documents import LongDocuments
-from jcv2_plugin.schema import MAX_FLOATS, CollectionSchema, Storage
-from jcv2_plugin.tokens import scored_tokens
+from jcv2_plugin.schema import CollectionSchema, Storage
 
 if TYPE_CHECKING:
     # Imported when a model is loaded: that takes seconds, and reading or deleting needs none.
@@ -250,7 +249,7 @@ class ColbertCollection:
             DocumentTooLongError: A document exceeds what the model or Qdrant takes. Nothing was written.
         """
         documents = validate(as_documents(texts, ids, metadata))
-        self._check_lengths(documents)
+        check_lengths(documents, self._schema, self.encoder)
         for start in range(0, len(documents), _BATCH_DOCUMENTS):
             self._write(documents[start : start + _BATCH_DOCUMENTS])
         return [str(document.id) for document in documents]
@@ -272,9 +271,9 @@ class ColbertCollection:
             progress: Called after each batch with the number of documents in it.
         """
         report = IngestReport()
-        for batch in _batches(documents, batch_documents):
+        for batch in in_batches(documents, batch_documents):
             checked = validate(as_documents(batch))
-            self._check_lengths(checked)
+            check_lengths(checked, self._schema, self.encoder)
             written = self._write(checked)
             report.written += written
             report.unchanged += len(checked) - written
@@ -297,32 +296,6 @@ class ColbertCollection:
         elif ids is not None:
             self._engine.delete([point_id(one) for one in _id_list(ids)])
 
-    def _check_lengths(self, documents: Sequence[Document]) -> None:
-        encoder = self.encoder
-        splitter = encoder._window_splitter(encoder.prompts.get("document"))
-        counts = splitter.count([document.text for document in documents])
-        overhead = encoder.document_length - splitter.capacity
-        for document, tokens in zip(documents, counts, strict=True):
-            if self._schema.long_documents == "error" and tokens > splitter.capacity:
-                raise DocumentTooLongError(
-                    f"Document {document.id!r} has {tokens} tokens, {splitter.capacity} fit document_length="
-                    f"{encoder.document_length}, and this collection was created with long_documents='error'. "
-                    "Split it, or create the collection with long_documents='split' or 'truncate'."
-                )
-            # An upper bound first: counting the vectors exactly means tokenising with offsets.
-            windows = (
-                1 if self._schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
-            )
-            if (tokens + windows * overhead) * self.dim < MAX_FLOATS:
-                continue
-            rows = len(scored_tokens(encoder, document.text, "document", self._schema.long_documents))
-            if rows * self.dim >= MAX_FLOATS:
-                raise DocumentTooLongError(
-                    f"Document {document.id!r} makes {rows} vectors of dim={self.dim}, Qdrant takes fewer than "
-                    f"{MAX_FLOATS:,} floats a document: at most {(MAX_FLOATS - 1) // self.dim} vectors. Split the "
-                    "document into several, or use a smaller dim."
-                )
-
     def _write(self, documents: Sequence[Document]) -> int:
         payloads = [payload_of(document) for document in documents]
         point_ids = [point_id(payload[ID_KEY]) for payload in payloads]
@@ -337,26 +310,11 @@ class ColbertCollection:
             [documents[index].text for index in changed], self.dim, self._schema.long_documents
         )
         for index, matrix in zip(changed, vectors, strict=True):
-            self._check_vectors(matrix, f"Document {payloads[index][ID_KEY]!r}")
+            check_vectors(matrix, self.dim, f"Document {payloads[index][ID_KEY]!r}")
         self._engine.upsert(
             [Point(point_ids[index], matrix, payloads[index]) for index, matrix in zip(changed, vectors, strict=True)]
         )
         return len(changed)
-
-    def _check_vectors(self, matrix: Matrix, what: str) -> None:
-        if matrix.ndim != 2 or matrix.shape[1] != self.dim:
-            raise InvalidVectorError(f"{what}: expected vectors of shape (tokens, {self.dim}), got {matrix.shape}.")
-        if not np.isfinite(matrix).all():
-            raise InvalidVectorError(
-                f"{what}: the model gave vectors that are not finite. Load it in another dtype (float32 or bfloat16 "
-                "for float16), or check its weights. Nothing of this batch was written."
-            )
-        if matrix.shape[0] == 0:
-            raise InvalidDocumentError(
-                f"{what}: no token is left to score: the text holds only what the skip list leaves out."
-            )
-        if matrix.size >= MAX_FLOATS:
-            raise DocumentTooLongError(f"{what}: {matrix.size:,} floats, Qdrant takes fewer than {MAX_FLOATS:,}.")
 
     # Reading
 
@@ -475,18 +433,3 @@ def _id_list(ids: Iterable[str]) -> list[str]:
     if isinstance(ids, str):
         raise InvalidDocumentError(f"Give a list of ids, not the single string {ids!r}.")
     return list(ids)
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    if size < 1:
-        raise ValueError(f"batch_documents must be positive, got {size!r}.")
-    if isinstance(items, (str, Document)):
-        raise InvalidDocumentError(f"Give an iterable of documents, not a single {type(items).__name__}.")
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
