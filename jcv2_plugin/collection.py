@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from jcv2_plugin.documents import (
     SearchHit,
     StoredDocument,
     as_documents,
+    is_unicode,
     payload_of,
     point_id,
     validate,
@@ -41,6 +43,13 @@ if TYPE_CHECKING:
 
 _BATCH_DOCUMENTS = 256
 _QUERIES_PER_SEARCH = 64
+
+
+@dataclass(frozen=True)
+class _NewDocument:
+    point_id: str
+    document: Document
+    payload: dict[str, Any]
 
 
 @dataclass
@@ -77,6 +86,7 @@ class ColbertCollection:
         self._schema = schema
         self._encoder = encoder
         self._encoder_lock = threading.Lock()
+        self._device: str | None = None
 
     @classmethod
     def create(
@@ -141,6 +151,7 @@ class ColbertCollection:
         url: str | None = None,
         client: QdrantClient | None = None,
         name: str = places.DEFAULT_NAME,
+        device: str | None = None,
         client_options: Mapping[str, Any] | None = None,
     ) -> ColbertCollection:
         """Open a collection. Without ``encoder`` the model it was made with is loaded when first needed.
@@ -153,6 +164,7 @@ class ColbertCollection:
             url: As for :meth:`create`.
             client: As for :meth:`create`.
             name: As for :meth:`create`.
+            device: Where to put a model that is loaded here.
             client_options: As for :meth:`create`.
 
         Raises:
@@ -171,10 +183,12 @@ class ColbertCollection:
                     "a new collection: heads are not weight-tied, so stored vectors cannot be cut down."
                 )
             if isinstance(encoder, (str, os.PathLike)):
-                encoder = _load_for(schema, os.fspath(encoder))
+                encoder = _load_for(schema, os.fspath(encoder), device)
             if encoder is not None:
                 schema.check_encoder(encoder, engine.place)
-            return cls(engine, schema, encoder)
+            collection = cls(engine, schema, encoder)
+            collection._device = device
+            return collection
         except BaseException:
             engine.close()
             raise
@@ -201,7 +215,7 @@ class ColbertCollection:
         """
         with self._encoder_lock:
             if self._encoder is None:
-                encoder = _load_for(self._schema, self._schema.model)
+                encoder = _load_for(self._schema, self._schema.model, self._device)
                 self._schema.check_encoder(encoder, self._engine.place)
                 self._encoder = encoder
             return self._encoder
@@ -249,9 +263,10 @@ class ColbertCollection:
             DocumentTooLongError: A document exceeds what the model or Qdrant takes. Nothing was written.
         """
         documents = validate(as_documents(texts, ids, metadata))
-        check_lengths(documents, self._schema, self.encoder)
-        for start in range(0, len(documents), _BATCH_DOCUMENTS):
-            self._write(documents[start : start + _BATCH_DOCUMENTS])
+        changed = [one for batch in in_batches(documents, _BATCH_DOCUMENTS) for one in self._changed(batch)]
+        self._check_lengths(changed)
+        for batch in in_batches(changed, _BATCH_DOCUMENTS):
+            self._store(batch)
         return [str(document.id) for document in documents]
 
     def ingest(
@@ -263,7 +278,8 @@ class ColbertCollection:
     ) -> IngestReport:
         """Add documents from any iterable, batch by batch, holding one batch in memory.
 
-        Each batch is checked as a whole before it is written; an error leaves the batches before it stored.
+        Each batch is checked as a whole before it is written; an error leaves the batches before it stored. Of
+        documents with the same id in different batches the last one stays.
 
         Args:
             documents: Texts or :class:`Document` objects.
@@ -272,13 +288,13 @@ class ColbertCollection:
         """
         report = IngestReport()
         for batch in in_batches(documents, batch_documents):
-            checked = validate(as_documents(batch))
-            check_lengths(checked, self._schema, self.encoder)
-            written = self._write(checked)
-            report.written += written
-            report.unchanged += len(checked) - written
+            changed = self._changed(validate(as_documents(batch)))
+            self._check_lengths(changed)
+            self._store(changed)
+            report.written += len(changed)
+            report.unchanged += len(batch) - len(changed)
             if progress is not None:
-                progress(len(checked))
+                progress(len(batch))
         if report.written:
             self._engine.optimize()
         return report
@@ -296,25 +312,32 @@ class ColbertCollection:
         elif ids is not None:
             self._engine.delete([point_id(one) for one in _id_list(ids)])
 
-    def _write(self, documents: Sequence[Document]) -> int:
-        payloads = [payload_of(document) for document in documents]
-        point_ids = [point_id(payload[ID_KEY]) for payload in payloads]
+    def _changed(self, documents: Sequence[Document]) -> list[_NewDocument]:
+        """Those that are not stored just so already."""
+        new = [_NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in documents]
         stored = {
             record.id: record.payload.get(HASH_KEY)
-            for record in self._engine.retrieve(point_ids, with_payload=[HASH_KEY], with_vectors=False)
+            for record in self._engine.retrieve(
+                [one.point_id for one in new], with_payload=[HASH_KEY], with_vectors=False
+            )
         }
-        changed = [index for index, payload in enumerate(payloads) if stored.get(point_ids[index]) != payload[HASH_KEY]]
-        if not changed:
-            return 0
+        return [one for one in new if stored.get(one.point_id) != one.payload[HASH_KEY]]
+
+    def _check_lengths(self, new: Sequence[_NewDocument]) -> None:
+        if new:
+            check_lengths([one.document for one in new], self._schema, self.encoder)
+
+    def _store(self, new: Sequence[_NewDocument]) -> None:
+        if not new:
+            return
         vectors = self.encoder.document_vectors(
-            [documents[index].text for index in changed], self.dim, self._schema.long_documents
+            [one.document.text for one in new], self.dim, self._schema.long_documents
         )
-        for index, matrix in zip(changed, vectors, strict=True):
-            check_vectors(matrix, self.dim, f"Document {payloads[index][ID_KEY]!r}")
+        for one, matrix in zip(new, vectors, strict=True):
+            check_vectors(matrix, self.dim, f"Document {one.document.id!r}")
         self._engine.upsert(
-            [Point(point_ids[index], matrix, payloads[index]) for index, matrix in zip(changed, vectors, strict=True)]
+            [Point(one.point_id, matrix, one.payload) for one, matrix in zip(new, vectors, strict=True)]
         )
-        return len(changed)
 
     # Reading
 
@@ -350,18 +373,19 @@ class ColbertCollection:
         """:meth:`search` for several queries at once, encoded in batches; a list of hits for each."""
         if isinstance(queries, str):
             raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InvalidQueryError(f"k must be a positive integer, got {k!r}.")
+        k = _positive(k)
+        if filter is not None and not isinstance(filter, models.Filter):
+            raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(filter).__name__}.")
         for query in queries:
-            if not isinstance(query, str) or not query.strip():
-                raise InvalidQueryError(f"A query must be a non-empty str, got {query!r:.60}.")
+            if not isinstance(query, str) or not query.strip() or not is_unicode(query):
+                raise InvalidQueryError(f"A query must be a non-empty str, got {query!a:.60}.")
         hits: list[list[SearchHit]] = []
         for start in range(0, len(queries), _QUERIES_PER_SEARCH):
             vectors = self.encoder.query_vectors(queries[start : start + _QUERIES_PER_SEARCH], self.dim)
             for matrix in vectors:
                 if not np.isfinite(matrix).all():
                     raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
-            found = self._engine.search(vectors, k, filter=filter, score_threshold=score_threshold, with_vectors=False)
+            found = self._engine.search(vectors, k, filter=filter, score_threshold=score_threshold)
             hits.extend([_hit(record.payload, record.score) for record in records] for records in found)
         return hits
 
@@ -417,12 +441,13 @@ def _from_pretrained(name: str | os.PathLike[str], **options: Any) -> JinaColber
     return JinaColbertEncoder.from_pretrained(name, **options)
 
 
-def _load_for(schema: CollectionSchema, model: str) -> JinaColbertEncoder:
+def _load_for(schema: CollectionSchema, model: str, device: str | None) -> JinaColbertEncoder:
     same = model == schema.model
     skiplist: Any = schema.skiplist if schema.skiplist != "custom" else "default"
     return _from_pretrained(
         model,
         dims=schema.dim,
+        device=device,
         revision=schema.revision if same else None,
         document_length=schema.document_length,
         skiplist=skiplist,
@@ -432,4 +457,18 @@ def _load_for(schema: CollectionSchema, model: str) -> JinaColbertEncoder:
 def _id_list(ids: Iterable[str]) -> list[str]:
     if isinstance(ids, str):
         raise InvalidDocumentError(f"Give a list of ids, not the single string {ids!r}.")
-    return list(ids)
+    listed = list(ids)
+    for one in listed:
+        if not isinstance(one, str) or not is_unicode(one):
+            raise InvalidDocumentError(f"Ids are str, got {type(one).__name__}: {one!a:.60}.")
+    return listed
+
+
+def _positive(k: int) -> int:
+    try:
+        number = -1 if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        number = -1
+    if number < 1:
+        raise InvalidQueryError(f"k must be a positive integer, got {k!r}.")
+    return number

@@ -121,8 +121,12 @@ def validate(documents: Sequence[Document]) -> list[Document]:
             )
         if not document.text.strip():
             raise InvalidDocumentError(f"{where}: the text is empty. Leave such documents out.")
+        if not is_unicode(document.text):
+            raise InvalidDocumentError(f"{where}: the text has lone surrogates, so it is not Unicode. Decode it anew.")
         if document.id is not None and (not isinstance(document.id, str) or not document.id):
             raise InvalidDocumentError(f"{where}: the id must be a non-empty str, got {document.id!r:.60}.")
+        if document.id is not None and not is_unicode(document.id):
+            raise InvalidDocumentError(f"{where}: the id has lone surrogates, so it is not Unicode.")
         _check_json(document.metadata, f"{where}: metadata")
         _check_json(document.payload, f"{where}: payload")
         own_id = document.id or uuid.uuid4().hex
@@ -138,18 +142,47 @@ def _check_json(value: Any, where: str) -> None:
         raise InvalidDocumentError(f"{where} must be a dict, got {type(value).__name__}: {value!r:.60}.")
     try:
         json.dumps(dict(value), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidDocumentError(f"{where} cannot be stored as JSON ({error}): {value!r:.120}.") from error
+        problem = _json_problem(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = str(error)
+    if problem:
+        raise InvalidDocumentError(f"{where} cannot be stored as JSON ({problem}): {value!r:.120}.")
+
+
+def _json_problem(value: Any) -> str | None:
+    """What json.dumps lets pass but Qdrant does not take, or would change without saying."""
+    if isinstance(value, str):
+        return None if is_unicode(value) else "text with lone surrogates, which is not Unicode"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"{value} does not fit 64 bits"
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return f"key {key!r} is {type(key).__name__}, not str"
+            if problem := _json_problem(key) or _json_problem(item):
+                return problem
+    elif isinstance(value, (list, tuple)):
+        return next((problem for item in value if (problem := _json_problem(item))), None)
+    return None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a str is proper Unicode: a broken decoding can leave half a surrogate pair in it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def payload_of(document: Document) -> dict[str, Any]:
     """What is stored beside the vectors, with a hash that tells whether the document has changed."""
     payload = {
-        **document.payload,
+        **{key: value for key, value in document.payload.items() if key != HASH_KEY},
         TEXT_KEY: document.text,
         METADATA_KEY: dict(document.metadata),
         ID_KEY: document.id,
     }
     canonical = json.dumps(payload, sort_keys=True, ensure_ascii=False)
-    payload[HASH_KEY] = hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    payload[HASH_KEY] = hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
     return payload

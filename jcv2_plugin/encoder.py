@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +20,9 @@ from torch import nn
 
 from jcv2_plugin import loading
 from jcv2_plugin.batching import default_tokens_per_batch
-from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError
 from jcv2_plugin.fingerprint import weights_fingerprint
-from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_plugin.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.hub import ModelSource, resolve_model
 from jcv2_plugin.inference import TokenBudgetInference
 from jcv2_plugin.official import is_official_layout
@@ -53,6 +54,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._source: ModelSource | None = None
         self._tokens_per_batch: int | None = None
+        self._tokenizer_lock = threading.RLock()
         super().__init__(*args, **kwargs)
         self._forget_derived()
 
@@ -85,7 +87,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 from the sibling ``-64`` repository or folder.
             revision: Hub revision (branch, tag or commit).
             device: ``"cpu"``, ``"cuda"``, ...; None takes the best there is.
-            dtype: Weights' type, e.g. ``torch.bfloat16``. None: float32 on a CPU, the checkpoint's elsewhere.
+            dtype: Weights' type, e.g. ``torch.bfloat16``. None: the checkpoint's on CUDA, float32 elsewhere.
             attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``. None: flash attention
                 where it is installed and of use, else SDPA.
             document_length: Tokens a document window, markers included. None: the model's (300 for
@@ -102,25 +104,26 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             ModelNotFoundError: No such model, or the hub is out of reach.
             ModelLayoutError: The folder is no multi-vector model, or needs remote code or pickle.
             UnknownDimError: There is no head for one of ``dims``.
-            ValueError: ``document_length`` is out of the model's range.
+            InvalidOptionError: ``document_length`` or ``tokens_per_batch`` is out of range.
         """
-        wanted = (dims,) if isinstance(dims, int) else tuple(dims) if dims is not None else None
+        wanted = None if dims is None else as_dims(dims)
         device = device or get_device_name()
-        kwargs = loading.transformer_kwargs(device, dtype, attn_implementation)
-        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder}
+        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "local_files_only": local_files_only}
         if (shipped := shipped_model(os.fspath(name_or_path))) is not None:
-            parts = loading.load_shipped(shipped, wanted, kwargs, **hub, local_files_only=local_files_only)
+            kwargs = loading.transformer_kwargs(device, dtype, attn_implementation, None)
+            parts = loading.load_shipped(shipped, wanted, kwargs, **hub)
             source = ModelSource(shipped.name, shipped.folder, revision=shipped.settings["revision"])
             encoder = cls(modules=parts.modules, prompts=parts.prompts, device=device)
         else:
-            source = resolve_model(name_or_path, revision=revision, local_files_only=local_files_only, **hub)
+            source = resolve_model(name_or_path, revision=revision, **hub)
+            kwargs = loading.transformer_kwargs(device, dtype, attn_implementation, source.folder)
             if is_official_layout(source.folder):
                 parts = loading.load_official(source, wanted, kwargs, **hub)
                 encoder = cls(modules=parts.modules, prompts=parts.prompts, device=device)
             else:
                 encoder = cls._from_folder(source, wanted, kwargs, device)
         encoder._source = source
-        encoder._tokens_per_batch = tokens_per_batch
+        encoder.tokens_per_batch = tokens_per_batch
         if document_length is not None:
             encoder.document_length = document_length
         if skiplist != "default":
@@ -177,7 +180,8 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return modules, module_kwargs
 
     def _load_converted_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        types = [module["type"] for module in json.loads((Path(model_name_or_path) / "modules.json").read_text())]
+        modules = json.loads((Path(model_name_or_path) / "modules.json").read_text("utf-8"))
+        types = [module["type"] for module in modules]
         if not any(name.endswith(".Dense") for name in types):
             raise ModelLayoutError(_NO_PROJECTION.format(name=model_name_or_path))
         return super()._load_converted_modules(model_name_or_path, *args, **kwargs)
@@ -246,15 +250,11 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         """The hub commit, or the revision of a shipped model; None for local folders."""
         return self._source.revision if self._source else None
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the backbone's and the heads' weights; see :mod:`jcv2_plugin.fingerprint`."""
-        if self._fingerprint is None:
-            self._fingerprint = weights_fingerprint(list(self))
-        return self._fingerprint
-
     def head_fingerprint(self, dim: int) -> str:
-        """As :attr:`fingerprint`, with the head for ``dim`` alone: the same however many heads are loaded."""
+        """A hash of the weights that make vectors of ``dim``: the same however many heads are loaded.
+
+        See :mod:`jcv2_plugin.fingerprint`.
+        """
         modules = [module for module in self if not isinstance(module, MatryoshkaHeads)]
         heads = self.heads
         return weights_fingerprint(modules + ([heads.linears[str(dim)]] if heads is not None else []))
@@ -268,9 +268,10 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @document_length.setter
     def document_length(self, value: int) -> None:
-        shortest = len(self.tokenizer(self.prompts.get("document") or "")["input_ids"]) + 1
+        with self._tokenizer_lock:
+            shortest = len(self.tokenizer(self.prompts.get("document") or "")["input_ids"]) + 1
         if not shortest <= value <= self.max_document_length:
-            raise ValueError(
+            raise InvalidOptionError(
                 f"document_length must be between {shortest} and {self.max_document_length} for this model, "
                 f"got {value!r}."
             )
@@ -337,14 +338,14 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
     @tokens_per_batch.setter
     def tokens_per_batch(self, value: int | None) -> None:
         if value is not None and value < 1:
-            raise ValueError(f"tokens_per_batch must be positive, got {value!r}.")
+            raise InvalidOptionError(f"tokens_per_batch must be positive, got {value!r}.")
         self._tokens_per_batch = value
 
     # Shorthands with exact types, as collections use them
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
         """Queries as float32 arrays, each of shape ``(query tokens, dim)``."""
-        return self._vectors(self.encode_query(list(texts), dim=dim))
+        return self._arrays(self.encode_query(list(texts), dim=dim, convert_to_numpy=True))
 
     def document_vectors(
         self,
@@ -353,11 +354,13 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         long_documents: Literal["truncate", "split", "error"] = "truncate",
     ) -> list[NDArray[np.float32]]:
         """Documents as float32 arrays, each of shape ``(document tokens, dim)``."""
-        return self._vectors(self.encode_document(list(texts), dim=dim, long_documents=long_documents))
+        return self._arrays(
+            self.encode_document(list(texts), dim=dim, long_documents=long_documents, convert_to_numpy=True)
+        )
 
     @staticmethod
-    def _vectors(tensors: Iterable[torch.Tensor]) -> list[NDArray[np.float32]]:
-        return [tensor.to("cpu", torch.float32).numpy() for tensor in tensors]
+    def _arrays(arrays: Iterable[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        return [np.asarray(array, dtype=np.float32) for array in arrays]
 
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Write the model, all heads included, so that :meth:`from_pretrained` reads it back.

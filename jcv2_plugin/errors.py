@@ -63,5 +63,9 @@ class InvalidQueryError(Jcv2Error, ValueError):
     """A query is empty or no string, or the number of results asked for is not positive."""
 
 
+class InvalidOptionError(Jcv2Error, ValueError):
+    """A setting is none of those there are, or out of range."""
+
+
 class UnsupportedFilterError(Jcv2Error, ValueError):
     """A filter has a condition, an operator or a value that the engine has no counterpart for."""

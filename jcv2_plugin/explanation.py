@@ -129,10 +129,16 @@ def explain(
             f"The text has {len(document_tokens)} tokens for this model, but {len(document_vectors)} vectors were "
             "given: they were made from another text or with other settings."
         )
+    query_tokens = scored_tokens(encoder, query, "query")
+    if len(query_tokens) != len(query_vectors):
+        raise ValueError(
+            f"This model scores {len(query_vectors)} query vectors for {len(query_tokens)} tokens, so they cannot be "
+            "told apart: its scoring mask leaves out query tokens in a way that is not known here."
+        )
     return Explanation(
         query=query,
         text=text,
-        query_tokens=scored_tokens(encoder, query, "query"),
+        query_tokens=query_tokens,
         document_tokens=document_tokens,
         similarities=query_vectors @ document_vectors.T,
     )

@@ -11,10 +11,11 @@ _SAMPLE = 512
 
 
 def weights_fingerprint(modules: list[nn.Module]) -> str:
-    """A short hash over samples of every parameter; the same on any device and in any float type.
+    """A short hash over samples of every parameter; the same on any device, in float32 and in bfloat16.
 
     Each parameter adds its shape and up to 512 evenly spaced values, rounded to bfloat16: a model stored in
-    bfloat16 and loaded in float32 is the same model.
+    bfloat16 and loaded in float32 is the same model. Loaded in float16 it is not: that type cannot hold every
+    bfloat16, so the weights really are others.
     """
     digest = hashlib.sha256()
     for module in modules:

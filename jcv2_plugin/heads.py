@@ -7,6 +7,7 @@ hurts late interaction. A head is therefore never sliced: a dimension without a 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
+
+
+def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
+    """One dimension or several as a tuple of ints; numpy's integers are integers too."""
+    try:
+        return (operator.index(dim),)  # type: ignore[arg-type]
+    except TypeError:
+        return tuple(operator.index(one) for one in dim)  # type: ignore[union-attr]
 
 
 class MatryoshkaHeads(Module):
@@ -81,7 +90,7 @@ class MatryoshkaHeads(Module):
         """
         if dim is None:
             return self.dims[:1]
-        wanted = (dim,) if isinstance(dim, int) else tuple(dim)
+        wanted = as_dims(dim)
         for one in wanted:
             if one not in self.dims:
                 raise UnknownDimError(

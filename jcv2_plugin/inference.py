@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
-from jcv2_plugin.errors import DocumentTooLongError
-from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError
+from jcv2_plugin.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.long_documents import LONG_DOCUMENTS, LongDocuments, WindowSplitter, content_capacity
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class TokenBudgetInference(_Base):
     """The encoding methods of :class:`~jcv2_plugin.JinaColbertEncoder`."""
 
     _splitter: WindowSplitter | None
-    _fingerprint: str | None
+    _tokenizer_lock: threading.RLock
 
     if TYPE_CHECKING:  # of JinaColbertEncoder
 
@@ -47,11 +48,21 @@ class TokenBudgetInference(_Base):
     def _forget_derived(self) -> None:
         """Drop what was computed from the modules, after one was changed."""
         self._splitter = None
-        self._fingerprint = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # The splitter is a compiled object; worker processes make their own.
-        return {**self.__dict__, "_splitter": None}
+        # Locks and compiled objects do not travel; a copy and a worker process make their own.
+        return {**self.__dict__, "_splitter": None, "_tokenizer_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {**state, "_tokenizer_lock": threading.RLock()}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Tokenise, as sentence-transformers does. One thread at a time: a call sets truncation and padding
+        on the tokenizer itself, so that another's would otherwise apply.
+        """
+        with self._tokenizer_lock:
+            return super().preprocess(inputs, prompt=prompt, **kwargs)
 
     def encode_query(  # type: ignore[override]
         self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
@@ -128,13 +139,13 @@ class TokenBudgetInference(_Base):
             DocumentTooLongError: See ``long_documents``.
         """
         if long_documents not in LONG_DOCUMENTS:
-            raise ValueError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
         if not isinstance(inputs, str):
             inputs = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
         for text in [inputs] if isinstance(inputs, str) else inputs:
             if not isinstance(text, str):
                 raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
-        several = dim is not None and not isinstance(dim, int)
+        several = isinstance(dim, Iterable)
         dims = self._resolve_dims(dim)
         if several and (kwargs.get("token_pooling") is not None or kwargs.get("output_value", "") is None):
             raise ValueError("token_pooling and output_value=None take one dim at a time.")
@@ -159,7 +170,7 @@ class TokenBudgetInference(_Base):
     def _resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
         if (heads := self.heads) is not None:
             return heads.resolve_dims(dim)
-        wanted = (None,) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+        wanted = (None,) if dim is None else as_dims(dim)
         return tuple(self.resolve_dim(one) for one in wanted)
 
     def _dim_argument(self, dims: tuple[int, ...]) -> dict[str, Any]:
@@ -180,7 +191,8 @@ class TokenBudgetInference(_Base):
         if kwargs["task"] == "document" and long_documents != "truncate":
             inputs, owners = self._windows(inputs, kwargs["prompt"], long_documents)
         vectors: list[Tensor | None] = [None] * len(inputs)
-        budget = tokens_per_batch or self.tokens_per_batch
+        kwargs["device"] = self._resolve_inference_device(kwargs.get("device"))
+        budget = self.tokens_per_batch if tokens_per_batch is None else tokens_per_batch
         for position, encoded in self._encode_batches(inputs, budget, **kwargs):
             vectors[position] = encoded
         return _join_windows([one for one in vectors if one is not None], owners)
@@ -201,7 +213,6 @@ class TokenBudgetInference(_Base):
         device: Any = None,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Tensor]]:
-        device = self._resolve_inference_device(device)
         self.eval()
         # By characters first, so that texts tokenised together are of a length; by tokens within.
         order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
@@ -220,13 +231,17 @@ class TokenBudgetInference(_Base):
                     with torch.inference_mode():
                         output = self(batch_to_device(features, device), task=task, **kwargs)
                         mask = output["attention_mask"].bool()
-                        encoded = [row[kept] for row, kept in zip(output["token_embeddings"], mask, strict=True)]
+                        # One selection and one transfer for the batch: on an accelerator each waits for it.
+                        kept = output["token_embeddings"][mask]
                         if normalize_embeddings:
-                            encoded = [F.normalize(one, p=2, dim=-1) for one in encoded]
+                            kept = F.normalize(kept, p=2, dim=-1)
+                        if save_to_cpu:
+                            kept = kept.cpu()
+                        encoded = list(kept.split(mask.sum(dim=1).tolist()))
                     if token_pooling is not None:
                         encoded = token_pooling.pool(encoded, task=task)
                     for row, one in zip(rows, encoded, strict=True):
-                        yield window[row], one.cpu() if save_to_cpu else one
+                        yield window[row], one
                     progress.update(len(rows))
 
     def _feature_batches(
@@ -261,10 +276,11 @@ class TokenBudgetInference(_Base):
         return windows, owners
 
     def _window_splitter(self, prompt: str | None) -> WindowSplitter:
-        capacity = content_capacity(self.tokenizer, prompt or "", self.document_length)
-        if self._splitter is None or self._splitter.capacity != capacity:
-            self._splitter = WindowSplitter(self.tokenizer, capacity)
-        return self._splitter
+        with self._tokenizer_lock:
+            capacity = content_capacity(self.tokenizer, prompt or "", self.document_length)
+            if self._splitter is None or self._splitter.capacity != capacity:
+                self._splitter = WindowSplitter(self.tokenizer, capacity)
+            return self._splitter
 
 
 def _join_windows(vectors: list[Tensor], owners: list[int]) -> list[Tensor]:

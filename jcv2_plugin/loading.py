@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from jcv2_plugin.errors import UnknownDimError
 from jcv2_plugin.heads import MatryoshkaHeads
 from jcv2_plugin.hub import ModelSource
 from jcv2_plugin.official import ColbertMetadata, load_backbone, load_heads, resolve_markers
+from jcv2_plugin.safetensors_io import file_reader, read_header
 from jcv2_plugin.shipped import ShippedModel
 from jcv2_plugin.skiplist import Skiplist, skiplist_words
 
@@ -35,7 +37,7 @@ def load_official(
     """The layout of jina-colbert-v2; see :mod:`jcv2_plugin.official`."""
     metadata = ColbertMetadata.read(source.folder)
     if not (model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")):  # as in the plain constructor
-        model_kwargs = {**model_kwargs, "dtype": transformer_kwargs(get_device_name(), None, None)["dtype"]}
+        model_kwargs = {**model_kwargs, "dtype": transformer_kwargs(get_device_name(), None, None, None)["dtype"]}
     transformer, own_dim = load_backbone(source.folder, model_kwargs)
     query_marker, document_marker = resolve_markers(transformer.tokenizer, metadata)
     transformer.document_length = metadata.document_length
@@ -114,19 +116,37 @@ def check_single_dim(dims: Iterable[int] | None, available: tuple[int, ...], nam
             raise UnknownDimError(f"{name!r} has no head for dim={dim!r}; it has {list(available)}.")
 
 
-def transformer_kwargs(device: str, dtype: str | torch.dtype | None, attn_implementation: str | None) -> dict[str, Any]:
+def transformer_kwargs(
+    device: str, dtype: str | torch.dtype | None, attn_implementation: str | None, folder: Path | None
+) -> dict[str, Any]:
     """What to ask of transformers' ``from_pretrained``.
 
-    Without a wish, weights are float32 on a CPU and in the checkpoint's type elsewhere; attention is SDPA,
-    or flash attention where it is installed, the device is CUDA and the weights will be half precision.
+    Without a wish, weights are in the checkpoint's type on CUDA and float32 elsewhere; attention is SDPA, or
+    flash attention where it is installed, the device is CUDA and the weights will be half precision, which it
+    needs.
+
+    Args:
+        device: Where the model will be.
+        dtype: The caller's wish, a torch type or its name, or None.
+        attn_implementation: The caller's wish, or None.
+        folder: The checkpoint, whose weights' type ``"auto"`` means; None where it is float32.
     """
     on_cuda = str(device).startswith("cuda")
     if dtype is None:
         dtype = "auto" if on_cuda else torch.float32
     if attn_implementation is None:
-        flash = on_cuda and importlib.util.find_spec("flash_attn") is not None and dtype != torch.float32
-        attn_implementation = "flash_attention_2" if flash else "sdpa"
+        installed = on_cuda and importlib.util.find_spec("flash_attn") is not None
+        half = installed and _is_half(dtype, folder)
+        attn_implementation = "flash_attention_2" if half else "sdpa"
     return {"dtype": dtype, "attn_implementation": attn_implementation}
+
+
+def _is_half(dtype: str | torch.dtype, folder: Path | None) -> bool:
+    if dtype == "auto":
+        weights = sorted(folder.glob("*.safetensors")) if folder is not None else []
+        header = read_header(file_reader(weights[0]), str(weights[0]))[0] if weights else {}
+        return any(entry["dtype"] in ("F16", "BF16") for entry in header.values())
+    return str(dtype).removeprefix("torch.") in ("float16", "half", "bfloat16")
 
 
 def backbone_of(modules: Iterable[nn.Module]) -> Transformer:

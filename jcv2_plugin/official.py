@@ -206,7 +206,7 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
     for names in (("tokenizer.json", "sentencepiece.bpe.model"), ("tokenizer_config.json",)):
         if not any((folder / name).exists() for name in names):
             raise ModelLayoutError(f"{folder} has no {' or '.join(names)}. Copy the whole folder again.")
-    with tempfile.TemporaryDirectory(prefix="jcv2-") as staging:
+    with tempfile.TemporaryDirectory(prefix="jcv2-", ignore_cleanup_errors=True) as staging:
         for name in (WEIGHTS, *_TOKENIZER_FILES):
             if (folder / name).exists():
                 _link(folder / name, Path(staging) / name)
@@ -231,8 +231,11 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
 def _link(source: Path, target: Path) -> None:
     try:
         os.symlink(source.resolve(), target)
-    except OSError:  # Windows without the right to make links
-        shutil.copyfile(source, target)
+    except OSError:  # Windows without the right to make symbolic links
+        try:
+            os.link(source.resolve(), target)
+        except OSError:
+            shutil.copyfile(source, target)
 
 
 def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str]:
@@ -269,6 +272,7 @@ def load_heads(
     *,
     token: bool | str | None = None,
     cache_folder: str | None = None,
+    local_files_only: bool = False,
 ) -> dict[int, torch.Tensor]:
     """Head weights for ``dims``: the folder's own, and others out of sibling repositories or folders.
 
@@ -284,7 +288,7 @@ def load_heads(
             path = source.folder / WEIGHTS
             weights[dim] = read_tensor(file_reader(path), HEAD, str(path))
             continue
-        weight = _sibling_head(source, dim, token=token, cache_folder=cache_folder)
+        weight = _sibling_head(source, dim, token=token, cache_folder=cache_folder, local_files_only=local_files_only)
         if weight.shape[0] != dim:
             raise UnknownDimError(f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}.")
         weights[dim] = weight
@@ -297,7 +301,9 @@ def sibling_names(name: str, dim: int) -> list[str]:
     return [f"{base}-{dim}"] + ([base] if base != name else [])
 
 
-def _sibling_head(source: ModelSource, dim: int, *, token: bool | str | None, cache_folder: str | None) -> torch.Tensor:
+def _sibling_head(
+    source: ModelSource, dim: int, *, token: bool | str | None, cache_folder: str | None, local_files_only: bool
+) -> torch.Tensor:
     tried = []
     if not source.is_hub:
         for name in sibling_names(str(source.folder), dim):
@@ -311,6 +317,9 @@ def _sibling_head(source: ModelSource, dim: int, *, token: bool | str | None, ca
             try:
                 if isinstance(cached, str):
                     return read_tensor(file_reader(cached), HEAD, cached)
+                if local_files_only:
+                    tried.append(f"{name} (not in the cache, and local_files_only is set)")
+                    continue
                 return read_tensor(hub_reader(name, WEIGHTS, token=token), HEAD, name)
             except HUB_ERRORS as error:
                 tried.append(f"{name} ({str(error).splitlines()[0]})")

@@ -13,7 +13,7 @@ from qdrant_client import QdrantClient
 from jcv2_plugin.engines.base import Engine
 from jcv2_plugin.engines.client import ClientEngine
 from jcv2_plugin.engines.edge import EdgeEngine, is_edge_collection
-from jcv2_plugin.errors import CollectionExistsError
+from jcv2_plugin.errors import CollectionExistsError, InvalidOptionError
 from jcv2_plugin.schema import CollectionSchema
 
 DEFAULT_NAME = "documents"
@@ -42,11 +42,11 @@ class Place:
         """Make sense of the arguments of ``ColbertCollection.create`` and ``open``.
 
         Raises:
-            ValueError: If none or several places are given.
+            InvalidOptionError: If none or several places are given.
         """
         given = [value for value in (location, path, url, client) if value is not None]
         if len(given) != 1:
-            raise ValueError(
+            raise InvalidOptionError(
                 f"Say where the collection is by exactly one of a location, path=, url= and client=; got {len(given)}."
             )
         if location is not None:
@@ -56,7 +56,7 @@ class Place:
             else:
                 path = text
         if path is not None and not os.fspath(path).strip():
-            raise ValueError("The path of a collection is empty.")
+            raise InvalidOptionError("The path of a collection is empty.")
         return cls(Path(path) if path is not None else None, url, client, name)
 
     def check_can_create(self, *, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError
+from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, InvalidOptionError
 from jcv2_plugin.long_documents import LONG_DOCUMENTS, LongDocuments
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ MAX_FLOATS = 1024 * 1024
 
 Storage = Literal["float16", "float32"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+
+_REMEDIES = {
+    "document_length": "Load the encoder with document_length={!r}.",
+    "query_length": "Set the backbone's query_expansion to a length of {!r}.",
+    "skiplist": "Load the encoder with skiplist={!r}.",
+}
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,12 @@ class CollectionSchema:
         """The description of a new collection.
 
         Raises:
-            ValueError: If an option is none of those known.
+            InvalidOptionError: If an option is none of those known.
         """
         if long_documents not in LONG_DOCUMENTS:
-            raise ValueError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
         if storage not in STORAGES:
-            raise ValueError(f"storage must be one of {STORAGES}, got {storage!r}.")
+            raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
         return cls(
             model=encoder.reference,
             revision=encoder.revision,
@@ -113,12 +120,13 @@ class CollectionSchema:
             raise CollectionMismatchError(
                 f"{place} was made with the model {self.model!r} (revision {self.revision}, weights "
                 f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
-                f"{found.fingerprint}). Open it with that model, or create a new collection with this one."
+                f"{found.fingerprint}). Open it with that model, in float32 or bfloat16 (rounding to float16 changes "
+                "the weights), or create a new collection with this one."
             )
         for name in ("document_length", "query_length", "skiplist"):
             ours, theirs = getattr(self, name), getattr(found, name)
             if ours != theirs:
                 raise CollectionMismatchError(
                     f"{place} was made with {name}={ours!r}, the encoder has {theirs!r}. "
-                    f"Load the encoder with {name}={ours!r}, or open the collection without naming a model."
+                    f"{_REMEDIES[name].format(ours)} Or open the collection without naming a model."
                 )

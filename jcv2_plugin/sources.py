@@ -65,9 +65,14 @@ def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
         else:
             raise SourceError(f"There is no file or folder {str(path)!r}. Check the path.")
         for file in found:
-            name = Path(os.path.normpath(file)).as_posix()
+            name = source_name(file)
             files.setdefault(name, SourceFile(file, name))
     return list(files.values())
+
+
+def source_name(path: str | os.PathLike[str]) -> str:
+    """How a path is written in ids and metadata: normalised, with forward slashes."""
+    return Path(os.path.normpath(path)).as_posix()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -110,11 +115,11 @@ class PassageReader:
         Raises:
             SourceError: If it is not UTF-8, or a JSON line cannot be read.
         """
-        return read_jsonl(file.path) if file.is_jsonl else self._passages(file)
+        return read_jsonl(file.path, file.name) if file.is_jsonl else self._passages(file)
 
     def _passages(self, file: SourceFile) -> Iterator[Document]:
         try:
-            text = file.path.read_text(encoding="utf-8")
+            text = file.path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(
                 f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out."
@@ -140,19 +145,23 @@ def html_text(page: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def read_jsonl(path: Path) -> Iterator[Document]:
+def read_jsonl(path: Path, name: str) -> Iterator[Document]:
     """Documents of a JSON-lines file in BEIR form (``_id``, ``title``, ``text``) or ``{id, text, metadata}``.
+
+    Args:
+        path: The file.
+        name: What to call it in the documents' metadata.
 
     Raises:
         SourceError: At the first line that is neither.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-                document = _row_document(row, path.name)
+                row = json.loads(line.decode("utf-8-sig"))
+                document = _row_document(row, name)
             except (ValueError, KeyError, TypeError) as error:
                 raise SourceError(
                     f"{path}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
@@ -170,12 +179,15 @@ def _row_document(row: Any, file: str) -> Document:
     text = row["text"]
     if not isinstance(text, str):
         raise TypeError(f"'text' is {type(text).__name__}, not a string")
+    own_id = row["_id"] if "_id" in row else row["id"]
+    if not isinstance(own_id, (str, int)) or isinstance(own_id, bool) or own_id == "":
+        raise TypeError(f"the id is {own_id!r}")
     if "_id" in row:
         title = row.get("title") or ""
         if title:
             metadata["title"] = title
-        return Document(f"{title} {text}".strip(), str(row["_id"]), {"source": file, **metadata})
-    return Document(text, str(row["id"]), {"source": file, **metadata})
+        return Document(f"{title} {text}".strip(), str(own_id), {"source": file, **metadata})
+    return Document(text, str(own_id), {"source": file, **metadata})
 
 
 def count_lines(path: Path) -> int:

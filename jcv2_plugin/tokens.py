@@ -63,7 +63,8 @@ def _query_tokens(encoder: JinaColbertEncoder, prompt: str, text: str) -> list[S
         length = expansion["length"]
     tokens = _tokens(encoder, prompt, text, length, frozenset())
     if expansion is not None:
-        mask = str(expansion["token"] or encoder.tokenizer.mask_token)
+        tokenizer = encoder.tokenizer
+        mask = str(expansion["token"] or tokenizer.mask_token or tokenizer.eos_token)
         tokens += [ScoredToken(mask, 0, 0)] * (expansion["length"] - len(tokens))
     return tokens
 
@@ -72,7 +73,8 @@ def _tokens(
     encoder: JinaColbertEncoder, prompt: str, text: str, length: int, skipped: frozenset[int]
 ) -> list[ScoredToken]:
     tokenizer = encoder.tokenizer
-    encoding = tokenizer(prompt + text, truncation=True, max_length=length, return_offsets_mapping=True)
+    with encoder._tokenizer_lock:
+        encoding = tokenizer(prompt + text, truncation=True, max_length=length, return_offsets_mapping=True)
     rows = []
     for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
         if token_id in skipped:

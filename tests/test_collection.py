@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.engines.base import Point
+from jcv2_plugin.engines.client import _request_batches
 from jcv2_plugin.errors import (
     CollectionError,
     CollectionNotFoundError,
     DocumentTooLongError,
     InvalidDocumentError,
+    InvalidOptionError,
     InvalidQueryError,
     UnknownDimError,
 )
@@ -223,6 +227,11 @@ class TestBadInput:
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": object()}]}, "cannot be stored as JSON"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": float("nan")}]}, "cannot be stored as JSON"),
             ({"texts": ["good", "bad"], "metadata": [{}, "text"]}, "must be a dict, got str"),
+            ({"texts": ["good", "bad"], "metadata": [{}, {1: "a", "b": 2}]}, "key 1 is int, not str"),
+            ({"texts": ["good", "bad"], "metadata": [{}, {"deep": [{"x": 2**70}]}]}, "does not fit 64 bits"),
+            ({"texts": ["good", "bad"], "metadata": [{}, {"x": "\ud800"}]}, "lone surrogates"),
+            ({"texts": ["good", "half a pair \ud800"]}, "lone surrogates"),
+            ({"texts": ["good", "bad"], "ids": ["x", "\ud800"]}, "lone surrogates"),
             ({"texts": ["good", "bad"], "metadata": {"a": 1}}, "must be a list with an entry for each text"),
         ],
     )
@@ -253,7 +262,7 @@ class TestBadInput:
             collection.add(["short", text])
         assert collection.count() == 0
 
-    @pytest.mark.parametrize("query", ["", "  ", None, 3, ["a"]])
+    @pytest.mark.parametrize("query", ["", "  ", None, 3, ["a"], "\ud800"])
     def test_queries(self, collection: ColbertCollection, query: Any) -> None:
         with pytest.raises(InvalidQueryError, match="non-empty str"):
             collection.search(query)
@@ -262,6 +271,17 @@ class TestBadInput:
     def test_numbers_of_results(self, collection: ColbertCollection, k: Any) -> None:
         with pytest.raises(InvalidQueryError, match="k must be a positive integer"):
             collection.search("anything", k=k)
+
+    def test_ids_to_read_and_delete(self, collection: ColbertCollection) -> None:
+        for call in (collection.get, collection.delete):
+            with pytest.raises(InvalidDocumentError, match="Ids are str, got int: 5"):
+                call([5])
+            with pytest.raises(InvalidDocumentError, match="Give a list of ids"):
+                call("rice")
+
+    def test_filters(self, collection: ColbertCollection) -> None:
+        with pytest.raises(InvalidQueryError, match=r"must be a qdrant_client\.models\.Filter, got dict"):
+            collection.search("anything", filter={"must": []})
 
     @pytest.mark.parametrize("options", [{"storage": "int3"}, {"long_documents": "cut"}])
     def test_unknown_options(self, create: Create, options: dict[str, Any]) -> None:
@@ -322,6 +342,28 @@ class TestPlaces:
         client.api_key_of_a_test = "s3cr3t-key"
         assert "s3cr3t" not in repr(ColbertCollection.create(client=client, encoder=mini))
 
-    def test_a_server_out_of_reach_is_an_error_with_its_address(self, mini: JinaColbertEncoder) -> None:
-        with pytest.raises(CollectionError, match=r"127\.0\.0\.1:9"):
-            ColbertCollection.open(url="http://127.0.0.1:9", client_options={"timeout": 2})
+    @pytest.mark.filterwarnings("ignore:Failed to obtain server version")
+    @pytest.mark.parametrize("grpc", [False, True])
+    def test_a_server_out_of_reach_is_an_error_with_its_address(self, mini: JinaColbertEncoder, grpc: bool) -> None:
+        options = {"timeout": 2, "prefer_grpc": grpc, "grpc_port": 9}
+        with pytest.raises(CollectionError, match=r"http://127\.0\.0\.1:9 "):
+            ColbertCollection.open(url="http://127.0.0.1:9", client_options=options)
+
+    def test_a_misspelt_option_does_not_cost_the_collection_that_is_there(self, mini: JinaColbertEncoder) -> None:
+        client = QdrantClient(":memory:")
+        ColbertCollection.create(client=client, name="one", encoder=mini, dim=32).add(["A text."])
+        for option in ("shard_numbers", "metadata", "vectors_config"):
+            with pytest.raises(InvalidOptionError, match=option):
+                ColbertCollection.create(
+                    client=client, name="one", encoder=mini, dim=32, overwrite=True, collection_options={option: 1}
+                )
+        with ColbertCollection.open(client=client, name="one") as collection:
+            assert collection.count() == 1
+
+    def test_requests_stay_under_the_limit_of_a_server(self) -> None:
+        small = np.zeros((100, 64), dtype=np.float32)
+        points = [Point(str(n), small, {"page_content": "é" * 1_000_000}) for n in range(40)]
+        batches = list(_request_batches(points))
+        assert [point.id for batch in batches for point in batch] == [str(n) for n in range(40)]
+        assert all(len(json.dumps([p.payload for p in batch]).encode()) < 32 * 2**20 for batch in batches)
+        assert max(len(batch) for batch in batches) > 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,13 @@ class TestLock:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             assert done.stdout == "locked\n", done.stderr
             assert collection.count() == 2
+
+    def test_another_thread_may_close(self, folder: Path) -> None:
+        collection = ColbertCollection.open(folder)
+        closer = threading.Thread(target=collection.close)
+        closer.start()
+        closer.join()
+        ColbertCollection.open(folder).close()
 
 
 class TestDamage:

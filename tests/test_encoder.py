@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import copy
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from reference import maxsim
+from safetensors.torch import save_file
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.errors import DocumentTooLongError, ModelLayoutError, ModelNotFoundError, UnknownDimError
+from jcv2_plugin.errors import (
+    DocumentTooLongError,
+    InvalidOptionError,
+    ModelLayoutError,
+    ModelNotFoundError,
+    UnknownDimError,
+)
+from jcv2_plugin.loading import transformer_kwargs
 from jcv2_plugin.tokens import scored_tokens
 
 TEXTS = [
@@ -210,3 +223,72 @@ class TestLoading:
         (tmp_path / "empty").mkdir()
         with pytest.raises(ModelLayoutError):
             JinaColbertEncoder.from_pretrained(tmp_path / "empty")
+
+
+class TestThreads:
+    """A fast tokenizer keeps the truncation and padding of its last call, so threads must not share a call."""
+
+    def test_queries_do_not_cut_documents_of_another_thread(self) -> None:
+        encoder = JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu")
+        encoder.backbone.query_expansion = {"strategy": "fixed", "length": 8, "attend": True}
+        lengths: list[int] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                encoder.preprocess(["short query"] * 4, task="query")
+
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            for asker in askers:
+                asker.start()
+            for _ in range(150):
+                features = encoder.preprocess([TEXTS[1]] * 4, task="document")
+                lengths.append(features["input_ids"].shape[1])
+        finally:
+            stop.set()
+            sys.setswitchinterval(interval)
+            for asker in askers:
+                asker.join()
+        assert set(lengths) == {len(scored_tokens_of(encoder, TEXTS[1]))}
+
+    def test_a_copy_has_a_lock_of_its_own(self, mini: JinaColbertEncoder) -> None:
+        copied = copy.deepcopy(mini)
+        torch.testing.assert_close(copied.encode_query("why?"), mini.encode_query("why?"), atol=1e-6, rtol=0)
+
+
+class TestOptions:
+    def test_integers_of_numpy_are_integers(self, mini: JinaColbertEncoder) -> None:
+        assert mini.encode_query("why?", dim=np.int64(64)).shape[1] == 64
+        assert JinaColbertEncoder.from_pretrained("mini", dims=np.array([64, 32])).dims == (64, 32)
+
+    @pytest.mark.parametrize("budget", [0, -5])
+    def test_a_budget_must_be_positive(self, mini: JinaColbertEncoder, budget: int) -> None:
+        with pytest.raises(InvalidOptionError, match="tokens_per_batch must be positive"):
+            JinaColbertEncoder.from_pretrained("mini", tokens_per_batch=budget)
+        with pytest.raises(ValueError, match="must be positive"):
+            mini.encode_document(TEXTS, tokens_per_batch=budget)
+
+    def test_flash_attention_is_for_half_precision_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        folders = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            folders[dtype] = tmp_path / str(dtype)
+            folders[dtype].mkdir()
+            save_file({"x": torch.zeros(1, dtype=dtype)}, folders[dtype] / "model.safetensors")
+
+        def chosen(device: str, dtype: object, folder: Path | None) -> str:
+            return transformer_kwargs(device, dtype, None, folder)["attn_implementation"]
+
+        assert chosen("cuda", None, folders[torch.bfloat16]) == "flash_attention_2"
+        assert chosen("cuda:1", "float16", folders[torch.float32]) == "flash_attention_2"
+        for device, dtype, folder in (
+            ("cuda", None, folders[torch.float32]),
+            ("cuda", None, None),
+            ("cuda", "float32", folders[torch.bfloat16]),
+            ("cpu", None, folders[torch.bfloat16]),
+        ):
+            assert chosen(device, dtype, folder) == "sdpa"
+        assert transformer_kwargs("cuda", None, "eager", None)["attn_implementation"] == "eager"

@@ -174,7 +174,7 @@ def test_a_saved_model_reads_back_with_equal_vectors(tmp_path: Path, encoder: Ji
         for one, other in zip(again.query_vectors(TEXTS, dim), encoder.query_vectors(TEXTS, dim), strict=True):
             np.testing.assert_array_equal(one, other)
         assert_same(again.document_vectors(TEXTS, dim), encoder.document_vectors(TEXTS, dim))
-    assert again.fingerprint == encoder.fingerprint
+    assert again.head_fingerprint(128) == encoder.head_fingerprint(128)
 
 
 def test_every_query_has_32_vectors_of_length_one(encoder: JinaColbertEncoder) -> None:
@@ -359,7 +359,7 @@ def test_a_config_that_does_not_describe_the_network_is_refused(tmp_path: Path, 
 
 def test_a_missing_pooler_leaves_the_fingerprint_the_same_at_each_load(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", with_pooler=False)
-    assert load(folder).fingerprint == load(folder).fingerprint
+    assert load(folder).head_fingerprint(128) == load(folder).head_fingerprint(128)
 
 
 def test_a_hub_name_out_of_reach_points_to_the_model_that_needs_no_hub(tmp_path: Path) -> None:

@@ -91,7 +91,22 @@ class TestJsonl:
         assert documents[0].metadata == {"source": "docs.jsonl", "title": "Ships"}
         assert documents[1].metadata == {"source": "docs.jsonl", "topic": "food"}
 
-    @pytest.mark.parametrize("line", ["{", "[]", '{"text": "no id"}', '{"id": "1"}', '{"id": "1", "text": 3}', '"x"'])
+    def test_a_byte_order_mark_is_no_part_of_the_text(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        (tmp_path / "docs.jsonl").write_text('{"id": 1, "text": "Ships sail."}', encoding="utf-8-sig")
+        (tmp_path / "text.txt").write_text("Ships sail.", encoding="utf-8-sig")
+        for name in ("docs.jsonl", "text.txt"):
+            documents = list(PassageReader(mini).read(SourceFile(tmp_path / name, name)))
+            assert [one.text for one in documents] == ["Ships sail."]
+
+    def test_lines_that_are_not_utf8(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        (tmp_path / "docs.jsonl").write_bytes('{"id": "1", "text": "Größe"}'.encode("latin-1"))
+        with pytest.raises(SourceError, match=r"docs\.jsonl:1: expected"):
+            list(PassageReader(mini).read(SourceFile(tmp_path / "docs.jsonl", "docs.jsonl")))
+
+    @pytest.mark.parametrize(
+        "line",
+        ["{", "[]", '{"text": "no id"}', '{"id": null, "text": "x"}', '{"id": "1"}', '{"id": "1", "text": 3}', '"x"'],
+    )
     def test_bad_lines_are_named(self, mini: JinaColbertEncoder, tmp_path: Path, line: str) -> None:
         path = write(tmp_path / "docs.jsonl", '{"id": "0", "text": "good"}\n' + line)
         with pytest.raises(SourceError, match=r"docs\.jsonl:2: expected"):

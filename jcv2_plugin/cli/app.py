@@ -52,7 +52,7 @@ def index(
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Largest passage, in tokens.")] = 200,
-    storage: Annotated[str, typer.Option(help="float16 or float32, for a new collection.")] = "float16",
+    storage: Annotated[str | None, typer.Option(help="float16 (default) or float32, for a new collection.")] = None,
     document_length: Annotated[int | None, typer.Option(help="The model's window, for a new collection.")] = None,
     prune: Annotated[bool, typer.Option(help="Also remove documents whose files are gone from the folders.")] = False,
     name: Name = "documents",

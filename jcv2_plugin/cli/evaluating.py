@@ -18,6 +18,7 @@ from jcv2_plugin.bm25 import bm25_run
 from jcv2_plugin.cli.console import out, progress_bar, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.errors import CollectionMismatchError
 from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
 
 KEYS = ("ndcg@10", "recall@100", "mrr@10")
@@ -68,6 +69,11 @@ def _evaluate_dim(
     with _collection(encoder, dim, options) as collection:
         with progress_bar(f"Indexing at {dim} dims", len(dataset.corpus)) as advance:
             collection.ingest(dataset.documents(), progress=advance)
+        if collection.count() > len(dataset.corpus):
+            raise CollectionMismatchError(
+                f"{options.collection!r} holds {collection.count()} documents, {dataset.name} has "
+                f"{len(dataset.corpus)}: others would spoil the figures. Give another folder."
+            )
         with progress_bar("Searching", len(dataset.queries)) as advance:
             figures: dict[str, float] = evaluate_collection(collection, dataset, progress=advance).as_dict()
     return figures
@@ -86,6 +92,9 @@ def _collection(encoder: JinaColbertEncoder, dim: int, options: EvalOptions) -> 
     path = Path(options.collection) / str(dim)
     if path.exists():
         with ColbertCollection.open(path, encoder=encoder, dim=dim) as opened:
+            for name, wanted in settings.items():
+                if (found := getattr(opened.schema, name)) != wanted:
+                    raise CollectionMismatchError(f"{str(path)!r} was made with {name}={found!r}, not {wanted!r}.")
             yield opened
     else:
         with ColbertCollection.create(path, encoder=encoder, dim=dim, **settings) as made:

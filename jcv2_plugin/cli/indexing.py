@@ -16,7 +16,7 @@ from jcv2_plugin.cli.console import client_options, err, out, progress_bar, quie
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.documents import Document
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
-from jcv2_plugin.sources import PassageReader, SourceFile, count_lines, find_files
+from jcv2_plugin.sources import PassageReader, SourceFile, count_lines, find_files, source_name
 
 if TYPE_CHECKING:
     from jcv2_plugin.schema import Storage
@@ -30,7 +30,7 @@ class IndexOptions:
     model: str | None
     dim: int | None
     chunk_tokens: int
-    storage: str
+    storage: str | None
     document_length: int | None
     prune: bool
     name: str
@@ -47,12 +47,13 @@ def run_index(paths: Sequence[str], options: IndexOptions) -> None:
         start = time.perf_counter()
         reader = PassageReader(collection.encoder, options.chunk_tokens)
         # Texts are split twice, once to count: that is quick, and the bar then knows its end.
-        total = sum(count_lines(file.path) if file.is_jsonl else sum(1 for _ in reader.read(file)) for file in files)
+        passages = {file.name: sum(1 for _ in reader.read(file)) for file in files if not file.is_jsonl}
+        total = sum(passages.values()) + sum(count_lines(file.path) for file in files if file.is_jsonl)
         removed = 0
         with progress_bar("Indexing", total) as advance:
             report = collection.ingest(_documents(reader, files), progress=advance)
-        for file in files:
-            removed += 0 if file.is_jsonl else _drop_stale_passages(collection, reader, file)
+        for name, count in passages.items():
+            removed += _drop_stale_passages(collection, name, count)
         if options.prune:
             removed += _prune(collection, paths, files)
         result = {
@@ -69,7 +70,9 @@ def run_index(paths: Sequence[str], options: IndexOptions) -> None:
 def _open_or_create(options: IndexOptions) -> ColbertCollection:
     connection = client_options(options.api_key)
     try:
-        collection = ColbertCollection.open(options.collection, name=options.name, client_options=connection)
+        collection = ColbertCollection.open(
+            options.collection, name=options.name, device=options.device, client_options=connection
+        )
     except CollectionNotFoundError:
         quiet_libraries()
         from jcv2_plugin.encoder import JinaColbertEncoder
@@ -80,7 +83,7 @@ def _open_or_create(options: IndexOptions) -> ColbertCollection:
             device=options.device,
             document_length=options.document_length,
         )
-        storage: Storage = options.storage  # type: ignore[assignment]  # checked by create
+        storage: Storage = options.storage or "float16"  # type: ignore[assignment]  # checked by create
         return ColbertCollection.create(
             options.collection, encoder=encoder, dim=options.dim, storage=storage, name=options.name,
             client_options=connection,
@@ -102,6 +105,7 @@ def _check_same(collection: ColbertCollection, options: IndexOptions) -> None:
         ("--model", model, schema.model),
         ("--dim", options.dim, schema.dim),
         ("--document-length", options.document_length, schema.document_length),
+        ("--storage", options.storage, schema.storage),
     ):
         if wanted is not None and wanted != found:
             raise CollectionMismatchError(
@@ -119,11 +123,10 @@ def _source_is(file: str) -> models.FieldCondition:
     return models.FieldCondition(key="metadata.source", match=models.MatchValue(value=file))
 
 
-def _drop_stale_passages(collection: ColbertCollection, reader: PassageReader, file: SourceFile) -> int:
+def _drop_stale_passages(collection: ColbertCollection, name: str, passages: int) -> int:
     """A file that has become shorter has fewer passages than it had."""
-    passages = sum(1 for _ in reader.read(file))
     beyond = models.FieldCondition(key="metadata.chunk", range=models.Range(gte=passages))
-    stale = models.Filter(must=[_source_is(file.name), beyond])
+    stale = models.Filter(must=[_source_is(name), beyond])
     removed = collection.count(stale)
     if removed:
         collection.delete(filter=stale)
@@ -131,17 +134,23 @@ def _drop_stale_passages(collection: ColbertCollection, reader: PassageReader, f
 
 
 def _prune(collection: ColbertCollection, paths: Sequence[str], files: Sequence[SourceFile]) -> int:
-    """Remove the passages of files that are gone from the folders given."""
-    roots = [f"{Path(path).as_posix().rstrip('/')}/" for path in paths if Path(path).is_dir()]
+    """Remove the passages of files that are gone from the folders given, and nothing else."""
+    roots = [source_name(path) for path in paths if Path(path).is_dir()]
     present = {file.name for file in files}
-    sources = {str(document.metadata.get("source")) for document in collection.scroll()}
-    removed = 0
-    for gone in sorted(sources - present):
-        if any(gone.startswith(root) or root == "./" for root in roots):
-            selected = models.Filter(must=[_source_is(gone)])
-            removed += collection.count(selected)
-            collection.delete(filter=selected)
-    return removed
+    gone = []
+    for document in collection.scroll():
+        source = str(document.metadata.get("source"))
+        is_passage = document.id == f"{source}#{document.metadata.get('chunk')}"
+        if is_passage and source not in present and any(_is_under(source, root) for root in roots):
+            gone.append(document.id)
+    collection.delete(gone)
+    return len(gone)
+
+
+def _is_under(source: str, root: str) -> bool:
+    if root == ".":
+        return not (Path(source).is_absolute() or source.startswith("../"))
+    return source.startswith(f"{root}/")
 
 
 def _print(result: dict[str, Any], collection: ColbertCollection, options: IndexOptions) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
+from jcv2_plugin.schema import VECTOR_NAME
+
 Matrix = NDArray[np.float32]
 """A multivector, of shape ``(tokens, dim)``."""
 
@@ -33,6 +35,14 @@ class Record:
     vectors: Matrix | None = None
 
 
+def record_of(point: Any, score: float = 0.0) -> Record:
+    """A record of an engine's own point, which both engines shape alike."""
+    vectors = None
+    if isinstance(point.vector, dict) and VECTOR_NAME in point.vector:
+        vectors = np.asarray(point.vector[VECTOR_NAME], dtype=np.float32)
+    return Record(id=str(point.id), payload=dict(point.payload or {}), score=float(score), vectors=vectors)
+
+
 class Engine(Protocol):
     """One collection in one engine. Ids are UUID strings; all filters are ``qdrant_client.models.Filter``."""
 
@@ -52,7 +62,6 @@ class Engine(Protocol):
         *,
         filter: models.Filter | None,
         score_threshold: float | None,
-        with_vectors: bool,
     ) -> list[list[Record]]:
         """For each query the ``limit`` points of the largest MaxSim, best first, exactly."""
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
 import numpy as np
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from jcv2_plugin.engines.base import Matrix, Point, Record
-from jcv2_plugin.errors import CollectionError, CollectionExistsError, CollectionNotFoundError
+from jcv2_plugin.engines.base import Matrix, Point, Record, record_of
+from jcv2_plugin.errors import CollectionError, CollectionExistsError, CollectionNotFoundError, InvalidOptionError
 from jcv2_plugin.schema import METADATA_FIELD, VECTOR_NAME, CollectionSchema
 
 _SCROLL_PAGE = 1000
 # A server takes 32 MiB a request, and a float32 is up to 21 bytes of JSON.
-_FLOATS_PER_REQUEST = 1_000_000
+_BYTES_PER_REQUEST = 24 * 1024 * 1024
+_BYTES_PER_FLOAT = 21
 _DATATYPES = {"float16": models.Datatype.FLOAT16, "float32": models.Datatype.FLOAT32}
 
 
@@ -46,7 +51,10 @@ def translated_errors(where: str) -> Iterator[None]:
             f"Qdrant at {where} is out of reach ({error.source}). Check that it runs, its address, and the timeout "
             "(client_options={'timeout': seconds}); a folder (path=...) needs no server."
         ) from error
-    except ApiException as error:
+    except grpc.RpcError as error:
+        reason = error.details() if isinstance(error, grpc.Call) else error
+        raise CollectionError(f"Qdrant at {where} did not answer over gRPC: {reason}.") from error
+    except (ApiException, QdrantException) as error:
         raise CollectionError(f"Qdrant at {where} refused: {error}. Check the key and the request.") from error
 
 
@@ -82,6 +90,7 @@ class ClientEngine:
         Raises:
             CollectionExistsError: There is one of this name, and ``overwrite`` is not set.
         """
+        _check_options(client, options)
         params = models.VectorParams(
             size=schema.dim,
             distance=models.Distance.DOT,
@@ -104,7 +113,14 @@ class ClientEngine:
                 metadata={METADATA_FIELD: schema.to_dict()},
                 **options,
             )
-        return cls(client, name, storage=schema.storage, owns_client=owns_client)
+        engine = cls(client, name, storage=schema.storage, owns_client=owns_client)
+        if engine.describe() != schema.to_dict():
+            client.delete_collection(name)
+            raise CollectionError(
+                f"Qdrant at {address(client)} does not keep a collection's metadata, in which the model and dim are "
+                "stored. Upgrade the server, or use a folder (path=...)."
+            )
+        return engine
 
     @classmethod
     def open(cls, client: QdrantClient, name: str, *, owns_client: bool = False) -> ClientEngine:
@@ -148,7 +164,6 @@ class ClientEngine:
         *,
         filter: models.Filter | None,
         score_threshold: float | None,
-        with_vectors: bool,
     ) -> list[list[Record]]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not queries:
@@ -161,13 +176,13 @@ class ClientEngine:
                 filter=filter,
                 score_threshold=score_threshold,
                 with_payload=True,
-                with_vector=with_vectors,
+                with_vector=False,
             )
             for query in queries
         ]
         with self._using():
             responses = self.client.query_batch_points(self.name, requests)
-        return [[_record(point, score=point.score) for point in response.points] for response in responses]
+        return [[record_of(point, score=point.score) for point in response.points] for response in responses]
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
@@ -175,7 +190,7 @@ class ClientEngine:
             return []
         with self._using():
             points = self.client.retrieve(self.name, list(ids), with_payload=with_payload, with_vectors=with_vectors)
-        return [_record(point) for point in points]
+        return [record_of(point) for point in points]
 
     def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
@@ -189,7 +204,7 @@ class ClientEngine:
                     offset=offset,
                     with_payload=with_payload,
                 )
-            yield from (_record(point) for point in points)
+            yield from (record_of(point) for point in points)
             if offset is None:
                 return
 
@@ -231,21 +246,26 @@ class ClientEngine:
         return values
 
 
-def _record(point: Any, score: float = 0.0) -> Record:
-    vectors = None
-    if isinstance(point.vector, dict) and VECTOR_NAME in point.vector:
-        vectors = np.asarray(point.vector[VECTOR_NAME], dtype=np.float32)
-    return Record(id=str(point.id), payload=dict(point.payload or {}), score=float(score), vectors=vectors)
+def _check_options(client: QdrantClient, options: dict[str, Any]) -> None:
+    """Before anything is replaced: a misspelt option must not cost the collection that was there."""
+    known = set(inspect.signature(client.create_collection).parameters) - {"kwargs"}
+    ours = {"collection_name", "vectors_config", "metadata"}
+    if wrong := sorted(set(options) - (known - ours)):
+        raise InvalidOptionError(
+            f"collection_options {wrong} are not to be given; there are {sorted(known - ours)} (see "
+            "QdrantClient.create_collection)."
+        )
 
 
 def _request_batches(points: Sequence[Point]) -> Iterator[list[Point]]:
     batch: list[Point] = []
-    floats = 0
+    filled = 0
     for point in points:
-        if batch and floats + point.vectors.size > _FLOATS_PER_REQUEST:
+        size = point.vectors.size * _BYTES_PER_FLOAT + len(json.dumps(point.payload).encode())
+        if batch and filled + size > _BYTES_PER_REQUEST:
             yield batch
-            batch, floats = [], 0
+            batch, filled = [], 0
         batch.append(point)
-        floats += point.vectors.size
+        filled += size
     if batch:
         yield batch

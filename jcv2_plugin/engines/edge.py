@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import qdrant_edge as edge
 from filelock import FileLock, Timeout
 from qdrant_client import models
 
-from jcv2_plugin.engines.base import Matrix, Point, Record
+from jcv2_plugin.engines.base import Matrix, Point, Record, record_of
 from jcv2_plugin.engines.filters import to_edge_filter
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -52,6 +52,7 @@ class EdgeEngine:
         self.place = f"The collection in {str(path)!r}"
         self._shard: Any = shard
         self._lock = lock
+        self._closing = threading.Lock()
 
     @classmethod
     def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
@@ -62,19 +63,14 @@ class EdgeEngine:
             CollectionLockedError: See :meth:`open`.
         """
         path = path.expanduser().absolute()
-        if path.exists() and (not path.is_dir() or any(entry.name != _LOCK for entry in path.iterdir())):
-            if not path.is_dir() or not is_edge_collection(path):
-                raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
-            if not overwrite:
-                raise CollectionExistsError(
-                    f"There is a collection in {str(path)!r} already. Open it, choose another folder, or pass "
-                    "overwrite=True to replace it."
-                )
+        _check_free(path, overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path)
         try:
+            _check_free(path, overwrite=overwrite)  # again: somebody may have been quicker
             (path / DESCRIPTION).unlink(missing_ok=True)
-            shutil.rmtree(path / _SHARD, ignore_errors=True)
+            if (path / _SHARD).exists():
+                shutil.rmtree(path / _SHARD)
             (path / _SHARD).mkdir()
             shard = edge.EdgeShard.create(str(path / _SHARD), _edge_config(schema))
             _write_atomically(path / DESCRIPTION, json.dumps(schema.to_dict(), indent=2) + "\n")
@@ -97,20 +93,15 @@ class EdgeEngine:
             raise CollectionNotFoundError(
                 f"There is no collection in {str(path)!r}. Create one first, or check the path."
             )
-        _read_description(path)
-        if not (path / _SHARD).is_dir():
-            raise CollectionCorruptError(f"{str(path / _SHARD)!r} is missing. Restore the folder from a backup.")
         lock = _acquire(path)
         try:
-            shard = edge.EdgeShard.load(str(path / _SHARD))
-        except Exception as error:
+            _read_description(path)
+            if not (path / _SHARD).is_dir():
+                raise CollectionCorruptError(f"{str(path / _SHARD)!r} is missing. Restore the folder from a backup.")
+            return cls(path, _load_shard(path), lock)
+        except BaseException:
             lock.release()
-            if "WouldBlock" in str(error):
-                raise CollectionLockedError(_locked_message(path)) from error
-            raise CollectionCorruptError(
-                f"The shard in {str(path / _SHARD)!r} cannot be loaded: {error}. Restore it from a backup."
-            ) from error
-        return cls(path, shard, lock)
+            raise
 
     def describe(self) -> Any:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
@@ -130,7 +121,6 @@ class EdgeEngine:
         *,
         filter: models.Filter | None,
         score_threshold: float | None,
-        with_vectors: bool,
     ) -> list[list[Record]]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not queries:
@@ -143,18 +133,18 @@ class EdgeEngine:
                 filter=edge_filter,
                 score_threshold=score_threshold,
                 with_payload=True,
-                with_vector=with_vectors,
+                with_vector=False,
             )
             for query in queries
         ]
         results = self._open_shard.query_batch(edge.QueryBatchRequest(requests))
-        return [[_record(point, score=point.score) for point in found] for found in results]
+        return [[record_of(point, score=point.score) for point in found] for found in results]
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
-        return [_record(point) for point in self._open_shard.retrieve(list(ids), with_payload, with_vectors)]
+        return [record_of(point) for point in self._open_shard.retrieve(list(ids), with_payload, with_vectors)]
 
     def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
@@ -169,7 +159,7 @@ class EdgeEngine:
                 with_vector=False,
             )
             points, offset = self._open_shard.scroll(request)
-            yield from (_record(point) for point in points)
+            yield from (record_of(point) for point in points)
             if offset is None:
                 return
 
@@ -194,11 +184,16 @@ class EdgeEngine:
 
     def close(self) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        if self._shard is not None:
-            self._shard.flush()
-            self._shard.close()
-            self._shard = None
-            self._lock.release()
+        with self._closing:
+            shard, self._shard = self._shard, None
+        if shard is not None:
+            try:
+                shard.flush()
+            finally:
+                try:
+                    shard.close()
+                finally:
+                    self._lock.release()
 
     @property
     def _open_shard(self) -> Any:
@@ -228,16 +223,33 @@ def _named(matrix: Matrix) -> dict[str, Any]:
     return {VECTOR_NAME: _as_vector(matrix)}
 
 
-def _record(point: Any, score: float = 0.0) -> Record:
-    vectors = None
-    if isinstance(point.vector, dict) and VECTOR_NAME in point.vector:
-        vectors = np.asarray(point.vector[VECTOR_NAME], dtype=np.float32)
-    return Record(id=str(point.id), payload=dict(point.payload or {}), score=float(score), vectors=vectors)
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and all(entry.name == _LOCK for entry in path.iterdir())):
+        return
+    if not path.is_dir() or not is_edge_collection(path):
+        raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
+    if not overwrite:
+        raise CollectionExistsError(
+            f"There is a collection in {str(path)!r} already. Open it, choose another folder, or pass "
+            "overwrite=True to replace it."
+        )
+
+
+def _load_shard(path: Path) -> Any:
+    try:
+        return edge.EdgeShard.load(str(path / _SHARD))
+    except Exception as error:
+        if "WouldBlock" in str(error):
+            raise CollectionLockedError(_locked_message(path)) from error
+        raise CollectionCorruptError(
+            f"The shard in {str(path / _SHARD)!r} cannot be loaded: {error}. Restore it from a backup."
+        ) from error
 
 
 def _acquire(path: Path) -> FileLock:
     # A lock of our own: Edge's error for a second opening is untyped, and its text is no interface.
-    lock = FileLock(str(path / _LOCK))
+    # Not per thread, so that one thread may close what another opened.
+    lock = FileLock(str(path / _LOCK), thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

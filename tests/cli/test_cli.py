@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from jcv2_plugin import ColbertCollection
 from jcv2_plugin.cli import app
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 
@@ -72,8 +73,30 @@ class TestIndex:
         pruned = run_json("index", "docs", "-c", "store", "--prune")
         assert (pruned["removed"], pruned["documents"]) == (1, 1)
 
+    def test_pruning_leaves_everything_else(self, place: Path) -> None:
+        (place / "outside").mkdir()
+        (place / "outside" / "o.md").write_text("# Outside\n\nNot of this folder.")
+        (place / "docs" / "rows.jsonl").write_text('{"id": "row", "text": "A row of a file."}\n')
+        run("index", "outside", "docs", "-c", "store", "--model", "mini", "--dim", "32")
+        with ColbertCollection.open(place / "store") as collection:
+            collection.add(["Added by hand."], ids=["hand"], metadata=[{"source": "docs/by-hand"}])
+        (place / "docs" / "food.md").unlink()
+        assert run_json("index", "./docs/../docs", "-c", "store", "--prune")["removed"] == 1
+        with ColbertCollection.open(place / "store") as collection:
+            assert sorted(collection.ids()) == ["docs/ships.md#0", "hand", "outside/o.md#0", "row"]
+        (place / "docs").rename(place / "kept")
+        monkeypatch_dir = os.getcwd()
+        os.chdir(place / "outside")
+        try:
+            assert run_json("index", ".", "-c", "../store", "--prune")["removed"] == 2
+        finally:
+            os.chdir(monkeypatch_dir)
+        with ColbertCollection.open(place / "store") as collection:
+            assert sorted(collection.ids()) == ["hand", "o.md#0", "row"]
+
     def test_another_model_or_dim_is_refused(self, indexed: Path) -> None:
-        for option, value in (("--dim", "128"), ("--model", "other"), ("--document-length", "99")):
+        options = (("--dim", "128"), ("--model", "other"), ("--document-length", "99"), ("--storage", "float32"))
+        for option, value in options:
             with pytest.raises(CollectionMismatchError, match=f"was made with {option}"):
                 run("index", "docs", "-c", "store", option, value)
 
@@ -151,6 +174,13 @@ class TestEval:
         assert "ndcg@10" in run(*arguments)
         assert (dataset.parent / "kept" / "32" / "jcv2.json").exists()
         assert "1.0000" in run(*arguments)
+        for more in (("--storage", "float32"), ("--long-documents", "split")):
+            with pytest.raises(CollectionMismatchError, match="was made with"):
+                run(*arguments, *more)
+        with ColbertCollection.open(dataset.parent / "kept" / "32") as collection:
+            collection.add(["A document of another set."])
+        with pytest.raises(CollectionMismatchError, match="would spoil the figures"):
+            run(*arguments)
 
     def test_quality_of_mini_on_real_text(self, data_dir: Path) -> None:
         output = run("eval", str(data_dir / "xquad-en"), "--split", "mini", "--model", "mini", "--dim", "64", "--json")
@@ -169,6 +199,13 @@ class TestProcess:
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.startswith("error: There is no collection in")
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("options", [("--storage", "int3"), ("--document-length", "1"), ("--dim", "7")])
+    def test_bad_options_are_one_message(self, place: Path, options: tuple[str, str]) -> None:
+        done = self.jcv2("index", "docs", "-c", "store", "--model", "mini", *options, cwd=place)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
         assert "Traceback" not in done.stderr
 
     def test_the_hub_out_of_reach_says_how_to_go_on(self, place: Path) -> None:
