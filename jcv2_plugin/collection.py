@@ -407,8 +407,13 @@ class ColbertCollection:
 
     def ids(self, filter: models.Filter | None = None) -> Iterator[str]:
         """The ids of all documents, or of all that a filter selects."""
-        for record in self._engine.scroll(filter, with_payload=[ID_KEY]):
-            yield str(record.payload[ID_KEY])
+        for payload in self.payloads([ID_KEY], filter):
+            yield str(payload[ID_KEY])
+
+    def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
+        """Chosen payload keys of all documents, or of all that a filter selects, without reading their texts."""
+        for record in self._engine.scroll(filter, with_payload=list(keys)):
+            yield record.payload
 
     def explain(self, query: str, id: str) -> Explanation:
         """Which token of a stored document each query token matched, and how well.

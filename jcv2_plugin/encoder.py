@@ -160,6 +160,11 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         # The plain constructor too gets a folder of safe files only, downloaded if need be.
         names = ("token", "cache_folder", "revision", "local_files_only")
         hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if (shipped := shipped_model(model_name_or_path)) is not None:
+            hub.pop("revision", None)
+            parts = loading.load_shipped(shipped, None, dict(kwargs.get("model_kwargs") or {}), **hub)
+            self._source = ModelSource(shipped.name, shipped.folder, revision=shipped.settings["revision"])
+            return parts.modules, {}
         source = resolve_model(model_name_or_path, **hub)
         self._source = self._source or source
         return super()._load_modules(str(source.folder), *args, **{**kwargs, "revision": None})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".py", ".html", "
 JSONL_SUFFIX = ".jsonl"
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})
 DEFAULT_CHUNK_TOKENS = 200
+FILE_KEY = "_file"
+"""Payload key with the name of the file a document was read from, whatever its metadata say."""
 
 
 class SourceError(Jcv2Error, ValueError):
@@ -39,24 +43,25 @@ class SourceFile:
     @property
     def is_jsonl(self) -> bool:
         """Whether it holds a document a line, rather than a text to split."""
-        return self.path.suffix == JSONL_SUFFIX
+        return self.path.suffix.lower() == JSONL_SUFFIX
 
 
-def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[SourceFile]:
+def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False) -> list[SourceFile]:
     """The files meant by files and folders, in a stable order. Hidden folders and environments are passed over.
 
     Raises:
-        SourceError: A path does not exist, is of an unknown kind, or a folder has nothing to index.
+        SourceError: A path does not exist, is of an unknown kind, or (unless ``allow_empty``) a folder has nothing
+            to index.
     """
     files: dict[str, SourceFile] = {}
     for given in paths:
         path = Path(given)
         if path.is_dir():
             found = [file for file in sorted(_walk(path)) if _is_wanted(file)]
-            if not found:
+            if not found and not allow_empty:
                 raise SourceError(f"{path} has no files to index ({', '.join(sorted(TEXT_SUFFIXES))}, {JSONL_SUFFIX}).")
         elif path.is_file():
-            if path.suffix not in TEXT_SUFFIXES | {JSONL_SUFFIX}:
+            if path.suffix.lower() not in TEXT_SUFFIXES | {JSONL_SUFFIX}:
                 raise SourceError(
                     f"{path}: files of kind {path.suffix!r} are not read. Known are "
                     f"{', '.join(sorted(TEXT_SUFFIXES))} and {JSONL_SUFFIX}."
@@ -82,10 +87,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_wanted(file: Path) -> bool:
-    if file.suffix == JSONL_SUFFIX:
+    if file.suffix.lower() == JSONL_SUFFIX:
         # In a BEIR folder only the corpus is documents.
         return not (file.name == "queries.jsonl" and file.with_name("corpus.jsonl").exists())
-    return file.suffix in TEXT_SUFFIXES
+    return file.suffix.lower() in TEXT_SUFFIXES
 
 
 class PassageReader:
@@ -124,15 +129,22 @@ class PassageReader:
             raise SourceError(
                 f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out."
             ) from error
-        if file.path.suffix in (".html", ".htm"):
+        if file.path.suffix.lower() in (".html", ".htm"):
             text = html_text(text)
-        splitter = self._markdown if file.path.suffix in (".md", ".markdown") else self._plain
-        passages = [(start, chunk) for start, chunk in splitter.chunk_indices(text) if chunk.strip()]
-        for number, (start, chunk) in enumerate(passages):
+        splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
+        seen: Counter[str] = Counter()
+        for chunk in splitter.chunks(text):
+            if not chunk.strip():
+                continue
+            # Named by content, not by position: an edit leaves the passages after it what they were.
+            digest = hashlib.blake2b(chunk.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+            seen[digest] += 1
+            repeat = f"-{seen[digest]}" if seen[digest] > 1 else ""
             yield Document(
                 text=chunk,
-                id=f"{file.name}#{number}",
-                metadata={"source": file.name, "chunk": number, "start": start},
+                id=f"{file.name}#{digest}{repeat}",
+                metadata={"source": file.name},
+                payload={FILE_KEY: file.name},
             )
 
 
@@ -186,8 +198,8 @@ def _row_document(row: Any, file: str) -> Document:
         title = row.get("title") or ""
         if title:
             metadata["title"] = title
-        return Document(f"{title} {text}".strip(), str(own_id), {"source": file, **metadata})
-    return Document(text, str(own_id), {"source": file, **metadata})
+        text = f"{title} {text}".strip()
+    return Document(text, str(own_id), {"source": file, **metadata}, {FILE_KEY: file})
 
 
 def count_lines(path: Path) -> int:

@@ -206,6 +206,11 @@ def scored_tokens_of(encoder: JinaColbertEncoder, text: str) -> list[int]:
 
 
 class TestLoading:
+    def test_the_plain_constructor_knows_shipped_models(self, mini: JinaColbertEncoder) -> None:
+        encoder = JinaColbertEncoder("mini", device="cpu")
+        assert (encoder.dims, encoder.name, encoder.document_length) == (mini.dims, "mini", 300)
+        assert encoder.head_fingerprint(64) == mini.head_fingerprint(64)
+
     def test_an_unknown_name_says_how_to_go_on(self) -> None:
         for name in ("no-such-model", "nobody/nothing", "./no/such/folder", ""):
             with pytest.raises(ModelNotFoundError, match="mini"):

@@ -46,20 +46,17 @@ class TestPassages:
         text = "\n\n".join(f"## Part {n}\n\n" + f"Sentence number {n} tells of ships. " * 12 for n in range(6))
         path = write(tmp_path / "book.md", text)
         passages = list(PassageReader(mini, chunk_tokens=60).read(SourceFile(path, "book.md")))
-        assert [one.id for one in passages] == [f"book.md#{n}" for n in range(len(passages))]
+        assert len({one.id for one in passages}) == len(passages) > 6
         for passage in passages:
             assert len(mini.tokenizer(passage.text, add_special_tokens=False)["input_ids"]) <= 60
-            start = passage.metadata["start"]
-            assert text.encode()[start : start + len(passage.text)].decode() == passage.text
-            assert passage.metadata["source"] == "book.md"
+            assert str(passage.id).startswith("book.md#")
+            assert passage.metadata == {"source": "book.md"}
         assert "".join("".join(p.text.split()) for p in passages) == "".join(text.split())
 
-    def test_offsets_are_characters_in_other_scripts_too(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
-        text = "Größe und Übermaß. Ça va très bien. " * 40
-        path = write(tmp_path / "umlauts.txt", text)
-        for passage in PassageReader(mini, chunk_tokens=50).read(SourceFile(path, "umlauts.txt")):
-            start = passage.metadata["start"]
-            assert text[start : start + len(passage.text)] == passage.text
+    def test_equal_passages_are_told_apart(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        path = write(tmp_path / "same.txt", "\n\n".join(["The same words again and again, for ever. " * 4] * 3))
+        passages = list(PassageReader(mini, chunk_tokens=45).read(SourceFile(path, "same.txt")))
+        assert len({one.id for one in passages}) == len(passages) >= 3
 
     def test_html_without_scripts(self) -> None:
         head = "<head><style>p{}</style><script>x()</script></head>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ from qdrant_client import models
 from jcv2_plugin.cli.app import OFFICIAL
 from jcv2_plugin.cli.console import client_options, err, out, progress_bar, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import ID_KEY, Document
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
-from jcv2_plugin.sources import PassageReader, SourceFile, count_lines, find_files, source_name
+from jcv2_plugin.sources import FILE_KEY, PassageReader, SourceError, SourceFile, count_lines, find_files, source_name
 
 if TYPE_CHECKING:
     from jcv2_plugin.schema import Storage
@@ -33,6 +33,7 @@ class IndexOptions:
     storage: str | None
     document_length: int | None
     prune: bool
+    strict: bool
     name: str
     api_key: str | None
     device: str | None
@@ -41,30 +42,64 @@ class IndexOptions:
 
 def run_index(paths: Sequence[str], options: IndexOptions) -> None:
     """Index files into a collection, made if there is none, and say what was done."""
-    files = find_files(paths)
+    files = find_files(paths, allow_empty=options.prune)
     with _open_or_create(options) as collection:
         quiet_libraries()
         start = time.perf_counter()
         reader = PassageReader(collection.encoder, options.chunk_tokens)
         # Texts are split twice, once to count: that is quick, and the bar then knows its end.
-        passages = {file.name: sum(1 for _ in reader.read(file)) for file in files if not file.is_jsonl}
-        total = sum(passages.values()) + sum(count_lines(file.path) for file in files if file.is_jsonl)
-        removed = 0
-        with progress_bar("Indexing", total) as advance:
-            report = collection.ingest(_documents(reader, files), progress=advance)
-        for name, count in passages.items():
-            removed += _drop_stale_passages(collection, name, count)
+        sizes = _sizes(reader, files, strict=options.strict)
+        stream = _Stream(reader, [file for file in files if file.name in sizes])
+        with progress_bar("Indexing", sum(sizes.values())) as advance:
+            report = collection.ingest(stream, progress=advance)
+        gone = [one for file in stream.files for one in _stale(collection, file, stream.ids)]
         if options.prune:
-            removed += _prune(collection, paths, files)
+            gone += _of_missing_files(collection, paths, files)
+        collection.delete(gone)
         result = {
-            "files": len(files),
+            "files": len(stream.files),
+            "skipped_files": len(files) - len(stream.files),
             "written": report.written,
             "unchanged": report.unchanged,
-            "removed": removed,
+            "removed": len(gone),
             "documents": collection.count(),
             "seconds": round(time.perf_counter() - start, 2),
         }
         _print(result, collection, options)
+
+
+def _sizes(reader: PassageReader, files: Sequence[SourceFile], *, strict: bool) -> dict[str, int]:
+    """Documents in each file that can be read; one that cannot is left out with a word."""
+    sizes = {}
+    for file in files:
+        try:
+            sizes[file.name] = count_lines(file.path) if file.is_jsonl else sum(1 for _ in reader.read(file))
+        except SourceError as error:
+            if strict:
+                raise
+            err.print(f"skipped: {error}", soft_wrap=True, markup=False)
+    return sizes
+
+
+class _Stream:
+    """The documents of all files, one after the other, remembering which file each id came from."""
+
+    def __init__(self, reader: PassageReader, files: Sequence[SourceFile]) -> None:
+        self.files = files
+        self.ids: dict[str, str] = {}
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Document]:
+        for file in self.files:
+            for document in self._reader.read(file):
+                own_id = str(document.id)
+                if own_id in self.ids:
+                    raise SourceError(
+                        f"{file.name}: the id {own_id!r} comes a second time (first in {self.ids[own_id]}). Ids must "
+                        "be distinct; documents up to here are stored."
+                    )
+                self.ids[own_id] = file.name
+                yield document
 
 
 def _open_or_create(options: IndexOptions) -> ColbertCollection:
@@ -114,37 +149,22 @@ def _check_same(collection: ColbertCollection, options: IndexOptions) -> None:
             )
 
 
-def _documents(reader: PassageReader, files: Sequence[SourceFile]) -> Iterator[Document]:
-    for file in files:
-        yield from reader.read(file)
+def _stale(collection: ColbertCollection, file: SourceFile, present: Mapping[str, str]) -> list[str]:
+    """Documents that a file had when it was last indexed and has no more."""
+    of_file = models.FieldCondition(key=FILE_KEY, match=models.MatchValue(value=file.name))
+    return [one for one in collection.ids(models.Filter(must=[of_file])) if one not in present]
 
 
-def _source_is(file: str) -> models.FieldCondition:
-    return models.FieldCondition(key="metadata.source", match=models.MatchValue(value=file))
-
-
-def _drop_stale_passages(collection: ColbertCollection, name: str, passages: int) -> int:
-    """A file that has become shorter has fewer passages than it had."""
-    beyond = models.FieldCondition(key="metadata.chunk", range=models.Range(gte=passages))
-    stale = models.Filter(must=[_source_is(name), beyond])
-    removed = collection.count(stale)
-    if removed:
-        collection.delete(filter=stale)
-    return removed
-
-
-def _prune(collection: ColbertCollection, paths: Sequence[str], files: Sequence[SourceFile]) -> int:
-    """Remove the passages of files that are gone from the folders given, and nothing else."""
+def _of_missing_files(collection: ColbertCollection, paths: Sequence[str], files: Sequence[SourceFile]) -> list[str]:
+    """Documents of files that are gone from the folders given, and of no others."""
     roots = [source_name(path) for path in paths if Path(path).is_dir()]
     present = {file.name for file in files}
-    gone = []
-    for document in collection.scroll():
-        source = str(document.metadata.get("source"))
-        is_passage = document.id == f"{source}#{document.metadata.get('chunk')}"
-        if is_passage and source not in present and any(_is_under(source, root) for root in roots):
-            gone.append(document.id)
-    collection.delete(gone)
-    return len(gone)
+    missing = []
+    for payload in collection.payloads([FILE_KEY, ID_KEY]):
+        name = payload.get(FILE_KEY)
+        if name is not None and name not in present and any(_is_under(name, root) for root in roots):
+            missing.append(str(payload[ID_KEY]))
+    return missing
 
 
 def _is_under(source: str, root: str) -> bool:

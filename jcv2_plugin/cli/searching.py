@@ -63,14 +63,22 @@ def _where(conditions: Sequence[str]) -> models.Filter | None:
         key, separator, value = condition.partition("=")
         if not separator or not key:
             raise typer.BadParameter(f"{condition!r} is not of the form key=value.", param_hint="--where")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        if not isinstance(parsed, (str, int, bool)):
-            parsed = value
-        must.append(models.FieldCondition(key=f"metadata.{key}", match=models.MatchValue(value=parsed)))
+        must.append(models.Filter(should=_readings(f"metadata.{key}", value)))
     return models.Filter(must=must)
+
+
+def _readings(key: str, value: str) -> list[Any]:
+    """A value as typed may be stored as text, or as the number or truth value that it spells."""
+    readings: list[Any] = [models.FieldCondition(key=key, match=models.MatchValue(value=value))]
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return readings
+    if isinstance(parsed, bool):
+        readings.append(models.FieldCondition(key=key, match=models.MatchValue(value=parsed)))
+    elif isinstance(parsed, (int, float)):
+        readings.append(models.FieldCondition(key=key, range=models.Range(gte=parsed, lte=parsed)))
+    return readings
 
 
 def run_explain(
