@@ -50,8 +50,12 @@ def run_index(paths: Sequence[str], options: IndexOptions) -> None:
         # Texts are split twice, once to count: that is quick, and the bar then knows its end.
         sizes = _sizes(reader, files, strict=options.strict)
         stream = _Stream(reader, [file for file in files if file.name in sizes])
-        with progress_bar("Indexing", sum(sizes.values())) as advance:
-            report = collection.ingest(stream, progress=advance)
+        try:
+            with progress_bar("Indexing", sum(sizes.values())) as advance:
+                report = collection.ingest(stream, progress=advance)
+        except KeyboardInterrupt:
+            err.print(f"Stopped with {collection.count()} documents stored. Run the command again to go on.")
+            raise
         gone = [one for file in stream.files for one in _stale(collection, file, stream.ids)]
         if options.prune:
             gone += _of_missing_files(collection, paths, files)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,26 @@ class TestProcess:
         assert "jinaai/jina-colbert-v2" in done.stderr
         assert "jcv2-plugin[mini]" in done.stderr
         assert not (place / "store").exists()
+
+    def test_interrupting_keeps_what_is_stored(self, place: Path) -> None:
+        rows = [json.dumps({"id": str(n), "text": f"Report {n} tells of harbour {n % 97}."}) for n in range(20_000)]
+        (place / "rows.jsonl").write_text("\n".join(rows))
+        program = str(Path(sys.executable).with_name("jcv2"))
+        command = [program, "index", "rows.jsonl", "-c", "store", "--model", "mini", "--dim", "32"]
+        process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            if (place / "store" / "jcv2.json").exists():
+                break
+            time.sleep(0.1)
+        time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Run the command again to go on." in message
+        assert "Traceback" not in message
+        with ColbertCollection.open(place / "store") as collection:
+            assert f"Stopped with {collection.count()} documents stored" in message
+            assert collection.count() < 20_000
 
     def test_results_are_all_there_is_on_stdout(self, indexed: Path) -> None:
         done = self.jcv2("search", "-c", "store", "rice?", "-k", "1", "--json", cwd=indexed)
