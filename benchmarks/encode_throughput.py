@@ -4,7 +4,7 @@ The same weights, texts and threads; the encoder is exported to a folder that pl
 Runs alternate, and the ratio of each round is taken, so that a machine's moods cancel; the medians are printed,
 with the versions and the machine. The vectors of both are compared too.
 
-    python benchmarks/encode_throughput.py                      # the model mini, 400 real passages
+    python benchmarks/encode_throughput.py                      # the model mini, 200 docstrings
     python benchmarks/encode_throughput.py --sweep              # find the best tokens_per_batch for this device
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--texts", type=int, default=400)
+    parser.add_argument("--texts", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--beir", type=Path, help="take the texts of this BEIR folder")
     parser.add_argument("--sweep", action="store_true", help="try several token budgets")
