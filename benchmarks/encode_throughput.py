@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
+from machine import machine
 from sentence_transformers import MultiVectorEncoder
 from transformers.utils import logging as transformers_logging
 
@@ -60,13 +59,6 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def machine() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:
@@ -119,7 +111,9 @@ def report(
 ) -> None:
     lengths = sorted(len(ids) for ids in encoder.tokenizer(texts, truncation=True, max_length=300)["input_ids"])
     versions = {name: version(name) for name in ("jcv2-plugin", "sentence-transformers", "transformers", "torch")}
-    print(f"`python {' '.join(sys.argv)}`; {machine()}; {', '.join(f'{k} {v}' for k, v in versions.items())}")
+    where = machine()
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    print(f"`python {' '.join(sys.argv)}`; {where['cpu']}, {where['threads']} threads; {packages}")
     print(
         f"{len(texts)} texts of {statistics.mean(lengths):.0f} tokens (median {lengths[len(lengths) // 2]}, "
         f"longest {lengths[-1]}), {arguments.rounds} alternating rounds, largest difference {difference:.1e}\n"
@@ -133,7 +127,7 @@ def report(
         rows[name] = {"documents_per_second": rate, "ratio": ratio}
         print(f"| {name} | {rate:.0f} | {ratio:.2f} |")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"versions": versions, "machine": machine(), "rows": rows}, indent=2))
+        arguments.json.write_text(json.dumps({"versions": versions, "machine": where, "rows": rows}, indent=2))
 
 
 if __name__ == "__main__":

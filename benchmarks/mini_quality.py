@@ -13,7 +13,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from machine import machine
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.beir import BeirDataset
@@ -113,23 +112,6 @@ def markdown(rows: list[dict[str, Any]], dims: list[int]) -> str:
         figures = [*(row["dims"][str(dim)] for dim in dims), row["bm25"]]
         lines.append([row["name"], *(f"{one['ndcg@10']:.3f}" for one in figures)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def machine() -> dict[str, Any]:
-    """The processor's name and how many cores this process may use."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": cpu,
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def say(text: str) -> None:

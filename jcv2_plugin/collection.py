@@ -26,7 +26,7 @@ from jcv2_plugin.documents import (
     point_id,
     validate,
 )
-from jcv2_plugin.engines.base import Engine, Point
+from jcv2_plugin.engines.base import Engine, Matrix, Point
 from jcv2_plugin.errors import (
     CollectionMismatchError,
     InvalidDocumentError,
@@ -415,8 +415,13 @@ class ColbertCollection:
         for record in self._engine.scroll(filter, with_payload=list(keys)):
             yield record.payload
 
-    def explain(self, query: str, id: str) -> Explanation:
+    def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
         """Which token of a stored document each query token matched, and how well.
+
+        Args:
+            query: The query.
+            id: The document's id.
+            query_vectors: The query's vectors where they are known, which saves encoding it for each document.
 
         Raises:
             InvalidDocumentError: There is no such document.
@@ -432,6 +437,7 @@ class ColbertCollection:
             dim=self.dim,
             long_documents=self._schema.long_documents,
             document_vectors=found[0].vectors,
+            query_vectors=query_vectors,
         )
 
 

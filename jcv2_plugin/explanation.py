@@ -105,6 +105,7 @@ def explain(
     dim: int | None = None,
     long_documents: LongDocuments = "truncate",
     document_vectors: NDArray[np.float32] | None = None,
+    query_vectors: NDArray[np.float32] | None = None,
 ) -> Explanation:
     """Compare a query and a document token by token.
 
@@ -115,12 +116,14 @@ def explain(
         dim: The Matryoshka dimension; None takes the model's default.
         long_documents: How the document was encoded, if it is over the model's window.
         document_vectors: The document's vectors where they are known, of shape ``(tokens, dim)``.
+        query_vectors: The query's, likewise.
 
     Raises:
         ValueError: If the vectors given do not belong to this text and model.
     """
     dim = encoder.resolve_dim(dim)
-    query_vectors = encoder.query_vectors([query], dim)[0]
+    if query_vectors is None:
+        query_vectors = encoder.query_vectors([query], dim)[0]
     if document_vectors is None:
         document_vectors = encoder.document_vectors([text], dim, long_documents)[0]
     document_tokens = scored_tokens(encoder, text, "document", long_documents)

@@ -23,6 +23,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.base.modules.transformer import set_temporary_class_attrs
 from transformers import JinaEmbeddingsV3Model
 
+from jcv2_plugin.backbone import text_transformer
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 from jcv2_plugin.hub import HUB_ERRORS, ModelSource
 from jcv2_plugin.safetensors_io import file_reader, hub_reader, read_header, read_tensor
@@ -217,14 +218,10 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
             _keys_to_ignore_on_load_unexpected=[HEAD],
             _keys_to_ignore_on_load_missing=["pooler"],
         ):
-            transformer = Transformer(
-                staging,
-                model_kwargs={**model_kwargs, "use_safetensors": True},
-                modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-                module_output_name="token_embeddings",
-            )
+            transformer = text_transformer(staging, model_kwargs)
     transformer.model.config.name_or_path = str(folder)
-    transformer.tokenizer.name_or_path = str(folder)
+    tokenizer: Any = transformer.tokenizer
+    tokenizer.name_or_path = str(folder)
     return transformer, dim
 
 

@@ -12,8 +12,8 @@ from qdrant_client import QdrantClient
 
 from jcv2_plugin.engines.base import Engine
 from jcv2_plugin.engines.client import ClientEngine
-from jcv2_plugin.engines.edge import EdgeEngine, is_edge_collection
-from jcv2_plugin.errors import CollectionExistsError, InvalidOptionError
+from jcv2_plugin.engines.edge import EdgeEngine, check_free
+from jcv2_plugin.errors import InvalidOptionError
 from jcv2_plugin.schema import CollectionSchema
 
 DEFAULT_NAME = "documents"
@@ -63,13 +63,10 @@ class Place:
         """Fail before a model is loaded, where that is cheap to see.
 
         Raises:
-            CollectionExistsError: There is a collection in the folder.
+            CollectionExistsError: The folder is not free.
         """
-        if self.path is not None and not overwrite and is_edge_collection(self.path.expanduser()):
-            raise CollectionExistsError(
-                f"There is a collection in {str(self.path)!r} already. Open it, choose another folder, or pass "
-                "overwrite=True to replace it."
-            )
+        if self.path is not None:
+            check_free(self.path.expanduser().absolute(), overwrite=overwrite)
 
     def create(
         self,

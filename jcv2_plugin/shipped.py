@@ -14,6 +14,7 @@ from typing import Any
 
 from sentence_transformers.base.modules import Transformer
 
+from jcv2_plugin.backbone import text_transformer
 from jcv2_plugin.errors import ModelNotFoundError
 from jcv2_plugin.heads import MatryoshkaHeads
 from jcv2_plugin.hub import ModelSource, resolve_model
@@ -55,13 +56,7 @@ class ShippedModel:
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
         """The backbone as a sentence-transformers module."""
-        transformer: Transformer = Transformer(
-            str(self.backbone_source(**hub).folder),
-            model_kwargs={**model_kwargs, "use_safetensors": True},
-            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-            module_output_name="token_embeddings",
-        )
-        return transformer
+        return text_transformer(self.backbone_source(**hub).folder, model_kwargs)
 
     def heads(self) -> MatryoshkaHeads:
         """Our heads, all of them."""

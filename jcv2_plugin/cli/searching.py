@@ -41,8 +41,10 @@ def run_search(
             return
         if not hits:
             out.print("No document matches." if collection.count() else "The collection is empty.")
+            return
+        vectors = collection.encoder.query_vectors([query], collection.dim)[0]
         for rank, hit in enumerate(hits, start=1):
-            _print_hit(rank, hit, collection.explain(query, hit.id))
+            _print_hit(rank, hit, collection.explain(query, hit.id, query_vectors=vectors))
 
 
 def _print_hit(rank: int, hit: SearchHit, explanation: Explanation) -> None:

@@ -63,11 +63,11 @@ class EdgeEngine:
             CollectionLockedError: See :meth:`open`.
         """
         path = path.expanduser().absolute()
-        _check_free(path, overwrite=overwrite)
+        check_free(path, overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path)
         try:
-            _check_free(path, overwrite=overwrite)  # again: somebody may have been quicker
+            check_free(path, overwrite=overwrite)  # again: somebody may have been quicker
             (path / DESCRIPTION).unlink(missing_ok=True)
             if (path / _SHARD).exists():
                 shutil.rmtree(path / _SHARD)
@@ -223,7 +223,12 @@ def _named(matrix: Matrix) -> dict[str, Any]:
     return {VECTOR_NAME: _as_vector(matrix)}
 
 
-def _check_free(path: Path, *, overwrite: bool) -> None:
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds a collection not to be replaced, or anything that is none.
+
+    Raises:
+        CollectionExistsError: Naming the way out.
+    """
     if not path.exists() or (path.is_dir() and all(entry.name == _LOCK for entry in path.iterdir())):
         return
     if not path.is_dir() or not is_edge_collection(path):

@@ -14,6 +14,7 @@ import torch
 from sentence_transformers.base.modules import Transformer
 from torch.nn import functional as F
 
+from jcv2_plugin.backbone import text_transformer
 from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 from jcv2_plugin.heads import MatryoshkaHeads
@@ -40,13 +41,7 @@ def load_backbone(name_or_folder: str) -> Transformer:
         )
     refuse_pickle_only(folder)
     try:
-        backbone: Transformer = Transformer(
-            str(folder),
-            model_kwargs={"use_safetensors": True},
-            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-            module_output_name="token_embeddings",
-        )
-        return backbone
+        return text_transformer(folder, {})
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelLayoutError(
             f"{name_or_folder!r} cannot be read as a transformers model: {error} "
