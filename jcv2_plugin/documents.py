@@ -62,6 +62,12 @@ class StoredDocument:
             payload=payload,
         )
 
+    def as_document(self) -> Document:
+        """The document as it was added, so that adding it elsewhere stores the same payload."""
+        ours = {TEXT_KEY, METADATA_KEY, ID_KEY, HASH_KEY}
+        rest = {key: value for key, value in self.payload.items() if key not in ours}
+        return Document(self.text, self.id, self.metadata, rest)
+
 
 @dataclass(frozen=True)
 class SearchHit(StoredDocument):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
 from sentence_transformers.util import get_device_name
 from torch import nn
 
@@ -357,10 +357,14 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         texts: Sequence[str],
         dim: int,
         long_documents: Literal["truncate", "split", "error"] = "truncate",
+        pool_factor: float = 1.0,
     ) -> list[NDArray[np.float32]]:
-        """Documents as float32 arrays, each of shape ``(document tokens, dim)``."""
+        """Documents as float32 arrays, each of shape ``(document tokens, dim)``; fewer rows where they are pooled."""
+        pooling = HierarchicalTokenPooling(pool_factor) if pool_factor > 1 else None
         return self._arrays(
-            self.encode_document(list(texts), dim=dim, long_documents=long_documents, convert_to_numpy=True)
+            self.encode_document(
+                list(texts), dim=dim, long_documents=long_documents, convert_to_numpy=True, token_pooling=pooling
+            )
         )
 
     @staticmethod

@@ -59,6 +59,18 @@ class CollectionMismatchError(CollectionError, ValueError):
     """A collection was made with another model, dimension or preprocessing than the one offered."""
 
 
+class CollectionAccessError(CollectionError):
+    """A Qdrant server wants a key, or one that may do more than the key given."""
+
+
+class ServerLimitError(CollectionError):
+    """A request goes past a limit of the server, or does what the collection's strict mode forbids."""
+
+
+class ServerBusyError(CollectionError):
+    """The server cannot take a request now (a rate limit, overload, a shard that is away). Later it may."""
+
+
 class InvalidQueryError(Jcv2Error, ValueError):
     """A query is empty or no string, or the number of results asked for is not positive."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from qdrant_client import QdrantClient
 
-from jcv2_plugin.engines.base import Engine
+from jcv2_plugin.engines.base import Engine, NewCollection
 from jcv2_plugin.engines.client import ClientEngine
 from jcv2_plugin.engines.edge import EdgeEngine, check_free
 from jcv2_plugin.errors import InvalidOptionError
@@ -74,11 +74,24 @@ class Place:
         *,
         overwrite: bool,
         client_options: Mapping[str, Any] | None,
-        collection_options: Mapping[str, Any] | None,
+        options: NewCollection,
     ) -> Engine:
-        """Create an empty collection here."""
+        """Create an empty collection here.
+
+        Raises:
+            InvalidOptionError: A folder is to have what only a server has, or a payload index of no known kind.
+        """
+        options.check()
         if self.path is not None:
-            return EdgeEngine.create(self.path, schema, overwrite=overwrite)
+            if options.engine_options or options.shard_key is not None:
+                raise InvalidOptionError(
+                    f"{str(self.path)!r} is a folder; collection_options and shard_key are for a Qdrant server "
+                    "(url=...)."
+                )
+            engine = EdgeEngine.create(self.path, schema, overwrite=overwrite)
+            for key, kind in options.payload_indexes.items():
+                engine.create_payload_index(key, kind)
+            return engine
         client = self._connect(client_options)
         try:
             return ClientEngine.create(
@@ -87,19 +100,23 @@ class Place:
                 schema,
                 overwrite=overwrite,
                 owns_client=self.client is None,
-                **dict(collection_options or {}),
+                options=options,
             )
         except BaseException:
             self._disconnect(client)
             raise
 
-    def open(self, *, client_options: Mapping[str, Any] | None) -> Engine:
+    def open(
+        self, *, client_options: Mapping[str, Any] | None, retries: int, shard_key: str | int | None = None
+    ) -> Engine:
         """Open the collection that is here."""
         if self.path is not None:
             return EdgeEngine.open(self.path)
         client = self._connect(client_options)
         try:
-            return ClientEngine.open(client, self.name, owns_client=self.client is None)
+            return ClientEngine.open(
+                client, self.name, owns_client=self.client is None, retries=retries, shard_key=shard_key
+            )
         except BaseException:
             self._disconnect(client)
             raise

@@ -7,25 +7,24 @@ and decides whether an encoder may be used with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, InvalidOptionError
+from jcv2_plugin.first_stage import FirstStage, check_first_stage
 from jcv2_plugin.long_documents import LONG_DOCUMENTS, LongDocuments
+from jcv2_plugin.storage import Storage, storage_profile
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had neither a first stage nor token pooling, and is still read."""
 VECTOR_NAME = "colbert"
 METADATA_FIELD = "jcv2"
 MAX_FLOATS = 1024 * 1024
 """A multivector must have fewer floats (rows x dim): Qdrant's hard limit, which local engines do not enforce."""
-
-Storage = Literal["float16", "float32"]
-STORAGES: tuple[Storage, ...] = get_args(Storage)
-
-
+_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "stage_options": dict, "pool_factor": (int, float)}
 _REMEDIES = {
     "document_length": "Load the encoder with document_length={!r}.",
     "query_length": "Set the backbone's query_expansion to a length of {!r}.",
@@ -35,7 +34,23 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class CollectionSchema:
-    """See the module. ``model`` and ``revision`` load it again; ``fingerprint`` is of its weights."""
+    """See the module.
+
+    Attributes:
+        model: With ``revision``, what loads the model again.
+        revision: Of the model; None for a local folder.
+        fingerprint: Of the weights that make vectors of this ``dim``.
+        dim: The Matryoshka dimension.
+        document_length: The model's window, in tokens.
+        query_length: Vectors a query has where it is padded; else None.
+        skiplist: Which document tokens are not stored.
+        long_documents: What is done with documents over the window.
+        storage: How vectors are kept, see :mod:`jcv2_plugin.storage`.
+        format: Of this description.
+        first_stage: What finds candidates for MaxSim, see :mod:`jcv2_plugin.first_stage`.
+        stage_options: The first stage's settings.
+        pool_factor: Token pooling: about one vector is stored for so many tokens of a document.
+    """
 
     model: str
     revision: str | None
@@ -47,10 +62,21 @@ class CollectionSchema:
     long_documents: LongDocuments
     storage: Storage
     format: int = FORMAT
+    first_stage: FirstStage = "none"
+    stage_options: dict[str, Any] = field(default_factory=dict)
+    pool_factor: float = 1.0
 
     @classmethod
     def describe(
-        cls, encoder: JinaColbertEncoder, dim: int, long_documents: LongDocuments, storage: Storage
+        cls,
+        encoder: JinaColbertEncoder,
+        dim: int,
+        long_documents: LongDocuments,
+        storage: Storage,
+        *,
+        first_stage: FirstStage = "none",
+        stage_options: Mapping[str, Any] | None = None,
+        pool_factor: float = 1.0,
     ) -> CollectionSchema:
         """The description of a new collection.
 
@@ -59,8 +85,9 @@ class CollectionSchema:
         """
         if long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
-        if storage not in STORAGES:
-            raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
+        storage_profile(storage)
+        if isinstance(pool_factor, bool) or not isinstance(pool_factor, (int, float)) or not 1 <= pool_factor < 100:
+            raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {pool_factor!r}.")
         return cls(
             model=encoder.reference,
             revision=encoder.revision,
@@ -71,6 +98,9 @@ class CollectionSchema:
             skiplist=encoder.skiplist,
             long_documents=long_documents,
             storage=storage,
+            first_stage=first_stage,
+            stage_options=check_first_stage(first_stage, stage_options or {}, dim),
+            pool_factor=float(pool_factor),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,15 +124,17 @@ class CollectionSchema:
                 f"{place} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
             )
         names = {one.name for one in fields(cls)}
-        missing = sorted(names - set(raw))
+        newer = {"first_stage", "stage_options", "pool_factor"} if raw.get("format") == 1 else set()
+        missing = sorted(names - newer - set(raw))
         wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
         wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
+        wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
         if missing or wrong:
             raise CollectionCorruptError(
                 f"{place}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
                 "Restore it from a backup, or create the collection anew."
             )
-        return cls(**{name: raw[name] for name in names})
+        return cls(**{name: raw[name] for name in names if name in raw})
 
     def check_encoder(self, encoder: JinaColbertEncoder, place: str) -> None:
         """Refuse an encoder whose vectors would not compare with those stored.

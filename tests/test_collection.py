@@ -11,8 +11,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
-from jcv2_plugin.engines.base import Point
-from jcv2_plugin.engines.client import _request_batches
+from jcv2_plugin.engines.base import Point, by_bytes
 from jcv2_plugin.errors import (
     CollectionError,
     CollectionNotFoundError,
@@ -173,8 +172,28 @@ class TestReadingAndWriting:
         progress: list[tuple[int, int]] = []
         report = collection.ingest(stream(), batch_documents=4, progress=lambda n: progress.append((n, len(taken))))
         assert (report.written, report.unchanged, report.seen) == (10, 0, 10)
-        assert progress == [(4, 4), (4, 8), (2, 10)]
+        assert [stored for stored, _ in progress] == [4, 4, 2]
         assert collection.ingest(stream()).unchanged == 10
+
+    def test_ingest_holds_a_few_batches_only(self, create: Create) -> None:
+        collection = create(dim=32)
+        taken, stored, ahead = 0, 0, []
+
+        def stream() -> Iterator[Document]:
+            nonlocal taken
+            for number in range(60):
+                taken += 1
+                yield Document(f"This is text number {number}.", id=str(number))
+
+        def progress(documents: int) -> None:
+            nonlocal stored
+            ahead.append(taken - stored)
+            stored += documents
+
+        collection.ingest(stream(), batch_documents=4, progress=progress)
+        assert (taken, stored) == (60, 60)
+        # One batch being encoded, and those waiting to be stored.
+        assert max(ahead) <= 4 * 4
 
     def test_threads_may_share_it(self, collection: ColbertCollection) -> None:
         errors: list[BaseException] = []
@@ -363,7 +382,7 @@ class TestPlaces:
     def test_requests_stay_under_the_limit_of_a_server(self) -> None:
         small = np.zeros((100, 64), dtype=np.float32)
         points = [Point(str(n), small, {"page_content": "é" * 1_000_000}) for n in range(40)]
-        batches = list(_request_batches(points))
+        batches = list(by_bytes(points, most=24 * 2**20, per_float=21))
         assert [point.id for batch in batches for point in batch] == [str(n) for n in range(40)]
         assert all(len(json.dumps([p.payload for p in batch]).encode()) < 32 * 2**20 for batch in batches)
         assert max(len(batch) for batch in batches) > 1

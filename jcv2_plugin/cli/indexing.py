@@ -19,7 +19,7 @@ from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.sources import FILE_KEY, PassageReader, SourceError, SourceFile, count_lines, find_files, source_name
 
 if TYPE_CHECKING:
-    from jcv2_plugin.schema import Storage
+    from jcv2_plugin.storage import Storage
 
 
 @dataclass(frozen=True)

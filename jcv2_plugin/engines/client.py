@@ -1,31 +1,50 @@
-"""qdrant-client: a Qdrant server or cluster, or the client's own local mode (``":memory:"``)."""
+"""qdrant-client: a Qdrant server or cluster, or the client's own local mode (``":memory:"``).
+
+A collection's name is an alias on the server, of a collection ``name.1``: so a migration can fill ``name.2`` and
+put it in place in one step, while readers go on. A collection without an alias is opened just the same.
+"""
 
 from __future__ import annotations
 
 import inspect
-import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import grpc
-import numpy as np
 from qdrant_client import QdrantClient, models
-from qdrant_client.common.client_exceptions import QdrantException
-from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 from qdrant_client.local.qdrant_local import QdrantLocal
 
-from jcv2_plugin.engines.base import Matrix, Point, Record, record_of
+from jcv2_plugin.engines.base import (
+    Engine,
+    NewCollection,
+    PayloadIndex,
+    Point,
+    Record,
+    SearchRequest,
+    by_bytes,
+    record_of,
+)
+from jcv2_plugin.engines.client_config import (
+    point_struct,
+    query_request,
+    sparse_vectors_config,
+    vectors_config,
+)
+from jcv2_plugin.engines.transport import Retry, translated_errors
 from jcv2_plugin.errors import CollectionError, CollectionExistsError, CollectionNotFoundError, InvalidOptionError
-from jcv2_plugin.schema import METADATA_FIELD, VECTOR_NAME, CollectionSchema
+from jcv2_plugin.schema import METADATA_FIELD, CollectionSchema
+from jcv2_plugin.storage import oversampling_of
 
 _SCROLL_PAGE = 1000
-# A server takes 32 MiB a request, and a float32 is up to 21 bytes of JSON.
+_VECTORS_PAGE = 64
+# A server takes 32 MiB a request; a float32 is up to 21 bytes of JSON, one rounded to 6 decimals up to 10.
 _BYTES_PER_REQUEST = 24 * 1024 * 1024
 _BYTES_PER_FLOAT = 21
-_DATATYPES = {"float16": models.Datatype.FLOAT16, "float32": models.Datatype.FLOAT32}
+_BYTES_PER_ROUNDED_FLOAT = 11
+
+T = TypeVar("T")
 
 
 def address(client: QdrantClient) -> str:
@@ -37,40 +56,35 @@ def address(client: QdrantClient) -> str:
     return f"{parts.scheme or 'http'}://{host}" + (f":{parts.port}" if parts.port else "")
 
 
-@contextmanager
-def translated_errors(where: str) -> Iterator[None]:
-    """Turn the client's errors into ours, naming the server and the way out.
-
-    Raises:
-        CollectionError: The server is out of reach, or refuses.
-    """
-    try:
-        yield
-    except ResponseHandlingException as error:
-        raise CollectionError(
-            f"Qdrant at {where} is out of reach ({error.source}). Check that it runs, its address, and the timeout "
-            "(client_options={'timeout': seconds}); a folder (path=...) needs no server."
-        ) from error
-    except grpc.RpcError as error:
-        reason = error.details() if isinstance(error, grpc.Call) else error
-        raise CollectionError(f"Qdrant at {where} did not answer over gRPC: {reason}.") from error
-    except (ApiException, QdrantException) as error:
-        raise CollectionError(f"Qdrant at {where} refused: {error}. Check the key and the request.") from error
-
-
 class ClientEngine:
-    """One collection, by name, of a client; made by :meth:`create` or :meth:`open`."""
+    """One collection, by name, of a client; made by :meth:`create` or :meth:`open`.
 
-    def __init__(self, client: QdrantClient, name: str, *, storage: str, owns_client: bool) -> None:
+    It stays with the collection that the name stood for when it was opened, also if the name moves on to another.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        name: str,
+        physical: str,
+        *,
+        storage: str,
+        owns_client: bool,
+        retries: int,
+        shard_key: str | int | None = None,
+    ) -> None:
         self.client = client
         self.name = name
+        self.physical = physical
         self.is_local = isinstance(client._client, QdrantLocal)
+        self.first_stage_pays = not self.is_local
         self._address = address(client)
         self.place = f"The collection {name!r} {'in' if self.is_local else 'at'} {self._address}"
-        # Local mode ignores the datatype; rounding here makes its scores those of a server.
-        self._round = self.is_local and storage == "float16"
+        self._storage = storage
+        self._shard_key = shard_key
         self._owns_client = owns_client
         self._closed = False
+        self._retry = Retry(attempts=1 if self.is_local else retries)
         # Local mode has no locks of its own.
         self._guard: AbstractContextManager[Any] = threading.RLock() if self.is_local else nullcontext()
 
@@ -83,127 +97,144 @@ class ClientEngine:
         *,
         overwrite: bool = False,
         owns_client: bool = False,
-        **options: Any,
+        options: NewCollection | None = None,
     ) -> ClientEngine:
-        """Create the collection. ``options`` go to ``QdrantClient.create_collection`` (shards, replicas, ...).
+        """Create the collection, under an alias.
 
         Raises:
             CollectionExistsError: There is one of this name, and ``overwrite`` is not set.
         """
-        _check_options(client, options)
-        params = models.VectorParams(
-            size=schema.dim,
-            distance=models.Distance.DOT,
-            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
-            datatype=_DATATYPES[schema.storage],
-            # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
-            hnsw_config=models.HnswConfigDiff(m=0),
-        )
+        options = options or NewCollection()
+        _check_options(client, options.engine_options)
         with translated_errors(address(client)):
-            if client.collection_exists(name):
-                if not overwrite:
-                    raise CollectionExistsError(
-                        f"There is a collection {name!r} already. Open it, choose another name, or pass "
-                        "overwrite=True to replace it."
-                    )
-                client.delete_collection(name)
-            client.create_collection(
-                name,
-                vectors_config={VECTOR_NAME: params},
-                metadata={METADATA_FIELD: schema.to_dict()},
-                **options,
-            )
-        engine = cls(client, name, storage=schema.storage, owns_client=owns_client)
-        if engine.describe() != schema.to_dict():
-            client.delete_collection(name)
-            raise CollectionError(
-                f"Qdrant at {address(client)} does not keep a collection's metadata, in which the model and dim are "
-                "stored. Upgrade the server, or use a folder (path=...)."
-            )
-        return engine
+            aliases = _aliases(client)
+            old = aliases.get(name, name) if client.collection_exists(name) else None
+            if old is not None and not overwrite:
+                raise CollectionExistsError(
+                    f"There is a collection {name!r} already. Open it, choose another name, or pass "
+                    "overwrite=True to replace it."
+                )
+            physical = _generation_name(name, _generation(name, old) + 1)
+            if client.collection_exists(physical) and physical not in aliases.values():
+                client.delete_collection(physical)  # of a creation or migration that did not finish
+        made = cls(
+            client,
+            name,
+            physical,
+            storage=schema.storage,
+            owns_client=owns_client,
+            retries=options.retries,
+            shard_key=options.shard_key,
+        )
+        made._create_physical(schema, options)
+        with translated_errors(address(client)):
+            _point_alias(client, name, physical, old)
+            if old is not None and old != name:
+                client.delete_collection(old)
+        return made
 
     @classmethod
-    def open(cls, client: QdrantClient, name: str, *, owns_client: bool = False) -> ClientEngine:
+    def open(
+        cls,
+        client: QdrantClient,
+        name: str,
+        *,
+        owns_client: bool = False,
+        retries: int = Retry.attempts,
+        shard_key: str | int | None = None,
+    ) -> ClientEngine:
         """Open a collection that exists.
 
         Raises:
             CollectionNotFoundError: There is none of this name.
         """
+        retry = Retry(attempts=retries)
         with translated_errors(address(client)):
-            if not client.collection_exists(name):
-                known = sorted(one.name for one in client.get_collections().collections)
+            if not retry.call(client.collection_exists, name):
+                known = sorted(collection_names(client))
                 raise CollectionNotFoundError(f"There is no collection {name!r}; there are {known}. Create it first.")
-        engine = cls(client, name, storage="float32", owns_client=owns_client)
+            physical = _aliases(client).get(name, name)
+        engine = cls(
+            client,
+            name,
+            physical,
+            storage="",
+            owns_client=owns_client,
+            retries=retries,
+            shard_key=shard_key,
+        )
         described = engine.describe()
-        storage = described.get("storage") if isinstance(described, dict) else None
-        engine._round = engine.is_local and storage == "float16"
+        if isinstance(described, dict):
+            engine._storage = str(described.get("storage"))
         return engine
 
     def describe(self) -> Any:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        with self._using():
-            metadata = self.client.get_collection(self.name).config.metadata or {}
+        metadata = self._call(self.client.get_collection, self.physical).config.metadata or {}
         return metadata.get(METADATA_FIELD)
 
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. In requests that stay under the server's 32 MiB."""
-        for batch in _request_batches(points):
-            structs = [
-                models.PointStruct(
-                    id=point.id, vector={VECTOR_NAME: self._stored(point.vectors)}, payload=point.payload
-                )
-                for point in batch
-            ]
-            with self._using():
-                self.client.upsert(self.name, structs, wait=True)
+        per_float = _BYTES_PER_FLOAT if self._storage == "float32" else _BYTES_PER_ROUNDED_FLOAT
+        for batch in by_bytes(points, most=_BYTES_PER_REQUEST, per_float=per_float):
+            structs = [point_struct(point, self._storage, local=self.is_local) for point in batch]
+            self._call(self.client.upsert, self.physical, structs, wait=True, shard_key_selector=self._shard_key)
 
     def search(
         self,
-        queries: Sequence[Matrix],
+        requests: Sequence[SearchRequest],
         limit: int,
         *,
         filter: models.Filter | None,
         score_threshold: float | None,
     ) -> list[list[Record]]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        if not queries:
+        if not requests:
             return []
-        requests = [
-            models.QueryRequest(
-                query=query.tolist(),
-                using=VECTOR_NAME,
-                limit=limit,
-                filter=filter,
-                score_threshold=score_threshold,
-                with_payload=True,
-                with_vector=False,
+        batch = [
+            query_request(
+                request,
+                limit,
+                filter,
+                score_threshold,
+                oversampling=None if self.is_local else oversampling_of(self._storage),
+                shard_key=self._shard_key,
             )
-            for query in queries
+            for request in requests
         ]
-        with self._using():
-            responses = self.client.query_batch_points(self.name, requests)
+        responses = self._call(self.client.query_batch_points, self.physical, batch)
         return [[record_of(point, score=point.score) for point in response.points] for response in responses]
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
-        with self._using():
-            points = self.client.retrieve(self.name, list(ids), with_payload=with_payload, with_vectors=with_vectors)
+        points = self._call(
+            self.client.retrieve,
+            self.physical,
+            list(ids),
+            with_payload=with_payload,
+            with_vectors=with_vectors,
+            shard_key_selector=self._shard_key,
+        )
         return [record_of(point) for point in points]
 
-    def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
+    def scroll(
+        self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
+    ) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         offset: Any = None
         while True:
-            with self._using():
-                points, offset = self.client.scroll(
-                    self.name,
-                    scroll_filter=filter,
-                    limit=_SCROLL_PAGE,
-                    offset=offset,
-                    with_payload=with_payload,
-                )
+            points, offset = self._call(
+                self.client.scroll,
+                self.physical,
+                scroll_filter=filter,
+                limit=_VECTORS_PAGE if with_vectors else _SCROLL_PAGE,
+                offset=offset,
+                with_payload=with_payload,
+                with_vectors=with_vectors,
+                shard_key_selector=self._shard_key,
+            )
             yield from (record_of(point) for point in points)
             if offset is None:
                 return
@@ -211,18 +242,40 @@ class ClientEngine:
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if ids:
-            with self._using():
-                self.client.delete(self.name, models.PointIdsList(points=list(ids)), wait=True)
+            self._delete(models.PointIdsList(points=list(ids)))
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        with self._using():
-            self.client.delete(self.name, models.FilterSelector(filter=filter), wait=True)
+        self._delete(models.FilterSelector(filter=filter))
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        with self._using():
-            return int(self.client.count(self.name, count_filter=filter, exact=True).count)
+        return self._count(filter, exact=True)
+
+    def size(self) -> int:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        return self._count(None, exact=False)
+
+    def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Local mode filters without indexes."""
+        if not self.is_local:
+            schema = models.PayloadSchemaType(kind)
+            self._call(self.client.create_payload_index, self.physical, key, field_schema=schema, wait=True)
+
+    def moved(self) -> Engine | None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        physical = self._call(lambda: _aliases(self.client).get(self.name))
+        if physical is None or physical == self.physical:
+            return None
+        moved = ClientEngine.open(
+            self.client,
+            self.name,
+            owns_client=self._owns_client,
+            retries=self._retry.attempts,
+            shard_key=self._shard_key,
+        )
+        self._owns_client = False
+        return moved
 
     def optimize(self) -> None:
         """Nothing to do: a server optimises by itself, local mode has nothing to optimise."""
@@ -233,6 +286,94 @@ class ClientEngine:
             self.client.close()
         self._closed = True
 
+    def successor(self, schema: CollectionSchema) -> Engine:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. A collection ``name.2`` beside ``name.1``, and so on.
+
+        Shards, replicas and payload indexes are as for this one.
+        """
+        physical = _generation_name(self.name, _generation(self.name, self.physical) + 1)
+        made = ClientEngine(
+            self.client,
+            self.name,
+            physical,
+            storage=schema.storage,
+            owns_client=False,
+            retries=self._retry.attempts,
+            shard_key=self._shard_key,
+        )
+        if self._call(self.client.collection_exists, physical):
+            if made.describe() == schema.to_dict():
+                return made
+            self._call(self.client.delete_collection, physical)
+        made._create_physical(schema, self._as_created())
+        return made
+
+    def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The alias is moved in one step.
+
+        A collection that had no alias is dropped first, since an alias cannot have a collection's name: readers
+        then find nothing for the moment between two requests.
+        """
+        if not isinstance(successor, ClientEngine) or successor.client is not self.client:
+            raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
+        plain = self.physical == self.name
+        with self._using():
+            _point_alias(self.client, self.name, successor.physical, self.physical)
+            if not plain and not keep_old:
+                self.client.delete_collection(self.physical)
+        successor._owns_client, self._owns_client = self._owns_client, False
+        self.close()
+        return self.physical if keep_old and not plain else None
+
+    def _create_physical(self, schema: CollectionSchema, options: NewCollection) -> None:
+        self._call(
+            self.client.create_collection,
+            self.physical,
+            vectors_config=vectors_config(schema),
+            sparse_vectors_config=sparse_vectors_config(schema),
+            metadata={METADATA_FIELD: schema.to_dict()},
+            **options.engine_options,
+        )
+        try:
+            if self.describe() != schema.to_dict():
+                raise CollectionError(
+                    f"Qdrant at {self._address} does not keep a collection's metadata, in which the model and dim are "
+                    "stored. Upgrade the server, or use a folder (path=...)."
+                )
+            if self._shard_key is not None:
+                self._call(self.client.create_shard_key, self.physical, self._shard_key)
+            for key, kind in options.payload_indexes.items():
+                self.create_payload_index(key, kind)
+        except BaseException:
+            self._call(self.client.delete_collection, self.physical)
+            raise
+
+    def _as_created(self) -> NewCollection:
+        """What a successor is to have of this collection's layout."""
+        if self.is_local:
+            return NewCollection()
+        found = self._call(self.client.get_collection, self.physical)
+        params = found.config.params
+        names = ("shard_number", "sharding_method", "replication_factor", "write_consistency_factor", "on_disk_payload")
+        layout = {name: value for name in names if (value := getattr(params, name, None)) is not None}
+        indexes: dict[str, Any] = {key: info.data_type.value for key, info in (found.payload_schema or {}).items()}
+        return NewCollection(payload_indexes=indexes, shard_key=self._shard_key, engine_options=layout)
+
+    def _delete(self, selector: models.PointIdsList | models.FilterSelector) -> None:
+        self._call(self.client.delete, self.physical, selector, wait=True, shard_key_selector=self._shard_key)
+
+    def _count(self, filter: models.Filter | None, *, exact: bool) -> int:
+        counted = self._call(
+            self.client.count, self.physical, count_filter=filter, exact=exact, shard_key_selector=self._shard_key
+        )
+        return int(counted.count)
+
+    def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        if self.is_local:
+            kwargs.pop("shard_key_selector", None)
+        with self._using():
+            return self._retry.call(function, *args, **kwargs)
+
     @contextmanager
     def _using(self) -> Iterator[None]:
         if self._closed:
@@ -240,32 +381,49 @@ class ClientEngine:
         with self._guard, translated_errors(self._address):
             yield
 
-    def _stored(self, vectors: Matrix) -> list[list[float]]:
-        rounded = vectors.astype(np.float16).astype(np.float32) if self._round else vectors
-        values: list[list[float]] = rounded.tolist()
-        return values
+
+def _aliases(client: QdrantClient) -> dict[str, str]:
+    return {one.alias_name: one.collection_name for one in client.get_aliases().aliases}
 
 
-def _check_options(client: QdrantClient, options: dict[str, Any]) -> None:
+def collection_names(client: QdrantClient) -> dict[str, str]:
+    """The collections of a client by the names they are opened by; for each the name it has on the server.
+
+    A collection that an alias stands for is listed under that.
+    """
+    aliases = _aliases(client)
+    plain = {one.name for one in client.get_collections().collections} - set(aliases.values())
+    return {**{name: name for name in plain}, **aliases}
+
+
+def _generation_name(name: str, generation: int) -> str:
+    return f"{name}.{generation}"
+
+
+def _generation(name: str, physical: str | None) -> int:
+    """Which of a name's collections one is: 0 for none, and for a collection without an alias."""
+    number = (physical or "").removeprefix(f"{name}.")
+    return int(number) if number.isdecimal() else 0
+
+
+def _point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:
+    """Let a name stand for a collection, in one step where it is an alias already."""
+    if old == name:
+        client.delete_collection(name)
+    operations: list[Any] = []
+    if old is not None and old != name:
+        operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name)))
+    created = models.CreateAlias(collection_name=physical, alias_name=name)
+    operations.append(models.CreateAliasOperation(create_alias=created))
+    client.update_collection_aliases(change_aliases_operations=operations)
+
+
+def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:
     """Before anything is replaced: a misspelt option must not cost the collection that was there."""
     known = set(inspect.signature(client.create_collection).parameters) - {"kwargs"}
-    ours = {"collection_name", "vectors_config", "metadata"}
+    ours = {"collection_name", "vectors_config", "sparse_vectors_config", "metadata"}
     if wrong := sorted(set(options) - (known - ours)):
         raise InvalidOptionError(
             f"collection_options {wrong} are not to be given; there are {sorted(known - ours)} (see "
             "QdrantClient.create_collection)."
         )
-
-
-def _request_batches(points: Sequence[Point]) -> Iterator[list[Point]]:
-    batch: list[Point] = []
-    filled = 0
-    for point in points:
-        size = point.vectors.size * _BYTES_PER_FLOAT + len(json.dumps(point.payload).encode())
-        if batch and filled + size > _BYTES_PER_REQUEST:
-            yield batch
-            batch, filled = [], 0
-        batch.append(point)
-        filled += size
-    if batch:
-        yield batch

@@ -1,13 +1,13 @@
 """Qdrant Edge: Qdrant's engine in this process, in a folder of its own.
 
-A collection's folder holds ``jcv2.json`` (its description), ``lock`` and ``shard/`` (Edge's own files). One
-process may have it open at a time.
+A collection's folder holds ``jcv2.json`` (its description), ``lock`` and a shard (Edge's own files), which the
+description names: replacing that one file is how a migration puts another shard in place, whole or not at all.
+One process may have a folder open at a time.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,8 @@ import qdrant_edge as edge
 from filelock import FileLock, Timeout
 from qdrant_client import models
 
-from jcv2_plugin.engines.base import Matrix, Point, Record, record_of
+from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes, record_of
+from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.filters import to_edge_filter
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -27,15 +28,29 @@ from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
 )
-from jcv2_plugin.schema import VECTOR_NAME, CollectionSchema
+from jcv2_plugin.files import write_atomically
+from jcv2_plugin.schema import CollectionSchema
+from jcv2_plugin.storage import oversampling_of
 
 DESCRIPTION = "jcv2.json"
 _SHARD = "shard"
+_SHARD_FIELD = "shard"
 _LOCK = "lock"
+# Edge holds Python's lock during a call, so that other threads, and an event loop, wait for its end.
+_QUERIES_PER_CALL = 8
 _SCROLL_PAGE = 1000
-_DATATYPES = {
-    "float16": edge.VectorStorageDatatype.Float16,
-    "float32": edge.VectorStorageDatatype.Float32,
+_VECTORS_PAGE = 64
+# An update is one record of the write-ahead log, and is in memory several times while it is written.
+_BYTES_PER_UPDATE = 16 * 1024 * 1024
+_INDEXES = {
+    "keyword": edge.PayloadSchemaType.Keyword,
+    "integer": edge.PayloadSchemaType.Integer,
+    "float": edge.PayloadSchemaType.Float,
+    "bool": edge.PayloadSchemaType.Bool,
+    "datetime": edge.PayloadSchemaType.Datetime,
+    "geo": edge.PayloadSchemaType.Geo,
+    "text": edge.PayloadSchemaType.Text,
+    "uuid": edge.PayloadSchemaType.Uuid,
 }
 
 
@@ -47,12 +62,18 @@ def is_edge_collection(path: Path) -> bool:
 class EdgeEngine:
     """See the module; made by :meth:`create` or :meth:`open`."""
 
-    def __init__(self, path: Path, shard: Any, lock: FileLock) -> None:
+    def __init__(
+        self, path: Path, name: str, shard: Any, lock: FileLock, storage: str, pending: CollectionSchema | None = None
+    ) -> None:
         self.path = path
         self.place = f"The collection in {str(path)!r}"
+        self.first_stage_pays = True
+        self._name = name
         self._shard: Any = shard
         self._lock = lock
         self._closing = threading.Lock()
+        self._oversampling = oversampling_of(storage)
+        self._pending = pending  # of a successor, whose description is not yet the folder's
 
     @classmethod
     def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
@@ -69,15 +90,14 @@ class EdgeEngine:
         try:
             check_free(path, overwrite=overwrite)  # again: somebody may have been quicker
             (path / DESCRIPTION).unlink(missing_ok=True)
-            if (path / _SHARD).exists():
-                shutil.rmtree(path / _SHARD)
-            (path / _SHARD).mkdir()
-            shard = edge.EdgeShard.create(str(path / _SHARD), _edge_config(schema))
-            _write_atomically(path / DESCRIPTION, json.dumps(schema.to_dict(), indent=2) + "\n")
+            for old in _shards(path):
+                _remove_shard(path, old)
+            shard = _new_shard(path, _SHARD, schema)
+            _describe(path / DESCRIPTION, schema, _SHARD)
         except BaseException:
             lock.release()
             raise
-        return cls(path, shard, lock)
+        return cls(path, _SHARD, shard, lock, schema.storage)
 
     @classmethod
     def open(cls, path: Path) -> EdgeEngine:
@@ -95,49 +115,54 @@ class EdgeEngine:
             )
         lock = _acquire(path)
         try:
-            _read_description(path)
-            if not (path / _SHARD).is_dir():
-                raise CollectionCorruptError(f"{str(path / _SHARD)!r} is missing. Restore the folder from a backup.")
-            return cls(path, _load_shard(path), lock)
+            described = _read_description(path / DESCRIPTION)
+            name = _shard_name(described)
+            if not (path / name).is_dir():
+                raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
+            for old in _shards(path):
+                # A migration that was stopped after it had put its shard in place.
+                if old != name and not _pending_file(path, old).exists():
+                    _remove_shard(path, old)
+            storage = described.get("storage") if isinstance(described, dict) else None
+            return cls(path, name, _load_shard(path, name), lock, str(storage))
         except BaseException:
             lock.release()
             raise
 
     def describe(self) -> Any:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return _read_description(self.path)
+        if self._pending is not None:
+            return self._pending.to_dict()
+        described = _read_description(self.path / DESCRIPTION)
+        if isinstance(described, dict):
+            described.pop(_SHARD_FIELD, None)
+        return described
 
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes it durable."""
-        operation = edge.UpdateOperation.upsert_points(
-            [edge.Point(point.id, _named(point.vectors), point.payload) for point in points]
-        )
-        self._open_shard.update(operation)
+        for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
+            operation = edge.UpdateOperation.upsert_points(
+                [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
+            )
+            self._open_shard.update(operation)
 
     def search(
         self,
-        queries: Sequence[Matrix],
+        requests: Sequence[SearchRequest],
         limit: int,
         *,
         filter: models.Filter | None,
         score_threshold: float | None,
     ) -> list[list[Record]]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        if not queries:
+        if not requests:
             return []
         edge_filter = to_edge_filter(filter)
-        requests = [
-            edge.QueryRequest(
-                limit=limit,
-                query=edge.Query.Nearest(_as_vector(query), using=VECTOR_NAME),
-                filter=edge_filter,
-                score_threshold=score_threshold,
-                with_payload=True,
-                with_vector=False,
-            )
-            for query in queries
-        ]
-        results = self._open_shard.query_batch(edge.QueryBatchRequest(requests))
+        batch = [edge_query(request, limit, edge_filter, score_threshold, self._oversampling) for request in requests]
+        results: list[Any] = []
+        for start in range(0, len(batch), _QUERIES_PER_CALL):
+            part = edge.QueryBatchRequest(batch[start : start + _QUERIES_PER_CALL])
+            results.extend(self._open_shard.query_batch(part))
         return [[record_of(point, score=point.score) for point in found] for found in results]
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
@@ -146,17 +171,19 @@ class EdgeEngine:
             return []
         return [record_of(point) for point in self._open_shard.retrieve(list(ids), with_payload, with_vectors)]
 
-    def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
+    def scroll(
+        self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
+    ) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter = to_edge_filter(filter)
         offset = None
         while True:
             request = edge.ScrollRequest(
                 offset=offset,
-                limit=_SCROLL_PAGE,
+                limit=_VECTORS_PAGE if with_vectors else _SCROLL_PAGE,
                 filter=edge_filter,
                 with_payload=with_payload,
-                with_vector=False,
+                with_vector=with_vectors,
             )
             points, offset = self._open_shard.scroll(request)
             yield from (record_of(point) for point in points)
@@ -177,13 +204,55 @@ class EdgeEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         return int(self._open_shard.count(edge.CountRequest(exact=True, filter=to_edge_filter(filter))))
 
+    def size(self) -> int:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        return int(self._open_shard.info().points_count)
+
+    def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        self._open_shard.update(edge.UpdateOperation.create_field_index(key, _INDEXES[kind]))
+
+    def moved(self) -> Engine | None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. A folder stays where it is while it is open."""
+        return None
+
     def optimize(self) -> None:
         """Merge segments and drop deleted points; blocks until done."""
         self._open_shard.flush()
         self._open_shard.optimize()
 
+    def successor(self, schema: CollectionSchema) -> Engine:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. It lies in the same folder, under the same lock."""
+        name = f"{_SHARD}-{_generation(self._name) + 1}"
+        described = schema.to_dict()
+        for old in _shards(self.path):
+            if old not in (self._name, name):
+                _remove_shard(self.path, old)
+        pending = _pending_file(self.path, name)
+        if pending.exists() and _read_description(pending) == described:
+            return EdgeEngine(self.path, name, _load_shard(self.path, name), self._lock, schema.storage, schema)
+        if name in _shards(self.path):
+            _remove_shard(self.path, name)
+        shard = _new_shard(self.path, name, schema)
+        write_atomically(pending, json.dumps(described, indent=2) + "\n")
+        return EdgeEngine(self.path, name, shard, self._lock, schema.storage, schema)
+
+    def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The old shard is removed: the folder is nobody else's."""
+        if not isinstance(successor, EdgeEngine) or successor._pending is None:
+            raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
+        successor._open_shard.flush()
+        _describe(self.path / DESCRIPTION, successor._pending, successor._name)
+        successor._pending = None
+        _pending_file(self.path, successor._name).unlink(missing_ok=True)
+        with self._closing:
+            shard, self._shard = self._shard, None
+        shard.close()
+        _remove_shard(self.path, self._name)
+        return None
+
     def close(self) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. A successor leaves the lock to the folder's owner."""
         with self._closing:
             shard, self._shard = self._shard, None
         if shard is not None:
@@ -193,34 +262,14 @@ class EdgeEngine:
                 try:
                     shard.close()
                 finally:
-                    self._lock.release()
+                    if self._pending is None:
+                        self._lock.release()
 
     @property
     def _open_shard(self) -> Any:
         if self._shard is None:
             raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
         return self._shard
-
-
-def _edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
-    params = edge.EdgeVectorParams(
-        size=schema.dim,
-        distance=edge.Distance.Dot,
-        multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
-        datatype=_DATATYPES[schema.storage],
-        # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
-        hnsw_config=edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
-    )
-    return edge.EdgeConfig(vectors={VECTOR_NAME: params})
-
-
-def _as_vector(matrix: Matrix) -> Any:
-    """Edge takes two-dimensional arrays, faster than lists; its type hints know lists only."""
-    return matrix
-
-
-def _named(matrix: Matrix) -> dict[str, Any]:
-    return {VECTOR_NAME: _as_vector(matrix)}
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -240,14 +289,51 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def _load_shard(path: Path) -> Any:
+def _shards(path: Path) -> list[str]:
+    """The shards in a folder by name, those of unfinished migrations among them."""
+    names = [entry.name for entry in path.iterdir() if entry.is_dir()]
+    return sorted(name for name in names if name == _SHARD or _generation(name) > 1)
+
+
+def _generation(name: str) -> int:
+    """Which shard of its folder a name stands for: 1 for the first; 0 for what is no shard's name."""
+    if name == _SHARD:
+        return 1
+    stem, _, number = name.partition("-")
+    return int(number) if stem == _SHARD and number.isdecimal() else 0
+
+
+def _pending_file(path: Path, name: str) -> Path:
+    return path / f"{name}.pending.json"
+
+
+def _new_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
+    (path / name).mkdir()
+    return edge.EdgeShard.create(str(path / name), edge_config(schema))
+
+
+def _remove_shard(path: Path, name: str) -> None:
+    shutil.rmtree(path / name, ignore_errors=True)
+    _pending_file(path, name).unlink(missing_ok=True)
+
+
+def _shard_name(described: Any) -> str:
+    name = described.get(_SHARD_FIELD, _SHARD) if isinstance(described, dict) else _SHARD
+    return name if isinstance(name, str) and _generation(name) else _SHARD
+
+
+def _describe(file: Path, schema: CollectionSchema, name: str) -> None:
+    write_atomically(file, json.dumps({**schema.to_dict(), _SHARD_FIELD: name}, indent=2) + "\n")
+
+
+def _load_shard(path: Path, name: str) -> Any:
     try:
-        return edge.EdgeShard.load(str(path / _SHARD))
+        return edge.EdgeShard.load(str(path / name))
     except Exception as error:
         if "WouldBlock" in str(error):
             raise CollectionLockedError(_locked_message(path)) from error
         raise CollectionCorruptError(
-            f"The shard in {str(path / _SHARD)!r} cannot be loaded: {error}. Restore it from a backup."
+            f"The shard in {str(path / name)!r} cannot be loaded: {error}. Restore it from a backup."
         ) from error
 
 
@@ -270,8 +356,7 @@ def _locked_message(path: Path) -> str:
     )
 
 
-def _read_description(path: Path) -> Any:
-    file = path / DESCRIPTION
+def _read_description(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -284,12 +369,3 @@ def _read_description(path: Path) -> Any:
             f"{str(file)!r} is unreadable ({error}). Restore it from a backup, or create the collection anew with "
             "overwrite=True."
         ) from error
-
-
-def _write_atomically(file: Path, content: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

@@ -1,0 +1,118 @@
+"""What a collection's schema and a search request are in Qdrant Edge's own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import qdrant_edge as edge
+
+from jcv2_plugin.engines.base import Matrix, Point, SearchRequest
+from jcv2_plugin.first_stage import SparseVector, StageVector, stage_sizes
+from jcv2_plugin.schema import VECTOR_NAME, CollectionSchema
+from jcv2_plugin.storage import storage_profile
+
+_DATATYPES = {
+    "float16": edge.VectorStorageDatatype.Float16,
+    "float32": edge.VectorStorageDatatype.Float32,
+    "turbo8": edge.VectorStorageDatatype.Turbo8,
+    # In the extension, not in its stubs.
+    "turbo4": getattr(edge.VectorStorageDatatype, "Turbo4", None),
+}
+# Qdrant's defaults, which the binding wants spelt out.
+_EF_CONSTRUCT = 100
+_FULL_SCAN_KB = 10_000
+_RRF_K = 2
+_NO_GRAPH = edge.HnswIndexConfig(m=0, ef_construct=_EF_CONSTRUCT, full_scan_threshold=_FULL_SCAN_KB)
+_GRAPH = edge.HnswIndexConfig(m=16, ef_construct=_EF_CONSTRUCT, full_scan_threshold=_FULL_SCAN_KB)
+
+
+def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
+    """The configuration of a shard that holds a collection."""
+    profile = storage_profile(schema.storage)
+    quantization = None
+    if profile.quantized:
+        quantization = edge.ScalarQuantizationConfig(edge.ScalarType.Int8, quantile=0.99, memory=edge.Memory.Pinned)
+    vectors = {
+        VECTOR_NAME: edge.EdgeVectorParams(
+            size=schema.dim,
+            distance=edge.Distance.Dot,
+            multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
+            datatype=_DATATYPES[profile.datatype],
+            # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
+            hnsw_config=_NO_GRAPH,
+            quantization_config=quantization,
+            memory=edge.Memory.Cold if profile.quantized else None,
+        )
+    }
+    sparse = {}
+    for name, size in stage_sizes(schema.first_stage, schema.stage_options, schema.dim).items():
+        if size is None:
+            sparse[name] = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)
+        else:
+            vectors[name] = edge.EdgeVectorParams(size=size, distance=edge.Distance.Dot, hnsw_config=_GRAPH)
+    return edge.EdgeConfig(vectors=vectors, sparse_vectors=sparse or None)
+
+
+def edge_vectors(point: Point) -> dict[str, Any]:
+    """All named vectors of a point."""
+    return {VECTOR_NAME: _as_vector(point.vectors), **{name: _stage(one) for name, one in point.stages.items()}}
+
+
+def edge_query(
+    request: SearchRequest,
+    limit: int,
+    filter: edge.Filter | None,
+    score_threshold: float | None,
+    oversampling: float | None,
+) -> edge.QueryRequest:
+    """MaxSim over all points, or over what the first stage finds.
+
+    Args:
+        request: The query.
+        limit: How many results.
+        filter: For the results and the candidates.
+        score_threshold: The least score of a result.
+        oversampling: Of the quantised copy; None where there is none.
+    """
+    prefetches = None
+    if request.candidates is not None:
+        most = max(request.candidates.limit, limit)
+        # The graph must be walked as wide as the answer is long.
+        walk = edge.SearchParams(hnsw_ef=most)
+        stages = [
+            edge.Prefetch(
+                limit=most,
+                query=edge.Query.Nearest(_stage(vector), using=name),
+                filter=filter,
+                params=None if isinstance(vector, SparseVector) else walk,
+            )
+            for name, vector in request.candidates.stages.items()
+        ]
+        prefetches = stages
+        if len(stages) > 1:
+            fused: Any = edge.Fusion.Rrf(k=_RRF_K)  # a class of its own, says the stub
+            prefetches = [edge.Prefetch(limit=most, prefetches=stages, query=fused, filter=filter)]
+    params: edge.SearchParams | None = None
+    if oversampling is not None:
+        params = edge.SearchParams(
+            quantization=edge.QuantizationSearchParams(ignore=False, rescore=True, oversampling=oversampling)
+        )
+    return edge.QueryRequest(
+        limit=limit,
+        query=edge.Query.Nearest(_as_vector(request.vectors), using=VECTOR_NAME),
+        prefetches=prefetches,
+        filter=filter,
+        score_threshold=score_threshold,
+        params=params,
+        with_payload=True,
+        with_vector=False,
+    )
+
+
+def _as_vector(matrix: Matrix) -> Any:
+    """Edge takes two-dimensional arrays, faster than lists; its type hints know lists only."""
+    return matrix
+
+
+def _stage(vector: StageVector) -> Any:
+    return edge.SparseVector(vector.indices, vector.values) if isinstance(vector, SparseVector) else vector

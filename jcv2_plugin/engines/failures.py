@@ -1,0 +1,123 @@
+"""How a request to a Qdrant server failed, of REST and gRPC alike, and whether it may pass later."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import grpc
+import httpx
+from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+_TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
+# A server that names a longer wait than this is not waited for; the error says how long it asked for.
+_LONGEST_ASKED_WAIT = 300.0
+# Trying again finds neither another certificate nor another name.
+_PERMANENT = ("[SSL", "Name or service not known", "nodename nor servname", "Failed parsing HTTP")
+NEVER_FITS = "larger than rate limiter capacity"
+
+_STATUS_OF_CODE = {
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, of REST and gRPC alike."""
+
+    kind: Literal["refused", "timeout", "unreachable", "unreadable"]
+    reason: str
+    status: int = 0
+    retry_after: float | None = None
+    from_qdrant: bool = True
+    """Whether the answer has the form of a Qdrant server, and not of a proxy or of another service."""
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """None for what is no failure of a request."""
+    if isinstance(error, UnexpectedResponse):
+        return _of_response(error)
+    if isinstance(error, ResourceExhaustedResponse):
+        return Failure("refused", str(error), status=429, retry_after=float(error.retry_after_s))
+    if isinstance(error, QdrantException):
+        # The client could not read the header Retry-After.
+        return Failure("refused", str(error), status=429)
+    if isinstance(error, ResponseHandlingException):
+        source = error.source
+        if isinstance(source, httpx.TimeoutException):
+            return Failure("timeout", str(source) or type(source).__name__)
+        kind: Literal["unreachable", "unreadable"]
+        kind = "unreachable" if isinstance(source, (httpx.TransportError, OSError)) else "unreadable"
+        return Failure(kind, str(source) or type(source).__name__)
+    if isinstance(error, grpc.RpcError):
+        return _of_rpc(error)
+    # A web page or another service's JSON with status 200: the client notices only while it reads them.
+    if isinstance(error, json.JSONDecodeError) or (isinstance(error, AssertionError) and "returned None" in str(error)):
+        return Failure("unreadable", str(error))
+    return None
+
+
+def _of_response(error: UnexpectedResponse) -> Failure:
+    status = error.status_code or 0
+    stated = _stated_reason(error.content)
+    reason = f"{status} {error.reason_phrase}".strip() if stated is None else stated
+    if stated is None and (text := error.content.decode(errors="replace").strip()) and not text.startswith("<"):
+        reason = f"{reason}: {text}"
+    asked = str(error.headers.get("Retry-After", "") if error.headers is not None else "")
+    return Failure(
+        "timeout" if status in (408, 504) else "refused",
+        reason,
+        status=status,
+        retry_after=float(asked) if asked.isdigit() else None,
+        from_qdrant=stated is not None,
+    )
+
+
+def _stated_reason(content: bytes) -> str | None:
+    """The server's own reason: of Qdrant's JSON, or of the one-line form in which Qdrant Cloud refuses keys."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        return None
+    if not isinstance(body, dict):
+        return None
+    status = body.get("status")
+    stated = status.get("error") if isinstance(status, dict) else body.get("error", status)
+    return stated if isinstance(stated, str) and stated else None
+
+
+def _of_rpc(error: grpc.RpcError) -> Failure:
+    code = error.code() if callable(getattr(error, "code", None)) else None
+    details = error.details() if callable(getattr(error, "details", None)) else None
+    reason = str(details or code or error)
+    status = _STATUS_OF_CODE.get(code, 400)
+    if "larger than max" in reason or "message length too large" in reason:
+        return Failure("refused", reason, status=413)
+    if status == 503 and "temporarily unavailable" not in reason:
+        return Failure("unreachable", reason)
+    if "serializing request" in reason:
+        return Failure("refused", reason, status=400)
+    return Failure("timeout" if status == 504 else "refused", reason, status=status)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may pass later: no connection, no answer in time, a busy or failing server."""
+    failure = failure_of(error)
+    if failure is None or failure.kind == "unreadable" or NEVER_FITS in failure.reason:
+        return False
+    if failure.kind == "unreachable":
+        return not any(one in failure.reason for one in _PERMANENT)
+    if failure.retry_after is not None and failure.retry_after > _LONGEST_ASKED_WAIT:
+        return False
+    # A status of 408 is the server's own timeout, and the only one of the 400s that passes by itself beside 429.
+    return failure.kind == "timeout" or failure.status in _TRANSIENT_STATUSES

@@ -1,0 +1,106 @@
+"""MUVERA: one vector for a whole multivector, whose dot product approximates MaxSim.
+
+After Dhulipala et al., "MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings" (arXiv 2405.19504). Random
+hyperplanes part the space; in each part a query sums its token vectors and a document averages its own, so that
+tokens in the same part are compared. Parts where a document has no token take its nearest one (section 2.2). This is
+repeated, each time projected to fewer dimensions, and put one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jcv2_plugin.errors import InvalidOptionError
+
+_MOST_PLANES = 12
+
+
+@dataclass(frozen=True)
+class Muvera:
+    """A fixed dimensional encoding; equal settings encode equally, on every machine.
+
+    Attributes:
+        dim: Of the token vectors.
+        planes: Random hyperplanes a repetition (the paper's k_sim); ``2 ** planes`` parts.
+        projected: Dimensions that a part's vector is projected to; at most ``dim``.
+        repetitions: How often that is done.
+        seed: Of the random planes and projections.
+
+    Raises:
+        InvalidOptionError: A number is out of range.
+    """
+
+    dim: int
+    planes: int = 3
+    projected: int = 16
+    repetitions: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("planes", 1, _MOST_PLANES), ("projected", 1, self.dim), ("repetitions", 1, 1000)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise InvalidOptionError(f"muvera: {name} must be between {low} and {high}, got {value!r}.")
+
+    @property
+    def size(self) -> int:
+        """Dimensions of the encoding."""
+        return int(self.repetitions * 2**self.planes * self.projected)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as stored with a collection."""
+        return asdict(self)
+
+    def document(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Encode a document's token vectors, of shape ``(tokens, dim)``, to shape ``(size,)``."""
+        parts, projected = self._parts(vectors)
+        sums, counts = self._sums(parts, projected)
+        means = sums / np.maximum(counts, 1)[..., None]
+        for repetition, part in np.argwhere(counts == 0):
+            nearest = self._distances[part, parts[:, repetition]].argmin()
+            means[repetition, part] = projected[nearest, repetition]
+        return means.reshape(-1).astype(np.float32)
+
+    def query(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Encode a query's token vectors, of shape ``(tokens, dim)``, to shape ``(size,)``."""
+        sums, _ = self._sums(*self._parts(vectors))
+        return sums.reshape(-1).astype(np.float32)
+
+    @cached_property
+    def _random(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Hyperplanes, of shape ``(dim, repetitions, planes)``, and projections, ``(dim, repetitions, projected)``."""
+        generator = np.random.default_rng(self.seed)
+        planes = generator.standard_normal((self.dim, self.repetitions, self.planes), dtype=np.float32)
+        signs = generator.choice(np.array([-1.0, 1.0]), (self.dim, self.repetitions, self.projected))
+        return planes, (signs / np.sqrt(self.projected)).astype(np.float32)
+
+    @cached_property
+    def _distances(self) -> NDArray[np.int64]:
+        """How many planes lie between two parts."""
+        part = np.arange(2**self.planes)
+        bits = (part[:, None] >> np.arange(self.planes)) & 1
+        distances: NDArray[np.int64] = (bits[:, None] != bits[None]).sum(axis=2)
+        return distances
+
+    def _parts(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Each token's part, of shape ``(tokens, repetitions)``, and its projections."""
+        planes, projections = self._random
+        sides = np.tensordot(vectors, planes, axes=1) > 0
+        parts = (sides * (1 << np.arange(self.planes))).sum(axis=2)
+        return parts, np.tensordot(vectors, projections, axes=1)
+
+    def _sums(
+        self, parts: NDArray[np.int64], projected: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        shape = (self.repetitions, 2**self.planes)
+        sums = np.zeros((*shape, self.projected))
+        counts = np.zeros(shape, dtype=np.int64)
+        repetition = np.broadcast_to(np.arange(self.repetitions), parts.shape)
+        np.add.at(sums, (repetition, parts), projected)
+        np.add.at(counts, (repetition, parts), 1)
+        return sums, counts
