@@ -114,6 +114,9 @@ def evaluate_collection(
     dataset: BeirDataset,
     k: int = _RECALL_DEPTH,
     progress: Callable[[int], None] | None = None,
+    *,
+    candidates: int | None = None,
+    exact: bool | None = True,
 ) -> Metrics:
     """Search a stored collection with the queries of a data set, and measure what is found.
 
@@ -122,6 +125,8 @@ def evaluate_collection(
         dataset: The queries and judgments.
         k: Results a query, 100 at least.
         progress: Called after each batch of at most 64 queries with the number of queries in it.
+        candidates: As for :meth:`~jcv2_plugin.ColbertCollection.search`.
+        exact: Likewise; the default ranks all documents, as published figures do.
 
     Raises:
         EvaluationError: ``k`` is too small for recall@100, or the collection does not hold the corpus.
@@ -132,7 +137,8 @@ def evaluate_collection(
     run: dict[str, dict[str, float]] = {}
     query_ids = list(dataset.queries)
     for batch in _batches(query_ids):
-        found = collection.search_many([dataset.queries[query] for query in batch], k)
+        texts = [dataset.queries[query] for query in batch]
+        found = collection.search_many(texts, k, candidates=candidates, exact=exact)
         for query, hits in zip(batch, found, strict=True):
             run[query] = {hit.id: hit.score for hit in hits}
         if progress is not None:
