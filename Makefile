@@ -38,6 +38,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/encode_throughput.py
 	$(BIN)/python benchmarks/mini_quality.py --dims 128 64
+	$(BIN)/python benchmarks/first_stages.py --sets mlqa-en --queries 50 --growth 250 1000
+	$(BIN)/python benchmarks/compression.py --sets mlqa-en --dims 64 --pool-factors 1 1.5 --timed-queries 5
+	$(BIN)/python benchmarks/ingestion.py --documents 3000 --overlap-documents 256 --rounds 1
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

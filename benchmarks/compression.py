@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--dims", nargs="+", type=int, default=[128, 64])
     parser.add_argument("--pool-factors", nargs="+", type=float, default=[1, 2, 3])
     parser.add_argument("--profiles", nargs="+", default=list(STORAGES))
+    parser.add_argument("--pooled-profiles", nargs="+", default=["float16", "turbo4"], help="where tokens are pooled")
     parser.add_argument("--queries", type=int, default=10**9, help="of each set, at most")
     parser.add_argument("--timed-queries", type=int, default=15)
     chosen = parser.parse_args()
@@ -153,7 +154,7 @@ def main() -> None:
                 measured = {}
                 for factor in chosen.pool_factors:
                     vectors = pooled(data.vectors, factor)
-                    for storage in chosen.profiles:
+                    for storage in chosen.profiles if factor == 1 else chosen.pooled_profiles:
                         key = f"{storage}, pool {factor:g}"
                         folders[key] = Path(root) / key.replace(" ", "")
                         options = {"dim": dim, "storage": storage, "pool_factor": factor}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qdrant_client import models
 
 from jcv2_plugin.documents import Document, SearchHit, StoredDocument
+from jcv2_plugin.engines.base import Matrix
 from jcv2_plugin.ingestion import BATCH_DOCUMENTS, IngestReport
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ class AsyncMethods(_Collection):
         """See :meth:`count`."""
         return await asyncio.to_thread(self.count, filter)
 
-    async def aexplain(self, query: str, id: str) -> Explanation:
+    async def aexplain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
         """See :meth:`explain`."""
-        return await asyncio.to_thread(self.explain, query, id)
+        return await asyncio.to_thread(self.explain, query, id, query_vectors=query_vectors)
 
     async def ascroll(self, filter: models.Filter | None = None) -> AsyncIterator[StoredDocument]:
         """See :meth:`scroll`."""

@@ -149,7 +149,7 @@ def check_first_stage(first_stage: str, options: Mapping[str, Any], dim: int) ->
             raise InvalidOptionError(f"first_stage={first_stage!r} has no options, got {dict(options)!r}.")
         return {}
     try:
-        settings = Muvera(**{"dim": dim, "projected": min(16, dim), **options}).to_dict()
+        settings = Muvera(dim=dim, **{"projected": min(16, dim), **options}).to_dict()
     except TypeError as error:
         raise InvalidOptionError(
             f"first_stage='muvera' takes planes, projected, repetitions, seed: {error}."

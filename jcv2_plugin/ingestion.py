@@ -127,7 +127,8 @@ class Ingestion:
             # Left on an error or Ctrl-C only after what was handed to it is stored.
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="jcv2-store") as store,
         ):
-            for batch in self._batches(documents, batch_documents):
+            batches = self._batches(documents, batch_documents)
+            while (batch := self._next(batches, store)) is not None:
                 if pool is not None and batch.new:
                     schema = self._current.schema
                     texts = [one.document.text for one in batch.new]
@@ -140,6 +141,14 @@ class Ingestion:
             while self._storing:
                 self._finish_one()
         return self._report
+
+    def _next(self, batches: Iterator[_Batch], store: ThreadPoolExecutor) -> _Batch | None:
+        try:
+            return next(batches, None)
+        except Exception:
+            while self._encoding:  # what comes before an error is stored
+                self._store(store, self._encoding.popleft())
+            raise
 
     def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:
         current = self._current

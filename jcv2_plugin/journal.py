@@ -139,6 +139,8 @@ def _read(file: Path) -> tuple[str | None, int]:
                         raise
                     continue  # empty, or cut off when the run was killed
                 if run is None:
+                    if row["journal"] > _FORMAT:
+                        raise ValueError("it is of a newer version of this package")
                     run = str(uuid.UUID(row["run"]))
                 elif isinstance(row, dict):
                     seen = max(seen, int(row.get("seen", 0)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jcv2_plugin.checks import in_batches
 from jcv2_plugin.documents import HASH_KEY, TEXT_KEY, StoredDocument
@@ -22,9 +22,12 @@ from jcv2_plugin.long_documents import LongDocuments
 from jcv2_plugin.schema import CollectionSchema
 from jcv2_plugin.state import CollectionState, OpenCollection, load_encoder
 from jcv2_plugin.storage import Storage, storage_profile
+from jcv2_plugin.workers import as_devices
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
+
+T = TypeVar("T")
 
 _MOST_PASSES = 10
 _COPIED_AT_A_TIME = 64
@@ -69,7 +72,8 @@ class Target:
         old = current.schema
         encoder = self._encoder(current)
         # With another model its own default dim is taken, unless it has a head for the old one.
-        dim = self.dim or (old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None))
+        kept = old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None)
+        dim = _or(self.dim, kept)
         same_stage = self.first_stage is None or self.first_stage == old.first_stage
         options = self.stage_options
         if options is None and same_stage and (old.first_stage != "muvera" or dim == old.dim):
@@ -77,11 +81,11 @@ class Target:
         new = CollectionSchema.describe(
             encoder,
             encoder.resolve_dim(dim),
-            self.long_documents or old.long_documents,
-            self.storage or old.storage,
-            first_stage=self.first_stage or old.first_stage,
+            _or(self.long_documents, old.long_documents),
+            _or(self.storage, old.storage),
+            first_stage=_or(self.first_stage, old.first_stage),
             stage_options=options,
-            pool_factor=self.pool_factor or old.pool_factor,
+            pool_factor=_or(self.pool_factor, old.pool_factor),
         )
         if {**new.to_dict(), "format": 0} == {**old.to_dict(), "format": 0}:
             raise InvalidOptionError(
@@ -118,8 +122,26 @@ def migrate(
     workers: int | Sequence[str],
 ) -> MigrationReport:
     """See :meth:`ColbertCollection.migrate`."""
+    if not state._migrating.acquire(blocking=False):
+        raise CollectionError(f"{state._engine.place} is being migrated already. Wait for the end of that.")
+    try:
+        return _migrate(state, target, keep_old=keep_old, progress=progress, workers=workers)
+    finally:
+        state._migrating.release()
+
+
+def _migrate(
+    state: CollectionState,
+    target: Target,
+    *,
+    keep_old: bool,
+    progress: Callable[[int], None] | None,
+    workers: int | Sequence[str],
+) -> MigrationReport:
+    state._with_current(lambda current: current.engine.size())  # the one that the name stands for by now
     current = state._current
     schema, encoder = target.resolve(current)
+    as_devices(workers)  # before anything is made
     successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
     report = MigrationReport()
     try:
@@ -128,13 +150,21 @@ def migrate(
             _catch_up(current, successor, report, workers)
             successor.engine.optimize()
             report.documents = successor.engine.count(None)
-            report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
+            # First here, then for all: no reader of this object is to meet the old one closed.
             state._current = successor
+            try:
+                report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
+            except BaseException:
+                state._current = current
+                raise
     except BaseException:
-        if state._current is not successor:
-            successor.engine.close()  # what it holds is gone on with when the migration is repeated
+        successor.engine.close()  # what it holds is gone on with when the migration is repeated
         raise
     return report
+
+
+def _or(value: T | None, kept: T) -> T:
+    return kept if value is None else value
 
 
 def _catch_up(

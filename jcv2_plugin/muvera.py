@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from jcv2_plugin.errors import InvalidOptionError
 
 _MOST_PLANES = 12
+_MOST_DIMENSIONS = 65_536
+"""Of a vector in Qdrant."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,21 @@ class Muvera:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("planes", 1, _MOST_PLANES), ("projected", 1, self.dim), ("repetitions", 1, 1000)):
+        ranges = {
+            "planes": (1, _MOST_PLANES),
+            "projected": (1, self.dim),
+            "repetitions": (1, 1000),
+            "seed": (0, 2**32 - 1),
+        }
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise InvalidOptionError(f"muvera: {name} must be between {low} and {high}, got {value!r}.")
+        if self.size > _MOST_DIMENSIONS:
+            raise InvalidOptionError(
+                f"muvera: repetitions * 2**planes * projected makes {self.size:,} dimensions, Qdrant takes at most "
+                f"{_MOST_DIMENSIONS:,}. Choose fewer."
+            )
 
     @property
     def size(self) -> int:
@@ -74,10 +87,11 @@ class Muvera:
     @cached_property
     def _random(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Hyperplanes, of shape ``(dim, repetitions, planes)``, and projections, ``(dim, repetitions, projected)``."""
-        generator = np.random.default_rng(self.seed)
-        planes = generator.standard_normal((self.dim, self.repetitions, self.planes), dtype=np.float32)
-        signs = generator.choice(np.array([-1.0, 1.0]), (self.dim, self.repetitions, self.projected))
-        return planes, (signs / np.sqrt(self.projected)).astype(np.float32)
+        # NumPy's older generator: stored encodings need the same numbers for good, which the newer ones do not promise.
+        generator = np.random.RandomState(self.seed)
+        planes = generator.standard_normal((self.dim, self.repetitions, self.planes))
+        signs = 2 * generator.randint(0, 2, (self.dim, self.repetitions, self.projected)) - 1
+        return planes.astype(np.float32), (signs / np.sqrt(self.projected)).astype(np.float32)
 
     @cached_property
     def _distances(self) -> NDArray[np.int64]:

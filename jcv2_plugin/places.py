@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from qdrant_client import QdrantClient
 
@@ -18,6 +20,10 @@ from jcv2_plugin.schema import CollectionSchema
 
 DEFAULT_NAME = "documents"
 MEMORY = ":memory:"
+API_KEY = "QDRANT_API_KEY"
+"""The environment variable with the key for a server, where none is given."""
+
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Place:
         """Make sense of the arguments of ``ColbertCollection.create`` and ``open``.
 
         Raises:
-            InvalidOptionError: If none or several places are given.
+            InvalidOptionError: If none or several places are given, or a URL that is none of a server.
         """
         given = [value for value in (location, path, url, client) if value is not None]
         if len(given) != 1:
@@ -53,8 +59,12 @@ class Place:
             text = os.fspath(location)
             if text == MEMORY or "://" in text:
                 url = text
+            elif _HOST_AND_PORT.fullmatch(text):
+                raise InvalidOptionError(f"{text!r} looks like a server's address: write it as 'http://{text}'.")
             else:
                 path = text
+        if url is not None and url != MEMORY:
+            _check_url(url)
         if path is not None and not os.fspath(path).strip():
             raise InvalidOptionError("The path of a collection is empty.")
         return cls(Path(path) if path is not None else None, url, client, name)
@@ -109,7 +119,12 @@ class Place:
     def open(
         self, *, client_options: Mapping[str, Any] | None, retries: int, shard_key: str | int | None = None
     ) -> Engine:
-        """Open the collection that is here."""
+        """Open the collection that is here.
+
+        Raises:
+            InvalidOptionError: ``retries`` is no positive integer.
+        """
+        NewCollection(retries=retries).check()
         if self.path is not None:
             return EdgeEngine.open(self.path)
         client = self._connect(client_options)
@@ -126,8 +141,45 @@ class Place:
             return self.client
         if self.url == MEMORY:
             return QdrantClient(MEMORY)
-        return QdrantClient(url=self.url, **dict(options or {}))
+        assert self.url is not None  # one of the three is given
+        given = dict(options or {})
+        if "auth_token_provider" not in given:
+            given.setdefault("api_key", os.environ.get(API_KEY) or None)
+        try:
+            return QdrantClient(url=self.url, **given)
+        except (TypeError, ValueError) as error:
+            # The reason may quote the URL, and that may have a password.
+            reason = str(error).replace(self.url, _shown(self.url))
+            raise InvalidOptionError(
+                f"No client of {_shown(self.url)} with client_options {sorted(options or {})}: {reason}. They are "
+                "keyword arguments of QdrantClient, such as api_key, prefer_grpc, grpc_port, timeout."
+            ) from None
 
     def _disconnect(self, client: QdrantClient) -> None:
         if self.client is None:
             client.close()
+
+
+def _check_url(url: str) -> None:
+    """Refuse what is no server's URL, before a model is loaded.
+
+    Raises:
+        InvalidOptionError: Naming it without credentials.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise InvalidOptionError(
+            f"{_shown(url)!r} is no address of a Qdrant server. Write it as http://host:6333 (or https); for gRPC add "
+            "client_options={'prefer_grpc': True}, and 'grpc_port' if that is not 6334."
+        )
+
+
+def _shown(url: str) -> str:
+    """A URL without its user and password."""
+    scheme, separator, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

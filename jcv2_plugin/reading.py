@@ -10,8 +10,8 @@ import numpy as np
 from qdrant_client import models
 
 from jcv2_plugin.documents import ID_KEY, SearchHit, StoredDocument, is_unicode, point_id
-from jcv2_plugin.engines.base import Candidates, Matrix, SearchRequest
-from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, InvalidVectorError
+from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
+from jcv2_plugin.errors import CollectionError, InvalidDocumentError, InvalidQueryError, InvalidVectorError
 from jcv2_plugin.explanation import Explanation, explain
 from jcv2_plugin.state import CollectionState, OpenCollection
 
@@ -112,7 +112,7 @@ class Reading(CollectionState):
 
     def scroll(self, filter: models.Filter | None = None) -> Iterator[StoredDocument]:
         """All documents, or all that a filter selects, in no particular order."""
-        for record in self._engine.scroll(filter, with_payload=True):
+        for record in self._records(filter, with_payload=True):
             yield StoredDocument.from_payload(record.payload)
 
     def ids(self, filter: models.Filter | None = None) -> Iterator[str]:
@@ -122,8 +122,23 @@ class Reading(CollectionState):
 
     def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
         """Chosen payload keys of all documents, or of all that a filter selects, without reading their texts."""
-        for record in self._engine.scroll(filter, with_payload=list(keys)):
+        for record in self._records(filter, with_payload=list(keys)):
             yield record.payload
+
+    def _records(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
+        """All points; where the collection is migrated meanwhile, the rest of them is read from the new one."""
+        last = ""
+        while True:
+            current, read = self._current, last
+            try:
+                for record in current.engine.scroll(filter, with_payload=with_payload):
+                    if record.id > read:  # of custom shards several may have the same id
+                        last = record.id
+                        yield record
+                return
+            except CollectionError as error:
+                if not self._replaced(current, error):
+                    raise
 
     def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
         """Which token of a stored document each query token matched, and how well.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".py", ".html", ".htm"})
 JSONL_SUFFIX = ".jsonl"
+STDIN = "-"
+STDIN_NAME = "stdin"
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})
 DEFAULT_CHUNK_TOKENS = 200
 FILE_KEY = "_file"
@@ -39,15 +42,25 @@ class SourceFile:
 
     path: Path
     name: str
+    is_stdin: bool = False
 
     @property
     def is_jsonl(self) -> bool:
         """Whether it holds a document a line, rather than a text to split."""
-        return self.path.suffix.lower() == JSONL_SUFFIX
+        return self.is_stdin or self.path.suffix.lower() == JSONL_SUFFIX
+
+    def size(self) -> int:
+        """Its bytes; 0 where that is not to be known."""
+        try:
+            return 0 if self.is_stdin else self.path.stat().st_size
+        except OSError:
+            return 0
 
 
 def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False) -> list[SourceFile]:
     """The files meant by files and folders, in a stable order. Hidden folders and environments are passed over.
+
+    The path ``-`` means standard input, as JSON lines.
 
     Raises:
         SourceError: A path does not exist, is of an unknown kind, or (unless ``allow_empty``) a folder has nothing
@@ -56,6 +69,9 @@ def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = F
     files: dict[str, SourceFile] = {}
     for given in paths:
         path = Path(given)
+        if os.fspath(given) == STDIN:
+            files.setdefault(STDIN_NAME, SourceFile(path, STDIN_NAME, is_stdin=True))
+            continue
         if path.is_dir():
             found = [file for file in sorted(_walk(path)) if _is_wanted(file)]
             if not found and not allow_empty:
@@ -99,6 +115,9 @@ class PassageReader:
     Args:
         encoder: The model, whose tokens are counted.
         chunk_tokens: Largest size of a passage, in tokens; at most what the model's window holds.
+
+    Attributes:
+        bytes_read: Of all files so far, which tells how far a run has got.
     """
 
     def __init__(self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
@@ -113,24 +132,25 @@ class PassageReader:
         counter = plain_tokenizer(encoder.tokenizer)
         self._markdown = MarkdownSplitter.from_huggingface_tokenizer(counter, chunk_tokens)
         self._plain = TextSplitter.from_huggingface_tokenizer(counter, chunk_tokens)
+        self.bytes_read = 0
 
     def read(self, file: SourceFile) -> Iterator[Document]:
-        """The documents of a file.
+        """The documents of a file. A text is read at once, JSON lines one by one as documents are asked for.
 
         Raises:
-            SourceError: If it is not UTF-8, or a JSON line cannot be read.
+            SourceError: If it is not UTF-8 (of a text, at once), or a JSON line cannot be read (when it comes).
         """
-        return read_jsonl(file.path, file.name) if file.is_jsonl else self._passages(file)
+        if file.is_jsonl:
+            return _rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file)
+        self.bytes_read += file.size()
+        return self._passages(file, _text_of(file))
 
-    def _passages(self, file: SourceFile) -> Iterator[Document]:
-        try:
-            text = file.path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(
-                f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out."
-            ) from error
-        if file.path.suffix.lower() in (".html", ".htm"):
-            text = html_text(text)
+    def _counted(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            self.bytes_read += len(line)
+            yield line
+
+    def _passages(self, file: SourceFile, text: str) -> Iterator[Document]:
         splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
         seen: Counter[str] = Counter()
         for chunk in splitter.chunks(text):
@@ -148,6 +168,14 @@ class PassageReader:
             )
 
 
+def _text_of(file: SourceFile) -> str:
+    try:
+        text = file.path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out.") from error
+    return html_text(text) if file.path.suffix.lower() in (".html", ".htm") else text
+
+
 def html_text(page: str) -> str:
     """The text of an HTML page, without scripts and styles."""
     soup = BeautifulSoup(page, "html.parser")
@@ -157,31 +185,31 @@ def html_text(page: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[Document]:
-    """Documents of a JSON-lines file in BEIR form (``_id``, ``title``, ``text``) or ``{id, text, metadata}``.
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error}). Make it readable, or leave it out.") from error
+    with file:
+        yield from file
 
-    Args:
-        path: The file.
-        name: What to call it in the documents' metadata.
 
-    Raises:
-        SourceError: At the first line that is neither.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-                document = _row_document(row, name)
-            except (ValueError, KeyError, TypeError) as error:
-                raise SourceError(
-                    f"{path}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
-                    f"({type(error).__name__}: {error})."
-                ) from error
-            # BEIR corpora have a few empty documents; they hold nothing to find.
-            if document.text.strip():
-                yield document
+def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
+    """Documents of JSON lines in BEIR form (``_id``, ``title``, ``text``) or as ``{id, text, metadata}``."""
+    where = file.name if file.is_stdin else str(file.path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            document = _row_document(json.loads(line.decode("utf-8-sig")), file.name)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SourceError(
+                f"{where}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        # BEIR corpora have a few empty documents; they hold nothing to find.
+        if document.text.strip():
+            yield document
 
 
 def _row_document(row: Any, file: str) -> Document:
@@ -200,11 +228,3 @@ def _row_document(row: Any, file: str) -> Document:
             metadata["title"] = title
         text = f"{title} {text}".strip()
     return Document(text, str(own_id), {"source": file, **metadata}, {FILE_KEY: file})
-
-
-def count_lines(path: Path) -> int:
-    """Lines of a file, read in blocks."""
-    read: Callable[[], bytes]
-    with path.open("rb") as file:
-        read = lambda: file.read(1 << 20)  # noqa: E731
-        return sum(block.count(b"\n") for block in iter(read, b""))

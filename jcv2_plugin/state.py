@@ -92,6 +92,8 @@ class CollectionState:
         self._current = OpenCollection(engine, schema, encoder, device)
         # One writer at a time: a migration or a snapshot must see all of a write or nothing.
         self._writing = threading.RLock()
+        self._migrating = threading.Lock()
+        self._following = threading.Lock()
 
     @property
     def _engine(self) -> Engine:
@@ -123,22 +125,29 @@ class CollectionState:
 
     def _with_current(self, work: Callable[[OpenCollection], T]) -> T:
         """Do something with the collection, and again if it was migrated meanwhile, here or by another process."""
-        current = self._current
-        try:
-            return work(current)
-        except CollectionError as error:
-            if self._current is current and not (isinstance(error, CollectionNotFoundError) and self._follow(current)):
-                raise
-            return work(self._current)
+        while True:
+            current = self._current
+            try:
+                return work(current)
+            except CollectionError as error:
+                if not self._replaced(current, error):
+                    raise
+
+    def _replaced(self, current: OpenCollection, error: CollectionError) -> bool:
+        """Whether another collection has taken this one's place, so that what failed is to be done again."""
+        return self._current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
 
     def _follow(self, current: OpenCollection) -> bool:
         """Open what the collection's name stands for by now, if that is another one."""
-        moved = current.engine.moved()
-        if moved is None:
-            return False
-        schema = CollectionSchema.from_dict(moved.describe(), moved.place)
-        self._current = OpenCollection(moved, schema, _fitting(current, schema), current.device)
-        return True
+        with self._following:
+            if self._current is not current:
+                return True
+            moved = current.engine.moved()
+            if moved is None:
+                return False
+            schema = CollectionSchema.from_dict(moved.describe(), moved.place)
+            self._current = OpenCollection(moved, schema, _fitting(current, schema), current.device)
+            return True
 
 
 def _fitting(current: OpenCollection, schema: CollectionSchema) -> JinaColbertEncoder | None:

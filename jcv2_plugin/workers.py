@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from jcv2_plugin.errors import InvalidOptionError, Jcv2Error
+from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelNotFoundError
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
@@ -40,9 +40,9 @@ def as_devices(workers: int | Sequence[str]) -> list[str]:
 
         gpus = torch.cuda.device_count()
         return [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(workers)]
-    if isinstance(workers, (str, bool)) or not all(isinstance(one, str) for one in workers):
-        raise InvalidOptionError(f"workers must be a number or a list of devices, got {workers!r}.")
-    return list(workers)
+    if isinstance(workers, Sequence) and not isinstance(workers, str) and all(isinstance(one, str) for one in workers):
+        return list(workers)
+    raise InvalidOptionError(f"workers must be a number or a list of devices, got {workers!r}.")
 
 
 class EncoderPool:
@@ -54,8 +54,8 @@ class EncoderPool:
 
     def __init__(self, encoder: JinaColbertEncoder, devices: Sequence[str]) -> None:
         self._saved: tempfile.TemporaryDirectory[str] | None = None
-        reference, revision = encoder.reference, encoder.revision
-        if encoder._source is None:
+        reference, revision, skiplist = encoder.reference, encoder.revision, encoder.skiplist
+        if encoder._source is None or skiplist == "custom":
             self._saved = tempfile.TemporaryDirectory(prefix="jcv2-model-")
             encoder.save_pretrained(self._saved.name)
             reference, revision = self._saved.name, None
@@ -64,7 +64,6 @@ class EncoderPool:
         on_cpu = sum(device == "cpu" for device in devices)
         for device in devices:
             turns.put((device, max(1, (os.cpu_count() or 1) // on_cpu) if device == "cpu" else None))
-        skiplist = encoder.skiplist
         options = {
             "dims": encoder.dims if encoder.heads is not None else None,
             "revision": revision,
@@ -73,8 +72,9 @@ class EncoderPool:
             "skiplist": skiplist if skiplist != "custom" else "default",
             "tokens_per_batch": encoder._tokens_per_batch,
         }
+        weights = {dim: encoder.head_fingerprint(dim) for dim in encoder.dims}
         self._pool = ProcessPoolExecutor(
-            len(devices), mp_context=context, initializer=_start, initargs=(turns, reference, options)
+            len(devices), mp_context=context, initializer=_start, initargs=(turns, reference, options, weights)
         )
 
     def submit(
@@ -102,8 +102,8 @@ class EncoderPool:
 _encoder: Any = None
 
 
-def _start(turns: Any, reference: str, options: dict[str, Any]) -> None:
-    """In a new process: take a device, and load the model onto it."""
+def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[int, str]) -> None:
+    """In a new process: take a device, and load the model onto it; it must have the weights of the one asked for."""
     global _encoder
     import torch
 
@@ -117,6 +117,11 @@ def _start(turns: Any, reference: str, options: dict[str, Any]) -> None:
     _encoder = JinaColbertEncoder.from_pretrained(
         Path(reference) if Path(reference).is_dir() else reference, device=device, **options
     )
+    if {dim: _encoder.head_fingerprint(dim) for dim in weights} != weights:
+        raise ModelNotFoundError(
+            f"{reference!r} has other weights than the model that was loaded from it. Where the model was changed "
+            "since, save it and load it from there, or encode without workers."
+        )
 
 
 def _encode(texts: list[str], dim: int, long_documents: LongDocuments, pool_factor: float) -> list[Matrix]:

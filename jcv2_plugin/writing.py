@@ -73,9 +73,9 @@ class Writing(CollectionState):
         """Add documents from any iterable, however long, holding a few batches in memory.
 
         While one batch is encoded the one before it is stored. Each batch is checked as a whole before it is
-        encoded; an error leaves the batches before it stored, as does Ctrl-C. Documents that are stored unchanged
-        are not encoded again: so a run that was stopped, even killed, goes on where it was when it is repeated. Of
-        documents with the same id in different batches the last one stays.
+        encoded; an error leaves the batches before it stored, as does Ctrl-C but for what workers are encoding just
+        then. Documents that are stored unchanged are not encoded again: so a run that was stopped, even killed, goes
+        on where it was when it is repeated. Of documents with the same id in different batches the last one stays.
 
         Args:
             documents: Texts or :class:`Document` objects.
@@ -92,6 +92,7 @@ class Writing(CollectionState):
             JournalError: The journal is another file, or unreadable.
         """
         with self._writing, IngestJournal.open(journal) as opened:
+            self._with_current(lambda current: current.engine.size())  # the one that the name stands for by now
             run = Ingestion(self._current, journal=opened, workers=workers, progress=progress)
             report = run.run(documents, batch_documents)
             if report.written:

@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
+import server_site
 import torch
 
 from jcv2_plugin import JinaColbertEncoder
@@ -41,3 +42,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=server_site.ALL)
+def server(request: pytest.FixtureRequest) -> Iterator[server_site.Site]:
+    """A server over REST and over gRPC: the loopback one, and the one of ``QDRANT_URL`` where that is set."""
+    with server_site.open_site(request.param) as site:
+        yield site
+
+
+@pytest.fixture(params=server_site.LOOPBACKS)
+def loopback(request: pytest.FixtureRequest) -> Iterator[server_site.Site]:
+    """The loopback server over REST and over gRPC."""
+    with server_site.open_site(request.param) as site:
+        yield site

@@ -178,10 +178,15 @@ def _create_index(store: Store, request: Any) -> models.UpdateResult:
     )
 
 
+def _record(record: models.Record) -> Any:
+    """Where no payload was asked for, it is empty in gRPC; the converter stumbles over None."""
+    return ToGrpc.convert_retrieved_point(record.model_copy(update={"payload": record.payload or {}}))
+
+
 def _get(store: Store, request: Any) -> Any:
     ids = [ToRest.convert_point_id(one) for one in request.ids]
     found = store.retrieve(request.collection_name, models.PointRequest(ids=ids, **_shown(request)))
-    return wire.GetResponse(result=[ToGrpc.convert_retrieved_point(one) for one in found])
+    return wire.GetResponse(result=[_record(one) for one in found])
 
 
 def _scroll(store: Store, request: Any) -> Any:
@@ -196,9 +201,7 @@ def _scroll(store: Store, request: Any) -> Any:
         ),
     )
     after = None if page.next_page_offset is None else ToGrpc.convert_extended_point_id(page.next_page_offset)
-    return wire.ScrollResponse(
-        result=[ToGrpc.convert_retrieved_point(one) for one in page.points], next_page_offset=after
-    )
+    return wire.ScrollResponse(result=[_record(one) for one in page.points], next_page_offset=after)
 
 
 def _count(store: Store, request: Any) -> Any:

@@ -66,6 +66,7 @@ class TestAnswers:
             lambda c: c.query_points("c", IDS[4], using="colbert", limit=3).points,
             lambda c: c.retrieve("c", [IDS[3], IDS[0]], with_vectors=True),
             lambda c: c.scroll("c", limit=5),
+            lambda c: [one.id for one in c.scroll("c", limit=5, with_payload=False)[0]],
             lambda c: c.scroll("c", limit=3, offset=IDS[7], scroll_filter=topic("t2"), with_payload=["metadata.year"]),
             lambda c: c.count("c", topic("t0")),
             lambda c: c.collection_exists("c"),

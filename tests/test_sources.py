@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,50 @@ class TestJsonl:
         path = write(tmp_path / "docs.jsonl", '{"id": "0", "text": "good"}\n' + line)
         with pytest.raises(SourceError, match=r"docs\.jsonl:2: expected"):
             list(PassageReader(mini).read(SourceFile(path, "docs.jsonl")))
+
+
+class TestStdin:
+    def test_lines_come_from_a_pipe(self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        lines = b'{"id": "1", "text": "Ships sail."}\n{"id": "2", "text": "Rice is cooked."}\nnonsense'
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        (file,) = find_files(["-", "-"])
+        assert (file.name, file.is_jsonl, file.size()) == ("stdin", True, 0)
+        documents = PassageReader(mini).read(file)
+        assert [next(documents).id, next(documents).id] == ["1", "2"]
+        with pytest.raises(SourceError, match="stdin:3: expected"):
+            next(documents)
+
+    def test_a_file_of_that_name_is_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "-" / "a.md", "text")
+        assert [file.name for file in find_files(["./-"])] == ["-/a.md"]
+
+
+class TestReading:
+    def test_the_bytes_read_are_counted(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        rows = "".join(json.dumps({"id": n, "text": f"Row {n}."}) + "\n" for n in range(10))
+        write(tmp_path / "rows.jsonl", rows)
+        write(tmp_path / "text.md", "A text.")
+        reader = PassageReader(mini)
+        assert reader.bytes_read == 0
+        for file in find_files([tmp_path]):
+            before = reader.bytes_read
+            assert len(list(reader.read(file))) == (10 if file.is_jsonl else 1)
+            assert reader.bytes_read - before == file.size()
+        documents = reader.read(SourceFile(tmp_path / "rows.jsonl", "rows.jsonl"))
+        before = reader.bytes_read
+        next(documents)
+        assert reader.bytes_read - before == len(rows.splitlines(keepends=True)[0])
+
+    def test_a_text_is_read_at_once_and_rows_when_they_come(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        reader = PassageReader(mini)
+        with pytest.raises(SourceError, match="cannot be read as UTF-8"):
+            reader.read(SourceFile(tmp_path / "gone.md", "gone.md"))
+        rows = reader.read(SourceFile(tmp_path / "gone.jsonl", "gone.jsonl"))
+        with pytest.raises(SourceError, match=r"gone\.jsonl cannot be read .* Make it readable, or leave it out"):
+            next(rows)
+
+    def test_rows_that_are_too_deep(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        path = write(tmp_path / "deep.jsonl", '{"id": "1", "text": ' + "[" * 200_000)
+        with pytest.raises(SourceError, match=r"deep\.jsonl:1: expected .*RecursionError"):
+            list(PassageReader(mini).read(SourceFile(path, "deep.jsonl")))

@@ -1,4 +1,4 @@
-"""The command ``jcv2``: index files, search them, see why something matched, evaluate a model."""
+"""The command ``jcv2``: index files, search them, see why something matched, evaluate a model, tend collections."""
 
 from __future__ import annotations
 
@@ -9,19 +9,37 @@ from jcv2_plugin.errors import Jcv2Error
 
 __all__ = ["app", "main"]
 
+# Errors speak of Python's arguments; whoever types a command has options.
+_AS_OPTIONS = {
+    "pass overwrite=True to replace it": "drop it (jcv2 collections drop; jcv2 restore takes --overwrite)",
+    "create the collection anew with overwrite=True": "drop it and index anew",
+    "client_options={'timeout': seconds}": "--timeout SECONDS",
+    "client_options={'api_key': ...}": "--api-key",
+    "collection_options={'sharding_method': 'custom'}": "--shard-key",
+    "with shard_key=...": "with --shard-key",
+    "leave out shard_key": "leave out --shard-key",
+    "retries=...": "--retries",
+    " (path=...)": "",
+    " (url=...)": "",
+    "Leave out candidates and exact, or give it one: migrate(first_stage='hybrid')": (
+        "Leave out --candidates, or give it one: jcv2 migrate --first-stage hybrid"
+    ),
+}
+
 
 def main() -> None:
-    """Run the command; errors of ours end it with a message and status 1, without a traceback."""
+    """Run the command; errors of ours end it with a message and status 1, without a traceback.
+
+    So do the system's: a file that may not be read, a disk that is full.
+    """
     try:
         app()
-    except Jcv2Error as error:
+    except (Jcv2Error, OSError) as error:
         from rich.console import Console
+        from rich.markup import escape
 
-        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        message = str(error)
+        for argument, option in _AS_OPTIONS.items():
+            message = message.replace(argument, option)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
         sys.exit(1)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

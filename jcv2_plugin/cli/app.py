@@ -8,6 +8,23 @@ from typing import Annotated
 import typer
 
 from jcv2_plugin import __version__
+from jcv2_plugin.cli.collections_app import collections_app
+from jcv2_plugin.cli.options import (
+    FIRST_STAGES_HELP,
+    OFFICIAL,
+    POOL_HELP,
+    STORAGES_HELP,
+    ApiKey,
+    Collection,
+    Device,
+    Grpc,
+    Json,
+    Name,
+    Retries,
+    Timeout,
+    Workers,
+)
+from jcv2_plugin.cli.upkeep_app import migrate, restore, snapshot, verify
 
 app = typer.Typer(
     name="jcv2",
@@ -16,15 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-OFFICIAL = "jinaai/jina-colbert-v2"
-Collection = Annotated[
-    str, typer.Option("--collection", "-c", help="A folder (embedded Qdrant Edge) or a Qdrant server's URL.")
-]
-Name = Annotated[str, typer.Option(help="The collection's name on a server; a folder holds just one.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="QDRANT_API_KEY", help="For a server.", show_envvar=True)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there is by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead.")]
 
 
 def _version(value: bool) -> None:
@@ -44,7 +52,9 @@ def _main(
 
 @app.command()
 def index(
-    paths: Annotated[list[str], typer.Argument(help="Files and folders: .md .txt .rst .py .html, and .jsonl.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Files and folders: .md .txt .rst .py .html, and .jsonl; - is JSONL from stdin.")
+    ],
     collection: Collection,
     model: Annotated[
         str | None,
@@ -52,12 +62,35 @@ def index(
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Largest passage, in tokens.")] = 200,
-    storage: Annotated[str | None, typer.Option(help="float16 (default) or float32, for a new collection.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help=f"{STORAGES_HELP}; for a new collection, float16 if not given.")
+    ] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help=f"{FIRST_STAGES_HELP}; for a new collection, hybrid if not given.")
+    ] = None,
+    pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}; for a new collection.")] = None,
     document_length: Annotated[int | None, typer.Option(help="The model's window, for a new collection.")] = None,
+    payload_index: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=KIND", help="Index metadata for filters, such as topic=keyword. Repeatable."),
+    ] = None,
+    shard_key: Annotated[str | None, typer.Option(help="The shard to write to, on a server with custom ones.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Shards, for a new collection on a server.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Copies of each shard, for a new collection on a server.")
+    ] = None,
+    workers: Workers = 0,
+    journal: Annotated[
+        Path | None,
+        typer.Option(help="A file that remembers how far the run got; a folder's ingest.journal if not given."),
+    ] = None,
     prune: Annotated[bool, typer.Option(help="Also remove documents whose files are gone from the folders.")] = False,
     strict: Annotated[bool, typer.Option(help="Stop at an unreadable text file instead of skipping it.")] = False,
     name: Name = "documents",
     api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
+    retries: Retries = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -66,22 +99,32 @@ def index(
     Text files are split into passages; .jsonl files hold a document a line, as {"_id", "title", "text"} (BEIR)
     or {"id", "text", "metadata"}.
     """
+    from jcv2_plugin.cli.console import Connection
     from jcv2_plugin.cli.indexing import IndexOptions, run_index
+    from jcv2_plugin.cli.opening import Wanted
 
     run_index(
         paths,
-        IndexOptions(
-            collection=collection,
+        Connection(collection, name, api_key, timeout, grpc, retries),
+        Wanted(
             model=model,
             dim=dim,
-            chunk_tokens=chunk_tokens,
             storage=storage,
+            first_stage=first_stage,
+            pool_factor=pool_factor,
             document_length=document_length,
+            payload_indexes=tuple(payload_index or ()),
+            shard_key=shard_key,
+            shards=shards,
+            replicas=replicas,
+            device=device,
+        ),
+        IndexOptions(
+            chunk_tokens=chunk_tokens,
+            workers=workers,
+            journal=journal,
             prune=prune,
             strict=strict,
-            name=name,
-            api_key=api_key,
-            device=device,
             as_json=as_json,
         ),
     )
@@ -96,14 +139,29 @@ def search(
         list[str] | None,
         typer.Option("--where", help="key=value: only documents with this metadata. Repeatable."),
     ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="How many candidates the first stage finds; 300 or more if not given.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Rank all documents, without the first stage.")] = False,
     name: Name = "documents",
     api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
     as_json: Json = False,
 ) -> None:
     """Print the best passages, with the words that matched highlighted."""
+    from jcv2_plugin.cli.console import Connection
     from jcv2_plugin.cli.searching import run_search
 
-    run_search(query, collection, k=k, where=where or [], name=name, api_key=api_key, as_json=as_json)
+    run_search(
+        query,
+        Connection(collection, name, api_key, timeout, grpc),
+        k=k,
+        where=where or [],
+        candidates=candidates,
+        exact=exact,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -119,20 +177,21 @@ def explain(
     html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
     name: Name = "documents",
     api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
 ) -> None:
     """Show which document token each query token matched, and how well."""
+    from jcv2_plugin.cli.console import Connection
     from jcv2_plugin.cli.searching import run_explain
 
     run_explain(
         query,
-        collection,
+        None if collection is None else Connection(collection, name, api_key, timeout, grpc),
         document_id=id,
         text=text,
         model=model,
         dim=dim,
         html=html,
-        name=name,
-        api_key=api_key,
     )
 
 
@@ -143,7 +202,14 @@ def evaluate(
     dim: Annotated[list[int] | None, typer.Option(help="Matryoshka dimension; repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
     bm25: Annotated[bool, typer.Option("--bm25", help="Also evaluate BM25.")] = False,
-    storage: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    storage: Annotated[str, typer.Option(help=f"{STORAGES_HELP}.")] = "float16",
+    first_stage: Annotated[
+        str, typer.Option(help=f"{FIRST_STAGES_HELP}; with none, as published figures, MaxSim ranks everything.")
+    ] = "none",
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="How many candidates the first stage finds; at least 400 if not given.")
+    ] = None,
+    pool_factor: Annotated[float, typer.Option(help=f"{POOL_HELP}.")] = 1.0,
     document_length: Annotated[int | None, typer.Option(help="The model's window, in tokens.")] = None,
     long_documents: Annotated[
         str, typer.Option(help="split, truncate (as published figures do) or error.")
@@ -168,6 +234,9 @@ def evaluate(
             split=split,
             bm25=bm25,
             storage=storage,
+            first_stage=first_stage,
+            candidates=candidates,
+            pool_factor=pool_factor,
             document_length=document_length,
             long_documents=long_documents,
             collection=collection,
@@ -178,8 +247,21 @@ def evaluate(
 
 
 @app.command()
-def info(collection: Collection, name: Name = "documents", api_key: ApiKey = None, as_json: Json = False) -> None:
+def info(
+    collection: Collection,
+    name: Name = "documents",
+    api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
+    as_json: Json = False,
+) -> None:
     """Print what a collection was made with, and how many documents it has."""
+    from jcv2_plugin.cli.console import Connection
     from jcv2_plugin.cli.searching import run_info
 
-    run_info(collection, name=name, api_key=api_key, as_json=as_json)
+    run_info(Connection(collection, name, api_key, timeout, grpc), as_json=as_json)
+
+
+for _command in (migrate, verify, snapshot, restore):
+    app.command()(_command)
+app.add_typer(collections_app, name="collections")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.bm25 import bm25_run
-from jcv2_plugin.cli.console import out, progress_bar, quiet_libraries
+from jcv2_plugin.cli.console import print_table, progress_bar, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.errors import CollectionMismatchError
@@ -33,6 +33,9 @@ class EvalOptions:
     split: str
     bm25: bool
     storage: str
+    first_stage: str
+    candidates: int | None
+    pool_factor: float
     document_length: int | None
     long_documents: str
     collection: str | None
@@ -42,6 +45,7 @@ class EvalOptions:
 
 def run_eval(folder: Path, options: EvalOptions) -> None:
     """Evaluate each dim, and BM25 if asked, and print the figures."""
+    _check(options)
     dataset = BeirDataset.read(folder, split=options.split)
     quiet_libraries()
     encoder = JinaColbertEncoder.from_pretrained(
@@ -53,14 +57,44 @@ def run_eval(folder: Path, options: EvalOptions) -> None:
     rows: list[tuple[str, dict[str, float]]] = []
     for dim in options.dims or encoder.dims[:1]:
         figures = _evaluate_dim(dataset, encoder, dim, options)
-        rows.append((f"{options.model}, {dim} dims", figures))
-        _print_json({"model": options.model, "dim": dim, "dataset": dataset.name, **figures}, options)
+        rows.append((f"{options.model}, {dim} dims{_settings(options)}", figures))
+        row = {
+            "model": options.model,
+            "dim": dim,
+            "dataset": dataset.name,
+            "storage": options.storage,
+            "first_stage": options.first_stage,
+            "candidates": options.candidates,
+            "pool_factor": options.pool_factor,
+        }
+        _print_json({**row, **figures}, options)
     if options.bm25:
         figures = evaluate_run(bm25_run(dataset), dataset.qrels)
         rows.append(("BM25", figures))
         _print_json({"model": "bm25", "dataset": dataset.name, **figures}, options)
     if not options.as_json:
         _print_table(f"{dataset.name}: {len(dataset.corpus)} documents, {len(dataset.queries)} queries", rows)
+
+
+def _check(options: EvalOptions) -> None:
+    if options.candidates is not None and options.first_stage == "none":
+        raise typer.BadParameter(
+            "Without a first stage there are no candidates. Add --first-stage hybrid, or another one.",
+            param_hint="--candidates",
+        )
+    if options.collection is not None and "://" in options.collection:
+        raise typer.BadParameter(
+            f"{options.collection!r} is no folder. Collections for evaluation are kept in folders only.",
+            param_hint="--collection",
+        )
+
+
+def _settings(options: EvalOptions) -> str:
+    """What is not as for published figures, for the table."""
+    pooled = f", pooled by {options.pool_factor:g}" if options.pool_factor != 1 else ""
+    stage = f", first stage {options.first_stage}" if options.first_stage != "none" else ""
+    storage = f", {options.storage}" if options.storage != "float16" else ""
+    return f"{storage}{pooled}{stage}"
 
 
 def _evaluate_dim(
@@ -75,13 +109,24 @@ def _evaluate_dim(
                 f"{len(dataset.corpus)}: others would spoil the figures. Give another folder."
             )
         with progress_bar("Searching", len(dataset.queries)) as advance:
-            figures: dict[str, float] = evaluate_collection(collection, dataset, progress=advance).as_dict()
-    return figures
+            metrics = evaluate_collection(
+                collection,
+                dataset,
+                progress=advance,
+                candidates=options.candidates,
+                exact=options.first_stage == "none",
+            )
+    return metrics.as_dict()
 
 
 @contextmanager
 def _collection(encoder: JinaColbertEncoder, dim: int, options: EvalOptions) -> Iterator[ColbertCollection]:
-    settings: dict[str, Any] = {"storage": options.storage, "long_documents": options.long_documents}
+    settings: dict[str, Any] = {
+        "storage": options.storage,
+        "first_stage": options.first_stage,
+        "pool_factor": options.pool_factor,
+        "long_documents": options.long_documents,
+    }
     if options.collection is None:
         with (
             tempfile.TemporaryDirectory(prefix="jcv2-eval-") as folder,
@@ -110,4 +155,4 @@ def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
     table = Table("", *KEYS, title=title, title_justify="left")
     for label, figures in rows:
         table.add_row(label, *(f"{figures[key]:.4f}" for key in KEYS))
-    out.print(table)
+    print_table(table)

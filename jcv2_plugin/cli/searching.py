@@ -12,7 +12,7 @@ from qdrant_client import models
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.console import open_collection, out, quiet_libraries
+from jcv2_plugin.cli.console import Connection, out, print_table, quiet_libraries
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.documents import SearchHit
 from jcv2_plugin.explanation import Explanation, explain
@@ -22,19 +22,23 @@ _HIGHLIGHT = "bold dark_orange3"
 
 def run_search(
     query: str,
-    location: str,
+    connection: Connection,
     *,
     k: int,
     where: Sequence[str],
-    name: str,
-    api_key: str | None,
+    candidates: int | None,
+    exact: bool,
     as_json: bool,
 ) -> None:
     """Print the best passages of a collection."""
-    with open_collection(location, name, api_key) as collection:
-        selected = _where(where)
+    if exact and candidates is not None:
+        raise typer.BadParameter(
+            "--exact ranks all documents, so it takes no candidates. Give one of the two.", param_hint="--candidates"
+        )
+    selected = _where(where)
+    with connection.open() as collection:
         quiet_libraries()
-        hits = collection.search(query, k, filter=selected)
+        hits = collection.search(query, k, filter=selected, candidates=candidates, exact=exact or None)
         if as_json:
             rows = [{"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata} for hit in hits]
             typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -85,27 +89,25 @@ def _readings(key: str, value: str) -> list[Any]:
 
 def run_explain(
     query: str,
-    location: str | None,
+    connection: Connection | None,
     *,
     document_id: str | None,
     text: str | None,
     model: str,
     dim: int | None,
     html: Path | None,
-    name: str,
-    api_key: str | None,
 ) -> None:
     """Print a query's matches in a document, and write the heat map if asked."""
-    if (location is None) == (text is None):
+    if (connection is None) == (text is None):
         raise typer.BadParameter("Give either --collection or --text.")
-    if text is not None:
+    if connection is None:
         quiet_libraries()
         from jcv2_plugin.encoder import JinaColbertEncoder
 
         encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
-        explanation, title = explain(encoder, query, text, dim=dim, long_documents="split"), "the text given"
+        explanation, title = explain(encoder, query, str(text), dim=dim, long_documents="split"), "the text given"
     else:
-        with open_collection(str(location), name, api_key) as collection:
+        with connection.open() as collection:
             quiet_libraries()
             chosen = document_id or _best_id(collection, query)
             explanation, title = collection.explain(query, chosen), chosen
@@ -151,9 +153,9 @@ def _print_explanation(explanation: Explanation, title: str) -> None:
     out.print(table)
 
 
-def run_info(location: str, *, name: str, api_key: str | None, as_json: bool) -> None:
+def run_info(connection: Connection, *, as_json: bool) -> None:
     """Print a collection's description."""
-    with open_collection(location, name, api_key) as collection:
+    with connection.open() as collection:
         described = {**collection.schema.to_dict(), "documents": collection.count()}
     if as_json:
         typer.echo(json.dumps(described))
@@ -161,4 +163,4 @@ def run_info(location: str, *, name: str, api_key: str | None, as_json: bool) ->
     table = Table.grid(padding=(0, 2))
     for key, value in described.items():
         table.add_row(key, Text(str(value)))
-    out.print(table)
+    print_table(table)

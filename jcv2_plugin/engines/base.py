@@ -192,6 +192,8 @@ class Engine(Protocol):
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """Put a successor in this one's place, at once for all who open it from then on.
 
+        It raises only where the successor is not in place: an old one that cannot be removed then is left.
+
         Returns:
             What the old one can be found by, where it was kept.
         """

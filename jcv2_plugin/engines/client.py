@@ -7,11 +7,13 @@ put it in place in one step, while readers go on. A collection without an alias 
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from qdrant_client import QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
@@ -32,18 +34,32 @@ from jcv2_plugin.engines.client_config import (
     sparse_vectors_config,
     vectors_config,
 )
-from jcv2_plugin.engines.transport import Retry, translated_errors
-from jcv2_plugin.errors import CollectionError, CollectionExistsError, CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.engines.failures import failure_of
+from jcv2_plugin.engines.transport import Retry, limit_named, translated_errors, was_exact, was_too_large
+from jcv2_plugin.errors import (
+    CollectionError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    InvalidOptionError,
+    Jcv2Error,
+    ServerLimitError,
+)
 from jcv2_plugin.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.storage import oversampling_of
 
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
+_IDS_PAGE = 10_000
 # A server takes 32 MiB a request; a float32 is up to 21 bytes of JSON, one rounded to 6 decimals up to 10.
 _BYTES_PER_REQUEST = 24 * 1024 * 1024
 _BYTES_PER_FLOAT = 21
 _BYTES_PER_ROUNDED_FLOAT = 11
 
+_LOG = logging.getLogger("jcv2_plugin")
+_GUARDS: WeakKeyDictionary[QdrantClient, threading.RLock] = WeakKeyDictionary()
+"""Local mode has no locks of its own: all collections of a client share one here."""
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -52,8 +68,7 @@ def address(client: QdrantClient) -> str:
     if isinstance(client._client, QdrantLocal):
         return "local mode"
     parts = urlsplit(str(getattr(client._client, "rest_uri", "") or ""))
-    host = parts.hostname or "a server"
-    return f"{parts.scheme or 'http'}://{host}" + (f":{parts.port}" if parts.port else "")
+    return f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2] or 'a server'}"
 
 
 class ClientEngine:
@@ -85,8 +100,12 @@ class ClientEngine:
         self._owns_client = owns_client
         self._closed = False
         self._retry = Retry(attempts=1 if self.is_local else retries)
-        # Local mode has no locks of its own.
-        self._guard: AbstractContextManager[Any] = threading.RLock() if self.is_local else nullcontext()
+        # What strict mode takes at a time, by the server's name for it; learned from its refusals.
+        self._limits: dict[str, int] = {}
+        self._unaliased = physical == name
+        self._guard: AbstractContextManager[Any] = nullcontext()
+        if self.is_local:
+            self._guard = _GUARDS.setdefault(client, threading.RLock())
 
     @classmethod
     def create(
@@ -105,18 +124,25 @@ class ClientEngine:
             CollectionExistsError: There is one of this name, and ``overwrite`` is not set.
         """
         options = options or NewCollection()
+        retry = Retry(attempts=options.retries)
         _check_options(client, options.engine_options)
         with translated_errors(address(client)):
-            aliases = _aliases(client)
-            old = aliases.get(name, name) if client.collection_exists(name) else None
+            there = retry.contact(client.collection_exists, name)
+            old = retry.call(_aliases, client).get(name, name) if there else None
             if old is not None and not overwrite:
                 raise CollectionExistsError(
                     f"There is a collection {name!r} already. Open it, choose another name, or pass "
                     "overwrite=True to replace it."
                 )
-            physical = _generation_name(name, _generation(name, old) + 1)
-            if client.collection_exists(physical) and physical not in aliases.values():
-                client.delete_collection(physical)  # of a creation or migration that did not finish
+            physical, leftover = retry.call(_next_name, client, name, old)
+            if leftover is not None:
+                if not overwrite and retry.call(client.count, physical, exact=False).count:
+                    raise CollectionExistsError(
+                        f"There is no collection {name!r}, but {physical!r} has documents that were its own: a "
+                        "migration was cut off in its last step, or kept them. Open it by that name, or pass "
+                        "overwrite=True to replace it."
+                    )
+                retry.call(client.delete_collection, physical)
         made = cls(
             client,
             name,
@@ -127,10 +153,9 @@ class ClientEngine:
             shard_key=options.shard_key,
         )
         made._create_physical(schema, options)
-        with translated_errors(address(client)):
-            _point_alias(client, name, physical, old)
-            if old is not None and old != name:
-                client.delete_collection(old)
+        made._call(_point_alias, client, name, physical, old)
+        if old is not None and old != name:
+            made._drop(old)
         return made
 
     @classmethod
@@ -150,10 +175,11 @@ class ClientEngine:
         """
         retry = Retry(attempts=retries)
         with translated_errors(address(client)):
-            if not retry.call(client.collection_exists, name):
-                known = sorted(collection_names(client))
-                raise CollectionNotFoundError(f"There is no collection {name!r}; there are {known}. Create it first.")
-            physical = _aliases(client).get(name, name)
+            if not retry.contact(client.collection_exists, name):
+                known = sorted(_if_allowed(collection_names, client) or {})
+                there = f"; there are {known}" if known else ""
+                raise CollectionNotFoundError(f"There is no collection {name!r}{there}. Create it first.")
+            physical = retry.call(_aliases_if_allowed, client).get(name, name)
         engine = cls(
             client,
             name,
@@ -175,10 +201,15 @@ class ClientEngine:
 
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. In requests that stay under the server's 32 MiB."""
+        self._check_name()
         per_float = _BYTES_PER_FLOAT if self._storage == "float32" else _BYTES_PER_ROUNDED_FLOAT
-        for batch in by_bytes(points, most=_BYTES_PER_REQUEST, per_float=per_float):
-            structs = [point_struct(point, self._storage, local=self.is_local) for point in batch]
+
+        def send(part: Sequence[Point]) -> None:
+            structs = [point_struct(point, self._storage, local=self.is_local) for point in part]
             self._call(self.client.upsert, self.physical, structs, wait=True, shard_key_selector=self._shard_key)
+
+        for batch in by_bytes(points, most=_BYTES_PER_REQUEST, per_float=per_float):
+            self._in_parts("upsert limit", batch, send)
 
     def search(
         self,
@@ -189,35 +220,37 @@ class ClientEngine:
         score_threshold: float | None,
     ) -> list[list[Record]]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        if not requests:
-            return []
-        batch = [
-            query_request(
-                request,
-                limit,
-                filter,
-                score_threshold,
-                oversampling=None if self.is_local else oversampling_of(self._storage),
-                shard_key=self._shard_key,
-            )
-            for request in requests
-        ]
-        responses = self._call(self.client.query_batch_points, self.physical, batch)
-        return [[record_of(point, score=point.score) for point in response.points] for response in responses]
+        self._check_name()
+        oversampling = None if self.is_local else oversampling_of(self._storage)
+        found: list[list[Record]] = []
+
+        def send(part: Sequence[SearchRequest]) -> None:
+            batch = [
+                query_request(
+                    request, limit, filter, score_threshold, oversampling=oversampling, shard_key=self._shard_key
+                )
+                for request in part
+            ]
+            responses = self._call(self.client.query_batch_points, self.physical, batch)
+            found.extend([record_of(one, score=one.score) for one in response.points] for response in responses)
+
+        self._in_parts("search batch size", requests, send)
+        return found
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        if not ids:
-            return []
-        points = self._call(
-            self.client.retrieve,
-            self.physical,
-            list(ids),
-            with_payload=with_payload,
-            with_vectors=with_vectors,
-            shard_key_selector=self._shard_key,
-        )
-        return [record_of(point) for point in points]
+        found: list[Record] = []
+        for start in range(0, len(ids), _IDS_PAGE):
+            points = self._call(
+                self.client.retrieve,
+                self.physical,
+                list(ids[start : start + _IDS_PAGE]),
+                with_payload=with_payload,
+                with_vectors=with_vectors,
+                shard_key_selector=self._shard_key,
+            )
+            found.extend(map(record_of, points))
+        return found
 
     def scroll(
         self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
@@ -225,32 +258,42 @@ class ClientEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         offset: Any = None
         while True:
-            points, offset = self._call(
-                self.client.scroll,
-                self.physical,
-                scroll_filter=filter,
-                limit=_VECTORS_PAGE if with_vectors else _SCROLL_PAGE,
-                offset=offset,
-                with_payload=with_payload,
-                with_vectors=with_vectors,
-                shard_key_selector=self._shard_key,
-            )
+            size = min(_VECTORS_PAGE if with_vectors else _SCROLL_PAGE, self._limits.get("limit", _SCROLL_PAGE))
+            try:
+                points, offset = self._call(
+                    self.client.scroll,
+                    self.physical,
+                    scroll_filter=filter,
+                    limit=size,
+                    offset=offset,
+                    with_payload=with_payload,
+                    with_vectors=with_vectors,
+                    shard_key_selector=self._shard_key,
+                )
+            except ServerLimitError as error:
+                self._learn("limit", size, error)
+                continue
             yield from (record_of(point) for point in points)
             if offset is None:
                 return
 
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        if ids:
-            self._delete(models.PointIdsList(points=list(ids)))
+        for start in range(0, len(ids), _IDS_PAGE):
+            self._delete(models.PointIdsList(points=list(ids[start : start + _IDS_PAGE])))
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         self._delete(models.FilterSelector(filter=filter))
 
     def count(self, filter: models.Filter | None) -> int:
-        """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return self._count(filter, exact=True)
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Where strict mode forbids that, points are listed to count."""
+        try:
+            return self._count(filter, exact=True)
+        except ServerLimitError as error:
+            if not was_exact(error):
+                raise
+            return sum(1 for _ in self.scroll(filter, with_payload=False))
 
     def size(self) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
@@ -264,7 +307,7 @@ class ClientEngine:
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        physical = self._call(lambda: _aliases(self.client).get(self.name))
+        physical = self._call(lambda: _aliases_if_allowed(self.client).get(self.name))
         if physical is None or physical == self.physical:
             return None
         moved = ClientEngine.open(
@@ -289,9 +332,16 @@ class ClientEngine:
     def successor(self, schema: CollectionSchema) -> Engine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. A collection ``name.2`` beside ``name.1``, and so on.
 
-        Shards, replicas and payload indexes are as for this one.
+        Shards, replicas, strict mode and payload indexes are as for this one.
         """
-        physical = _generation_name(self.name, _generation(self.name, self.physical) + 1)
+        if self._call(_aliases_if_allowed, self.client).get(self.name, self.physical) != self.physical:
+            raise CollectionError(f"{self.place} has been migrated by another since it was opened. Open it again.")
+        if self._shard_key is not None and self._call(self.client.count, self.physical).count != self.count(None):
+            raise CollectionError(
+                f"{self.place} has documents in other shards than {self._shard_key!r}, which would be lost. Create "
+                "another collection and add the documents to it."
+            )
+        physical, leftover = self._call(_next_name, self.client, self.name, self.physical)
         made = ClientEngine(
             self.client,
             self.name,
@@ -301,9 +351,9 @@ class ClientEngine:
             retries=self._retry.attempts,
             shard_key=self._shard_key,
         )
-        if self._call(self.client.collection_exists, physical):
-            if made.describe() == schema.to_dict():
-                return made
+        if leftover == schema.to_dict():
+            return made
+        if leftover is not None:
             self._call(self.client.delete_collection, physical)
         made._create_physical(schema, self._as_created())
         return made
@@ -317,23 +367,39 @@ class ClientEngine:
         if not isinstance(successor, ClientEngine) or successor.client is not self.client:
             raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
         plain = self.physical == self.name
-        with self._using():
-            _point_alias(self.client, self.name, successor.physical, self.physical)
-            if not plain and not keep_old:
-                self.client.delete_collection(self.physical)
+        self._call(_point_alias, self.client, self.name, successor.physical, self.physical)
+        if not plain and not keep_old:
+            self._drop(self.physical)
         successor._owns_client, self._owns_client = self._owns_client, False
         self.close()
         return self.physical if keep_old and not plain else None
 
     def _create_physical(self, schema: CollectionSchema, options: NewCollection) -> None:
-        self._call(
-            self.client.create_collection,
-            self.physical,
-            vectors_config=vectors_config(schema),
-            sparse_vectors_config=sparse_vectors_config(schema),
-            metadata={METADATA_FIELD: schema.to_dict()},
-            **options.engine_options,
-        )
+        attempts = 0
+        engine_options = dict(options.engine_options)
+        if engine_options.get("sharding_method") == "custom":  # over gRPC the client takes no plain string
+            engine_options["sharding_method"] = models.ShardingMethod.CUSTOM
+
+        def create() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self.client.create_collection(
+                    self.physical,
+                    vectors_config=vectors_config(schema),
+                    sparse_vectors_config=sparse_vectors_config(schema),
+                    metadata={METADATA_FIELD: schema.to_dict()},
+                    **engine_options,
+                )
+            except Exception as error:
+                failure = failure_of(error)
+                if failure is None and isinstance(error, (TypeError, ValueError)):
+                    raise InvalidOptionError(f"collection_options={engine_options} are no good: {error}") from error
+                # There by now: the attempt before was carried out, and only its answer was lost.
+                if attempts == 1 or failure is None or failure.status != 409:
+                    raise
+
+        self._call(create)
         try:
             if self.describe() != schema.to_dict():
                 raise CollectionError(
@@ -341,12 +407,29 @@ class ClientEngine:
                     "stored. Upgrade the server, or use a folder (path=...)."
                 )
             if self._shard_key is not None:
-                self._call(self.client.create_shard_key, self.physical, self._shard_key)
+                self._create_shard_key(self._shard_key)
             for key, kind in options.payload_indexes.items():
                 self.create_payload_index(key, kind)
         except BaseException:
-            self._call(self.client.delete_collection, self.physical)
+            with suppress(CollectionError):  # what went wrong before is the news
+                self._call(self.client.delete_collection, self.physical)
             raise
+
+    def _create_shard_key(self, key: str | int) -> None:
+        try:
+            self._call(self.client.create_shard_key, self.physical, key)
+        except CollectionError:
+            # Also where only the answer to an earlier attempt was lost.
+            there = self._call(self.client.list_shard_keys, self.physical).shard_keys or []
+            if key not in [one.key for one in there]:
+                raise
+
+    def _drop(self, old: str) -> None:
+        """Delete what was replaced; where that fails, it is left."""
+        try:
+            self._call(self.client.delete_collection, old)
+        except Jcv2Error as error:
+            _LOG.warning("%s has been replaced, but what it was, %r, is left on the server: %s", self.place, old, error)
 
     def _as_created(self) -> NewCollection:
         """What a successor is to have of this collection's layout."""
@@ -356,6 +439,8 @@ class ClientEngine:
         params = found.config.params
         names = ("shard_number", "sharding_method", "replication_factor", "write_consistency_factor", "on_disk_payload")
         layout = {name: value for name in names if (value := getattr(params, name, None)) is not None}
+        if (strict := found.config.strict_mode_config) is not None:
+            layout["strict_mode_config"] = models.StrictModeConfig(**strict.model_dump(exclude_none=True))
         indexes: dict[str, Any] = {key: info.data_type.value for key, info in (found.payload_schema or {}).items()}
         return NewCollection(payload_indexes=indexes, shard_key=self._shard_key, engine_options=layout)
 
@@ -368,6 +453,27 @@ class ClientEngine:
         )
         return int(counted.count)
 
+    def _in_parts(self, name: str, items: Sequence[S], send: Callable[[Sequence[S]], None]) -> None:
+        """Send items, at once if the server takes them so; ``name`` is the server's, for how many it takes."""
+        rest, most = items, len(items)
+        while rest:
+            part = rest[: min(most, self._limits.get(name, most))]
+            try:
+                send(part)
+                rest = rest[len(part) :]
+            except ServerLimitError as error:
+                if was_too_large(error) and len(part) > 1:
+                    most = len(part) // 2
+                else:
+                    self._learn(name, len(part), error)
+
+    def _learn(self, name: str, tried: int, error: ServerLimitError) -> None:
+        """Remember the limit that a request went past, if it was this one and a smaller request helps."""
+        limit = limit_named(error, name)
+        if limit is None or not 0 < limit < tried:
+            raise error
+        self._limits[name] = limit
+
     def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         if self.is_local:
             kwargs.pop("shard_key_selector", None)
@@ -379,11 +485,40 @@ class ClientEngine:
         if self._closed:
             raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
         with self._guard, translated_errors(self._address):
-            yield
+            try:
+                yield
+            except ValueError as error:
+                if self.is_local and str(error) == f"Collection {self.physical} not found":
+                    raise CollectionNotFoundError(f"{self.place} is not found there. Create it first.") from error
+                raise
+
+    def _check_name(self) -> None:
+        """A migration gives the name of a collection without an alias to another: not to be taken for this one."""
+        if self._unaliased:
+            aliases = self._call(_if_allowed, _aliases, self.client)
+            self._unaliased = aliases is not None
+            if aliases is not None and self.name in aliases:
+                raise CollectionNotFoundError(f"{self.place} has been migrated by another. Open it again.")
 
 
 def _aliases(client: QdrantClient) -> dict[str, str]:
     return {one.alias_name: one.collection_name for one in client.get_aliases().aliases}
+
+
+def _if_allowed(function: Callable[[QdrantClient], T], client: QdrantClient) -> T | None:
+    """None where the key may not do this, as one that is for some collections only may not list them all."""
+    try:
+        return function(client)
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None or failure.status != 403:
+            raise
+        return None
+
+
+def _aliases_if_allowed(client: QdrantClient) -> dict[str, str]:
+    """None at all for a key that may not list them; the server finds what a name stands for all the same."""
+    return _if_allowed(_aliases, client) or {}
 
 
 def collection_names(client: QdrantClient) -> dict[str, str]:
@@ -406,9 +541,26 @@ def _generation(name: str, physical: str | None) -> int:
     return int(number) if number.isdecimal() else 0
 
 
+def _next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
+    """The name for the collection to come after another, and the description of what is left there.
+
+    That is of a creation or migration of ours that did not finish. Collections of others are passed over.
+    """
+    aliases = _aliases_if_allowed(client)
+    generation = _generation(name, old)
+    while True:
+        generation += 1
+        physical = _generation_name(name, generation)
+        if not client.collection_exists(physical):
+            return physical, None
+        metadata = client.get_collection(physical).config.metadata or {}
+        if METADATA_FIELD in metadata and physical not in {*aliases, *aliases.values()}:
+            return physical, metadata[METADATA_FIELD]
+
+
 def _point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:
     """Let a name stand for a collection, in one step where it is an alias already."""
-    if old == name:
+    if old == name and name not in _aliases_if_allowed(client):  # tried again, it may be an alias by now
         client.delete_collection(name)
     operations: list[Any] = []
     if old is not None and old != name:

@@ -62,7 +62,10 @@ def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStru
     """
     vectors: dict[str, Any] = {VECTOR_NAME: _matrix(point.vectors, storage, local=local)}
     for name, vector in point.stages.items():
-        vectors[name] = _stage(vector)
+        if local or storage == "float32" or isinstance(vector, SparseVector):
+            vectors[name] = _stage(vector)
+        else:
+            vectors[name] = _rounded(vector)
     return models.PointStruct(id=point.id, vector=vectors, payload=point.payload)
 
 
@@ -73,8 +76,13 @@ def _matrix(vectors: Matrix, storage: str, *, local: bool) -> list[list[float]]:
     elif local:
         values = vectors.astype(np.float16).astype(np.float32).tolist() if storage == "float16" else vectors.tolist()
     else:
-        values = np.round(vectors.astype(np.float64), _DECIMALS).tolist()
+        values = _rounded(vectors)
     return values
+
+
+def _rounded(vectors: Matrix) -> list[Any]:
+    rounded: list[Any] = np.round(vectors.astype(np.float64), _DECIMALS).tolist()
+    return rounded
 
 
 def _stage(vector: StageVector) -> Any:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import qdrant_edge as edge
 from filelock import FileLock, Timeout
@@ -31,6 +31,8 @@ from jcv2_plugin.errors import (
 from jcv2_plugin.files import write_atomically
 from jcv2_plugin.schema import CollectionSchema
 from jcv2_plugin.storage import oversampling_of
+
+T = TypeVar("T")
 
 DESCRIPTION = "jcv2.json"
 _SHARD = "shard"
@@ -144,7 +146,7 @@ class EdgeEngine:
             operation = edge.UpdateOperation.upsert_points(
                 [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
             )
-            self._open_shard.update(operation)
+            self._call(edge.EdgeShard.update, operation)
 
     def search(
         self,
@@ -162,14 +164,15 @@ class EdgeEngine:
         results: list[Any] = []
         for start in range(0, len(batch), _QUERIES_PER_CALL):
             part = edge.QueryBatchRequest(batch[start : start + _QUERIES_PER_CALL])
-            results.extend(self._open_shard.query_batch(part))
+            results.extend(self._call(edge.EdgeShard.query_batch, part))
         return [[record_of(point, score=point.score) for point in found] for found in results]
 
     def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
-        return [record_of(point) for point in self._open_shard.retrieve(list(ids), with_payload, with_vectors)]
+        points = self._call(edge.EdgeShard.retrieve, list(ids), with_payload, with_vectors)
+        return [record_of(point) for point in points]
 
     def scroll(
         self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
@@ -185,7 +188,7 @@ class EdgeEngine:
                 with_payload=with_payload,
                 with_vector=with_vectors,
             )
-            points, offset = self._open_shard.scroll(request)
+            points, offset = self._call(edge.EdgeShard.scroll, request)
             yield from (record_of(point) for point in points)
             if offset is None:
                 return
@@ -193,24 +196,24 @@ class EdgeEngine:
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if ids:
-            self._open_shard.update(edge.UpdateOperation.delete_points(list(ids)))
+            self._call(edge.EdgeShard.update, edge.UpdateOperation.delete_points(list(ids)))
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter: Any = to_edge_filter(filter)
-        self._open_shard.update(edge.UpdateOperation.delete_points_by_filter(edge_filter))
+        self._call(edge.EdgeShard.update, edge.UpdateOperation.delete_points_by_filter(edge_filter))
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return int(self._open_shard.count(edge.CountRequest(exact=True, filter=to_edge_filter(filter))))
+        return int(self._call(edge.EdgeShard.count, edge.CountRequest(exact=True, filter=to_edge_filter(filter))))
 
     def size(self) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return int(self._open_shard.info().points_count)
+        return int(self._call(edge.EdgeShard.info).points_count)
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        self._open_shard.update(edge.UpdateOperation.create_field_index(key, _INDEXES[kind]))
+        self._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, _INDEXES[kind]))
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. A folder stays where it is while it is open."""
@@ -218,30 +221,34 @@ class EdgeEngine:
 
     def optimize(self) -> None:
         """Merge segments and drop deleted points; blocks until done."""
-        self._open_shard.flush()
-        self._open_shard.optimize()
+        self._call(edge.EdgeShard.flush)
+        self._call(edge.EdgeShard.optimize)
 
     def successor(self, schema: CollectionSchema) -> Engine:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. It lies in the same folder, under the same lock."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. It lies in the same folder, under the same lock.
+
+        Payload indexes are as for this one.
+        """
         name = f"{_SHARD}-{_generation(self._name) + 1}"
-        described = schema.to_dict()
+        indexes = self._call(edge.EdgeShard.info).payload_schema
         for old in _shards(self.path):
             if old not in (self._name, name):
                 _remove_shard(self.path, old)
-        pending = _pending_file(self.path, name)
-        if pending.exists() and _read_description(pending) == described:
-            return EdgeEngine(self.path, name, _load_shard(self.path, name), self._lock, schema.storage, schema)
-        if name in _shards(self.path):
+        shard = _unfinished_shard(self.path, name, schema)
+        if shard is None:
             _remove_shard(self.path, name)
-        shard = _new_shard(self.path, name, schema)
-        write_atomically(pending, json.dumps(described, indent=2) + "\n")
-        return EdgeEngine(self.path, name, shard, self._lock, schema.storage, schema)
+            shard = _new_shard(self.path, name, schema)
+            write_atomically(_pending_file(self.path, name), json.dumps(schema.to_dict(), indent=2) + "\n")
+        made = EdgeEngine(self.path, name, shard, self._lock, schema.storage, schema)
+        for key, index in indexes.items():
+            made._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index.data_type))
+        return made
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The old shard is removed: the folder is nobody else's."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
             raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
-        successor._open_shard.flush()
+        successor._call(edge.EdgeShard.flush)
         _describe(self.path / DESCRIPTION, successor._pending, successor._name)
         successor._pending = None
         _pending_file(self.path, successor._name).unlink(missing_ok=True)
@@ -265,11 +272,16 @@ class EdgeEngine:
                     if self._pending is None:
                         self._lock.release()
 
-    @property
-    def _open_shard(self) -> Any:
-        if self._shard is None:
-            raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
-        return self._shard
+    def _call(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call a method of the shard, unless it is closed, be it by another thread just before."""
+        shard = self._shard
+        if shard is not None:
+            try:
+                return method(shard, *arguments)
+            except Exception:
+                if self._shard is not None:
+                    raise
+        raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -312,9 +324,20 @@ def _new_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
     return edge.EdgeShard.create(str(path / name), edge_config(schema))
 
 
+def _unfinished_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
+    """What a migration to the same schema has filled so far; None where there is nothing of use."""
+    try:
+        if (path / name).is_dir() and _read_description(_pending_file(path, name)) == schema.to_dict():
+            return _load_shard(path, name)
+    except CollectionCorruptError:
+        pass
+    return None
+
+
 def _remove_shard(path: Path, name: str) -> None:
-    shutil.rmtree(path / name, ignore_errors=True)
+    # First the file: without it, what is left of the shard by a crash is nobody's, and goes at the next opening.
     _pending_file(path, name).unlink(missing_ok=True)
+    shutil.rmtree(path / name, ignore_errors=True)
 
 
 def _shard_name(described: Any) -> str:

@@ -121,3 +121,9 @@ def is_transient(error: BaseException) -> bool:
         return False
     # A status of 408 is the server's own timeout, and the only one of the 400s that passes by itself beside 429.
     return failure.kind == "timeout" or failure.status in _TRANSIENT_STATUSES
+
+
+def is_transient_answer(error: BaseException) -> bool:
+    """Whether a server answered, and may say something else later."""
+    failure = failure_of(error)
+    return failure is not None and failure.kind == "refused" and is_transient(error)

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from jcv2_plugin.engines.failures import NEVER_FITS, Failure, failure_of, is_transient
+from jcv2_plugin.engines.failures import NEVER_FITS, Failure, failure_of, is_transient, is_transient_answer
 from jcv2_plugin.errors import (
     CollectionAccessError,
     CollectionError,
@@ -32,14 +32,17 @@ _T = TypeVar("_T")
 _LONGEST_REASON = 600
 
 _SETTINGS = {
-    "limit": ("max_query_limit", "Ask for at most {limit} results at a time"),
+    "limit": ("max_query_limit", "Ask for at most {limit} results (k=...) and candidates (candidates=...) at a time"),
     "upsert limit": ("upsert_max_batchsize", "Write at most {limit} documents at a time"),
     "update limit": ("upsert_max_batchsize", "Write at most {limit} documents at a time"),
     "search batch size": ("search_max_batchsize", "Search for at most {limit} queries at a time"),
     "timeout": ("max_timeout", "Choose a timeout of at most {limit} seconds"),
-    "hnsw_ef": ("search_max_hnsw_ef", "Choose an hnsw_ef of at most {limit}"),
-    "oversampling": ("search_max_oversampling", "Choose an oversampling of at most {limit}"),
+    "hnsw_ef": ("search_max_hnsw_ef", "Search with at most {limit} candidates (candidates=...)"),
+    "oversampling": ("search_max_oversampling", "Keep the collection in another storage than int8"),
 }
+_EXCEEDED = r'Limit exceeded \S+ > (?P<limit>\S+) for "(?P<name>[^"]+)"'
+_NO_EXACT = r"hnsw_config\.m = 0|Exact search disabled"
+_TOO_LARGE = r"larger than allowed|larger than max|message length too large"
 _RAISE = "client.update_collection(name, strict_mode_config=models.StrictModeConfig({setting}=...))"
 
 
@@ -71,8 +74,9 @@ def _too_many_rows(found: re.Match[str]) -> Jcv2Error:
 
 def _exact_forbidden(found: re.Match[str]) -> Jcv2Error:
     return ServerLimitError(
-        "Its strict mode has search_allow_exact=False, but a search by MaxSim is exact: the vectors have no graph. "
-        f"Allow it: {_RAISE.format(setting='search_allow_exact').replace('=...', '=True')}."
+        "Its strict mode has search_allow_exact=False, but MaxSim over all documents is exact: the vectors have no "
+        "graph. Search with the first stage (exact=False; migrate(first_stage='hybrid') adds one where there is none), "
+        f"or allow it: {_RAISE.format(setting='search_allow_exact').replace('=...', '=True')}."
     )
 
 
@@ -84,9 +88,9 @@ _MEANINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Jcv2Error]], .
     (re.compile(pattern), make)
     for pattern, make in (
         (r'Index required but not found for "(?P<key>[^"]+)"(?:[^\[]*\[(?P<kinds>[^\]]+)\])?', _index_required),
-        (r'Limit exceeded \S+ > (?P<limit>\S+) for "(?P<name>[^"]+)"', _limit_exceeded),
+        (_EXCEEDED, _limit_exceeded),
         (r"Multivector '(?P<name>[^']*)' has a limit of (?P<limit>\d+) vectors", _too_many_rows),
-        (r"hnsw_config\.m = 0|Exact search disabled", _exact_forbidden),
+        (_NO_EXACT, _exact_forbidden),
         (
             r"Total size of all vectors \(\d+\) must be less than (?P<limit>\d+)",
             _says(
@@ -96,7 +100,7 @@ _MEANINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Jcv2Error]], .
             ),
         ),
         (
-            r"larger than allowed|larger than max|message length too large",
+            _TOO_LARGE,
             _says(
                 ServerLimitError,
                 "Write fewer or shorter documents at a time, or raise service.max_request_size_mb of the server.",
@@ -186,6 +190,29 @@ def translated(error: BaseException, where: str) -> Jcv2Error | None:
     return _by_status(failure, said)
 
 
+def limit_named(error: ServerLimitError, name: str) -> int | None:
+    """The limit that a request went past, where what is limited goes by this name on the server."""
+    failure = _behind(error)
+    found = None if failure is None else re.search(_EXCEEDED, failure.reason)
+    return int(found["limit"]) if found and found["name"] == name and found["limit"].isdecimal() else None
+
+
+def was_too_large(error: ServerLimitError) -> bool:
+    """Whether a request had too many bytes: half of it may pass."""
+    failure = _behind(error)
+    return failure is not None and (failure.status == 413 or re.search(_TOO_LARGE, failure.reason) is not None)
+
+
+def was_exact(error: ServerLimitError) -> bool:
+    """Whether the collection's strict mode refuses what is exact."""
+    failure = _behind(error)
+    return failure is not None and re.search(_NO_EXACT, failure.reason) is not None
+
+
+def _behind(error: ServerLimitError) -> Failure | None:
+    return None if error.__cause__ is None else failure_of(error.__cause__)
+
+
 def _by_status(failure: Failure, said: str) -> Jcv2Error:
     status = failure.status
     if status in (401, 403) and "locked" not in failure.reason:
@@ -268,12 +295,28 @@ class Retry:
         The last error is raised as it is; wrap the call in :func:`translated_errors`. Anything but a transient
         failure passes at once, an interruption too.
         """
+        return self._while(is_transient, function, *args, **kwargs)
+
+    def contact(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """:meth:`call` for the first request to a server: one that gives no answer is not asked again.
+
+        A wrong address is by far the likeliest reason then, and is to be said at once.
+        """
+        return self._while(is_transient_answer, function, *args, **kwargs)
+
+    def _while(
+        self,
+        passes: Callable[[BaseException], bool],
+        function: Callable[_P, _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
         # Sending a request a second time is safe even if the first was carried out and only its answer was lost: all
         # our writes store points under their own ids or delete by id or filter, so that twice is the same as once.
         retrying = Retrying(
             stop=stop_after_attempt(self.attempts),
             wait=self._wait,
-            retry=retry_if_exception(is_transient),
+            retry=retry_if_exception(passes),
             before_sleep=self._log,
             sleep=_sleep,
             reraise=True,

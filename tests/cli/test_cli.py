@@ -1,57 +1,23 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from cli_helpers import SHIPS, jcv2, run, run_json
 
+import jcv2_plugin
 from jcv2_plugin import ColbertCollection
-from jcv2_plugin.cli import app
+from jcv2_plugin.cli import _AS_OPTIONS
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.sources import SourceError
-
-SHIPS = "# Ships\n\nThe ferry sails at noon, unless the harbour is frozen.\n"
-FOOD = "# Food\n\nRice is cooked in twice its volume of water.\n"
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.stdout
-
-
-def run_json(*arguments: str) -> Any:
-    return json.loads(run(*arguments, "--json"))
 
 
 def sources(collection: Path) -> list[str]:
     with ColbertCollection.open(collection) as opened:
         return sorted(document.metadata["source"] for document in opened.scroll())
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with documents, as the current one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "ships.md").write_text(SHIPS)
-    (tmp_path / "docs" / "food.md").write_text(FOOD)
-    return tmp_path
-
-
-@pytest.fixture
-def indexed(place: Path) -> Path:
-    run("index", "docs", "--collection", "store", "--model", "mini", "--dim", "64")
-    return place
 
 
 class TestIndex:
@@ -218,13 +184,43 @@ class TestEval:
         assert "ndcg@10" in run(*arguments)
         assert (dataset.parent / "kept" / "32" / "jcv2.json").exists()
         assert "1.0000" in run(*arguments)
-        for more in (("--storage", "float32"), ("--long-documents", "split")):
+        others = (
+            ("--storage", "float32"),
+            ("--long-documents", "split"),
+            ("--first-stage", "bm25"),
+            ("--pool-factor", "2"),
+        )
+        for more in others:
             with pytest.raises(CollectionMismatchError, match="was made with"):
                 run(*arguments, *more)
         with ColbertCollection.open(dataset.parent / "kept" / "32") as collection:
             collection.add(["A document of another set."])
         with pytest.raises(CollectionMismatchError, match="would spoil the figures"):
             run(*arguments)
+
+    def test_with_a_first_stage(self, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[tuple[int | None, bool | None]] = []
+        search = ColbertCollection.search_many
+
+        def watched(self: ColbertCollection, *arguments: Any, **more: Any) -> Any:
+            asked.append((more["candidates"], more["exact"]))
+            return search(self, *arguments, **more)
+
+        monkeypatch.setattr(ColbertCollection, "search_many", watched)
+        arguments = ("eval", str(dataset), "--model", "mini", "--dim", "32")
+        staged = ("--first-stage", "hybrid", "--candidates", "2", "--storage", "int8", "--pool-factor", "2")
+        figures = run_json(*arguments, *staged)
+        assert figures["ndcg@10"] == 1.0
+        described = {key: figures[key] for key in ("storage", "first_stage", "candidates", "pool_factor")}
+        assert described == {"storage": "int8", "first_stage": "hybrid", "candidates": 2, "pool_factor": 2.0}
+        assert "mini, 32 dims, int8, pooled by 2, first stage hybrid" in run(*arguments, *staged)
+        # Published figures rank everything.
+        assert run_json(*arguments)["first_stage"] == "none"
+        assert asked == [(2, False), (2, False), (None, True)]
+
+    @pytest.mark.parametrize("option", [("--candidates", "2"), ("--collection", "http://host:6333")])
+    def test_what_cannot_be(self, dataset: Path, option: tuple[str, str]) -> None:
+        run("eval", str(dataset), "--model", "mini", *option, code=2)
 
     def test_quality_of_mini_on_real_text(self, data_dir: Path) -> None:
         output = run("eval", str(data_dir / "xquad-en"), "--split", "mini", "--model", "mini", "--dim", "64", "--json")
@@ -234,12 +230,8 @@ class TestEval:
 class TestProcess:
     """As typed in a shell: no traceback, messages on stderr, results on stdout, quiet in a pipe."""
 
-    def jcv2(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("jcv2")), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, env={**os.environ})
-
     def test_errors_are_one_message(self, place: Path) -> None:
-        done = self.jcv2("search", "-c", "nowhere", "anything", cwd=place)
+        done = jcv2("search", "-c", "nowhere", "anything", cwd=place)
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.startswith("error: There is no collection in")
@@ -247,39 +239,27 @@ class TestProcess:
 
     @pytest.mark.parametrize("options", [("--storage", "int3"), ("--document-length", "1"), ("--dim", "7")])
     def test_bad_options_are_one_message(self, place: Path, options: tuple[str, str]) -> None:
-        done = self.jcv2("index", "docs", "-c", "store", "--model", "mini", *options, cwd=place)
+        done = jcv2("index", "docs", "-c", "store", "--model", "mini", *options, cwd=place)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert "Traceback" not in done.stderr
 
     def test_the_hub_out_of_reach_says_how_to_go_on(self, place: Path) -> None:
-        done = self.jcv2("index", "docs", "-c", "store", cwd=place)
+        done = jcv2("index", "docs", "-c", "store", cwd=place)
         assert done.returncode == 1
         assert "jinaai/jina-colbert-v2" in done.stderr
         assert "jcv2-plugin[mini]" in done.stderr
         assert not (place / "store").exists()
 
-    def test_interrupting_keeps_what_is_stored(self, place: Path) -> None:
-        rows = [json.dumps({"id": str(n), "text": f"Report {n} tells of harbour {n % 97}."}) for n in range(20_000)]
-        (place / "rows.jsonl").write_text("\n".join(rows))
-        program = str(Path(sys.executable).with_name("jcv2"))
-        command = [program, "index", "rows.jsonl", "-c", "store", "--model", "mini", "--dim", "32"]
-        process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
-        for _ in range(600):
-            if (place / "store" / "jcv2.json").exists():
-                break
-            time.sleep(0.1)
-        time.sleep(4)
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "Run the command again to go on." in message
-        assert "Traceback" not in message
-        with ColbertCollection.open(place / "store") as collection:
-            assert f"Stopped with {collection.count()} documents stored" in message
-            assert collection.count() < 20_000
-
     def test_results_are_all_there_is_on_stdout(self, indexed: Path) -> None:
-        done = self.jcv2("search", "-c", "store", "rice?", "-k", "1", "--json", cwd=indexed)
+        done = jcv2("search", "-c", "store", "rice?", "-k", "1", "--json", cwd=indexed)
         assert [hit["metadata"]["source"] for hit in json.loads(done.stdout)] == ["docs/food.md"]
         assert done.stderr == ""
+
+    def test_what_errors_advise_can_be_typed(self) -> None:
+        package = Path(jcv2_plugin.__file__).parent
+        sources = " ".join(file.read_text() for file in package.rglob("*.py") if "cli" not in file.parts)
+        # As it is put together: lines that follow each other, and braces that are written twice.
+        text = re.sub(r'"\s+f?"', "", sources).replace("{{", "{").replace("}}", "}")
+        for argument in _AS_OPTIONS:
+            assert argument in text, argument

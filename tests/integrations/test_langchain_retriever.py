@@ -250,7 +250,7 @@ def test_nothing_is_created_for_documents_that_are_refused(mini, tmp_path: Path)
 def test_clients_and_keys_stay_out_of_dumps(mini):
     client = QdrantClient("https://localhost:1", api_key="sk-very-secret", check_compatibility=False)
     schema = CollectionSchema.describe(mini, 64, "split", "float16")
-    engine = ClientEngine(client, "rooms", storage="float16", owns_client=True)
+    engine = ClientEngine(client, "rooms", "rooms.1", storage="float16", owns_client=True, retries=1)
     retriever = JinaColbertRetriever(collection=ColbertCollection(engine, schema, mini))
     shown = [repr(retriever), str(retriever), repr(dumpd(retriever)), dumps(retriever), repr(retriever.to_json())]
     shown += [retriever.model_dump_json(), repr(retriever.model_dump()), repr(retriever | (lambda found: found))]

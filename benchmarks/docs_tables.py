@@ -1,0 +1,118 @@
+"""Write the tables of the docs from the results of the benchmarks, so that no figure is typed by hand.
+
+    python benchmarks/docs_tables.py --take     # also take over what the benchmarks wrote to build/
+    python benchmarks/docs_tables.py --check    # only say whether the docs are up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BUILD = ROOT / "build"
+
+
+def first_stages(report: dict[str, Any]) -> str:
+    """Recall, nDCG and time of each first stage."""
+    from first_stages import table
+
+    numbers = [int(key) for key in report["results"][0]["figures"] if key != "exact"]
+    return table(report["results"], numbers)
+
+
+def growth(report: dict[str, Any]) -> str:
+    """How times grow with the number of documents."""
+    lines = [
+        "| documents | two-stage, to the smallest | exact, to the smallest | two-stage / exact |",
+        "|--:|--:|--:|--:|",
+    ]
+    for row in report["growth"]:
+        lines.append(
+            f"| {row['documents']:,} | {row['two-stage, to the smallest']:.2f} | {row['exact, to the smallest']:.2f} "
+            f"| {row['two-stage/exact']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def compression(report: dict[str, Any]) -> str:
+    """Bytes, nDCG and time of each profile."""
+    from compression import table
+
+    return table(report["rows"])
+
+
+def memory(report: dict[str, Any]) -> str:
+    """Memory as a stream is ingested."""
+    lines = ["| documents stored | private memory, MiB | peak, MiB |", "|--:|--:|--:|"]
+    for row in report["memory"]:
+        lines.append(f"| {row['documents']:,} | {row['anonymous MiB']:,} | {row['peak MiB']:,} |")
+    return "\n".join(lines)
+
+
+def overlap(report: dict[str, Any]) -> str:
+    """Ratios of ingestion to encoding."""
+    lines = ["| | ratio |", "|---|--:|"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in report["overlap"].items()]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "first-stages": ("first_stages", first_stages),
+    "growth": ("first_stages", growth),
+    "compression": ("compression", compression),
+    "ingestion-memory": ("ingestion", memory),
+    "ingestion-overlap": ("ingestion", overlap),
+}
+_MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def caption(report: dict[str, Any]) -> str:
+    """The command, versions and machine behind a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    machine = report["machine"]
+    return f"`{report['command']}`; {machine['cpu']}, {machine['threads']} thread(s) of torch; {versions}."
+
+
+def render(page: str) -> str:
+    """A page with its tables written anew."""
+
+    def write(found: re.Match[str]) -> str:
+        name = found[1]
+        result, table = TABLES[name]
+        report = json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))
+        return f"<!-- table: {name} -->\n{table(report)}\n\n{caption(report)}\n<!-- end -->"
+
+    return _MARKED.sub(write, page)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--take", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    if options.take:
+        RESULTS.mkdir(exist_ok=True)
+        for name in sorted({result for result, _ in TABLES.values()}):
+            if (BUILD / f"{name}.json").exists():
+                shutil.copy(BUILD / f"{name}.json", RESULTS / f"{name}.json")
+    stale = []
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
+        old = page.read_text(encoding="utf-8")
+        if (new := render(old)) != old:
+            stale.append(page.name)
+            if not options.check:
+                page.write_text(new, encoding="utf-8")
+    print(f"{'out of date' if options.check else 'written'}: {', '.join(stale) or 'none'}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

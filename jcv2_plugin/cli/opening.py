@@ -1,0 +1,190 @@
+"""Open the collection that is to be indexed into, or create it; and see to it that it is what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from qdrant_client import models
+
+from jcv2_plugin.cli.console import Connection, quiet_libraries
+from jcv2_plugin.cli.options import OFFICIAL
+from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.documents import ID_KEY, TEXT_KEY
+from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
+from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.first_stage import FIRST_STAGES
+from jcv2_plugin.sources import FILE_KEY
+from jcv2_plugin.storage import storage_profile
+
+_METADATA = "metadata."
+_FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a collection is to be like; None where nothing was said. The device is the model's."""
+
+    model: str | None
+    dim: int | None
+    storage: str | None
+    first_stage: str | None
+    pool_factor: float | None
+    document_length: int | None
+    payload_indexes: tuple[str, ...]
+    shard_key: str | None
+    shards: int | None
+    replicas: int | None
+    device: str | None
+
+    @property
+    def shard(self) -> str | int | None:
+        """The shard key as Qdrant knows it: a number where it is written as one."""
+        return int(self.shard_key) if self.shard_key is not None and self.shard_key.isdecimal() else self.shard_key
+
+    def indexes(self) -> dict[str, PayloadIndex]:
+        """Kinds of payload index by payload key, that of the files' names first: what is stale is found by it.
+
+        Raises:
+            typer.BadParameter: One is not of the form KEY=KIND, or of no known kind.
+        """
+        indexes: dict[str, PayloadIndex] = {FILE_KEY: "keyword"}
+        for given in self.payload_indexes:
+            key, separator, kind = given.rpartition("=")
+            if not separator or not key or kind not in PAYLOAD_INDEXES:
+                raise typer.BadParameter(
+                    f"{given!r} is not of the form KEY=KIND, KIND being one of {', '.join(PAYLOAD_INDEXES)}.",
+                    param_hint="--payload-index",
+                )
+            # As with --where, a key is one of the metadata.
+            known = key in _FIELDS or key.startswith(_METADATA)
+            indexes[key if known else f"{_METADATA}{key}"] = kind
+        return indexes
+
+    def server_options(self) -> dict[str, Any]:
+        """For ``QdrantClient.create_collection``."""
+        options: dict[str, Any] = {}
+        if self.shards is not None:
+            options["shard_number"] = self.shards
+        if self.replicas is not None:
+            options["replication_factor"] = self.replicas
+        if self.shard_key is not None:
+            options["sharding_method"] = models.ShardingMethod.CUSTOM
+        return options
+
+    def check(self, connection: Connection) -> None:
+        """Refuse what cannot be, before a model is loaded.
+
+        Raises:
+            typer.BadParameter: A folder is to have shards, or a payload index is none.
+            InvalidOptionError: There is no such storage or first stage.
+        """
+        self.indexes()
+        if self.storage is not None:
+            storage_profile(self.storage)
+        if self.first_stage is not None and self.first_stage not in FIRST_STAGES:
+            raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {self.first_stage!r}.")
+        for option, value in (
+            ("--shard-key", self.shard_key),
+            ("--shards", self.shards),
+            ("--replicas", self.replicas),
+        ):
+            if value is not None and not connection.is_server:
+                raise typer.BadParameter(
+                    f"{connection.location!r} is a folder; shards are for a Qdrant server (-c http://host:6333).",
+                    param_hint=option,
+                )
+
+
+def open_or_create(connection: Connection, wanted: Wanted) -> ColbertCollection:
+    """The collection; a new one is made if there is none.
+
+    Raises:
+        CollectionMismatchError: There is one, and it is not as asked for.
+    """
+    wanted.check(connection)
+    try:
+        collection = connection.open(device=wanted.device, shard_key=wanted.shard)
+    except CollectionNotFoundError:
+        collection = _create(connection, wanted)
+    try:
+        check_same(collection, connection, wanted)
+        for key, kind in wanted.indexes().items():
+            collection.create_payload_index(key, kind)
+    except BaseException:
+        collection.close()
+        raise
+    return collection
+
+
+def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
+    quiet_libraries()
+    from jcv2_plugin.encoder import JinaColbertEncoder
+
+    encoder = JinaColbertEncoder.from_pretrained(
+        wanted.model or OFFICIAL,
+        dims=wanted.dim,
+        device=wanted.device,
+        document_length=wanted.document_length,
+    )
+    # What is not given is left to create(), whose defaults are the package's.
+    given: dict[str, Any] = {
+        "storage": wanted.storage,
+        "first_stage": wanted.first_stage,
+        "pool_factor": wanted.pool_factor,
+    }
+    return ColbertCollection.create(
+        connection.location,
+        encoder=encoder,
+        dim=wanted.dim,
+        shard_key=wanted.shard,
+        collection_options=wanted.server_options(),
+        **{option: value for option, value in given.items() if value is not None},
+        **connection.arguments,
+    )
+
+
+def check_same(collection: ColbertCollection, connection: Connection, wanted: Wanted) -> None:
+    """Compare a collection with what was asked for.
+
+    Raises:
+        CollectionMismatchError: Naming what differs and the way out.
+    """
+    schema = collection.schema
+    model = wanted.model
+    if model is not None and Path(model).is_dir():
+        model = str(Path(model).resolve())
+    shards, replicas, custom = _layout(collection)
+    for option, asked, found in (
+        ("--model", model, schema.model),
+        ("--dim", wanted.dim, schema.dim),
+        ("--document-length", wanted.document_length, schema.document_length),
+        ("--storage", wanted.storage, schema.storage),
+        ("--first-stage", wanted.first_stage, schema.first_stage),
+        ("--pool-factor", wanted.pool_factor, schema.pool_factor),
+        ("--shards", wanted.shards, shards),
+        ("--replicas", wanted.replicas, replicas),
+    ):
+        if asked is not None and asked != found:
+            raise CollectionMismatchError(
+                f"{connection.location!r} was made with {option} {found}, not {asked}. Leave {option} out, or index "
+                "into a new collection."
+            )
+    if wanted.shard_key is not None and not custom:
+        raise CollectionMismatchError(
+            f"{connection.location!r} was made without --shard-key, so it has no shards by key. Leave it out, or index "
+            "into a new collection."
+        )
+
+
+def _layout(collection: ColbertCollection) -> tuple[int | None, int | None, bool]:
+    """On a server: how many shards and copies of each a collection has, and whether its shards have keys."""
+    engine = collection._engine
+    if not isinstance(engine, ClientEngine) or engine.is_local:
+        return None, None, False
+    params = engine.client.get_collection(engine.physical).config.params
+    custom = params.sharding_method == models.ShardingMethod.CUSTOM
+    return params.shard_number, params.replication_factor, custom

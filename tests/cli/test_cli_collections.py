@@ -1,0 +1,142 @@
+"""Listing and dropping collections in folders; those on servers are in test_cli_server.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import pytest
+from cli_helpers import MINI, PROGRAM, jcv2, run, run_both, run_json, wait_until
+
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
+from jcv2_plugin.schema import CollectionSchema
+
+
+class TestList:
+    def test_a_folder_itself_and_those_in_it(self, rows: Path) -> None:
+        (rows / "many" / "deep" / "deeper").mkdir(parents=True)
+        run("restore", str(snapshot(rows)), "-c", "many/b")
+        run("restore", str(snapshot(rows)), "-c", "many/deep/deeper")
+        (rows / "many" / "shard").mkdir()
+        expected = {"model": "mini", "dim": 32, "storage": "float16", "first_stage": "hybrid", "documents": 30}
+        assert run_json("collections", "list", "many") == [{"name": "many/b", **expected, "state": None}]
+        assert [one["name"] for one in run_json("collections", "list", "store")] == ["store"]
+        assert [one["name"] for one in run_json("collections", "list", ".")] == ["store"]
+        assert [one["name"] for one in run_json("collections", "list", str(rows))] == [str(rows / "store")]
+        assert run_json("collections", "list", "docs") == []
+        assert "There is no collection in docs." in run("collections", "list", "docs")
+        with pytest.raises(CollectionNotFoundError, match="no folder 'nowhere'"):
+            run("collections", "list", "nowhere")
+
+    def test_the_table_is_whole_in_a_pipe(self, rows: Path) -> None:
+        long = "a-name-that-is-long-" * 8
+        (rows / "store").rename(rows / long)
+        header, line = run("collections", "list", ".").splitlines()
+        assert header.split() == ["name", "model", "dim", "storage", "first", "stage", "documents"]
+        assert line.split() == [long, "mini", "32", "float16", "hybrid", "30"]
+
+    def test_one_in_use_is_left_alone(self, rows: Path) -> None:
+        with ColbertCollection.open("store"):
+            (listed,) = run_json("collections", "list", ".")
+            assert (listed["dim"], listed["documents"], listed["state"]) == (32, None, "in use")
+            assert "in use" in run("collections", "list", ".")
+            assert "in use" in jcv2("collections", "list", ".", cwd=rows).stdout
+
+    def test_one_that_is_damaged_is_listed_too(self, rows: Path) -> None:
+        for name in ("description", "shard"):
+            run("restore", str(snapshot(rows)), "-c", name)
+        (rows / "description" / "jcv2.json").write_text("{")
+        (rows / "shard" / "shard").rename(rows / "elsewhere")
+        states = {one["name"]: (one["dim"], one["state"]) for one in run_json("collections", "list", ".")}
+        assert states == {"description": (None, "unreadable"), "shard": (32, "unreadable"), "store": (32, None)}
+
+    def test_info_is_the_same_as_before(self, rows: Path) -> None:
+        assert run_json("collections", "info", "-c", "store") == run_json("info", "-c", "store")
+
+
+class TestDrop:
+    def test_it_needs_a_yes_in_a_pipe(self, rows: Path) -> None:
+        done = jcv2("collections", "drop", "-c", "store", cwd=rows)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Add --yes" in done.stderr
+        assert run_json("info", "-c", "store")["documents"] == 30
+        done = jcv2("collections", "drop", "-c", "store", "--yes", cwd=rows)
+        assert (done.returncode, done.stderr) == (0, "The collection in 'store' is dropped.\n")
+        assert not (rows / "store").exists()
+
+    @pytest.mark.parametrize("answer, stays", [("n", True), ("y", False)])
+    def test_it_asks_on_a_terminal(self, rows: Path, answer: str, stays: bool) -> None:
+        ours, theirs = pty.openpty()
+        command = [PROGRAM, "collections", "drop", "-c", "store"]
+        process = subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True, cwd=rows)
+        os.write(ours, f"{answer}\n".encode())
+        _, said = process.communicate(timeout=60)
+        os.close(ours)
+        os.close(theirs)
+        assert said.startswith("Drop the collection in 'store' with 30 documents? [y/N]: ")
+        assert ("Aborted" in said, process.returncode) == (stays, 1 if stays else 0)
+        assert (rows / "store").exists() == stays
+
+    def test_all_of_ours_is_removed(self, rows: Path) -> None:
+        store = rows / "store"
+        with ColbertCollection.open(store) as collection:
+            described = collection.schema.to_dict()
+            changed = CollectionSchema.from_dict({**described, "storage": "float32"}, "here")
+            collection._engine.successor(changed).close()
+        (store / "ingest.journal").write_text("")
+        (store / "ingest.journal.lock").write_text("")
+        (store / "jcv2.json.tmp").write_text("")
+        there = {entry.name for entry in store.iterdir()}
+        assert there >= {"jcv2.json", "lock", "shard", "shard-2", "shard-2.pending.json"}
+        run("collections", "drop", "-c", "store", "--yes")
+        assert not store.exists()
+
+    def test_what_is_not_ours_stays(self, rows: Path) -> None:
+        (rows / "store" / "notes.txt").write_text("mine")
+        (rows / "store" / "shards").mkdir()
+        _, said = run_both("collections", "drop", "-c", "store", "--yes")
+        assert said.splitlines()[1] == "The folder stays: it also holds notes.txt, shards."
+        assert sorted(entry.name for entry in (rows / "store").iterdir()) == ["notes.txt", "shards"]
+
+    def test_a_folder_that_is_no_collection(self, place: Path) -> None:
+        (place / "docs" / "shard").mkdir()
+        for folder in ("docs", "nowhere"):
+            with pytest.raises(CollectionNotFoundError, match=rf"no collection in '{folder}'"):
+                run("collections", "drop", "-c", folder, "--yes")
+        assert len(list((place / "docs").iterdir())) == 3
+
+    def test_one_in_use(self, rows: Path) -> None:
+        with ColbertCollection.open("store") as collection:
+            for yes in ([], ["--yes"]):
+                with pytest.raises(CollectionLockedError, match="in use"):
+                    run("collections", "drop", "-c", "store", *yes)
+            assert collection.count() == 30
+
+    def test_one_that_is_damaged(self, rows: Path) -> None:
+        (rows / "store" / "jcv2.json").write_text(json.dumps({"format": 99}))
+        run("collections", "drop", "-c", "store", "--yes")
+        assert not (rows / "store").exists()
+
+    def test_a_drop_that_was_killed_can_be_repeated(self, rows: Path) -> None:
+        (rows / "store" / "shard").rename(rows / "store" / "shard.dropped")
+        assert jcv2("info", "-c", "store", cwd=rows).returncode == 1
+        run("collections", "drop", "-c", "store", "--yes")
+        assert not (rows / "store").exists()
+
+    def test_the_place_is_free_again(self, rows: Path) -> None:
+        run("collections", "drop", "-c", "store", "--yes")
+        run("index", "docs", "-c", "store", *MINI)
+        wait_until(lambda: (rows / "store" / "jcv2.json").exists())
+        assert run_json("info", "-c", "store")["documents"] == 2
+
+
+def snapshot(place: Path) -> Path:
+    """Of the collection in ``store``."""
+    file = place / "store.snapshot"
+    if not file.exists():
+        run("snapshot", str(file), "-c", "store")
+    return file
