@@ -1,7 +1,7 @@
 """Write the tables of the docs from the results of the benchmarks, so that no figure is typed by hand.
 
-    python benchmarks/docs_tables.py --take     # also take over what the benchmarks wrote to build/
-    python benchmarks/docs_tables.py --check    # only say whether the docs are up to date
+python benchmarks/docs_tables.py --take     # also take over what the benchmarks wrote to build/
+python benchmarks/docs_tables.py --check    # only say whether the docs are up to date
 """
 
 from __future__ import annotations

@@ -61,23 +61,23 @@ def anonymous_memory() -> int:
 def measure_memory(encoder: JinaColbertEncoder, count: int, words: int, dim: int) -> list[dict[str, Any]]:
     """Memory while a stream is ingested."""
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="jcv2-ingest-") as root:
-        with ColbertCollection.create(Path(root) / "c", encoder=encoder, dim=dim) as collection:
-            stored = 0
-            start = time.perf_counter()
+    stored = 0
+    start = time.perf_counter()
 
-            def progress(more: int) -> None:
-                nonlocal stored
-                before, stored = stored, stored + more
-                if stored // 10_000 > before // 10_000 or stored == count:
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                    rows.append(
-                        {"documents": stored, "anonymous MiB": anonymous_memory() >> 20, "peak MiB": peak >> 20}
-                    )
-                    say(f"{json.dumps(rows[-1])}, {stored / (time.perf_counter() - start):.0f} documents/s")
+    def progress(more: int) -> None:
+        nonlocal stored
+        before, stored = stored, stored + more
+        if stored // 10_000 > before // 10_000 or stored == count:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            rows.append({"documents": stored, "anonymous MiB": anonymous_memory() >> 20, "peak MiB": peak >> 20})
+            say(f"{json.dumps(rows[-1])}, {stored / (time.perf_counter() - start):.0f} documents/s")
 
-            collection.ingest(documents(count, words), progress=progress, journal=Path(root) / "journal")
-            assert collection.count() == count
+    with (
+        tempfile.TemporaryDirectory(prefix="jcv2-ingest-") as root,
+        ColbertCollection.create(Path(root) / "c", encoder=encoder, dim=dim) as collection,
+    ):
+        collection.ingest(documents(count, words), progress=progress, journal=Path(root) / "journal")
+        assert collection.count() == count
     return rows
 
 

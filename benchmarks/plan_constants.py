@@ -1,7 +1,7 @@
 """Turn what benchmarks/compression.py measured into the sizes that ``jcv2 plan`` adds up.
 
-    python benchmarks/compression.py --dims 128 64 --pool-factors 1
-    python benchmarks/plan_constants.py
+python benchmarks/compression.py --dims 128 64 --pool-factors 1
+python benchmarks/plan_constants.py
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import places
 from jcv2_plugin.asynchronous import AsyncMethods
 from jcv2_plugin.engines.base import NewCollection, PayloadIndex
-from jcv2_plugin.errors import CollectionMismatchError
+from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.first_stage import FirstStage
 from jcv2_plugin.ingestion import IngestReport
 from jcv2_plugin.long_documents import LongDocuments
@@ -207,7 +208,8 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Reading):
     ) -> ColbertCollection:
         """Make a collection of what :meth:`snapshot` wrote, here or on another engine; nothing is encoded.
 
-        The file is read to its end and its checksums are compared before anything is created or replaced.
+        The file is read to its end and its checksums are compared before anything is created. The documents become
+        visible all at once, and what is replaced is there until then.
 
         Args:
             snapshot: The file.
@@ -233,14 +235,28 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Reading):
         place = places.Place.parse(location, path=path, url=url, client=client, name=name)
         schema = read_info(file).schema
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
-        engine = place.create(schema, overwrite=overwrite, client_options=client_options, options=options)
+        engine = None
+        if overwrite and shard_key is None and not options.engine_options:
+            with suppress(CollectionNotFoundError, CollectionCorruptError):
+                engine = place.open(client_options=client_options, retries=retries)
+        if engine is None:
+            engine = place.create(schema, overwrite=overwrite, client_options=client_options, options=options)
+        # Filled beside what is there, then swapped in: a restoration that is stopped leaves nothing half done.
+        successor = None
         try:
+            successor = engine.successor(schema)
+            successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
             for points in read_points(file):
-                engine.upsert(points)
+                successor.upsert(points)
                 if progress is not None:
                     progress(len(points))
-            engine.optimize()
-            return cls(engine, schema, None)
+            for key, kind in options.payload_indexes.items():
+                successor.create_payload_index(key, kind)
+            successor.optimize()
+            engine.adopt(successor, keep_old=False)
+            return cls(successor, schema, None)
         except BaseException:
+            if successor is not None:
+                successor.close()
             engine.close()
             raise

@@ -22,7 +22,7 @@ CANDIDATES = 300
 CANDIDATES_PER_RESULT = 4
 """And at least so many for each document asked for."""
 EXACT_UP_TO = 1000
-"""Documents up to which MaxSim over all of them is as quick. Measured likewise."""
+"""Documents up to which all are ranked. It costs up to 2.5 times a two-stage search there, and misses nothing."""
 
 
 class Reading(CollectionState):

@@ -103,25 +103,31 @@ _encoder: Any = None
 
 
 def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[int, str]) -> None:
-    """In a new process: take a device, and load the model onto it; it must have the weights of the one asked for."""
+    """In a new process: take a device, and load the model onto it."""
     global _encoder
+    # Ctrl-C goes to the parent too, which sees to it that what is encoded gets stored. First, as imports take seconds.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    from jcv2_plugin.encoder import JinaColbertEncoder
-
-    # Ctrl-C goes to the parent too, which sees to it that what is encoded gets stored.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     device, threads = turns.get()
     if threads is not None:
         torch.set_num_threads(threads)
-    _encoder = JinaColbertEncoder.from_pretrained(
+    _encoder = _load(reference, device, options, weights)
+
+
+def _load(reference: str, device: str, options: dict[str, Any], weights: dict[int, str]) -> JinaColbertEncoder:
+    """The model, which must have the weights of the one that is to be encoded with."""
+    from jcv2_plugin.encoder import JinaColbertEncoder
+
+    encoder = JinaColbertEncoder.from_pretrained(
         Path(reference) if Path(reference).is_dir() else reference, device=device, **options
     )
-    if {dim: _encoder.head_fingerprint(dim) for dim in weights} != weights:
+    if {dim: encoder.head_fingerprint(dim) for dim in weights} != weights:
         raise ModelNotFoundError(
             f"{reference!r} has other weights than the model that was loaded from it. Where the model was changed "
             "since, save it and load it from there, or encode without workers."
         )
+    return encoder
 
 
 def _encode(texts: list[str], dim: int, long_documents: LongDocuments, pool_factor: float) -> list[Matrix]:

@@ -48,6 +48,7 @@ class Writing(CollectionState):
         documents = validate(as_documents(texts, ids, metadata))
 
         def work(current: OpenCollection) -> None:
+            current.engine.begin_writing()
             new = [one for batch in in_batches(documents, BATCH_DOCUMENTS) for one in changed(current.engine, batch)]
             if not new:
                 return
@@ -92,7 +93,12 @@ class Writing(CollectionState):
             JournalError: The journal is another file, or unreadable.
         """
         with self._writing, IngestJournal.open(journal) as opened:
-            self._with_current(lambda current: current.engine.size())  # the one that the name stands for by now
+
+            def begin(current: OpenCollection) -> None:
+                current.engine.begin_writing()
+                current.engine.size()  # asked of the collection that the name stands for by now
+
+            self._with_current(begin)
             run = Ingestion(self._current, journal=opened, workers=workers, progress=progress)
             report = run.run(documents, batch_documents)
             if report.written:

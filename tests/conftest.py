@@ -16,6 +16,7 @@ import server_site
 import torch
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.engines import transport
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,3 +57,11 @@ def loopback(request: pytest.FixtureRequest) -> Iterator[server_site.Site]:
     """The loopback server over REST and over gRPC."""
     with server_site.open_site(request.param) as site:
         yield site
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits that would have been, none of which takes time."""
+    taken: list[float] = []
+    monkeypatch.setattr(transport, "_sleep", taken.append)
+    return taken

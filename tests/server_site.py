@@ -1,7 +1,7 @@
 """Servers for tests of whole collections: the loopback server over REST and gRPC, and a real one where there is one.
 
-A real server is taken from ``QDRANT_URL`` (and ``QDRANT_API_KEY``). Collections get names of their own there, and are
-dropped at the end.
+A real server is taken from ``QDRANT_URL`` (and ``QDRANT_API_KEY``, and ``QDRANT_GRPC_PORT`` if that is not 6334).
+Collections get names of their own there, and are dropped at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jcv2_plugin import ColbertCollection
 
 REAL_URL = os.environ.get("QDRANT_URL", "")
 REAL_KEY = os.environ.get("QDRANT_API_KEY")
+REAL_GRPC_PORT = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
 LOOPBACKS = ["rest", "grpc"]
 ALL = [*LOOPBACKS, *(["real-rest", "real-grpc"] if REAL_URL else [])]
 
@@ -45,13 +46,15 @@ class Site:
         assert self.running is not None
         return self.running
 
-    def create(self, encoder: Any, *, client_options: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def create(
+        self, encoder: Any, *, client_options: Mapping[str, Any] | None = None, **options: Any
+    ) -> ColbertCollection:
         """Make the test's collection; it is closed at the end."""
         given = {"name": self.name, "dim": DIM, "first_stage": "none", **options}
         given["client_options"] = {**self.client_options, **(client_options or {})}
         return self._kept(ColbertCollection.create(self.url, encoder=encoder, **given))
 
-    def open(self, *, client_options: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def open(self, *, client_options: Mapping[str, Any] | None = None, **options: Any) -> ColbertCollection:
         """Open the test's collection; it is closed at the end."""
         given = {"name": self.name, **options, "client_options": {**self.client_options, **(client_options or {})}}
         return self._kept(ColbertCollection.open(self.url, **given))
@@ -114,6 +117,7 @@ def open_site(kind: str, **settings: Any) -> Iterator[Site]:
             key = settings.get("api_key")
         else:
             url, key = REAL_URL, REAL_KEY
+            options["grpc_port"] = REAL_GRPC_PORT
         if key is not None:
             options["api_key"] = key
         client = QdrantClient(url=url, **options)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from loopback_grpc import LoopbackGrpc
+from loopback_qdrant import LoopbackQdrant
 from typer.testing import CliRunner
 
 from jcv2_plugin.cli import app
@@ -20,7 +23,11 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     if not blocks:
         pytest.skip(f"{page.name} has no Python")
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "__main__"})
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with LoopbackQdrant() as server, LoopbackGrpc(server) as wire:
+        if page.name == "server.md":  # says itself that these are the reader's
+            names.update(url=server.url, grpc_port=wire.port)
+        exec(compile("\n".join(blocks), str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -148,7 +148,7 @@ class TestIdsThatComeAgain:
 
         def upsert(points: Any) -> None:
             if slow == "storing":
-                threading.Event().wait(0.2)
+                threading.Event().wait(0.05)
             original(points)
 
         monkeypatch.setattr(engine, "upsert", upsert)

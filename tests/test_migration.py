@@ -20,8 +20,9 @@ from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, migration
 from jcv2_plugin.documents import point_id
+from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.base import Matrix, NewCollection
-from jcv2_plugin.engines.client import ClientEngine, collection_names
+from jcv2_plugin.engines.client import ClientEngine
 from jcv2_plugin.errors import CollectionError, InvalidOptionError, UnknownDimError
 from jcv2_plugin.schema import CollectionSchema
 
@@ -327,7 +328,7 @@ class TestWhileItIsInUse:
         for reader in readers:
             reader.start()
         try:
-            for change in ({"storage": "turbo8"}, {"first_stage": "muvera"}, {"dim": 64}, {"storage": "float32"}):
+            for change in ({"storage": "turbo8"}, {"dim": 64}, {"first_stage": "muvera"}):
                 collection.migrate(**change)
                 after = rounds[0]
                 while rounds[0] < after + 2 and not errors:
@@ -649,13 +650,22 @@ class TestServer:
             lambda one: one.migrate(long_documents="truncate").documents,
         ]
         expected = ["d11", "d11", 30, sorted(str(o.id) for o in ITEMS), 30, ["d11"], 1, None, True, ITEMS[11].text, 30]
-        dims = itertools.cycle([64, DIM])
+        changes: Iterator[dict[str, Any]] = itertools.cycle(
+            [
+                {"dim": 64},
+                {"storage": "turbo8"},
+                {"first_stage": "bm25"},
+                {"storage": "turbo4"},
+                {"dim": DIM, "storage": "float16"},
+                {"first_stage": "hybrid"},
+            ]
+        )
         for act, result in zip(first_acts, expected, strict=True):
             with place.open(encoder=collection.encoder) as other:
-                dim = next(dims)
-                collection.migrate(dim=dim)
+                collection.migrate(**next(changes))
+                schema = collection.schema
                 assert act(other) == result
-                assert other.dim == dim
+                assert replace(other.schema, long_documents="split") == schema
                 assert other.search(ITEMS[12].text, k=1)[0].id == "d12"
 
     @on_servers

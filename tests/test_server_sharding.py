@@ -86,7 +86,7 @@ class TestTenants:
                 act()
         assert everything.count() == len(ANNE) + len(BERT)
 
-    def test_a_key_that_is_not_there(
+    def test_a_key_that_is_not_there_has_nothing_to_read_and_is_made_by_the_first_write(
         self, loopback: Site, mini: JinaColbertEncoder, tenants: tuple[ColbertCollection, ColbertCollection]
     ) -> None:
         nobody = loopback.open(encoder=mini, shard_key="nobody")
@@ -95,17 +95,17 @@ class TestTenants:
             nobody.count,
             lambda: nobody.get(["boat"]),
             lambda: list(nobody.ids()),
-            lambda: nobody.add(["new"]),
             lambda: nobody.delete(["boat"]),
         ]
         for act in acts:
             wanted = r"Shard key .*nobody.* not found.*client.create_shard_key\(name, key\)"
             with pytest.raises(InvalidOptionError, match=wanted):
                 act()
-        # As the message says:
-        loopback.client.create_shard_key(loopback.name, "nobody")
+        assert "nobody" not in keys(loopback)
         assert nobody.add(["new"], ids=["new"]) == ["new"]
         assert nobody.count() == 1
+        assert loopback.open(encoder=mini, shard_key="another").ingest(documents(2)).written == 2
+        assert keys(loopback) == ["anne", "bert", "nobody", "another"]
 
     def test_a_snapshot_is_of_one_of_them(
         self, loopback: Site, tenants: tuple[ColbertCollection, ColbertCollection], tmp_path: Path
@@ -134,6 +134,13 @@ class TestTenants:
         assert contents(anne) == expected_contents(ANNE)
         assert contents(bert) == expected_contents(BERT)
         assert keys(loopback) == ["anne", "bert"]
+        # As docs/server.md says:
+        loopback.create(mini, name="new", dim=64, shard_key="anne", collection_options=CUSTOM)
+        loopback.client.create_shard_key("new", "bert")
+        for key, old in (("anne", anne), ("bert", bert)):
+            new = loopback.open(encoder=mini, name="new", shard_key=key)
+            new.ingest(one.as_document() for one in old.scroll())
+            assert contents(new) == contents(old)
 
 
 class TestKeys:

@@ -31,13 +31,14 @@ def passages() -> list[Document]:
     """Real prose: the paragraphs of this documentation, with tables and code among them."""
     texts = [file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]]
     paragraphs = [one.strip()[:300] for text in texts for one in text.split("\n\n") if len(one.strip()) > 40]
-    return [Document(text, f"p{number}") for number, text in enumerate(paragraphs[:120])]
+    return [Document(text, f"p{number}") for number, text in enumerate(paragraphs[:80])]
 
 
 @pytest.fixture(scope="module")
 def vectors(mini: JinaColbertEncoder, passages: list[Document]) -> dict[int, dict[str, Matrix]]:
     ids = [str(one.id) for one in passages]
-    return {dim: dict(zip(ids, encoded(mini, passages, dim), strict=True)) for dim in DIMS}
+    by_dim = mini.encode_document([one.text for one in passages], dim=DIMS, convert_to_numpy=True)
+    return {dim: dict(zip(ids, by_dim[dim], strict=True)) for dim in DIMS}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ class TestProfiles:
         queries = ["how is a collection migrated?", "the licence of the weights", "run the tests", "heat map of tokens"]
         with ColbertCollection.open(folder(storage, dim), encoder=mini) as collection:
             results = collection.search_many(queries, k=10)
-            two_stage = collection.search_many(queries, k=10, candidates=120)
+            two_stage = collection.search_many(queries, k=10, candidates=80)
         for query, hits, again in zip(mini.query_vectors(queries, dim), results, two_stage, strict=True):
             scores = {one: maxsim(query, matrix) for one, matrix in vectors[dim].items()}
             best = sorted(scores, key=lambda one: -scores[one])
@@ -149,7 +150,7 @@ def one_minus_cosine(stored: Matrix, exact: Matrix) -> Any:
 
 
 class TestPooling:
-    ITEMS = documents(60)
+    ITEMS = documents(36)
 
     @pytest.fixture(scope="class", params=["edge", "memory"])
     def pooled(
@@ -205,9 +206,9 @@ class TestPooling:
 
     def test_they_verify(self, pooled: dict[float, ColbertCollection]) -> None:
         for collection in pooled.values():
-            report = collection.verify(sample=60)
+            report = collection.verify(sample=36)
             assert report.problems == []
-            assert (report.documents, report.encoded) == (60, 60)
+            assert (report.documents, report.encoded) == (36, 36)
 
     def test_it_is_recorded(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=64, pool_factor=2) as collection:

@@ -24,6 +24,7 @@ from jcv2_plugin.cli.options import (
     Timeout,
     Workers,
 )
+from jcv2_plugin.cli.plan_app import plan
 from jcv2_plugin.cli.upkeep_app import migrate, restore, snapshot, verify
 
 app = typer.Typer(
@@ -265,3 +266,4 @@ def info(
 for _command in (migrate, verify, snapshot, restore):
     app.command()(_command)
 app.add_typer(collections_app, name="collections")
+app.command()(plan)

@@ -11,7 +11,7 @@ from qdrant_client import models
 from jcv2_plugin.cli.console import Connection, err, remark
 from jcv2_plugin.cli.folders import locked, remove
 from jcv2_plugin.cli.listing import of_folder, on_server
-from jcv2_plugin.engines.client import collection_names
+from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.errors import CollectionError, CollectionMismatchError, CollectionNotFoundError
 
 if TYPE_CHECKING:

@@ -135,6 +135,9 @@ class Engine(Protocol):
     def describe(self) -> Any:
         """The description stored with the collection, unchecked."""
 
+    def begin_writing(self) -> None:
+        """Make what is needed before documents are compared with those stored, and written."""
+
     def upsert(self, points: Sequence[Point]) -> None:
         """Write points, replacing those of the same id; durable when it returns."""
 

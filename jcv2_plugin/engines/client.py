@@ -18,6 +18,15 @@ from weakref import WeakKeyDictionary
 from qdrant_client import QdrantClient, models
 from qdrant_client.local.qdrant_local import QdrantLocal
 
+from jcv2_plugin.engines.aliases import (
+    aliases_if_allowed,
+    aliases_of,
+    check_no_generation,
+    collection_names,
+    if_allowed,
+    next_name,
+    point_alias,
+)
 from jcv2_plugin.engines.base import (
     Engine,
     NewCollection,
@@ -97,6 +106,7 @@ class ClientEngine:
         self.place = f"The collection {name!r} {'in' if self.is_local else 'at'} {self._address}"
         self._storage = storage
         self._shard_key = shard_key
+        self._shard_is_there = False
         self._owns_client = owns_client
         self._closed = False
         self._retry = Retry(attempts=1 if self.is_local else retries)
@@ -128,13 +138,15 @@ class ClientEngine:
         _check_options(client, options.engine_options)
         with translated_errors(address(client)):
             there = retry.contact(client.collection_exists, name)
-            old = retry.call(_aliases, client).get(name, name) if there else None
+            aliases = retry.call(aliases_of, client) if there else {}
+            old = aliases.get(name, name) if there else None
             if old is not None and not overwrite:
                 raise CollectionExistsError(
                     f"There is a collection {name!r} already. Open it, choose another name, or pass "
                     "overwrite=True to replace it."
                 )
-            physical, leftover = retry.call(_next_name, client, name, old)
+            check_no_generation(name, aliases)
+            physical, leftover = retry.call(next_name, client, name, old)
             if leftover is not None:
                 if not overwrite and retry.call(client.count, physical, exact=False).count:
                     raise CollectionExistsError(
@@ -153,7 +165,7 @@ class ClientEngine:
             shard_key=options.shard_key,
         )
         made._create_physical(schema, options)
-        made._call(_point_alias, client, name, physical, old)
+        made._call(point_alias, client, name, physical, old)
         if old is not None and old != name:
             made._drop(old)
         return made
@@ -176,10 +188,10 @@ class ClientEngine:
         retry = Retry(attempts=retries)
         with translated_errors(address(client)):
             if not retry.contact(client.collection_exists, name):
-                known = sorted(_if_allowed(collection_names, client) or {})
+                known = sorted(if_allowed(collection_names, client) or {})
                 there = f"; there are {known}" if known else ""
                 raise CollectionNotFoundError(f"There is no collection {name!r}{there}. Create it first.")
-            physical = retry.call(_aliases_if_allowed, client).get(name, name)
+            physical = retry.call(aliases_if_allowed, client).get(name, name)
         engine = cls(
             client,
             name,
@@ -198,6 +210,11 @@ class ClientEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         metadata = self._call(self.client.get_collection, self.physical).config.metadata or {}
         return metadata.get(METADATA_FIELD)
+
+    def begin_writing(self) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. A shard of custom sharding is made when it is wanted first."""
+        if self._shard_key is not None and not self._shard_is_there and not self.is_local:
+            self._create_shard_key(self._shard_key)
 
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. In requests that stay under the server's 32 MiB."""
@@ -307,7 +324,7 @@ class ClientEngine:
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        physical = self._call(lambda: _aliases_if_allowed(self.client).get(self.name))
+        physical = self._call(lambda: aliases_if_allowed(self.client).get(self.name))
         if physical is None or physical == self.physical:
             return None
         moved = ClientEngine.open(
@@ -334,14 +351,16 @@ class ClientEngine:
 
         Shards, replicas, strict mode and payload indexes are as for this one.
         """
-        if self._call(_aliases_if_allowed, self.client).get(self.name, self.physical) != self.physical:
+        aliases = self._call(aliases_if_allowed, self.client)
+        check_no_generation(self.name, aliases)
+        if aliases.get(self.name, self.physical) != self.physical:
             raise CollectionError(f"{self.place} has been migrated by another since it was opened. Open it again.")
         if self._shard_key is not None and self._call(self.client.count, self.physical).count != self.count(None):
             raise CollectionError(
                 f"{self.place} has documents in other shards than {self._shard_key!r}, which would be lost. Create "
                 "another collection and add the documents to it."
             )
-        physical, leftover = self._call(_next_name, self.client, self.name, self.physical)
+        physical, leftover = self._call(next_name, self.client, self.name, self.physical)
         made = ClientEngine(
             self.client,
             self.name,
@@ -367,7 +386,7 @@ class ClientEngine:
         if not isinstance(successor, ClientEngine) or successor.client is not self.client:
             raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
         plain = self.physical == self.name
-        self._call(_point_alias, self.client, self.name, successor.physical, self.physical)
+        self._call(point_alias, self.client, self.name, successor.physical, self.physical)
         if not plain and not keep_old:
             self._drop(self.physical)
         successor._owns_client, self._owns_client = self._owns_client, False
@@ -416,13 +435,18 @@ class ClientEngine:
             raise
 
     def _create_shard_key(self, key: str | int) -> None:
-        try:
-            self._call(self.client.create_shard_key, self.physical, key)
-        except CollectionError:
-            # Also where only the answer to an earlier attempt was lost.
-            there = self._call(self.client.list_shard_keys, self.physical).shard_keys or []
-            if key not in [one.key for one in there]:
-                raise
+        if not self._has_shard_key(key):
+            try:
+                self._call(self.client.create_shard_key, self.physical, key)
+            except CollectionError:
+                # Another was quicker, or only the answer to an earlier attempt was lost.
+                if not self._has_shard_key(key):
+                    raise
+        self._shard_is_there = True
+
+    def _has_shard_key(self, key: str | int) -> bool:
+        there = self._call(self.client.list_shard_keys, self.physical).shard_keys or []
+        return key in [one.key for one in there]
 
     def _drop(self, old: str) -> None:
         """Delete what was replaced; where that fails, it is left."""
@@ -495,79 +519,10 @@ class ClientEngine:
     def _check_name(self) -> None:
         """A migration gives the name of a collection without an alias to another: not to be taken for this one."""
         if self._unaliased:
-            aliases = self._call(_if_allowed, _aliases, self.client)
+            aliases = self._call(if_allowed, aliases_of, self.client)
             self._unaliased = aliases is not None
             if aliases is not None and self.name in aliases:
                 raise CollectionNotFoundError(f"{self.place} has been migrated by another. Open it again.")
-
-
-def _aliases(client: QdrantClient) -> dict[str, str]:
-    return {one.alias_name: one.collection_name for one in client.get_aliases().aliases}
-
-
-def _if_allowed(function: Callable[[QdrantClient], T], client: QdrantClient) -> T | None:
-    """None where the key may not do this, as one that is for some collections only may not list them all."""
-    try:
-        return function(client)
-    except Exception as error:
-        failure = failure_of(error)
-        if failure is None or failure.status != 403:
-            raise
-        return None
-
-
-def _aliases_if_allowed(client: QdrantClient) -> dict[str, str]:
-    """None at all for a key that may not list them; the server finds what a name stands for all the same."""
-    return _if_allowed(_aliases, client) or {}
-
-
-def collection_names(client: QdrantClient) -> dict[str, str]:
-    """The collections of a client by the names they are opened by; for each the name it has on the server.
-
-    A collection that an alias stands for is listed under that.
-    """
-    aliases = _aliases(client)
-    plain = {one.name for one in client.get_collections().collections} - set(aliases.values())
-    return {**{name: name for name in plain}, **aliases}
-
-
-def _generation_name(name: str, generation: int) -> str:
-    return f"{name}.{generation}"
-
-
-def _generation(name: str, physical: str | None) -> int:
-    """Which of a name's collections one is: 0 for none, and for a collection without an alias."""
-    number = (physical or "").removeprefix(f"{name}.")
-    return int(number) if number.isdecimal() else 0
-
-
-def _next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
-    """The name for the collection to come after another, and the description of what is left there.
-
-    That is of a creation or migration of ours that did not finish. Collections of others are passed over.
-    """
-    aliases = _aliases_if_allowed(client)
-    generation = _generation(name, old)
-    while True:
-        generation += 1
-        physical = _generation_name(name, generation)
-        if not client.collection_exists(physical):
-            return physical, None
-        metadata = client.get_collection(physical).config.metadata or {}
-        if METADATA_FIELD in metadata and physical not in {*aliases, *aliases.values()}:
-            return physical, metadata[METADATA_FIELD]
-
-
-def _point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:
-    """Let a name stand for a collection, in one step where it is an alias already."""
-    if old == name and name not in _aliases_if_allowed(client):  # tried again, it may be an alias by now
-        client.delete_collection(name)
-    operations: list[Any] = []
-    if old is not None and old != name:
-        operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name)))
-    created = models.CreateAlias(collection_name=physical, alias_name=name)
-    operations.append(models.CreateAliasOperation(create_alias=created))
-    client.update_collection_aliases(change_aliases_operations=operations)
 
 
 def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:

@@ -140,6 +140,9 @@ class EdgeEngine:
             described.pop(_SHARD_FIELD, None)
         return described
 
+    def begin_writing(self) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. There is nothing to do."""
+
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes it durable."""
         for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
