@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["overlap", "memory"], choices=["overlap", "memory"])
     parser.add_argument("--documents", type=int, default=100_000, help="of the memory measurement")
     parser.add_argument("--words", type=int, default=12, help="of a document of the memory measurement")
-    parser.add_argument("--overlap-documents", type=int, default=1024)
+    parser.add_argument("--overlap-documents", type=int, default=512)
     parser.add_argument("--overlap-words", type=int, default=90)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dim", type=int, default=64)

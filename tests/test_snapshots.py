@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from collection_samples import DIM, contents, documents, encoded, expected_contents, store
 from loopback_qdrant import LoopbackQdrant
+from qdrant_client import QdrantClient
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, snapshots
 from jcv2_plugin.documents import point_id
@@ -260,6 +261,33 @@ class TestDamage:
             assert list(collection.ids()) == ["here"]
         with ColbertCollection.restore(file, there, overwrite=True) as collection:
             assert collection.count() == len(ITEMS)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
+    @pytest.mark.parametrize("engine", ["edge", "memory"])
+    def test_one_that_is_stopped_replaces_nothing(
+        self, mini: JinaColbertEncoder, file: Path, there: Path, engine: str, error: BaseException
+    ) -> None:
+        client = QdrantClient(":memory:")
+        place: dict[str, Any] = {"path": there} if engine == "edge" else {"client": client, "name": "papers"}
+        if engine == "memory":
+            with ColbertCollection.create(**place, encoder=mini, dim=DIM) as collection:
+                collection.add(["Not to be lost."], ids=["here"])
+        parts: list[int] = []
+
+        def progress(number: int) -> None:
+            parts.append(number)
+            if len(parts) == 2:
+                raise error
+
+        with pytest.raises(type(error)):
+            ColbertCollection.restore(file, **place, overwrite=True, progress=progress)
+        with ColbertCollection.open(**place, encoder=mini) as collection:
+            assert list(collection.ids()) == ["here"]
+            assert collection.verify().ok
+        with ColbertCollection.restore(file, **place, overwrite=True) as collection:
+            assert contents(collection) == expected_contents(ITEMS)
+        with ColbertCollection.open(**place, encoder=mini) as collection:
+            assert collection.verify(sample=4).problems == []
 
     def test_a_damaged_one_replaces_nothing(self, file: Path, there: Path, tmp_path: Path) -> None:
         whole = file.read_bytes()

@@ -14,7 +14,7 @@ from jcv2_plugin.cli.console import err, out, quiet_libraries
 from jcv2_plugin.planning import Plan, Workload, parse_number, plan
 
 _GIB = 2**30
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 3.0
 _SENTENCE = "The harbour master keeps a ledger of every ship that calls, with its cargo and the hour of the tide. "
 
 
