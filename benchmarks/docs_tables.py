@@ -52,7 +52,7 @@ def compression(report: dict[str, Any]) -> str:
 def memory(report: dict[str, Any]) -> str:
     """Memory as a stream is ingested."""
     lines = ["| documents stored | private memory, MiB | peak, MiB |", "|--:|--:|--:|"]
-    for row in report["memory"]:
+    for row in report["rows"]:
         lines.append(f"| {row['documents']:,} | {row['anonymous MiB']:,} | {row['peak MiB']:,} |")
     return "\n".join(lines)
 
@@ -60,17 +60,18 @@ def memory(report: dict[str, Any]) -> str:
 def overlap(report: dict[str, Any]) -> str:
     """Ratios of ingestion to encoding."""
     lines = ["| | ratio |", "|---|--:|"]
-    lines += [f"| {name} | {value:.3f} |" for name, value in report["overlap"].items()]
+    lines += [f"| {name} | {value:.3f} |" for name, value in report["ratios"].items()]
     return "\n".join(lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "first-stages": ("first_stages", first_stages),
-    "growth": ("first_stages", growth),
-    "compression": ("compression", compression),
-    "ingestion-memory": ("ingestion", memory),
-    "ingestion-overlap": ("ingestion", overlap),
+TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
+    "first-stages": ("first_stages", None, first_stages),
+    "growth": ("first_stages", None, growth),
+    "compression": ("compression", None, compression),
+    "ingestion-memory": ("ingestion", "memory", memory),
+    "ingestion-overlap": ("ingestion", "overlap", overlap),
 }
+"""For each table the file of results, the part of it where it has parts, and the function that makes the table."""
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -86,8 +87,10 @@ def render(page: str) -> str:
 
     def write(found: re.Match[str]) -> str:
         name = found[1]
-        result, table = TABLES[name]
+        result, part, table = TABLES[name]
         report = json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))
+        if part is not None:
+            report = report[part]
         return f"<!-- table: {name} -->\n{table(report)}\n\n{caption(report)}\n<!-- end -->"
 
     return _MARKED.sub(write, page)
@@ -100,7 +103,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.take:
         RESULTS.mkdir(exist_ok=True)
-        for name in sorted({result for result, _ in TABLES.values()}):
+        for name in sorted({result for result, _, _ in TABLES.values()}):
             if (BUILD / f"{name}.json").exists():
                 shutil.copy(BUILD / f"{name}.json", RESULTS / f"{name}.json")
     stale = []

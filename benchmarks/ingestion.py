@@ -124,19 +124,21 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     options = parser.parse_args()
     encoder = JinaColbertEncoder.from_pretrained("mini", dims=options.dim, device="cpu")
-    report: dict[str, Any] = {
+    source: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/ingestion.py", *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": machine(),
     }
+    # The parts may be measured one by one.
+    report: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.exists() else {}
     if "overlap" in options.parts:
-        report["overlap"] = measure_overlap(
-            encoder, options.overlap_documents, options.overlap_words, options.dim, options.rounds
-        )
-        print(json.dumps(report["overlap"]))
+        ratios = measure_overlap(encoder, options.overlap_documents, options.overlap_words, options.dim, options.rounds)
+        report["overlap"] = {"ratios": ratios, **source}
+        print(json.dumps(ratios))
     if "memory" in options.parts:
-        report["memory"] = measure_memory(encoder, options.documents, options.words, options.dim)
-        print(json.dumps(report["memory"]))
+        rows = measure_memory(encoder, options.documents, options.words, options.dim)
+        report["memory"] = {"rows": rows, **source}
+        print(json.dumps(rows))
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     say(f"Written to {OUTPUT}")
