@@ -59,7 +59,7 @@ def memory(report: dict[str, Any]) -> str:
 
 def overlap(report: dict[str, Any]) -> str:
     """Ratios of ingestion to encoding."""
-    lines = ["| | ratio |", "|---|--:|"]
+    lines = ["| documents a second | ratio |", "|---|--:|"]
     lines += [f"| {name} | {value:.3f} |" for name, value in report["ratios"].items()]
     return "\n".join(lines)
 
