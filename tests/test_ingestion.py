@@ -129,7 +129,7 @@ class TestIdsThatComeAgain:
             stream += documents(apart - 1, start=100 + 10 * version)
         return stream
 
-    @pytest.mark.parametrize("apart", [3, 4, 7, 13])
+    @pytest.mark.parametrize("apart", [3, 4, 7])
     def test_the_last_one_stays(self, collection: ColbertCollection, apart: int) -> None:
         stream = self.versions(5, apart=apart)
         collection.ingest(stream, batch_documents=3)
@@ -220,15 +220,16 @@ class TestErrors:
         assert len(stored) >= 4
         assert usable(collection)
 
-    @pytest.mark.parametrize("size", [0, -1])
-    def test_a_batch_of_none(self, collection: ColbertCollection, size: int) -> None:
-        with pytest.raises(ValueError, match="batch_documents must be positive"):
-            collection.ingest(ITEMS, batch_documents=size)
+    def test_a_batch_of_none(self, collection: ColbertCollection) -> None:
+        for size in (0, -1):
+            with pytest.raises(ValueError, match="batch_documents must be positive"):
+                collection.ingest(ITEMS, batch_documents=size)
 
-    @pytest.mark.parametrize("workers", [-1, "cpu", True, 1.5, None, ["cpu", 1]])
-    def test_workers_that_are_none(self, collection: ColbertCollection, workers: Any) -> None:
-        with pytest.raises(InvalidOptionError, match="workers must be"):
-            collection.ingest(ITEMS, workers=workers)
+    def test_workers_that_are_none(self, collection: ColbertCollection) -> None:
+        wrong: list[Any] = [-1, "cpu", True, 1.5, None, ["cpu", 1]]
+        for workers in wrong:
+            with pytest.raises(InvalidOptionError, match="workers must be"):
+                collection.ingest(ITEMS, workers=workers)
         assert collection.count() == 0
 
     @pytest.mark.parametrize("what", ["one string", ITEMS[0]])

@@ -23,7 +23,7 @@ from jcv2_plugin.documents import point_id
 
 KILLS = int(os.environ.get("JCV2_KILLS", "3"))
 BATCH = 16
-BATCHES = 8 * max(KILLS, 3)
+BATCHES = 6 * max(KILLS, 3)
 DOCUMENTS = BATCH * BATCHES
 
 # A line for each batch that is done, and the report's numbers at the end.
@@ -133,7 +133,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(
     run = Run(mother, tmp_path, INGEST, folder, DOCUMENTS)
     counts = [0]
     for _ in range(KILLS):
-        run.kill_after(counts[-1] // BATCH + chance.randint(1, 6), chance.uniform(0, 0.1))
+        run.kill_after(counts[-1] // BATCH + chance.randint(1, 4), chance.uniform(0, 0.1))
         with ColbertCollection.open(folder) as collection:
             counts.append(collection.count())
             assert len(set(collection.ids())) == counts[-1]
@@ -159,7 +159,7 @@ def test_documents_without_ids_come_once_with_a_journal(
     run = Run(mother, tmp_path, INGEST_WITH_JOURNAL, folder, DOCUMENTS, journal)
     counts = [0]
     for _ in range(KILLS):
-        run.kill_after(counts[-1] // BATCH + chance.randint(1, 6), chance.uniform(0, 0.1))
+        run.kill_after(counts[-1] // BATCH + chance.randint(1, 4), chance.uniform(0, 0.1))
         with ColbertCollection.open(folder) as collection:
             counts.append(collection.count())
             assert len({one.text for one in collection.scroll()}) == counts[-1]
@@ -185,7 +185,7 @@ def test_a_migration_leaves_the_old_collection_whole_until_it_is_done(
     run = Run(mother, tmp_path, MIGRATE, folder)
     for number in range(KILLS):
         # At first while it copies; towards the end while it catches up, and swaps.
-        batches = min(1 + 4 * number + chance.randint(0, 3), BATCHES)
+        batches = min(1 + 6 * number + chance.randint(0, 5), BATCHES)
         run.kill_after(batches, chance.uniform(0, 0.1))
         with ColbertCollection.open(folder, encoder=mini) as collection:
             if collection.dim == 64:  # it was quicker

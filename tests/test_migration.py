@@ -68,6 +68,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield Place(request.param, {"client": client, "name": NAME})
 
 
+on_disk_and_server = pytest.mark.parametrize("place", ["edge", "rest"], indirect=True)
 on_servers = pytest.mark.parametrize("place", ["memory", "rest"], indirect=True)
 """Those places only that several objects may use at a time."""
 
@@ -160,12 +161,10 @@ class TestWhatChanges:
             self.check(collection, before)
         self.check_reopened(place, collection, before)
 
-    @pytest.mark.parametrize("as_name", [True, False])
-    def test_model(self, place: Place, collection: ColbertCollection, tmp_path: Path, as_name: bool) -> None:
+    def test_model(self, place: Place, collection: ColbertCollection, tmp_path: Path) -> None:
         folder = official_checkpoint.write_checkpoint(tmp_path / "model", dim=48)
         before = payloads(collection)
-        model = str(folder) if as_name else JinaColbertEncoder.from_pretrained(folder, device="cpu")
-        report = collection.migrate(encoder=model)
+        report = collection.migrate(encoder=JinaColbertEncoder.from_pretrained(folder, device="cpu"))
         assert (report.documents, report.encoded, report.copied) == (30, 30, 0)
         # It has no head for the old dim, so its own default is taken.
         assert (collection.schema.model, collection.dim) == (str(folder), 48)
@@ -259,6 +258,7 @@ class TestWhatChanges:
             assert collection.ingest(items).unchanged == 2
 
 
+@on_disk_and_server
 class TestWhatIsRefused:
     def test_what_it_is_already(self, place: Place, collection: ColbertCollection) -> None:
         same: list[dict[str, Any]] = [
@@ -474,6 +474,7 @@ class TestWhileItIsInUse:
         assert contents(collection) == expected_contents([*ITEMS, *documents(8, start=100), *documents(8, start=200)])
 
 
+@on_disk_and_server
 class TestInterrupted:
     def interrupt(self, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
         """Stop a migration after it has stored some documents."""

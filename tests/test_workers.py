@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,25 +54,8 @@ def test_nothing_to_encode_starts_no_process(collection: ColbertCollection) -> N
     assert collection.ingest(ITEMS[:4], workers=["cuda:99"]).unchanged == 4
 
 
-def test_a_worker_that_dies(collection: ColbertCollection) -> None:
-    def progress(number: int) -> None:
-        for child in multiprocessing.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGKILL)
-
-    with pytest.raises(WorkerError, match="What was stored before stays"):
-        collection.ingest(ITEMS, batch_documents=2, workers=1, progress=progress)
-    stored = contents(collection)
-    assert 2 <= len(stored) < 40
-    assert stored == expected_contents(ITEMS[: len(stored)])
-    assert collection.verify(sample=40).ok
-    report = collection.ingest(ITEMS)
-    assert (report.unchanged, report.written) == (len(stored), 40 - len(stored))
-    assert contents(collection) == expected_contents(ITEMS)
-
-
-def test_an_encoder_built_in_memory_with_settings_of_its_own(tmp_path: Path) -> None:
-    """It reaches the workers by way of a folder that is gone afterwards; so does a list of tokens without a name."""
+def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it encoded before is stored, here with an encoder that is nowhere on disk and has settings of its own."""
     loaded = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", document_length=20)
     encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
     mask = encoder._mask
@@ -79,17 +63,33 @@ def test_an_encoder_built_in_memory_with_settings_of_its_own(tmp_path: Path) -> 
     mask.skiplist_words = ["the", "a"]
     mask.resolve_with_tokenizer(encoder.tokenizer)
     assert (encoder._source, encoder.skiplist) == (None, "custom")
-    texts = [*(one.text for one in ITEMS[:4]), "The tide comes in and a tide goes out. " * 8]
-    with EncoderPool(encoder, ["cpu"]) as pool:
-        found = {factor: pool.submit(texts, DIM, "split", factor) for factor in (1.0, 2.0)}
-        for factor, future in found.items():
-            exact = encoder.document_vectors(texts, DIM, "split", factor)
-            for ours, theirs in zip(exact, future.result(timeout=300), strict=True):
-                np.testing.assert_allclose(theirs, ours, atol=1e-5)
-        saved = pool._saved
-        assert saved is not None
-        assert Path(saved.name).is_dir()
-    assert not Path(saved.name).exists()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    saved: list[str] = []
+
+    def progress(number: int) -> None:
+        saved.extend(one.name for one in (tmp_path / "temporary").iterdir() if one.name.startswith("jcv2-model-"))
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)
+
+    long_text = Document("The tide comes in and a tide goes out. " * 8, "long")
+    stream = [long_text, *ITEMS]
+    with ColbertCollection.create(
+        tmp_path / "c", encoder=encoder, dim=DIM, storage="float32", pool_factor=2
+    ) as collection:
+        with pytest.raises(WorkerError, match="What was stored before stays"):
+            collection.ingest(stream, batch_documents=2, workers=1, progress=progress)
+        stored = stored_vectors(collection)
+        assert 2 <= len(stored) < len(stream)
+        assert contents(collection) == expected_contents(stream[: len(stored)])
+        exact = encoder.document_vectors([one.text for one in stream[: len(stored)]], DIM, "split", 2)
+        for one, matrix in zip(stream, exact, strict=False):
+            np.testing.assert_allclose(stored[str(one.id)], matrix, atol=1e-5)
+        report = collection.ingest(stream)
+        assert (report.unchanged, report.written) == (len(stored), len(stream) - len(stored))
+    assert saved
+    assert not any(one.name.startswith("jcv2-model-") for one in (tmp_path / "temporary").iterdir())
 
 
 def test_a_list_of_tokens_without_a_name_is_saved_with_the_model() -> None:

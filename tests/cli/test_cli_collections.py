@@ -50,7 +50,8 @@ class TestList:
         for name in ("description", "shard"):
             run("restore", str(snapshot(rows)), "-c", name)
         (rows / "description" / "jcv2.json").write_text("{")
-        (rows / "shard" / "shard").rename(rows / "elsewhere")
+        (shard,) = (rows / "shard").glob("shard*")
+        shard.rename(rows / "elsewhere")
         states = {one["name"]: (one["dim"], one["state"]) for one in run_json("collections", "list", ".")}
         assert states == {"description": (None, "unreadable"), "shard": (32, "unreadable"), "store": (32, None)}
 
