@@ -41,7 +41,7 @@ _PROFILES: dict[Storage, StorageProfile] = {
     "float32": StorageProfile("float32", error=1e-5),
     "float16": StorageProfile("float16", error=1e-4),
     "int8": StorageProfile("float16", error=1e-4, quantized=True),
-    "turbo8": StorageProfile("turbo8", error=5e-3),
+    "turbo8": StorageProfile("turbo8", error=1e-3),
     "turbo4": StorageProfile("turbo4", error=5e-2),
 }
 

@@ -104,7 +104,8 @@ def _print(workload: Workload, made: Plan, speed: float | None) -> None:
     table.add_row("[bold]one copy", f"[bold]{size(made.total_disk)}", f"[bold]{size(made.total_memory)}")
     out.print(
         f"{workload.documents:,} documents of {workload.tokens:g} tokens: {made.vectors:,} vectors of {workload.dim}, "
-        f"{workload.storage}" + (f", pooled by {workload.pool_factor:g}" if workload.pool_factor > 1 else "")
+        f"{workload.storage}" + (f", pooled by {workload.pool_factor:g}" if workload.pool_factor > 1 else ""),
+        soft_wrap=True,
     )
     out.print(table)
     out.print(
