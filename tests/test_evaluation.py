@@ -222,7 +222,8 @@ def test_queries_go_in_batches_of_64(dataset: BeirDataset) -> None:
         def count(self) -> int:
             return len(CORPUS)
 
-        def search_many(self, queries: list[str], k: int) -> list[list[SearchHit]]:
+        def search_many(self, queries: list[str], k: int, **options: object) -> list[list[SearchHit]]:
+            assert options == {"candidates": None, "exact": True}, "figures are of exact searches"
             self.asked.append((len(queries), k))
             return [[SearchHit("volcano", "", {}, score=1.0)] for _ in queries]
 
