@@ -109,7 +109,7 @@ WARNINGS = [
     ("mixed-negative-counts", "negatives", TRIPLET, {**TRIPLET, "query": "b", "negatives": ["one"]}),
     ("mixed-pairs-triplets", "negatives", PAIR, TRIPLET),
     ("mixed-pairs-triplets", "negatives", TRIPLET, PAIR),
-    ("unknown-field", "negative", PAIR, {**PAIR, "negative": "n"}),
+    ("unknown-field", "title", PAIR, {**PAIR, "title": "n"}),
 ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jcv2_trainer import data
+from jcv2_trainer import lines as lines_module
 from jcv2_trainer.data import DataError, read_jsonl, read_pairs, sample_texts
 
 ROWS = [{"query": f"q{i}", "positive": f"p{i}", "lang": "en" if i % 2 else "de"} for i in range(20)]
@@ -86,7 +86,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 
 def test_a_line_over_the_limit_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "LINE_LIMIT", 2**20)
+    monkeypatch.setattr(lines_module, "LINE_LIMIT", 2**20)
     path = write(tmp_path / "a.jsonl", b'{"a": 1}\n"' + b"x" * 2**20 + b'"\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: longer than 1 MiB"):
         list(read_jsonl(path))

@@ -1,13 +1,14 @@
 """Check a training file of pairs or triplets before a run is spent on it.
 
-Each line is a JSON object::
+Each row is a JSON object, or a row of a table with these columns::
 
     {"query": "...", "positive": "...",
      "negatives": ["...", ...],          # optional; without it the row is a pair, with it a triplet
      "scores": [12.5, 3.1, ...],         # optional: a teacher's score for the positive, then each negative
      "lang": "en", "source": "..."}      # optional; counted
 
-An optional field that is null counts as absent.
+An optional field that is null counts as absent. ``anchor`` is read as ``query``, and ``negative``, ``negative_1``,
+``negative_2``, ... are read as ``negatives``. The formats are those of :mod:`jcv2_trainer.records`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jcv2_trainer.data import parse_json, read_lines
+from jcv2_trainer.records import Entry, NoRecord, Unit, normalise, place, read_entries
 
 Severity = Literal["error", "warning"]
 
@@ -64,12 +65,15 @@ class Finding:
     """One thing wrong at one place.
 
     Attributes:
-        line: Line number, from 1.
-        field: Such as ``"query"`` or ``"negatives[2]"``; empty where the whole line is meant.
+        line: Number of the line or row, from 1.
+        field: Such as ``"query"`` or ``"negatives[2]"``, by the file's own name (``"negative_3"``); empty where
+            the whole line is meant.
         kind: A key of ``KINDS``.
         severity: ``"error"`` or ``"warning"``.
         message: What is wrong, with the value.
         remedy: What to do about it.
+        file: Where the line or row is: the file checked, or one in the folder checked.
+        unit: ``"line"``, or for tables ``"row"``.
     """
 
     line: int
@@ -78,6 +82,13 @@ class Finding:
     severity: Severity
     message: str
     remedy: str
+    file: str
+    unit: Unit
+
+    @property
+    def place(self) -> str:
+        """File and line or row, as ``file:3`` or ``file row 3``."""
+        return place(self.file, self.unit, self.line)
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,8 @@ class CheckReport:
     """What :func:`check_file` found.
 
     Attributes:
-        path: The file.
-        rows: Lines that are not blank.
+        path: The file or folder.
+        rows: Lines that are not blank, or rows of tables.
         pairs: Rows without errors and without negatives.
         triplets: Rows without errors and with negatives.
         counts: Findings by kind, also of those not shown.
@@ -132,14 +143,15 @@ class CheckReport:
 
 
 def check_file(path: str | Path, max_findings: int = 20) -> CheckReport:
-    """Read a training file once and report everything wrong with it.
+    """Read a training file or folder once and report everything wrong with it.
 
     Args:
-        path: JSON lines, plain or compressed (.gz, .xz, .bz2).
+        path: JSON lines, plain or compressed (.gz, .xz, .bz2, .zst), Parquet, a folder of such files, or a folder
+            saved by ``datasets``.
         max_findings: How many findings to keep in the report; all are counted.
 
     Returns:
-        The report. Memory is bounded by the longest row, apart from some 150 bytes for each distinct query.
+        The report. Memory is bounded by the longest rows, apart from some 150 bytes for each distinct query.
 
     Raises:
         DataError: If the file cannot be read at all.
@@ -148,13 +160,13 @@ def check_file(path: str | Path, max_findings: int = 20) -> CheckReport:
     if max_findings < 0:
         raise ValueError(f"max_findings must not be negative, got {max_findings!r}.")
     tally = _Tally(max_findings)
-    for number, line in read_lines(Path(path)):
-        tally.read(number, line)
+    for entry in read_entries(Path(path)):
+        tally.read(entry)
     return tally.report(str(path))
 
 
 def row_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    """The errors of one row, each field on its own; see the module for the fields."""
+    """The errors of one row with canonical field names, each field on its own; see the module for the fields."""
     for field in ("query", "positive"):
         if row.get(field) is None:
             yield Fault("missing-field", field, "null" if field in row else "not in the row")
@@ -250,39 +262,36 @@ class _Tally:
         self.shapes: Counter[int] = Counter()  # number of negatives -> sound rows
         self.queries = _Queries()
 
-    def read(self, line: int, raw: bytes) -> None:
+    def read(self, entry: Entry) -> None:
         self.rows += 1
-        try:
-            row = parse_json(raw)
-        except ValueError as error:
-            self.add(line, Fault("bad-json", "", str(error)))
+        if isinstance(entry.value, NoRecord):
+            self.add(entry, Fault(entry.value.kind, "", entry.value.message))
             return
-        if not isinstance(row, dict):
-            self.add(line, Fault("not-an-object", "", f"expected an object, got {type(row).__name__}"))
-            return
-        self._note_unknown(line, row)
+        row, own_names = normalise(entry.value)
+        self._note_unknown(entry, row)
         faults = list(row_faults(row))
         for fault in faults:
-            self.add(line, fault)
+            self.add(entry, fault._replace(field=own_names.get(fault.field, fault.field)))
         if not faults:
-            self._count(line, row)
+            self._count(entry, row, own_names.get("query", "query"))
 
-    def add(self, line: int, fault: Fault) -> None:
+    def add(self, entry: Entry, fault: Fault) -> None:
         severity, remedy = KINDS[fault.kind]
         self.counts[fault.kind] += 1
         kept = self.kept.setdefault(fault.kind, [])
         if len(kept) < self.max_findings:
-            kept.append(Finding(line, fault.field, fault.kind, severity, fault.message, remedy))
+            file, unit, line, _ = entry
+            kept.append(Finding(line, fault.field, fault.kind, severity, fault.message, remedy, str(file), unit))
 
-    def _note_unknown(self, line: int, row: dict[str, Any]) -> None:
+    def _note_unknown(self, entry: Entry, row: dict[str, Any]) -> None:
         for name in row.keys() - set(FIELDS) - self.unknown:
             if len(self.unknown) < _MOST_NAMES:
                 self.unknown.add(name)
                 meant = get_close_matches(name[:60], FIELDS, n=1)
                 hint = f"; perhaps {meant[0]!r} is meant" if meant else ""
-                self.add(line, Fault("unknown-field", ascii(name)[1:-1][:60], f"first seen here{hint}"))
+                self.add(entry, Fault("unknown-field", ascii(name)[1:-1][:60], f"first seen here{hint}"))
 
-    def _count(self, line: int, row: dict[str, Any]) -> None:
+    def _count(self, entry: Entry, row: dict[str, Any], query_field: str) -> None:
         for field, counter in self.named.items():
             if (name := row.get(field)) is not None:
                 counter[name if name in counter or len(counter) < _MOST_NAMES else _OTHER] += 1
@@ -290,26 +299,26 @@ class _Tally:
         for field, texts in (("query", [row["query"]]), ("positive", [row["positive"]]), ("negatives", negatives)):
             self.texts[field] += len(texts)
             self.characters[field] += sum(map(len, texts))
-        self._note_shape(line, len(negatives))
-        if (first := self.queries.first_with_another(line, row["query"], row["positive"])) is not None:
-            message = f"line {first} has the same query with another positive: {row['query']!r:.60}"
-            self.add(line, Fault("repeated-query", "query", message))
+        self._note_shape(entry, len(negatives))
+        if (first := self.queries.first_with_another(entry, row["query"], row["positive"])) is not None:
+            message = f"{first} has the same query with another positive: {row['query']!r:.60}"
+            self.add(entry, Fault("repeated-query", query_field, message))
 
-    def _note_shape(self, line: int, negatives: int) -> None:
+    def _note_shape(self, entry: Entry, negatives: int) -> None:
         """Warn at the first row that differs from those before it, once for each of the two ways."""
         before = set(self.shapes)
         self.shapes[negatives] += 1
         if before and (negatives == 0) != (0 in before) and "mixed-pairs-triplets" not in self.counts:
             what = "a triplet after pairs" if negatives else "a pair after triplets"
-            self.add(line, Fault("mixed-pairs-triplets", "negatives", what))
+            self.add(entry, Fault("mixed-pairs-triplets", "negatives", what))
         others = before - {0, negatives}
         if negatives and others and "mixed-negative-counts" not in self.counts:
             message = f"{negatives} negatives, where earlier rows have {min(others)}"
-            self.add(line, Fault("mixed-negative-counts", "negatives", message))
+            self.add(entry, Fault("mixed-negative-counts", "negatives", message))
 
     def report(self, path: str) -> CheckReport:
         if not self.rows:
-            self.add(1, Fault("no-rows", "", "the file is empty or blank"))
+            self.add(Entry(Path(path), "line", 1, {}), Fault("no-rows", "", "the file is empty or blank"))
         return CheckReport(
             path=path,
             rows=self.rows,
@@ -326,31 +335,40 @@ class _Tally:
     def _shown(self) -> list[Finding]:
         """Of each kind the first, then of each the second, ..., so that a frequent kind hides no rare one."""
         ranked = [
-            ((one.severity == "warning", rank, one.line), one)
+            ((one.severity == "warning", rank, one.file, one.line), one)
             for findings in self.kept.values()
             for rank, one in enumerate(findings)
         ]
         ranked.sort(key=lambda pair: pair[0])
-        return sorted((one for _, one in ranked[: self.max_findings]), key=lambda one: one.line)
+        return sorted((one for _, one in ranked[: self.max_findings]), key=lambda one: (one.file, one.line))
 
 
 class _Queries:
-    """The first line and positive of each query, by hash: eight bytes each, so that no text is held."""
+    """The first place and the positive of each query, by hash: eight bytes each, so that no text is held."""
 
     def __init__(self) -> None:
         self._places: dict[int, int] = {}
+        self._files: list[tuple[Path, Unit]] = []
+        self._file_indices = array("L")
         self._lines = array("Q")
-        self._positives = array("Q")
+        self._positives = array("q")
 
-    def first_with_another(self, line: int, query: str, positive: str) -> int | None:
-        """The line where ``query`` first stood, if with another positive; a new query is noted."""
-        place = self._places.setdefault(_hash(query), len(self._lines))
-        if place == len(self._lines):
-            self._lines.append(line)
-            self._positives.append(_hash(positive))
+    def first_with_another(self, entry: Entry, query: str, positive: str) -> str | None:
+        """The place where ``query`` first stood, if with another positive; a new query is noted."""
+        index = self._places.setdefault(text_key(query), len(self._lines))
+        if index == len(self._lines):
+            if not self._files or self._files[-1][0] != entry.file:
+                self._files.append((entry.file, entry.unit))
+            self._file_indices.append(len(self._files) - 1)
+            self._lines.append(entry.number)
+            self._positives.append(text_key(positive))
             return None
-        return None if self._positives[place] == _hash(positive) else self._lines[place]
+        if self._positives[index] == text_key(positive):
+            return None
+        file, unit = self._files[self._file_indices[index]]
+        return f"{unit} {self._lines[index]}" + ("" if file == entry.file else f" of {file.name}")
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big")
+def text_key(text: str) -> int:
+    """A number for a text that is the same in every process: 64 bits, signed, white space around it left out."""
+    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big", signed=True)

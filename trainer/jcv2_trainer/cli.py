@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_trainer.check import CheckReport, Finding, check_file
+from jcv2_trainer.check import CheckReport, check_file
 from jcv2_trainer.data import DataError, sample_texts
 
 if TYPE_CHECKING:
@@ -53,14 +53,15 @@ def _main(
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(help="JSON lines, plain or compressed (.gz, .xz, .bz2).")],
+    files: Annotated[list[Path], typer.Argument(help="JSON lines (also .gz, .xz, .bz2, .zst), Parquet, or folders.")],
     max_findings: Annotated[int, typer.Option(min=0, help="Findings to show of each file.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file, one a line.")] = False,
 ) -> None:
     """Report what is wrong with training files, each row being a pair or a triplet.
 
     A row is {"query": TEXT, "positive": TEXT, "negatives": [TEXT, ...], "scores": [NUMBER, ...], "lang": TEXT,
-    "source": TEXT}; all but the first two may be left out.
+    "source": TEXT}; all but the first two may be left out. "anchor" is read as the query, and "negative" or
+    "negative_1", "negative_2", ... as the negatives. A folder is one saved by datasets, or has such files only.
 
     The exit status is 1 if there are errors (warnings do not count), and 2 if a file cannot be read.
     """
@@ -88,10 +89,10 @@ def show_report(report: CheckReport, console: Console) -> None:
     for line in _summary(report):
         console.print(line, markup=False, soft_wrap=True)
     if console.is_terminal and report.findings:
-        console.print(_table(report.findings))
+        console.print(_table(report))
     else:
         for one in report.findings:
-            place = f"{report.path}:{one.line}: {one.severity} [{one.kind}] "
+            place = f"{one.place}: {one.severity} [{one.kind}] "
             text = f"{one.field}: {one.message}" if one.field else one.message
             console.print(f"{place}{text}. {one.remedy}", markup=False, soft_wrap=True)
     if (hidden := report.errors + report.warnings - len(report.findings)) > 0:
@@ -121,15 +122,18 @@ def _top(counts: dict[str, int], shown: int = 8) -> list[str]:
     return parts if len(parts) <= shown else [*parts[:shown], f"and {len(parts) - shown:,} more"]
 
 
-def _table(findings: list[Finding]) -> Table:
+def _table(report: CheckReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("line", "finding", "field", "what", "what to do", show_lines=False)
-    table.columns[0].justify = "right"
-    for one in findings:
-        style = "red" if one.severity == "error" else "yellow"
-        table.add_row(str(one.line), Text(one.kind, style=style), Text(one.field), Text(one.message), Text(one.remedy))
+    in_folder = any(one.file != report.path for one in report.findings)
+    unit = "/".join(sorted({one.unit for one in report.findings}))
+    table = Table(*["file"] * in_folder, unit, "finding", "field", "what", "what to do", show_lines=False)
+    table.columns[int(in_folder)].justify = "right"
+    for one in report.findings:
+        kind = Text(one.kind, style="red" if one.severity == "error" else "yellow")
+        place = [Text(Path(one.file).name)] * in_folder + [Text(str(one.line))]
+        table.add_row(*place, kind, Text(one.field), Text(one.message), Text(one.remedy))
     return table
 
 

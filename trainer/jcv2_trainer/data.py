@@ -1,105 +1,45 @@
-"""Read training data lazily: JSON lines, plain or compressed."""
+"""Read training data lazily, and draw samples of texts from it."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import json
-import lzma
 import random
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.lines import DataError
+from jcv2_trainer.records import json_lines, normalise, read_entries, read_records, sound_record
 
-LINE_LIMIT = 64 * 2**20
-"""Bytes; a longer line means that the file is no JSON lines, and would not fit in memory for long."""
-
-_OPENERS = cast("dict[str, Callable[[Path], IO[bytes]]]", {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open})
-
-
-class DataError(Jcv2Error, ValueError):
-    """A training file is unreadable; the message names file, line and field."""
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield ``(line number, line)`` of a file decompressed by its suffix (.gz, .xz, .bz2), without blank lines.
-
-    Raises:
-        DataError: If the file is missing, cannot be read or decompressed, or has a line over ``LINE_LIMIT``.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist or is no file. Give a JSON-lines file (.jsonl, .jsonl.gz, .jsonl.xz).")
-    number = 0
-    try:
-        with _OPENERS.get(path.suffix.lower(), _open_plain)(path) as file:
-            while line := file.readline(LINE_LIMIT):
-                number += 1
-                if len(line) == LINE_LIMIT:
-                    raise DataError(
-                        f"{path}:{number}: longer than {LINE_LIMIT // 2**20} MiB. JSON lines have one object a line."
-                    )
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if not line.isspace() and line:
-                    yield number, line
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read after line {number} ({error}). "
-            "Check its permissions, and copy or compress it again."
-        ) from error
-
-
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def parse_json(line: bytes) -> Any:
-    """The value of one line.
-
-    Raises:
-        ValueError: If it is not UTF-8 or not JSON.
-    """
-    try:
-        return json.loads(line.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos + 1}") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+__all__ = ["DataError", "read_jsonl", "read_pairs", "sample_texts"]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ``(line number, object)``; blank lines are passed over.
+    """Yield ``(line number, object)`` of JSON lines; blank lines are passed over.
 
     Raises:
         DataError: At the first line that is not a JSON object.
     """
-    for number, line in read_lines(path):
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not valid JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}.")
-        yield number, row
+    for entry in json_lines(path):
+        yield entry.number, sound_record(entry)
 
 
 def read_pairs(path: Path, lang: str | None = None) -> Iterator[tuple[str, str]]:
     """Yield ``(query, positive)`` of the rows whose ``lang`` is the given one (None: of all rows).
 
+    The file has any of the formats and field names of :mod:`jcv2_trainer.records`.
+
     Raises:
         DataError: At the first row that has no text in either field.
     """
-    for number, row in read_jsonl(path):
+    for entry in read_entries(path):
+        row, names = normalise(sound_record(entry))
         if lang is not None and row.get("lang") != lang:
             continue
         for field in ("query", "positive"):
             if not isinstance(row.get(field), str) or not row[field].strip():
                 raise DataError(
-                    f"{path}:{number}: {field!r} must be a text, got {row.get(field)!r:.60}. "
+                    f"{entry.place}: {names.get(field, field)!r} must be a text, got {row.get(field)!r:.60}. "
                     f"See all such rows with: jcv2-finetune check {path}"
                 )
         yield row["query"], row["positive"]
@@ -109,8 +49,8 @@ def sample_texts(path: Path, count: int, seed: int, lang: str | None = None) -> 
     """``(queries, positives)`` of rows drawn by a shuffle: ``count`` texts in all, half of each kind.
 
     The rows are shuffled by ``random.Random(seed)``; the positives and the queries are those of its first
-    rows. An odd count has one positive more. A file with too few rows gives all its texts. The file is read
-    twice, so that only the sample is held in memory.
+    rows. An odd count has one positive more. A file with too few rows gives all its texts. The file, of any
+    format that :mod:`jcv2_trainer.records` knows, is read twice, so that only the sample is held in memory.
 
     Raises:
         DataError: If the file is unreadable, or has no row in ``lang``.
@@ -131,6 +71,6 @@ def sample_texts(path: Path, count: int, seed: int, lang: str | None = None) -> 
 def _nothing_in(path: Path, lang: str | None) -> str:
     if lang is None:
         return f"{path} has no rows. Give a file of pairs or triplets."
-    languages = Counter(str(row.get("lang")) for _, row in read_jsonl(path))
+    languages = Counter(str(row.get("lang")) for _, row in read_records(path))
     known = ", ".join(f"{name} ({rows:,} rows)" for name, rows in languages.most_common(12))
     return f"{path} has no row with lang {lang!r}. It has: {known or 'no rows'}."
