@@ -1,0 +1,79 @@
+"""Recipes: the settings of each stage, as YAML files beside this module, checked by pydantic models.
+
+A recipe in the package has every field, and is the default. A recipe of your own (``--recipe FILE``) names only
+what it changes, and a flag of the command wins over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jcv2_plugin.errors import Jcv2Error
+
+
+class RecipeError(Jcv2Error, ValueError):
+    """A recipe cannot be read or a field is out of range; the message names recipe, field and value."""
+
+
+class Recipe(BaseModel):
+    """Settings of a stage: frozen, and without fields unknown to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def load_recipe(
+    kind: type[R], name: str, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> R:
+    """The packaged recipe ``name``, changed by a YAML ``file`` and then by ``overrides``; None changes nothing.
+
+    Raises:
+        RecipeError: If the file is unreadable, or a field is unknown or out of range.
+    """
+    packaged = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.safe_load(packaged)
+    source = f"recipe {name!r}"
+    if file is not None:
+        values.update(_read(Path(file), kind))
+        source = str(file)
+    values.update({field: value for field, value in (overrides or {}).items() if value is not None})
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, source)) from error
+
+
+def _read(path: Path, kind: type[Recipe]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read as a recipe ({error}). It is YAML, a field a line.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{path}: expected fields and values, got {type(values).__name__}. Write such as 'epochs: 2'."
+        )
+    for field in values:
+        if field not in kind.model_fields:
+            near = get_close_matches(str(field), kind.model_fields, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(kind.model_fields)}."
+            raise RecipeError(f"{path}: there is no field {field!r}. {hint}")
+    return values
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    parts = []
+    for one in error.errors(include_url=False):
+        field = ".".join(str(part) for part in one["loc"])
+        parts.append(f"{field}: {one['msg']}, got {one['input']!r:.80}" if field else one["msg"])
+    return f"{source}: {'; '.join(parts)}. Change the field in the recipe, or give its flag."
