@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,6 +223,22 @@ def test_a_terminal_gets_a_table(tmp_path):
     shown = console.file.getvalue()
     assert "│    2 │ repeated-query │ query │" in shown
     assert "'[bold]'" in shown
+
+
+def test_rows_of_tables_and_files_of_folders_are_named(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist([PAIR, {**PAIR, "query": ""}]), folder / "a.parquet")
+    result = invoke("check", folder / "a.parquet")
+    assert result.exit_code == 1
+    assert f"{folder / 'a.parquet'} row 2: error [empty-text] query: ''" in result.stdout
+    write(folder / "b.jsonl", [3])
+    assert f"{folder / 'b.jsonl'}:1: error [not-an-object]" in invoke("check", folder).stdout
+    console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system=None, highlight=False)
+    show_report(check_file(folder), console)
+    shown = console.file.getvalue()
+    assert "┃ file      ┃ line/row ┃" in shown
+    assert "│ a.parquet │        2 │ empty-text" in shown
 
 
 @pytest.mark.parametrize("shown", [0, 2])
