@@ -153,7 +153,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         if heads is None:
             loading.check_single_dim(dims, encoder.dims, source.name)
         elif dims is not None:
-            encoder._replace_module(heads, loading.keep_heads(heads, dims))
+            encoder.set_heads(loading.keep_heads(heads, dims))
         return encoder
 
     def _load_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
@@ -202,10 +202,18 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 self._modules.clear()
                 self._modules.update({str(index): module for index, module in enumerate(converted)})
 
-    def _replace_module(self, old: nn.Module, new: nn.Module) -> None:
+    def set_heads(self, heads: MatryoshkaHeads) -> None:
+        """Put other heads in the place of the model's, on their device and in their type.
+
+        Raises:
+            ModelLayoutError: The model has no heads to replace.
+        """
+        old = self.heads
+        if old is None:
+            raise ModelLayoutError(f"{self.name!r} has no linear heads, so none can be replaced.")
         name = next(name for name, module in self._modules.items() if module is old)
         parameter = next(old.parameters())
-        self._modules[name] = new.to(parameter.device, parameter.dtype)
+        self._modules[name] = heads.to(parameter.device, parameter.dtype)
         self._forget_derived()
 
     # What the model is

@@ -220,7 +220,7 @@ class TokenBudgetInference(_Base):
         with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), _WINDOW_TEXTS):
                 window = order[start : start + _WINDOW_TEXTS]
-                for rows, features in self._feature_batches(
+                for rows, features in self.feature_batches(
                     [texts[position] for position in window],
                     budget,
                     batch_size,
@@ -244,9 +244,20 @@ class TokenBudgetInference(_Base):
                         yield window[row], one
                     progress.update(len(rows))
 
-    def _feature_batches(
+    def feature_batches(
         self, texts: list[str], budget: int, max_texts: int, **preprocess: Any
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Tokenise texts and deal them into batches by length, within a budget of padded tokens.
+
+        Args:
+            texts: Texts, at least one.
+            budget: Padded tokens a batch (real ones where the attention is unpadded).
+            max_texts: Texts a batch, at most.
+            **preprocess: As sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
+
+        Yields:
+            Positions in ``texts``, and the features of these texts, on the CPU. Every text comes once.
+        """
         features = self.preprocess(texts, **preprocess)
         if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts real tokens
             lengths = features["cu_seq_lens_q"].diff().tolist()

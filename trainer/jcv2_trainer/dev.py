@@ -1,0 +1,115 @@
+"""nDCG@10 on a dev set, at every head, during training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.util.similarity import maxsim
+
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.beir import BeirDataset
+from jcv2_plugin.evaluation import evaluate_run
+from jcv2_trainer.rows import read_rows
+
+_DEPTH = 100
+_DOCUMENTS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """Queries, the passages they are searched in, and which of them are relevant.
+
+    Attributes:
+        queries: Text by id.
+        documents: Text by id.
+        qrels: Relevance by query id and document id.
+    """
+
+    queries: Mapping[str, str]
+    documents: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> DevSet:
+        """Training rows as a small retrieval task: among all their positives and negatives, find the positive."""
+        queries: dict[str, str] = {}
+        documents: dict[str, str] = {}
+        qrels: dict[str, dict[str, int]] = {}
+        for row in rows:
+            query = queries.setdefault(row["query"], f"q{len(queries)}")
+            for text in (row["positive"], *row["negatives"]):
+                documents.setdefault(text, f"d{len(documents)}")
+            qrels.setdefault(query, {})[documents[row["positive"]]] = 1
+        return cls({key: text for text, key in queries.items()}, {key: text for text, key in documents.items()}, qrels)
+
+    @classmethod
+    def read(cls, path: Path) -> DevSet:
+        """A folder in BEIR layout (its dev split, else test), or a file of pairs or triplets."""
+        if path.is_dir() and (path / "corpus.jsonl").is_file():
+            split = "dev" if (path / "qrels" / "dev.tsv").is_file() else "test"
+            dataset = BeirDataset.read(path, split=split)
+            documents = {key: passage.full_text for key, passage in dataset.corpus.items()}
+            return cls(dict(dataset.queries), documents, dataset.qrels)
+        rows = ({"query": row.query, "positive": row.positive, "negatives": row.negatives} for row in read_rows(path))
+        return cls.of_rows(rows)
+
+
+class DevEvaluator(BaseEvaluator):
+    """Exact MaxSim over a :class:`DevSet`, at several dimensions from one encoding.
+
+    Args:
+        dev: The set.
+        dims: The heads to measure.
+        progress: Show a bar while encoding.
+    """
+
+    def __init__(self, dev: DevSet, dims: Sequence[int], progress: bool = False) -> None:
+        super().__init__()
+        self.dev = dev
+        self.dims = tuple(dims)
+        self.progress = progress
+        self.primary_metric = metric_name(self.dims[0])
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """nDCG@10 by :func:`metric_name`; the other arguments are sentence-transformers' and not used."""
+        return {metric_name(dim): value for dim, value in self.ndcg(model).items()}
+
+    def ndcg(self, encoder: JinaColbertEncoder) -> dict[int, float]:
+        """nDCG@10 by dimension."""
+        query_ids, document_ids = list(self.dev.queries), list(self.dev.documents)
+        training = encoder.training
+        encoder.eval()
+        options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": self.progress, "convert_to_tensor": False}
+        queries = encoder.encode_query(list(self.dev.queries.values()), **options)
+        documents = encoder.encode_document(list(self.dev.documents.values()), **options)
+        encoder.train(training)
+        figures = {}
+        for dim in self.dims:
+            scores = torch.cat(
+                [
+                    maxsim(queries[dim], documents[dim][start : start + _DOCUMENTS_AT_A_TIME])
+                    for start in range(0, len(document_ids), _DOCUMENTS_AT_A_TIME)
+                ],
+                dim=1,
+            )
+            best = scores.topk(min(_DEPTH, len(document_ids)), dim=1)
+            run = {
+                query: {document_ids[place]: score for score, place in zip(row_scores, row_places, strict=True)}
+                for query, row_scores, row_places in zip(
+                    query_ids, best.values.tolist(), best.indices.tolist(), strict=True
+                )
+            }
+            figures[dim] = evaluate_run(run, self.dev.qrels)["ndcg@10"]
+        return figures
+
+
+def metric_name(dim: int) -> str:
+    """Under which name the trainer logs the figure of a head."""
+    return f"ndcg@10_{dim}"

@@ -1,0 +1,177 @@
+"""The training loss over all Matryoshka heads: one backbone pass, one backward pass.
+
+The token states of a batch go through every head; each head has a loss of its own, and the loss is their weighted
+sum (arXiv 2408.16672: Matryoshka representation learning without weight tying). As the heads share nothing, the
+gradient of a head is that of its own loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from sentence_transformers.base.losses.gradcache import RandContext
+from sentence_transformers.util import all_gather, all_gather_padded, get_rank
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_trainer.collator import Batch, Packed
+from jcv2_trainer.losses import contrastive_loss, distillation_loss, symmetric_loss
+from jcv2_trainer.scoring import TokenVectors, all_scores, candidate_scores, head_slices
+from jcv2_trainer.settings import TrainingRecipe
+
+
+class MatryoshkaLateInteractionLoss(nn.Module):
+    """InfoNCE and/or distillation at every head; see the module.
+
+    Args:
+        model: The encoder, all of whose heads are trained.
+        settings: Weights, scale, temperature and whether to cache.
+        weights: Of the heads' losses, in the order of the model's dims. None weighs all alike: with a sum of 1, so
+            that the loss has the size of one head's.
+
+    With ``settings.cached``, gradients are cached (GradCache, arXiv 2101.06983): texts are encoded without a graph,
+    the loss gives the gradient of each token vector, and a second pass carries it into the model, one forward pass
+    at a time. Loss and gradients are those of the plain way; memory is that of one forward pass and of the vectors.
+    In several processes, in-batch negatives come from all of them.
+    """
+
+    model: JinaColbertEncoder
+
+    def __init__(
+        self, model: JinaColbertEncoder, settings: TrainingRecipe, weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.dims = model.dims
+        weights = weights or [1.0] * len(self.dims)
+        self.weights = [weight / sum(weights) for weight in weights]
+        # sentence-transformers' trainer reads it: backward works by a hook on the loss.
+        self.uses_gradient_cache = settings.cached
+        self.last: dict[int, Tensor] = {}
+
+    def forward(self, features: Batch, labels: Tensor | None = None) -> Tensor:
+        """The loss of a batch, a scalar."""
+        if not (self.settings.cached and torch.is_grad_enabled()):
+            queries = self._encode(features.queries, "query")
+            documents = self._encode(features.documents, "document")
+            return self._loss(queries, documents, features)
+        return self._cached(features)
+
+    # Encoding
+
+    def _encode(self, packed: Packed, task: str) -> TokenVectors:
+        passes = [self._pass(one, task) for one in packed.features]
+        return TokenVectors(packed.rows, [one for one, _ in passes], [mask for _, mask in passes], packed.count)
+
+    def _pass(self, features: dict[str, Any], task: str) -> tuple[Tensor, Tensor]:
+        # The model changes the dictionary that it is given, and a second pass reads it again.
+        output = self.model(dict(features), task=task, dim=self.dims)
+        return output["token_embeddings"], output["attention_mask"].bool()
+
+    # The loss of encoded texts
+
+    def _loss(self, queries: TokenVectors, documents: TokenVectors, batch: Batch) -> Tensor:
+        settings = self.settings
+        keys, positive, gathered = batch.document_keys, batch.positive, documents
+        if settings.contrastive_weight and dist.is_initialized() and dist.get_world_size() > 1:
+            gathered, keys, positive = _gather(documents, keys, positive)
+        positive, excluded = _targets(keys, positive, batch.known)
+        total = torch.zeros((), device=keys.device)
+        # Scores are summed in float32 also where the model computes in half precision.
+        with torch.autocast(keys.device.type, enabled=False):
+            for (start, dim), weight in zip(head_slices(self.dims), self.weights, strict=True):
+                if weight == 0:
+                    continue
+                own = queries.head(start, dim)
+                loss = torch.zeros((), device=keys.device)
+                if settings.contrastive_weight:
+                    form = symmetric_loss if settings.symmetric else contrastive_loss
+                    scores = all_scores(own, gathered.head(start, dim))
+                    loss = loss + settings.contrastive_weight * form(scores, positive, excluded, settings.scale)
+                if settings.distillation_weight and not bool(batch.teacher.isnan().all()):
+                    scores = candidate_scores(own, documents.head(start, dim), batch.candidates)
+                    loss = loss + settings.distillation_weight * distillation_loss(
+                        scores, batch.teacher, settings.scale, settings.teacher_temperature
+                    )
+                self.last[dim] = loss.detach()
+                total = total + weight * loss
+        return total
+
+    # Gradient caching
+
+    def _cached(self, batch: Batch) -> Tensor:
+        sides = ((batch.queries, "query"), (batch.documents, "document"))
+        states: list[RandContext] = []
+        encoded: list[TokenVectors] = []
+        with torch.no_grad():
+            for packed, task in sides:
+                vectors, masks = [], []
+                for features in packed.features:
+                    states.append(RandContext(*(one for one in features.values() if isinstance(one, Tensor))))
+                    one, mask = self._pass(features, task)
+                    vectors.append(one.detach().requires_grad_())
+                    masks.append(mask)
+                encoded.append(TokenVectors(packed.rows, vectors, masks, packed.count))
+        with torch.enable_grad():
+            loss = self._loss(encoded[0], encoded[1], batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [one.grad for side in encoded for one in side.vectors]
+        result = loss.detach().requires_grad_()
+        result.register_hook(  # type: ignore[no-untyped-call]
+            partial(self._replay, batch=batch, gradients=gradients, states=states)
+        )
+        return result
+
+    def _replay(
+        self, upstream: Tensor, *, batch: Batch, gradients: list[Tensor | None], states: list[RandContext]
+    ) -> None:
+        """Encode again with a graph, and send the cached gradients through it, scaled by ``upstream``."""
+        passes = [
+            (features, task)
+            for packed, task in ((batch.queries, "query"), (batch.documents, "document"))
+            for features in packed.features
+        ]
+        model: Any = self.model
+        parallel = isinstance(model, DistributedDataParallel)
+        with torch.enable_grad():
+            for index, ((features, task), gradient, state) in enumerate(zip(passes, gradients, states, strict=True)):
+                # Processes exchange gradients once, at the end.
+                waits = parallel and index < len(passes) - 1
+                with model.no_sync() if waits else nullcontext(), state:
+                    vectors, _ = self._pass(features, task)
+                    cached = torch.zeros_like(vectors) if gradient is None else gradient
+                    torch.autograd.backward(vectors, cached.to(vectors.dtype) * upstream.to(vectors.dtype))
+
+
+def _targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Column of each query's positive, and which documents are no negatives of it.
+
+    A text counts once, wherever it comes from: of equal keys the first column stands for all. What is known to answer
+    the query is no negative of it.
+    """
+    same = keys[:, None] == keys[None, :]
+    first = same.int().argmax(dim=1)
+    positive = first[positive]
+    excluded = (keys[None, :, None] == known[:, None, :]).any(dim=2)
+    excluded = excluded | (first != torch.arange(len(keys), device=keys.device))[None, :]
+    return positive, excluded.scatter(1, positive[:, None], False)
+
+
+def _gather(documents: TokenVectors, keys: Tensor, positive: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
+    """The documents of all processes, their keys, and where this process's positives are among them."""
+    vectors, mask = documents.padded()
+    counts = all_gather(torch.tensor([documents.count], device=keys.device))
+    most = int(counts.max())
+    missing = most - documents.count
+    # Processes have different numbers of distinct documents; copies of the last fill up, and equal keys count once.
+    filled = torch.cat([torch.arange(documents.count), torch.full((missing,), documents.count - 1)]).to(keys.device)
+    gathered, gathered_mask = all_gather_padded(vectors[filled], mask[filled], with_grad=True)
+    everything = TokenVectors([list(range(len(gathered)))], [gathered], [gathered_mask], len(gathered))
+    return everything, all_gather(keys[filled]), positive + get_rank() * most

@@ -1,0 +1,88 @@
+"""Batches of one source and language at a time, without the same text twice."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+
+class GroupedBatchSampler(DefaultBatchSampler):
+    """Deal the rows of a dataset into batches, anew in each epoch, by the seed and the epoch alone.
+
+    In-batch negatives of another language or source are told apart by what they look like, which teaches nothing, so
+    that a batch has rows of one ``source`` and ``lang`` only. A row whose query or positive is in the batch already
+    waits for the next one; at the end of a group, where none is left, it comes all the same (the loss counts equal
+    texts once).
+
+    Args:
+        dataset: Rows with ``source``, ``lang``, ``query_key`` and ``positive_key``.
+        batch_size: Rows a batch.
+        processes: So many batches in a row are of one group, for as many processes take one each.
+        seed: Of the order.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int, processes: int = 1, seed: int = 13) -> None:
+        super().__init__(range(len(dataset)), batch_size, drop_last=False, seed=seed)
+        self.rows_per_batch = batch_size
+        self.processes = processes
+        # accelerate takes a batch smaller than this attribute for the end of the data.
+        self.batch_size = None  # type: ignore[assignment]
+        self._queries = np.asarray(dataset["query_key"], dtype=np.int64)
+        self._positives = np.asarray(dataset["positive_key"], dtype=np.int64)
+        self._groups = _groups(list(zip(dataset["source"], dataset["lang"], strict=True)))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the rows of each batch."""
+        random = np.random.default_rng((self.seed, self.epoch))
+        batches = [batch for group in self._groups for batch in self._deal(random.permutation(group))]
+        for index in random.permutation(len(batches)):
+            yield from batches[index]
+
+    def _deal(self, rows: NDArray[np.int64]) -> Iterator[list[list[int]]]:
+        """Batches of one group, so many together as there are processes."""
+        waiting = deque(rows.tolist())
+        size = self.rows_per_batch * self.processes
+        while waiting:
+            together = self._fill(waiting, min(size, len(waiting)))
+            if len(together) < self.processes:
+                return
+            yield [part.tolist() for part in np.array_split(np.asarray(together), self.processes)]
+
+    def _fill(self, waiting: deque[int], size: int) -> list[int]:
+        """Take ``size`` rows from the front, passing over those whose texts are taken already."""
+        chosen: list[int] = []
+        passed: list[int] = []
+        queries: set[int] = set()
+        positives: set[int] = set()
+        while waiting and len(chosen) < size:
+            row = waiting.popleft()
+            query, positive = int(self._queries[row]), int(self._positives[row])
+            if query in queries or positive in positives:
+                passed.append(row)
+                continue
+            queries.add(query)
+            positives.add(positive)
+            chosen.append(row)
+        while len(chosen) < size:
+            chosen.append(passed.pop(0))
+        waiting.extendleft(reversed(passed))
+        return chosen
+
+    def __len__(self) -> int:
+        """Number of batches, the same in each epoch."""
+        size = self.rows_per_batch * self.processes
+        full = sum(len(group) // size for group in self._groups)
+        rests = sum(1 for group in self._groups if len(group) % size >= self.processes)
+        return (full + rests) * self.processes
+
+
+def _groups(labels: Sequence[tuple[str, str]]) -> list[NDArray[np.int64]]:
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        members[label].append(row)
+    return [np.asarray(rows, dtype=np.int64) for _, rows in sorted(members.items())]

@@ -1,0 +1,158 @@
+"""sentence-transformers' trainer with our batches, loss and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save
+from sentence_transformers import MultiVectorEncoderTrainer
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from jcv2_trainer.collator import Batch
+from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.sampler import GroupedBatchSampler
+
+TRAINABLE = "trainable.safetensors"
+_STATE = "trainer_state.json"
+
+
+class ColbertTrainer(MultiVectorEncoderTrainer):
+    """``MultiVectorEncoderTrainer`` for :class:`~jcv2_trainer.collator.Batch` and
+    :class:`~jcv2_trainer.objective.MatryoshkaLateInteractionLoss`.
+
+    Differences: batches are grouped (:class:`~jcv2_trainer.sampler.GroupedBatchSampler`), a checkpoint holds only
+    what is trained, and the loss of each head is logged.
+    """
+
+    loss: MatryoshkaLateInteractionLoss
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Nothing: the card is written by :mod:`jcv2_trainer.card`, from the recipe and the figures."""
+
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, **kwargs: Any) -> GroupedBatchSampler:
+        """See the class."""
+        return GroupedBatchSampler(dataset, batch_size, processes=self.args.world_size, seed=self.args.seed)
+
+    def collect_features(self, inputs: Mapping[str, Any]) -> tuple[Batch, None]:  # type: ignore[override]
+        """The collator's batch, on the trainer's device."""
+        return inputs["batch"].to(self.args.device), None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss; that of each head is logged beside it."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if len(self.loss.last) > 1 and self.model.training:
+            self.track_loss_components({f"loss_{dim}": one for dim, one in self.loss.last.items()})
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TRAINABLE).write_bytes(save(trainable(self.model), metadata={"format": "pt"}))
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: nn.Module | None = None) -> None:
+        load_trainable(self.model, Path(checkpoint_path))
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name, on the CPU."""
+    named = model.named_parameters()
+    return {name: one.detach().to("cpu").contiguous() for name, one in named if one.requires_grad}
+
+
+def load_trainable(model: nn.Module, checkpoint: Path) -> None:
+    """Set the trained parameters to those of a checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint holds other parameters.
+    """
+    stored = load_file(checkpoint / TRAINABLE)
+    own = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if set(stored) != set(own):
+        differing = sorted(set(stored) ^ set(own))[:3]
+        raise ValueError(f"{checkpoint}: trained with other parameters than this run's, such as {differing}.")
+    with torch.no_grad():
+        for name, one in own.items():
+            one.copy_(stored[name])
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None. The trainer writes ``trainer_state.json`` last."""
+    whole = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdecimal() and (path / _STATE).is_file() and (path / TRAINABLE).is_file()
+    ]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C (or a terminate signal) ends training behind the running step, with a checkpoint; a second one at once.
+
+    Use it as a context manager around ``trainer.train()``. In a thread other than the main one signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint and the end, in all processes behind the same step."""
+        stopped = self.stopped
+        if args.world_size > 1:
+            flag = torch.tensor(int(stopped), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.stopped = stopped = bool(flag)
+        if stopped:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class EpochOfCollator(TrainerCallback):
+    """Tell the collator the epoch, by which it draws negatives."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set it."""
+        self.collator.epoch = int(state.epoch or 0)
+
+
+def reports() -> list[str]:
+    """Where the run is logged beside the terminal: TensorBoard and Weights & Biases, if installed (and logged in)."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations()
+    wanted = ["tensorboard"]
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "online"):
+        wanted.append("wandb")
+    return [name for name in wanted if name in available]

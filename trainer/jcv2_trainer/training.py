@@ -1,0 +1,328 @@
+"""Train an encoder from files to a model folder: what the commands ``train``, ``pairs`` and ``triplets`` do."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from sentence_transformers import MultiVectorEncoderTrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_trainer.card import write_card
+from jcv2_trainer.collator import PackedCollator
+from jcv2_trainer.datasets_io import split_dev, training_dataset
+from jcv2_trainer.dev import DevEvaluator, DevSet, metric_name
+from jcv2_trainer.lora import save_lora
+from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.preparing import finish, prepare
+from jcv2_trainer.report import Report
+from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_out_of_memory, replacing
+from jcv2_trainer.settings import TrainingRecipe
+from jcv2_trainer.trainer import ColbertTrainer, EpochOfCollator, StopOnSignal, last_checkpoint, reports
+
+Stage = Literal["train", "pairs", "triplets"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train.
+
+    Attributes:
+        data: Files of pairs or triplets.
+        model: Name or folder of the model to start from.
+        out: Folder to write the trained model to; checkpoints lie in ``<out>.run`` meanwhile.
+        settings: The recipe.
+        stage: What the data must have: ``"triplets"`` negatives, ``"pairs"`` and ``"train"`` nothing.
+        dev: A dev set of its own: a file like ``data``, or a folder in BEIR layout.
+        on_bad: What to do at a row with errors.
+        languages: Only rows with one of these ``lang``.
+        resume: Go on from the last checkpoint.
+        force: Replace ``out``, and start an unfinished run anew.
+        device: As in :meth:`JinaColbertEncoder.from_pretrained`.
+        revision: Hub revision of the model.
+        attn_implementation: As in :meth:`JinaColbertEncoder.from_pretrained`.
+    """
+
+    data: Sequence[Path]
+    model: str
+    out: Path
+    settings: TrainingRecipe
+    stage: Stage = "train"
+    dev: Path | None = None
+    on_bad: Literal["stop", "skip"] = "stop"
+    languages: Sequence[str] | None = None
+    resume: bool = False
+    force: bool = False
+    device: str | None = None
+    revision: str | None = None
+    attn_implementation: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        return {
+            "stage": self.stage,
+            "model": self.model,
+            "revision": self.revision,
+            "data": [str(path.absolute()) for path in self.data],
+            "dev": None if self.dev is None else str(self.dev.absolute()),
+            "languages": self.languages,
+            **self.settings.model_dump(),
+        }
+
+
+def train(request: Request) -> Report:
+    """Run a training; see :class:`Request`.
+
+    Returns:
+        The report. If a signal stopped the run, ``finished`` is False and nothing was written to ``out``: the model so
+        far is in ``<out>.run/model``, and ``resume`` goes on.
+
+    Raises:
+        DataError: The data cannot be read, or has rows with errors (with ``on_bad="stop"``).
+        TrainingError: The data do not fit the stage, ``out`` is taken, the run cannot be resumed, or memory ran out.
+        Jcv2Error: The model cannot be loaded.
+    """
+    settings = request.settings
+    run = RunFolder.open(request.out, request.identity(), resume=request.resume, force=request.force)
+    everything, skipped = training_dataset(
+        request.data, run.folder / "rows", on_bad=request.on_bad, languages=request.languages
+    )
+    rows, dev, held_out = split(everything, request)
+    report = describe(request, rows, dev, {**skipped, **({"query-of-dev-set": held_out} if held_out else {})})
+    encoder = JinaColbertEncoder.from_pretrained(
+        request.model,
+        revision=request.revision,
+        device=request.device,
+        dtype=torch.float32,
+        attn_implementation=request.attn_implementation,
+    )
+    report.added_dims = prepare(encoder, settings, rows)
+    evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
+    if evaluator is not None:
+        report.before = _before(evaluator, encoder, run)
+    stop = StopOnSignal()
+    trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, everything, callbacks=[stop])
+    _run(trainer, stop, run, request)
+    report.steps = trainer.state.global_step
+    report.finished = not stop.stopped
+    report.history = [dict(one) for one in trainer.state.log_history]
+    if trainer.is_world_process_zero():
+        _write(encoder, evaluator, report, run, settings)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, int]:
+    """Training rows, dev set, and how many rows are in neither because they have a dev row's query.
+
+    Raises:
+        TrainingError: The rows do not fit the stage.
+    """
+    settings = request.settings
+    with_negatives = sum(map(bool, dataset["negatives"]))
+    if request.stage == "triplets" and with_negatives < len(dataset):
+        raise TrainingError(
+            f"{len(dataset) - with_negatives:,} of {len(dataset):,} rows have no negatives, so they are no triplets. "
+            "Give them some with: jcv2-finetune mine; or train with: jcv2-finetune pairs (or train)."
+        )
+    if not settings.contrastive_weight and not all(dataset["scores"]):
+        raise TrainingError(
+            "contrastive_weight is 0, and there are rows without a teacher's scores, from which nothing would be "
+            "learnt. Write scores with: jcv2-finetune score; or give --contrastive-weight 1."
+        )
+    if request.dev is not None:
+        return dataset, DevSet.read(request.dev), 0
+    train_rows, dev_rows = split_dev(dataset, settings.dev_share, settings.dev_size, settings.seed)
+    if not train_rows:
+        raise TrainingError(
+            f"No rows are left for training beside the dev set of {len(dev_rows)}. Give more rows, or --dev-share 0."
+        )
+    dev = DevSet.of_rows(dataset.select(dev_rows)) if dev_rows else None
+    return dataset.select(train_rows), dev, len(dataset) - len(train_rows) - len(dev_rows)
+
+
+def describe(request: Request, rows: Dataset, dev: DevSet | None, skipped: dict[str, int]) -> Report:
+    """The report as it is before training."""
+    scored = sum(map(bool, rows["scores"]))
+    return Report(
+        model=request.model,
+        stage=request.stage,
+        rows=len(rows),
+        skipped=skipped,
+        data={
+            "files": [path.name for path in request.data],
+            "with_negatives": sum(map(bool, rows["negatives"])),
+            "with_scores": scored,
+            "languages": sorted(set(rows["lang"])),
+            "sources": sorted(set(rows["source"])),
+        },
+        dev={} if dev is None else {"queries": len(dev.queries), "documents": len(dev.documents)},
+        recipe=request.settings.model_dump(),
+    )
+
+
+def build_trainer(
+    encoder: JinaColbertEncoder,
+    settings: TrainingRecipe,
+    rows: Dataset,
+    folder: Path,
+    evaluator: DevEvaluator | None = None,
+    everything: Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> ColbertTrainer:
+    """A trainer for a prepared encoder; see :func:`~jcv2_trainer.preparing.prepare`.
+
+    Args:
+        encoder: Prepared.
+        settings: The recipe.
+        rows: Training rows, with the columns of :func:`~jcv2_trainer.datasets_io.training_dataset`.
+        folder: For checkpoints.
+        evaluator: Measures at intervals; the best checkpoint of the default dimension is what training ends with.
+        everything: Rows from which to know which passages answer a query; the training rows if not given.
+        callbacks: Of transformers' trainer.
+    """
+    known = known_positives(rows if everything is None else everything)
+    collator = PackedCollator(
+        encoder,
+        negatives=settings.negatives,
+        document_length=settings.document_length,
+        tokens_per_batch=settings.tokens_per_batch,
+        known=known,
+        seed=settings.seed,
+    )
+    loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
+    arguments = _arguments(encoder, settings, folder, evaluator is not None)
+    more: list[TrainerCallback] = [EpochOfCollator(collator), *callbacks]
+    if evaluator is not None and settings.patience:
+        more.append(EarlyStoppingCallback(settings.patience))
+    trainer = ColbertTrainer(
+        model=encoder,
+        args=arguments,
+        train_dataset=rows,
+        loss=loss,
+        evaluator=evaluator,
+        data_collator=collator,  # type: ignore[arg-type]
+        callbacks=more,
+    )
+    _set_intervals(trainer, settings)
+    return trainer
+
+
+def known_positives(dataset: Dataset) -> dict[int, list[int]]:
+    """Keys of the passages that answer a query, by the query's key, where there are several."""
+    positives: dict[int, set[int]] = defaultdict(set)
+    for query, positive in zip(dataset["query_key"], dataset["positive_key"], strict=True):
+        positives[query].add(positive)
+    return {query: sorted(keys) for query, keys in positives.items() if len(keys) > 1}
+
+
+def _arguments(
+    encoder: JinaColbertEncoder, settings: TrainingRecipe, folder: Path, evaluates: bool
+) -> MultiVectorEncoderTrainingArguments:
+    on_cpu = encoder.device.type == "cpu"
+    bf16 = settings.bf16 if settings.bf16 is not None else not on_cpu and torch.cuda.is_bf16_supported()
+    return MultiVectorEncoderTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        learning_rate_mapping={r"linears\.": settings.head_learning_rate},
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        gradient_accumulation_steps=settings.accumulate,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy="steps" if evaluates else "no",
+        save_strategy="steps",
+        eval_steps=10**9,  # set below, when the number of steps is known
+        save_steps=10**9,
+        save_total_limit=settings.keep_checkpoints,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model=f"eval_{metric_name(encoder.dims[0])}" if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        report_to=reports(),
+        seed=settings.seed,
+        disable_tqdm=not sys.stderr.isatty(),
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
+    """Evaluate and save as often as the recipe says, whatever the number of steps."""
+    batches = len(trainer.get_batch_sampler(trainer.train_dataset, settings.batch_size)) // trainer.args.world_size
+    steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(batches / settings.accumulate))
+    interval = max(1, math.ceil(steps / settings.evaluations))
+    trainer.args.eval_steps = trainer.args.save_steps = interval
+    trainer.state.compute_steps(trainer.args, steps)
+
+
+def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder) -> dict[int, float]:
+    """Figures of the start, measured once: a resumed run has other weights by then."""
+    if (known := run.read("before.json")) is not None:
+        return {int(dim): figure for dim, figure in known.items()}
+    figures = evaluator.ndcg(encoder)
+    run.write("before.json", figures)
+    return figures
+
+
+def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: Request) -> None:
+    checkpoint = last_checkpoint(run.folder) if request.resume else None
+    try:
+        with stop:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TrainingError(memory_hint(request.settings)) from error
+        raise
+
+
+def memory_hint(settings: TrainingRecipe) -> str:
+    """What to change when memory runs out, in the order in which it helps most."""
+    advice = []
+    if not settings.cached:
+        advice.append("--cached (the batch no longer counts)")
+    advice.append("a smaller --tokens-per-batch" if settings.cached else "with it a smaller --tokens-per-batch")
+    if not settings.gradient_checkpointing:
+        advice.append("--gradient-checkpointing")
+    if not settings.lora and not settings.freeze_backbone:
+        advice.append("--lora")
+    advice.append(f"a smaller --batch-size (now {settings.batch_size}) with --accumulate")
+    advice.append("a smaller --document-length")
+    return f"Memory ran out. Try, in this order: {'; '.join(advice)}. Then go on with --resume or start with --force."
+
+
+def _write(
+    encoder: JinaColbertEncoder,
+    evaluator: DevEvaluator | None,
+    report: Report,
+    run: RunFolder,
+    settings: TrainingRecipe,
+) -> None:
+    if evaluator is not None:
+        report.after = evaluator.ndcg(encoder)
+    target = run.out if report.finished else run.folder / "model"
+    with replacing(target) as folder:
+        if settings.lora:
+            save_lora(encoder.backbone.model, folder / "adapter")
+        finish(encoder, settings)
+        encoder.save_pretrained(str(folder), create_model_card=False)
+        write_card(folder, report)
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+    if report.finished:
+        run.clear()
