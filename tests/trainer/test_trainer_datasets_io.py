@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,13 +146,16 @@ def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_as_whole(tm
     assert len(list((tmp_path / "cache").glob("**/rows.arrow"))) == 1
 
 
-@pytest.mark.parametrize("damaged", ["rows.arrow", "counts.json"])
-def test_a_damaged_cache_is_written_anew(tmp_path, damaged):
-    path = write(tmp_path / "a.jsonl", ROWS)
+def test_a_damaged_cache_is_written_anew(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS * 1000)
     training_dataset([path], tmp_path / "cache", on_bad="stop")
-    [file] = (tmp_path / "cache").glob(f"*/{damaged}")
-    file.write_bytes(file.read_bytes()[:-10])
-    assert training_dataset([path], tmp_path / "cache", on_bad="stop")[0]["query"][:] == ["eins", "two", "three"]
+    [rows], [counts] = ((tmp_path / "cache").glob(f"*/{name}") for name in ("rows.arrow", "counts.json"))
+    with pa.OSFile(str(rows)) as source:
+        pa.ipc.open_stream(source).read_next_batch()
+        first_batch = source.tell()
+    for file, size in ((rows, first_batch), (rows, first_batch + 50), (rows, 0), (counts, 5)):
+        os.truncate(file, size)
+        assert len(training_dataset([path], tmp_path / "cache", on_bad="stop")[0]) == 3000
 
 
 def test_processes_that_want_the_same_rows_write_them_once(tmp_path):

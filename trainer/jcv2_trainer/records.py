@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -183,25 +181,11 @@ def _saved_dataset(folder: Path) -> Iterator[Entry]:
         raise _missing(folder, "a saved dataset") from error
 
     def batches() -> Iterator[Any]:
-        with _quiet_in_pipes(datasets.utils):
-            dataset = datasets.load_from_disk(str(folder))
+        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
         # As Arrow, so that columns of images or audio are not decoded.
         yield from dataset.with_format("arrow").iter(batch_size=_BATCH)
 
     yield from _rows(folder, batches())
-
-
-@contextmanager
-def _quiet_in_pipes(utils: Any) -> Iterator[None]:
-    """The progress bars of ``datasets``, which are switched for the whole process, only on a terminal."""
-    if sys.stderr.isatty() or utils.are_progress_bars_disabled():
-        yield
-        return
-    utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        utils.enable_progress_bars()
 
 
 def _rows(file: Path, batches: Iterable[Any]) -> Iterator[Entry]:
