@@ -206,6 +206,10 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         raise ModelLayoutError(
             f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings."
         )
+    if settings.gradient_checkpointing:
+        # transformers 5.24 has a new name for it, and warns of the old one
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     _predict_masked_only(model)
     return model, tokenizer
 
@@ -247,8 +251,6 @@ def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
         lr_scheduler_type=settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="no",
         save_strategy="steps",
         save_steps=settings.save_every,

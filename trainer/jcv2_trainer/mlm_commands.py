@@ -98,11 +98,15 @@ def _failing_politely() -> Iterator[None]:
     """Errors that have a message for the user end the command with it, and without a traceback."""
     try:
         yield
-    except (Jcv2Error, OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not isinstance(error, (Jcv2Error, OSError)):
-            raise typer.BadParameter(str(error)) from error
+    except ImportError as error:
+        typer.echo(f"error: more packages are needed ({error}): pip install 'jcv2-plugin[train]'", err=True)
+        raise typer.Exit(2) from error
+    except (Jcv2Error, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        typer.echo("Stopped at once. If there was a checkpoint, it is whole; go on with --resume.", err=True)
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _quiet() -> None:

@@ -21,13 +21,22 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
 from jcv2_plugin.hub import refuse_pickle_only
 
 ACCEPTED = ("bert", "camembert", "roberta", "xlm-roberta")
 """Values of ``model_type`` that can be converted: post-norm encoders with absolute positions."""
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
 """What transformers and safetensors raise over a folder that is no model."""
 
 _ROTARY = ("jina_embeddings_v3", "modernbert", "modernbert-decoder", "nomic_bert", "eurobert", "gte", "new", "roformer")
@@ -104,10 +113,12 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
         ModelNotFoundError: If ``source`` is no folder.
         ModelLayoutError: If it is of another architecture, rotary already, pickled or incomplete.
         FileExistsError: If ``out`` is there and not empty.
-        ValueError: If ``rope_theta`` is not above 1, or ``max_positions`` not above 2.
+        InvalidOptionError: If ``rope_theta`` is not above 1, or ``max_positions`` not above 2.
     """
     if rope_theta <= 1 or max_positions <= 2:
-        raise ValueError(f"rope_theta must be above 1 and max_positions above 2, got {rope_theta} and {max_positions}.")
+        raise InvalidOptionError(
+            f"rope_theta must be above 1 and max_positions above 2, got {rope_theta} and {max_positions}."
+        )
     source = source.expanduser()
     raw = _checked_config(source)
     with new_folder(out) as folder:
