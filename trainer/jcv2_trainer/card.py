@@ -86,7 +86,7 @@ def _use(report: Report) -> list[str]:
         f'query = encoder.encode_query("..."{argument})',
         "```",
         "",
-        "`jcv2 export` writes one head in the layout that sentence-transformers and PyLate read.",
+        "`encoder.export(folder, dim=...)` writes one head in the layout that sentence-transformers and PyLate read.",
         "",
     ]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer import training_commands
 from jcv2_trainer.check import CheckReport, check_file
 from jcv2_trainer.data import DataError, sample_texts
 
@@ -29,6 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+for _commands in (training_commands,):
+    _commands.register(app)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from jcv2_trainer.recipes import Recipe, load_recipe
+from jcv2_trainer.recipes import Recipe, RecipeError, load_recipe
 
 R = TypeVar("R", bound=Recipe)
 _PANEL = "Recipe"
@@ -31,7 +31,12 @@ def recipe_command(kind: type[R], name: str) -> Callable[[Callable[..., None]], 
 
         def command(**given: Any) -> None:
             overrides = {field: given.pop(field) for field in kind.model_fields}
-            function(**given, settings=load_recipe(kind, name, given.get("recipe"), overrides))
+            try:
+                settings = load_recipe(kind, name, given.get("recipe"), overrides)
+            except RecipeError as error:
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(2) from error
+            function(**given, settings=settings)
 
         own = [one for one in inspect.signature(function, eval_str=True).parameters.values() if one.name != "settings"]
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

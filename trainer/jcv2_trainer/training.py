@@ -230,6 +230,10 @@ def _arguments(
 ) -> MultiVectorEncoderTrainingArguments:
     on_cpu = encoder.device.type == "cpu"
     bf16 = settings.bf16 if settings.bf16 is not None else not on_cpu and torch.cuda.is_bf16_supported()
+    # Only where asked for: transformers is about to rename both arguments, and warns at each use.
+    checkpointing: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return MultiVectorEncoderTrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -243,8 +247,7 @@ def _arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
         gradient_accumulation_steps=settings.accumulate,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **checkpointing,
         eval_strategy="steps" if evaluates else "no",
         save_strategy="steps",
         eval_steps=10**9,  # set below, when the number of steps is known
@@ -269,7 +272,7 @@ def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(batches / settings.accumulate))
     interval = max(1, math.ceil(steps / settings.evaluations))
     trainer.args.eval_steps = trainer.args.save_steps = interval
-    trainer.state.compute_steps(trainer.args, steps)
+    trainer.state.compute_steps(trainer.args, steps)  # type: ignore[no-untyped-call]
 
 
 def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder) -> dict[int, float]:

@@ -1,0 +1,271 @@
+"""The loss: against a slow reference, against sentence-transformers, cached against plain, and head by head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.multi_vector_encoder.losses import (
+    MultiVectorDistillKLDivLoss,
+    MultiVectorMultipleNegativesRankingLoss,
+)
+from training_samples import make_rows, settings, tiny_encoder, with_keys
+
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_trainer.collator import NO_CANDIDATE, Batch, PackedCollator
+from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objective") / "model"
+
+
+@pytest.fixture
+def encoder(checkpoint) -> JinaColbertEncoder:
+    return tiny_encoder(checkpoint)
+
+
+def batch_of(encoder, rows, **options: Any) -> Batch:
+    return PackedCollator(encoder, **{"tokens_per_batch": 96, **options}).collate(rows)
+
+
+def loss_and_gradients(encoder, batch, chosen, weights=None) -> tuple[float, dict[str, torch.Tensor]]:
+    encoder.zero_grad()
+    encoder.train()
+    loss = MatryoshkaLateInteractionLoss(encoder, chosen, weights)(batch)
+    loss.backward()
+    gradients = {name: one.grad.clone() for name, one in encoder.named_parameters() if one.grad is not None}
+    return float(loss.detach()), gradients
+
+
+def vectors(encoder, texts, task, dim) -> list[np.ndarray]:
+    encode = encoder.encode_query if task == "query" else encoder.encode_document
+    return [np.asarray(one, dtype=np.float64) for one in encode(texts, dim=dim, convert_to_numpy=True)]
+
+
+def max_sim(query, document) -> float:
+    return float((query @ document.T).max(axis=1).sum())
+
+
+def log_softmax(values) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return values - values.max() - np.log(np.exp(values - values.max()).sum())
+
+
+class TestAgainstAReference:
+    def test_contrastive_loss_is_the_mean_over_heads_and_queries(self, encoder):
+        rows = make_rows(5, negatives=2)
+        documents = [text for row in rows for text in (row["positive"], *row["negatives"])]
+        expected = []
+        for dim in encoder.dims:
+            encoded = vectors(encoder, documents, "document", dim)
+            for index, query in enumerate(vectors(encoder, [row["query"] for row in rows], "query", dim)):
+                scores = [0.7 * max_sim(query, document) for document in encoded]
+                expected.append(-log_softmax(scores)[3 * index])
+        loss, _ = loss_and_gradients(encoder, batch_of(encoder, rows), settings(scale=0.7))
+        assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+    def test_symmetric_loss_asks_the_positives_too(self, encoder):
+        rows = make_rows(4, negatives=0)
+        dim = encoder.dims[0]
+        queries = vectors(encoder, [row["query"] for row in rows], "query", dim)
+        documents = vectors(encoder, [row["positive"] for row in rows], "document", dim)
+        scores = np.array([[max_sim(query, document) for document in documents] for query in queries])
+        forward = np.mean([-log_softmax(scores[i])[i] for i in range(4)])
+        backward = np.mean([-log_softmax(scores[:, i])[i] for i in range(4)])
+        loss, _ = loss_and_gradients(encoder, batch_of(encoder, rows), settings("pairs", cached=False), [1, 0])
+        assert loss == pytest.approx((forward + backward) / 2, rel=1e-5)
+
+    def test_distillation_compares_each_query_with_its_own_candidates(self, encoder):
+        rows = make_rows(4, negatives=3, scores=True)
+        expected = []
+        for dim in encoder.dims:
+            for row in rows:
+                query = vectors(encoder, [row["query"]], "query", dim)[0]
+                documents = vectors(encoder, [row["positive"], *row["negatives"]], "document", dim)
+                student = log_softmax([0.5 * max_sim(query, document) for document in documents])
+                teacher = log_softmax(np.array(row["scores"]) / 2)
+                expected.append((np.exp(teacher) * (teacher - student)).sum() / 0.25)
+        chosen = settings(contrastive_weight=0.0, scale=0.5, teacher_temperature=2.0)
+        loss, _ = loss_and_gradients(encoder, batch_of(encoder, rows), chosen)
+        assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+    def test_rows_without_a_teacher_or_with_fewer_negatives_do_not_disturb(self, encoder):
+        taught = make_rows(2, negatives=3, scores=True)
+        untaught = make_rows(2, negatives=1, seed=1)
+        chosen = settings(contrastive_weight=0.0)
+        alone, _ = loss_and_gradients(encoder, batch_of(encoder, taught), chosen)
+        together, gradients = loss_and_gradients(encoder, batch_of(encoder, [*taught, *untaught]), chosen)
+        assert together == pytest.approx(alone, rel=1e-5)
+        assert all(one.isfinite().all() for one in gradients.values())
+
+
+class TestFalseNegatives:
+    def test_an_equal_text_counts_once(self, encoder):
+        rows = make_rows(3, negatives=1)
+        repeated = [rows[0], with_keys({**rows[1], "negatives": rows[0]["negatives"]}), rows[2]]
+        batch = batch_of(encoder, repeated)
+        assert batch.documents.count == 5
+        assert batch.candidates[1, 1] == batch.candidates[0, 1]
+
+    def test_another_positive_of_the_query_is_no_negative(self, encoder):
+        rows = make_rows(3, negatives=0)
+        same = with_keys({**rows[1], "query": rows[0]["query"]})
+        both = [rows[0], same, rows[2]]
+        known = {rows[0]["query_key"]: [rows[0]["positive_key"], rows[1]["positive_key"]]}
+        loss, _ = loss_and_gradients(encoder, batch_of(encoder, both, known=known), settings(), [1, 0])
+        dim = encoder.dims[0]
+        queries = vectors(encoder, [row["query"] for row in both], "query", dim)
+        documents = vectors(encoder, [row["positive"] for row in both], "document", dim)
+        scores = np.array([[max_sim(query, document) for document in documents] for query in queries])
+        expected = [
+            -log_softmax(scores[0][[0, 2]])[0],
+            -log_softmax(scores[1][[1, 2]])[0],
+            -log_softmax(scores[2])[2],
+        ]
+        assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+    def test_a_known_positive_among_the_negatives_of_others_is_left_out(self, encoder):
+        rows = make_rows(2, negatives=1)
+        rows[1] = with_keys({**rows[1], "negatives": ["another answer to the first question"]})
+        answer = with_keys({**rows[0], "positive": "another answer to the first question"})
+        known = {rows[0]["query_key"]: [rows[0]["positive_key"], answer["positive_key"]]}
+        plain, _ = loss_and_gradients(encoder, batch_of(encoder, rows), settings())
+        aware, _ = loss_and_gradients(encoder, batch_of(encoder, rows, known=known), settings())
+        assert aware < plain
+
+    def test_missing_negatives_are_marked(self, encoder):
+        rows = [*make_rows(1, negatives=2), *make_rows(1, negatives=0, seed=5)]
+        assert batch_of(encoder, rows).candidates[1].tolist() == [3, NO_CANDIDATE, NO_CANDIDATE]
+
+
+class TestGradientCache:
+    @pytest.mark.parametrize("dropout", [0.0, 0.1])
+    @pytest.mark.parametrize("stage", ["pairs", "triplets"])
+    def test_loss_and_gradients_are_those_of_the_plain_way(self, checkpoint, stage, dropout):
+        encoder = tiny_encoder(checkpoint, dropout=dropout)
+        rows = make_rows(8, negatives=2 if stage == "triplets" else 0, scores=stage == "triplets")
+        batch = batch_of(encoder, rows)
+        assert len(batch.documents.features) > 3
+        found = {}
+        for cached in (False, True):
+            torch.manual_seed(3)
+            found[cached] = loss_and_gradients(encoder, batch, settings(stage, cached=cached))
+        plain, cached = found[False], found[True]
+        assert cached[0] == pytest.approx(plain[0], rel=1e-6)
+        assert set(plain[1]) == set(cached[1])
+        for name, gradient in plain[1].items():
+            error = (cached[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+            assert error < 1e-5, name
+
+    def test_accumulation_scales_the_cached_gradients(self, encoder):
+        batch = batch_of(encoder, make_rows(4))
+        _, whole = loss_and_gradients(encoder, batch, settings(cached=True))
+        encoder.zero_grad()
+        loss = MatryoshkaLateInteractionLoss(encoder, settings(cached=True))(batch)
+        (loss / 4).backward()
+        for name, one in encoder.named_parameters():
+            if one.grad is not None:
+                torch.testing.assert_close(one.grad * 4, whole[name], rtol=1e-4, atol=1e-7)
+
+
+class TestHeads:
+    def test_one_backbone_pass_serves_all_heads(self, encoder):
+        batch = batch_of(encoder, make_rows(4))
+        calls = []
+        hook = encoder.backbone.register_forward_hook(lambda *_: calls.append(1))
+        loss_and_gradients(encoder, batch, settings())
+        hook.remove()
+        assert len(calls) == len(batch.queries.features) + len(batch.documents.features)
+
+    def test_a_heads_gradient_is_that_of_its_own_loss(self, encoder):
+        batch = batch_of(encoder, make_rows(4, scores=True))
+        _, both = loss_and_gradients(encoder, batch, settings(), [1, 1])
+        for position, dim in enumerate(encoder.dims):
+            alone = [0.0, 0.0]
+            alone[position] = 1.0
+            _, gradients = loss_and_gradients(encoder, batch, settings(), alone)
+            name = next(name for name in both if f"linears.{dim}." in name)
+            torch.testing.assert_close(gradients[name] / 2, both[name], rtol=1e-4, atol=1e-7)
+
+    def test_without_a_heads_loss_the_others_gradients_stay(self, encoder):
+        batch = batch_of(encoder, make_rows(4))
+        first, second = encoder.dims
+        _, both = loss_and_gradients(encoder, batch, settings(), [1, 1])
+        _, zeroed = loss_and_gradients(encoder, batch, settings(), [1, 0])
+        kept = next(name for name in both if f"linears.{first}." in name)
+        torch.testing.assert_close(zeroed[kept] / 2, both[kept], rtol=1e-4, atol=1e-7)
+        gone = next(name for name in both if f"linears.{second}." in name)
+        assert both[gone].abs().max() > 0
+        assert zeroed[gone].abs().max() == 0
+
+
+class TestAgainstSentenceTransformers:
+    """The same batch by their losses, on a plain model of one head."""
+
+    def features(self, encoder, rows, columns) -> list[dict[str, Any]]:
+        queries = encoder.preprocess([row["query"] for row in rows], prompt=encoder.prompts["query"], task="query")
+        documents = [
+            encoder.preprocess([column(row) for row in rows], prompt=encoder.prompts["document"], task="document")
+            for column in columns
+        ]
+        return [{**queries, "task": "query"}, *({**one, "task": "document"} for one in documents)]
+
+    def columns(self, negatives: int) -> list[Any]:
+        return [lambda row: row["positive"], *(lambda row, i=i: row["negatives"][i] for i in range(negatives))]
+
+    def gradients(self, encoder, loss) -> dict[str, torch.Tensor]:
+        encoder.zero_grad()
+        loss.backward()
+        return {name: one.grad.clone() for name, one in encoder.named_parameters() if one.grad is not None}
+
+    @pytest.mark.parametrize("distilled", [False, True])
+    def test_equal_loss_and_gradients(self, checkpoint, distilled):
+        encoder = tiny_encoder(checkpoint, dims=(16,)).train()
+        rows = make_rows(6, negatives=3, scores=True)
+        features = self.features(encoder, rows, self.columns(3))
+        if distilled:
+            labels = torch.tensor([row["scores"] for row in rows])
+            theirs = MultiVectorDistillKLDivLoss(encoder, temperature=2.0)(features, labels)
+            chosen = settings(contrastive_weight=0.0, scale=0.5, teacher_temperature=2.0)
+        else:
+            theirs = MultiVectorMultipleNegativesRankingLoss(encoder)(features, None)
+            chosen = settings(distillation_weight=0.0)
+        their_gradients = self.gradients(encoder, theirs)
+        ours, our_gradients = loss_and_gradients(encoder, batch_of(encoder, rows), chosen)
+        assert ours == pytest.approx(theirs.item(), abs=1e-5)
+        for name, gradient in their_gradients.items():
+            torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+class TestPacking:
+    def test_little_is_padded(self, encoder):
+        rows = make_rows(16, negatives=7)
+        batch = batch_of(encoder, rows, tokens_per_batch=512)
+        real = sum(int(one["attention_mask"].sum()) for one in batch.documents.features)
+        computed = sum(one["attention_mask"].numel() for one in batch.documents.features)
+        assert real / computed > 0.85
+
+    def test_every_text_is_encoded_once(self, encoder):
+        batch = batch_of(encoder, make_rows(16, negatives=7))
+        rows = sorted(row for part in batch.documents.rows for row in part)
+        assert rows == list(range(batch.documents.count))
+
+    def test_passages_are_cut_to_the_training_length(self, encoder):
+        batch = batch_of(encoder, make_rows(4), document_length=8)
+        assert max(one["input_ids"].shape[1] for one in batch.documents.features) == 8
+
+    def test_negatives_are_drawn_by_row_and_epoch(self, encoder):
+        rows = make_rows(6, negatives=7)
+        first = PackedCollator(encoder, negatives=2)
+        again = PackedCollator(encoder, negatives=2)
+        later = PackedCollator(encoder, negatives=2, epoch=1)
+        alone = [first._candidates(row) for row in rows]
+        assert [again._candidates(row) for row in reversed(rows)] == alone[::-1]
+        assert [later._candidates(row) for row in rows] != alone

@@ -1,0 +1,5 @@
+"""``python -m jcv2_trainer``, as ``accelerate launch -m`` wants it."""
+
+from jcv2_trainer.cli import main
+
+main()
