@@ -544,8 +544,12 @@ def test_the_command_says_what_became_of_the_rows(app, corpus, tmp_path):
     assert result.exit_code == 0, result.output
     assert "2 rows with 2 negatives" in result.output
     assert "rows with 2 negatives or more 1, with fewer 0, with none 1 (written as pairs)" in result.output
-    assert "known positives 1" in result.output
     assert "scores removed from 1 row, as they belonged to other negatives" in result.output
+    assert "known positives 1" in result.output
+    assert "--range-max" not in result.output
+    write(data, [{**ROWS[0], "positive": "zebra"}])
+    result = run(app, "mine", data, "--out", tmp_path / "none.jsonl", "--with", "bm25", "--corpus", corpus)
+    assert "more are found with a larger --range-max or a smaller --relative-margin" in result.output
 
 
 @pytest.mark.parametrize(

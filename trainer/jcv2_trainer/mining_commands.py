@@ -159,10 +159,12 @@ def _mined(out: Path, report: MineReport, settings: MineRecipe) -> Iterator[str]
     parts = [f"{label} {counts[key]:,}" for label, key in turned_down.items() if counts[key]]
     if parts:
         yield f"  candidates turned down: {', '.join(parts)}"
+    if (counts["short"] or counts["empty"]) and counts["relative_margin"]:
+        yield "  more are found with a larger --range-max or a smaller --relative-margin"
     if counts["stale_scores"]:
         yield (
             f"  scores removed from {_rows(counts['stale_scores'])}, as they belonged to other negatives. Score anew "
-            f"with: jcv2-finetune score {out}"
+            f"with: jcv2-finetune score {out} --teacher NAME --out FILE"
         )
 
 
