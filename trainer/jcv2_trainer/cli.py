@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_trainer import training_commands
+from jcv2_trainer import mining_commands, training_commands
 from jcv2_trainer.check import CheckReport, check_file
 from jcv2_trainer.data import DataError, sample_texts
 
@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 
 
-for _commands in (training_commands,):
+for _commands in (training_commands, mining_commands):
     _commands.register(app)
 
 

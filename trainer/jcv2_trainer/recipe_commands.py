@@ -53,7 +53,7 @@ def recipe_command(kind: type[R], name: str) -> Callable[[Callable[..., None]], 
 def _option(kind: type[Recipe], field: str, default: Any) -> inspect.Parameter:
     info = kind.model_fields[field]
     shown = ",".join(str(one) for one in default) if isinstance(default, (tuple, list)) else default
-    text = f"{info.description} [recipe: {'-' if shown is None else shown}]"
+    text = f"{info.description} \\[recipe: {'-' if shown is None else shown}]"
     flag = f"--{field.replace('_', '-')}"
     plain: Any = _plain_type(info.annotation)
     names = (flag, f"--no-{flag[2:]}") if plain is bool else (flag,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -57,21 +58,25 @@ class RunFolder:
         plain = json.loads(json.dumps(identity))
         if resume:
             run._check_same(recorded, plain)
-        elif last_checkpoint(run.folder) is not None:
-            if not force:
-                raise TrainingError(
-                    f"{run.folder} holds an unfinished run. Go on with --resume, or start anew with --force."
-                )
-            for checkpoint in run.folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run.write("run.json", plain)
-        if not resume:
-            (run.folder / "before.json").unlink(missing_ok=True)
+        elif last_checkpoint(run.folder) is not None and not force:
+            raise TrainingError(
+                f"{run.folder} holds an unfinished run. Go on with --resume, or start anew with --force."
+            )
+        if is_first_process():
+            run._begin(plain, resume)
         return run
 
+    def _begin(self, identity: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            for checkpoint in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            (self.folder / "before.json").unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write("run.json", identity)
+
     def _recorded(self) -> dict[str, Any] | None:
-        return self.read("run.json")
+        recorded: dict[str, Any] | None = self.read("run.json")
+        return recorded
 
     def _check_same(self, recorded: dict[str, Any] | None, identity: dict[str, Any]) -> None:
         if recorded is None or last_checkpoint(self.folder) is None:
@@ -93,11 +98,16 @@ class RunFolder:
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        write_atomically(self.folder / name, (json.dumps(value, indent=1) + "\n").encode())
+        write_atomically(self.folder / name, json.dumps(value, indent=1) + "\n")
 
     def clear(self) -> None:
         """Remove what is of no use once the result is there."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes, of those that torchrun or accelerate started; also before they meet."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def refuse_taken(out: Path, force: bool) -> None:

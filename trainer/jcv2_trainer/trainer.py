@@ -15,7 +15,7 @@ from sentence_transformers import MultiVectorEncoderTrainer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from jcv2_trainer.collator import Batch
+from jcv2_trainer.collator import Batch, PackedCollator
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.sampler import GroupedBatchSampler
 
@@ -31,20 +31,22 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
     what is trained, and the loss of each head is logged.
     """
 
-    loss: MatryoshkaLateInteractionLoss
+    loss: MatryoshkaLateInteractionLoss  # type: ignore[assignment]
+    sampler: GroupedBatchSampler | None = None
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Nothing: the card is written by :mod:`jcv2_trainer.card`, from the recipe and the figures."""
 
-    def get_batch_sampler(self, dataset: Dataset, batch_size: int, **kwargs: Any) -> GroupedBatchSampler:
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> GroupedBatchSampler:
         """See the class."""
-        return GroupedBatchSampler(dataset, batch_size, processes=self.args.world_size, seed=self.args.seed)
+        self.sampler = GroupedBatchSampler(dataset, batch_size, processes=self.args.world_size, seed=self.args.seed)
+        return self.sampler
 
     def collect_features(self, inputs: Mapping[str, Any]) -> tuple[Batch, None]:  # type: ignore[override]
         """The collator's batch, on the trainer's device."""
         return inputs["batch"].to(self.args.device), None
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss; that of each head is logged beside it."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if len(self.loss.last) > 1 and self.model.training:
@@ -52,7 +54,7 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRAINABLE).write_bytes(save(trainable(self.model), metadata={"format": "pt"}))
 
@@ -134,24 +136,31 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
-class EpochOfCollator(TrainerCallback):
-    """Tell the collator the epoch, by which it draws negatives."""
+class EpochOfData(TrainerCallback):
+    """Tell sampler and collator the epoch, by which they shuffle and draw.
 
-    def __init__(self, collator: Any) -> None:
+    accelerate's wrappers pass it on in some cases only: not to a sampler that is dealt out to several processes and
+    whose first batches are skipped, as in a resumed run.
+    """
+
+    def __init__(self, collator: PackedCollator) -> None:
         self.collator = collator
+        self.trainer: ColbertTrainer | None = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set it."""
         self.collator.epoch = int(state.epoch or 0)
+        if self.trainer is not None and self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(self.collator.epoch)
 
 
 def reports() -> list[str]:
     """Where the run is logged beside the terminal: TensorBoard and Weights & Biases, if installed (and logged in)."""
-    from transformers.integrations import get_available_reporting_integrations
+    from transformers import integrations
 
-    available = get_available_reporting_integrations()
+    available = integrations.get_available_reporting_integrations()  # type: ignore[attr-defined,no-untyped-call]
     wanted = ["tensorboard"]
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "online"):
         wanted.append("wandb")

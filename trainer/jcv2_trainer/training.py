@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from sentence_transformers import MultiVectorEncoderTrainingArguments
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.card import write_card
@@ -25,9 +25,9 @@ from jcv2_trainer.lora import save_lora
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.preparing import finish, prepare
 from jcv2_trainer.report import Report
-from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_out_of_memory, replacing
+from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_first_process, is_out_of_memory, replacing
 from jcv2_trainer.settings import TrainingRecipe
-from jcv2_trainer.trainer import ColbertTrainer, EpochOfCollator, StopOnSignal, last_checkpoint, reports
+from jcv2_trainer.trainer import ColbertTrainer, EpochOfData, StopOnSignal, last_checkpoint, reports
 
 Stage = Literal["train", "pairs", "triplets"]
 
@@ -105,6 +105,7 @@ def train(request: Request) -> Report:
         dtype=torch.float32,
         attn_implementation=request.attn_implementation,
     )
+    set_seed(settings.seed)  # for LoRA's matrices; the trainer does it again
     report.added_dims = prepare(encoder, settings, rows)
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
     if evaluator is not None:
@@ -201,7 +202,7 @@ def build_trainer(
     )
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
     arguments = _arguments(encoder, settings, folder, evaluator is not None)
-    more: list[TrainerCallback] = [EpochOfCollator(collator), *callbacks]
+    more: list[TrainerCallback] = [EpochOfData(collator), *callbacks]
     if evaluator is not None and settings.patience:
         more.append(EarlyStoppingCallback(settings.patience))
     trainer = ColbertTrainer(
@@ -213,6 +214,7 @@ def build_trainer(
         data_collator=collator,  # type: ignore[arg-type]
         callbacks=more,
     )
+    more[0].trainer = trainer  # type: ignore[attr-defined]
     _set_intervals(trainer, settings)
     return trainer
 
@@ -280,7 +282,8 @@ def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder
     if (known := run.read("before.json")) is not None:
         return {int(dim): figure for dim, figure in known.items()}
     figures = evaluator.ndcg(encoder)
-    run.write("before.json", figures)
+    if is_first_process():
+        run.write("before.json", figures)
     return figures
 
 
