@@ -261,6 +261,7 @@ def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
         report_to=[],
         seed=settings.seed,
         disable_tqdm=not sys.stderr.isatty(),
+        ddp_find_unused_parameters=False,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def _mlm(
     texts: Annotated[
         list[Path],
         typer.Argument(
-            metavar="TEXT...",
+            metavar="TEXT",
             help="Texts: .txt with a document a line, or JSON lines with a field 'text' (both also .gz, .xz, .bz2, "
             ".zst), or Parquet with such a column.",
         ),
@@ -69,13 +70,16 @@ def _mlm(
     """Train a masked-language model on texts, to warm up rotary positions after convert.
 
     Texts are packed into sequences without padding, and whole words of them masked. Ctrl-C stops behind the running
-    step and saves a checkpoint. The exit status is 2 if training cannot start or go on, and 130 after Ctrl-C.
+    step and saves a checkpoint. Several GPUs: accelerate launch -m jcv2_trainer mlm ... The exit status is 2 if
+    training cannot start or go on, and 130 after Ctrl-C.
     """
     with _failing_politely():
         _quiet()
         from jcv2_trainer.mlm import train_mlm
 
         report = train_mlm(texts, model, out, settings, resume=resume, force=force)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes says it
+        raise typer.Exit(0 if report.finished else INTERRUPTED)
     if not report.finished:
         typer.echo(
             f"Stopped after step {report.steps:,}, with a checkpoint in {out}.run. "
