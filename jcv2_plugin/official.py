@@ -173,6 +173,11 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
     expected = tensor_shapes(config, dim)
     required = {name for name in expected if "pooler" not in name}
     problems = []
+    if required - set(header) == {HEAD}:
+        raise ModelLayoutError(
+            f"{source} is a backbone without a projection head (missing ['{HEAD}']), and one made up at random would "
+            "retrieve noise. Give a ColBERT model, or fit heads to this backbone first."
+        )
     if missing := sorted(required - set(header)):
         problems.append(f"missing {missing[:5]} ({len(missing)} in all)")
     if unexpected := sorted(set(header) - set(expected)):

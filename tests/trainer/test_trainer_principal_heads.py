@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 from jcv2_plugin.heads import MatryoshkaHeads
 from jcv2_plugin.shipped import shipped_model
-from jcv2_trainer.cli import _replacing, app
+from jcv2_trainer.cli import app
+from jcv2_trainer.heads_commands import _replacing
 from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
 
 TEXTS = [

@@ -1,39 +1,41 @@
-"""The command ``jcv2-finetune``: check training files, and fit heads for a backbone that has none."""
+"""The command ``jcv2-finetune``: the stages of training, and ``check``, which reports what is wrong with data."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jcv2_plugin.errors import Jcv2Error
-from jcv2_trainer import mining_commands, training_commands
+from jcv2_trainer import heads_commands, mining_commands, mlm_commands, training_commands
 from jcv2_trainer.check import CheckReport, check_file
-from jcv2_trainer.data import DataError, sample_texts
+from jcv2_trainer.data import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_HEADS_FILES = {"config.json", "model.safetensors"}
+_ORDER = ("train", "check", "convert", "mlm", "assemble", "pairs", "triplets", "mine", "score", "principal-heads")
+
+_HELP = (
+    "Train late-interaction models such as jina-colbert-v2, with a head for each Matryoshka dimension.\n\n"
+    "To adapt a model to your domain, give your rows to train; no other flag is needed. Look them over with check "
+    "first.\n\n"
+    "The other commands are the stages of jina-colbert-v2's own recipe (arXiv 2408.16672), from a plain BERT or "
+    "XLM-RoBERTa: convert it to rotary positions, warm these up with mlm, assemble an encoder with heads of six sizes, "
+    "train it on pairs, then on triplets, whose negatives come from mine and whose teacher's scores from score."
+)
 
 app = typer.Typer(
     name="jcv2-finetune",
-    help="Check training data for late-interaction models, and fit heads for a backbone that has none.",
+    help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-
-for _commands in (training_commands, mining_commands):
-    _commands.register(app)
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def _main(
     pass
 
 
-@app.command()
+@app.command("check")
 def check(
     files: Annotated[list[Path], typer.Argument(help="JSON lines (also .gz, .xz, .bz2, .zst), Parquet, or folders.")],
     max_findings: Annotated[int, typer.Option(min=0, help="Findings to show of each file.")] = 20,
@@ -142,108 +144,6 @@ def _table(report: CheckReport) -> Table:
     return table
 
 
-@app.command("principal-heads")
-def principal_heads(
-    data: Annotated[Path, typer.Argument(help="A file of pairs or triplets; its texts are the sample.")],
-    out: Annotated[Path, typer.Option(help="The folder to write the heads to.")],
-    model: Annotated[
-        str, typer.Option(help="A shipped model, for its backbone, or a folder of a transformers model.")
-    ] = "mini",
-    dims: Annotated[str, typer.Option(help="Dimensions of the heads, the default one first.")] = "128,32,64,96,256,384",
-    texts: Annotated[int, typer.Option(min=2, help="Size of the sample: half queries, half positives.")] = 3000,
-    seed: Annotated[int, typer.Option(help="Of the shuffle that draws the sample.")] = 13,
-    lang: Annotated[str | None, typer.Option(help="Only rows with this lang; all if not given.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the heads that are in the folder.")] = False,
-) -> None:
-    """Fit heads without training: the principal components of a backbone's token states.
-
-    The exit status is 2 if the heads cannot be fitted or written.
-    """
-    wanted = _parse_dims(dims)
-    with _failing_politely(), _replacing(out, force) as folder:
-        queries, positives = sample_texts(data, texts, seed, lang)
-        kept = _fit(model, [*positives, *queries], wanted, folder)
-    typer.echo(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
-    for dim, share in kept.items():
-        typer.echo(f"  {dim:>5} dimensions hold {share:.1%} of the token states' squared length")
-
-
-def _fit(model: str, texts: list[str], dims: list[int], folder: Path) -> dict[int, float]:
-    """Write the heads, and say which share of the states each holds."""
-    from transformers.utils import logging
-
-    from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
-
-    transformers_logging: Any = logging
-    transformers_logging.disable_progress_bar()
-    backbone = load_backbone(model)
-    hidden = int(backbone.get_embedding_dimension())
-    if max(dims) > hidden:
-        raise Jcv2Error(
-            f"The backbone {model!r} has states of {hidden} components, so no head of {max(dims)} can be fitted. "
-            f"Give --dims of at most {hidden}."
-        )
-    with _bar("texts", len(texts)) as progress:
-        moment = second_moment(backbone, texts, progress=progress)
-    heads = principal_heads(moment, dims)
-    heads.save(str(folder))
-    return {dim: captured(moment, heads.get_parameter(f"linears.{dim}.weight")) for dim in heads.dims}
-
-
-def _parse_dims(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    dims = [int(part) for part in parts if part.isdecimal()]
-    if len(dims) != len(parts) or min(dims) < 1 or len(set(dims)) != len(dims):
-        raise typer.BadParameter(f"--dims takes distinct positive integers, such as 128,64; got {text!r}.")
-    return dims
-
-
-@contextmanager
-def _bar(unit: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on a terminal, nothing in a pipe."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
-        yield bar.update
-
-
-@contextmanager
-def _failing_politely() -> Iterator[None]:
-    """Errors that have a message for the user end the command with it, and without a traceback."""
-    try:
-        yield
-    except (Jcv2Error, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def _replacing(out: Path, force: bool) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when all went well, and vanishes when not."""
-    out = out.expanduser().resolve()
-    _refuse_occupied(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        _refuse_occupied(out, force)
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-
-
-def _refuse_occupied(out: Path, force: bool) -> None:
-    """Raise if writing to ``out`` would lose something: anything, or with ``force`` anything but heads."""
-    if out.exists() and not out.is_dir():
-        raise Jcv2Error(f"{out} is no folder. Choose another --out.")
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if names - _HEADS_FILES:
-        raise Jcv2Error(f"{out} holds other files than heads ({min(names - _HEADS_FILES)}). Choose another --out.")
-    if names and not force:
-        raise Jcv2Error(f"{out} holds heads already. Choose another --out, or replace them with --force.")
+for _commands in (training_commands, mlm_commands, heads_commands, mining_commands):
+    _commands.register(app)
+app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))

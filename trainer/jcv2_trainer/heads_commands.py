@@ -1,0 +1,192 @@
+"""The commands that give a backbone heads: ``assemble`` and ``principal-heads``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.data import sample_texts
+
+_HEADS_FILES = {"config.json", "model.safetensors"}
+
+
+def register(app: typer.Typer) -> None:
+    """Give an app the commands ``assemble`` and ``principal-heads``."""
+    app.command("assemble")(_assemble)
+    app.command("principal-heads")(_principal_heads)
+
+
+def _assemble(
+    backbone: Annotated[str, typer.Argument(help="Folder of an encoder (from mlm, convert, or any BERT), or 'mini'.")],
+    data: Annotated[Path, typer.Option(help="A file of pairs or triplets; the heads are fitted to its texts.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the encoder to.")],
+    dims: Annotated[
+        str, typer.Option(help="Dimensions of the heads, the default one first.")
+    ] = "128,64,96,256,512,768",
+    query_length: Annotated[
+        int, typer.Option(min=1, help="Tokens of each query; shorter ones are filled up with masks.")
+    ] = 32,
+    document_length: Annotated[int, typer.Option(min=1, help="Tokens of a document at most.")] = 300,
+    skiplist: Annotated[
+        Literal["stanford", "pieces", "none"],
+        typer.Option(help="Which punctuation of documents is not scored: as Stanford's ColBERT, each piece, or none."),
+    ] = "stanford",
+    markers: Annotated[
+        bool, typer.Option("--markers/--no-markers", help="Begin queries and documents with a marker each.")
+    ] = True,
+    texts: Annotated[int, typer.Option(min=2, help="Size of the sample: half queries, half positives.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Of the shuffle that draws the sample.")] = 13,
+    lang: Annotated[str | None, typer.Option(help="Only rows with this lang; all if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the folder.")] = False,
+) -> None:
+    """Make an encoder of a backbone: marker tokens, query expansion, and untrained heads, ready for pairs.
+
+    The heads are principal components of the token states. The exit status is 2 if the encoder cannot be made.
+    """
+    wanted = tuple(_parse_dims(dims))
+    with _failing_politely():
+        _quiet()
+        from jcv2_trainer.assembling import Assembly, assemble
+
+        settings = Assembly(
+            dims=wanted,
+            query_length=query_length,
+            document_length=document_length,
+            skiplist=None if skiplist == "none" else skiplist,
+            markers=markers,
+            texts=texts,
+            seed=seed,
+            lang=lang,
+        )
+        with _bar("texts", texts) as progress:
+            report = assemble(backbone, data, out, settings, force=force, progress=progress)
+    typer.echo(
+        f"{out}: an encoder over {backbone!r}, {report.parameters:,} parameters. Its heads are not trained; they are "
+        f"fitted to {report.queries:,} queries and {report.positives:,} positives."
+    )
+    _show_shares(report.captured)
+    if report.added_tokens:
+        typer.echo(f"  new tokens: {', '.join(report.added_tokens)}")
+    typer.echo(f"  Next, train it: jcv2-finetune pairs DATA... --model {out} --out DIR")
+
+
+def _principal_heads(
+    data: Annotated[Path, typer.Argument(help="A file of pairs or triplets; its texts are the sample.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the heads to.")],
+    model: Annotated[
+        str, typer.Option(help="A shipped model, for its backbone, or a folder of a transformers model.")
+    ] = "mini",
+    dims: Annotated[str, typer.Option(help="Dimensions of the heads, the default one first.")] = "128,32,64,96,256,384",
+    texts: Annotated[int, typer.Option(min=2, help="Size of the sample: half queries, half positives.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Of the shuffle that draws the sample.")] = 13,
+    lang: Annotated[str | None, typer.Option(help="Only rows with this lang; all if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the heads that are in the folder.")] = False,
+) -> None:
+    """Fit heads without training: the principal components of a backbone's token states.
+
+    The exit status is 2 if the heads cannot be fitted or written.
+    """
+    wanted = _parse_dims(dims)
+    with _failing_politely(), _replacing(out, force) as folder:
+        queries, positives = sample_texts(data, texts, seed, lang)
+        kept = _fit(model, [*positives, *queries], wanted, folder)
+    typer.echo(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
+    _show_shares(kept)
+
+
+def _show_shares(shares: dict[int, float]) -> None:
+    for dim, share in shares.items():
+        typer.echo(f"  {dim:>5} dimensions hold {share:.1%} of the token states' squared length")
+
+
+def _fit(model: str, texts: list[str], dims: list[int], folder: Path) -> dict[int, float]:
+    """Write the heads, and say which share of the states each holds."""
+    from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
+
+    _quiet()
+    backbone = load_backbone(model)
+    hidden = int(backbone.get_embedding_dimension())
+    if max(dims) > hidden:
+        raise Jcv2Error(
+            f"The backbone {model!r} has states of {hidden} components, so no head of {max(dims)} can be fitted. "
+            f"Give --dims of at most {hidden}."
+        )
+    with _bar("texts", len(texts)) as progress:
+        moment = second_moment(backbone, texts, progress=progress)
+    heads = principal_heads(moment, dims)
+    heads.save(str(folder))
+    return {dim: captured(moment, heads.get_parameter(f"linears.{dim}.weight")) for dim in heads.dims}
+
+
+def _parse_dims(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    dims = [int(part) for part in parts if part.isdecimal()]
+    if len(dims) != len(parts) or min(dims) < 1 or len(set(dims)) != len(dims):
+        raise typer.BadParameter(f"--dims takes distinct positive integers, such as 128,64; got {text!r}.")
+    return dims
+
+
+def _quiet() -> None:
+    """No bars of transformers, and no lists of the weights that token states do not need."""
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+@contextmanager
+def _bar(unit: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on a terminal, nothing in a pipe."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
+        yield bar.update
+
+
+@contextmanager
+def _failing_politely() -> Iterator[None]:
+    """Errors that have a message for the user end the command with it, and without a traceback."""
+    try:
+        yield
+    except (Jcv2Error, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _replacing(out: Path, force: bool) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place when all went well, and vanishes when not."""
+    out = out.expanduser().resolve()
+    _refuse_occupied(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        _refuse_occupied(out, force)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def _refuse_occupied(out: Path, force: bool) -> None:
+    """Raise if writing to ``out`` would lose something: anything, or with ``force`` anything but heads."""
+    if out.exists() and not out.is_dir():
+        raise Jcv2Error(f"{out} is no folder. Choose another --out.")
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if names - _HEADS_FILES:
+        raise Jcv2Error(f"{out} holds other files than heads ({min(names - _HEADS_FILES)}). Choose another --out.")
+    if names and not force:
+        raise Jcv2Error(f"{out} holds heads already. Choose another --out, or replace them with --force.")
