@@ -69,7 +69,7 @@ class DevEvaluator(BaseEvaluator):
     """
 
     def __init__(self, dev: DevSet, dims: Sequence[int], progress: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dev = dev
         self.dims = tuple(dims)
         self.progress = progress
@@ -86,7 +86,7 @@ class DevEvaluator(BaseEvaluator):
         query_ids, document_ids = list(self.dev.queries), list(self.dev.documents)
         training = encoder.training
         encoder.eval()
-        options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": self.progress, "convert_to_tensor": False}
+        options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": self.progress}
         queries = encoder.encode_query(list(self.dev.queries.values()), **options)
         documents = encoder.encode_document(list(self.dev.documents.values()), **options)
         encoder.train(training)

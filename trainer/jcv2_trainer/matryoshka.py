@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from jcv2_plugin.heads import MatryoshkaHeads
@@ -46,7 +46,8 @@ def _started(heads: MatryoshkaHeads, dim: int, moment: Tensor) -> Tensor:
     moment = moment.double().cpu()
     if larger:
         axes = torch.linalg.eigh(parent @ moment @ parent.T).eigenvectors.flip(1)[:, :dim]
-        return (axes.T @ parent).float()
+        rotated: Tensor = axes.T @ parent
+        return rotated.float()
     # Orthonormal basis of what the parent does not see, and the states' main directions within.
     unseen = torch.linalg.svd(parent, full_matrices=True).Vh[parent.shape[0] :]
     axes = torch.linalg.eigh(unseen @ moment @ unseen.T).eigenvectors.flip(1)[:, : dim - parent.shape[0]]
@@ -78,8 +79,8 @@ class TiedHeads(MatryoshkaHeads):
 
     def project(self, states: Tensor, dim: int) -> Tensor:
         """Token states ``(..., in_features)`` to token vectors ``(..., dim)``."""
-        linear: nn.Module = self.linears[str(max(self.dims))]
-        vectors = F.linear(states, linear.weight[:dim])  # type: ignore[arg-type]
+        weight = self.get_parameter(f"linears.{max(self.dims)}.weight")
+        vectors = F.linear(states, weight[:dim])
         return F.normalize(vectors, p=2, dim=-1) if self.normalize else vectors
 
     def weight(self, dim: int) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.util import batch_to_device
 from torch.nn import functional as F
 
 from jcv2_plugin.backbone import text_transformer
@@ -74,15 +75,16 @@ def second_moment(
     total = torch.zeros(0)
     tokens = 0
     backbone.eval()
+    device = next(backbone.parameters()).device
     for start in range(0, len(texts), 256):
         features = backbone.preprocess(texts[start : start + 256], task="document")
         first, last = occupied_columns(features)
         for rows in plan_batches((last - first).tolist(), tokens_per_batch):
             with torch.inference_mode():
                 batch = take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
-                output = backbone(batch)
+                output = backbone(batch_to_device(batch, device))
                 states = output["token_embeddings"][output["attention_mask"].bool()]
-                states = F.normalize(states.double(), dim=-1)
+                states = F.normalize(states.double().cpu(), dim=-1)
                 moment = states.T @ states
             total = moment if total.numel() == 0 else total + moment
             tokens += len(states)

@@ -17,6 +17,7 @@ from sentence_transformers import MultiVectorEncoderTrainingArguments
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.errors import ModelLayoutError
 from jcv2_trainer.card import write_card
 from jcv2_trainer.collator import PackedCollator
 from jcv2_trainer.datasets_io import split_dev, training_dataset
@@ -98,13 +99,7 @@ def train(request: Request) -> Report:
     )
     rows, dev, held_out = split(everything, request)
     report = describe(request, rows, dev, {**skipped, **({"query-of-dev-set": held_out} if held_out else {})})
-    encoder = JinaColbertEncoder.from_pretrained(
-        request.model,
-        revision=request.revision,
-        device=request.device,
-        dtype=torch.float32,
-        attn_implementation=request.attn_implementation,
-    )
+    encoder = load(request)
     set_seed(settings.seed)  # for LoRA's matrices; the trainer does it again
     report.added_dims = prepare(encoder, settings, rows)
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
@@ -120,6 +115,27 @@ def train(request: Request) -> Report:
         _write(encoder, evaluator, report, run, settings)
     trainer.accelerator.wait_for_everyone()
     return report
+
+
+def load(request: Request) -> JinaColbertEncoder:
+    """The encoder to start from, in float32: optimisers lose small steps in half precision.
+
+    Raises:
+        TrainingError: The model is a backbone without heads.
+        Jcv2Error: The model cannot be loaded.
+    """
+    try:
+        return JinaColbertEncoder.from_pretrained(
+            request.model,
+            revision=request.revision,
+            device=request.device,
+            dtype=torch.float32,
+            attn_implementation=request.attn_implementation,
+        )
+    except ModelLayoutError as error:
+        if "projection" not in str(error):
+            raise
+        raise TrainingError(f"{error} Such as: jcv2-finetune assemble {request.model} --data FILE --out DIR") from error
 
 
 def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, int]:
