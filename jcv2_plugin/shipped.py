@@ -14,6 +14,7 @@ from typing import Any
 
 from sentence_transformers.base.modules import Transformer
 
+from jcv2_plugin.adapter import merge_adapter
 from jcv2_plugin.backbone import text_transformer
 from jcv2_plugin.errors import ModelNotFoundError
 from jcv2_plugin.heads import MatryoshkaHeads
@@ -55,7 +56,14 @@ class ShippedModel:
         return ModelSource(name=self.name, folder=Path(package.get_model_path()))
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
-        """The backbone as a sentence-transformers module."""
+        """The backbone as a sentence-transformers module, with our adapter merged into it where there is one."""
+        transformer = self.plain_backbone(model_kwargs, **hub)
+        if (adapter := self.folder / "adapter").is_dir():
+            merge_adapter(transformer.model, adapter)
+        return transformer
+
+    def plain_backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
+        """The backbone as its authors trained it."""
         return text_transformer(self.backbone_source(**hub).folder, model_kwargs)
 
     def heads(self) -> MatryoshkaHeads:
