@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
 
 _AFTER = (
     "The model is written to --out when training is done: all heads, a card with data, recipe and figures by "
-    "dimension, and a curve. Checkpoints lie in OUT.run meanwhile. Ctrl-C ends behind the running step and saves; --resume goes "
-    "on. Several GPUs: accelerate launch -m jcv2_trainer train ... The exit status is 2 for an error, and 130 if "
-    "training was stopped."
+    "dimension, and a curve. Checkpoints lie in OUT.run meanwhile. Ctrl-C ends behind the running step and saves; "
+    "--resume goes on. Several GPUs: accelerate launch -m jcv2_trainer train ... The exit status is 2 for an error, "
+    "and 130 if training was stopped."
 )
 
 
