@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench train-mini clean
 
 help:
 	@echo "make demo   index this project's docs, ask three questions through LangChain and LlamaIndex"
 	@echo "make test   run the tests (offline, ~10 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
+	@echo "make train-mini  train the model mini anew and put it in the package (an hour on 2 cores)"
 	@echo "make bench  the benchmarks, side by side with sentence-transformers"
 
 $(READY): pyproject.toml constraints.txt
@@ -41,6 +42,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/first_stages.py --sets mlqa-en --queries 50 --growth 250 1000
 	$(BIN)/python benchmarks/compression.py --sets mlqa-en --dims 64 --pool-factors 1 1.5 --timed-queries 5
 	$(BIN)/python benchmarks/ingestion.py --documents 3000 --overlap-documents 256 --rounds 1
+
+train-mini: $(READY)
+	$(BIN)/python examples/train_mini.py --ship
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
