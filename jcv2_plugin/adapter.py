@@ -46,4 +46,4 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
             raise ModelLayoutError(f"{folder}: the matrices of {layer!r} do not fit its shape {tuple(weight.shape)}.")
         with torch.no_grad():
             # In float32: the product of two half-precision matrices would be rounded twice.
-            weight += (scale * (up.float() @ down.float())).to(weight)
+            weight.add_((scale * (up.float() @ down.float())).to(weight))

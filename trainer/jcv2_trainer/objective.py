@@ -59,12 +59,14 @@ class MatryoshkaLateInteractionLoss(nn.Module):
     def forward(self, features: Batch, labels: Tensor | None = None) -> Tensor:
         """The loss of a batch, a scalar."""
         if not (self.settings.cached and torch.is_grad_enabled()):
-            queries = self._encode(features.queries, "query")
-            documents = self._encode(features.documents, "document")
-            return self._loss(queries, documents, features)
+            return self._loss(*self.encode(features), features)
         return self._cached(features)
 
     # Encoding
+
+    def encode(self, batch: Batch) -> tuple[TokenVectors, TokenVectors]:
+        """Token vectors of the batch's queries and documents, those of all heads side by side."""
+        return self._encode(batch.queries, "query"), self._encode(batch.documents, "document")
 
     def _encode(self, packed: Packed, task: str) -> TokenVectors:
         passes = [self._pass(one, task) for one in packed.features]
@@ -82,8 +84,9 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         keys, positive, gathered = batch.document_keys, batch.positive, documents
         if settings.contrastive_weight and dist.is_initialized() and dist.get_world_size() > 1:
             gathered, keys, positive = _gather(documents, keys, positive)
-        positive, excluded = _targets(keys, positive, batch.known)
+        positive, excluded = targets(keys, positive, batch.known)
         total = torch.zeros((), device=keys.device)
+        scale = settings.scale or 1.0
         # Scores are summed in float32 also where the model computes in half precision.
         with torch.autocast(keys.device.type, enabled=False):
             for (start, dim), weight in zip(head_slices(self.dims), self.weights, strict=True):
@@ -94,11 +97,11 @@ class MatryoshkaLateInteractionLoss(nn.Module):
                 if settings.contrastive_weight:
                     form = symmetric_loss if settings.symmetric else contrastive_loss
                     scores = all_scores(own, gathered.head(start, dim))
-                    loss = loss + settings.contrastive_weight * form(scores, positive, excluded, settings.scale)
+                    loss = loss + settings.contrastive_weight * form(scores, positive, excluded, scale)
                 if settings.distillation_weight and not bool(batch.teacher.isnan().all()):
                     scores = candidate_scores(own, documents.head(start, dim), batch.candidates)
                     loss = loss + settings.distillation_weight * distillation_loss(
-                        scores, batch.teacher, settings.scale, settings.teacher_temperature
+                        scores, batch.teacher, scale, settings.teacher_temperature
                     )
                 self.last[dim] = loss.detach()
                 total = total + weight * loss
@@ -150,8 +153,8 @@ class MatryoshkaLateInteractionLoss(nn.Module):
                     torch.autograd.backward(vectors, cached.to(vectors.dtype) * upstream.to(vectors.dtype))
 
 
-def _targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Column of each query's positive, and which documents are no negatives of it.
+def targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Column of each query's positive, ``(queries,)``, and what is no negative of it, ``(queries, documents)``.
 
     A text counts once, wherever it comes from: of equal keys the first column stands for all. What is known to answer
     the query is no negative of it.

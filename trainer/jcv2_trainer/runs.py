@@ -70,7 +70,8 @@ class RunFolder:
         if not resume:
             for checkpoint in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-            (self.folder / "before.json").unlink(missing_ok=True)
+            for name in ("before.json", "scale.json"):
+                (self.folder / name).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write("run.json", identity)
 

@@ -38,7 +38,11 @@ class TrainingRecipe(Recipe):
     distillation_weight: float = Field(
         ge=0, description="Weight of the KL divergence to the teacher's scores, where a row has any."
     )
-    scale: float = Field(gt=0, description="Factor on MaxSim scores before a softmax (1 / temperature).")
+    scale: float | None = Field(
+        gt=0,
+        description="Factor on MaxSim scores before a softmax (1 / temperature); if not given, that of the start's "
+        "least loss.",
+    )
     teacher_temperature: float = Field(gt=0, description="Divides the teacher's scores before their softmax.")
     document_length: int | None = Field(
         ge=3, description="Tokens a passage is cut to in training; the model's own if not given."

@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import ModelLayoutError
+from jcv2_trainer.calibration import best_scale
 from jcv2_trainer.card import write_card
 from jcv2_trainer.collator import PackedCollator
 from jcv2_trainer.datasets_io import split_dev, training_dataset
@@ -105,6 +106,9 @@ def train(request: Request) -> Report:
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
     if evaluator is not None:
         report.before = _before(evaluator, encoder, run)
+    if settings.scale is None:
+        settings = settings.model_copy(update={"scale": _scale(encoder, rows, settings, everything, run)})
+        report.recipe = settings.model_dump()
     stop = StopOnSignal()
     trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, everything, callbacks=[stop])
     _run(trainer, stop, run, request)
@@ -207,15 +211,7 @@ def build_trainer(
         everything: Rows from which to know which passages answer a query; the training rows if not given.
         callbacks: Of transformers' trainer.
     """
-    known = known_positives(rows if everything is None else everything)
-    collator = PackedCollator(
-        encoder,
-        negatives=settings.negatives,
-        document_length=settings.document_length,
-        tokens_per_batch=settings.tokens_per_batch,
-        known=known,
-        seed=settings.seed,
-    )
+    collator = _collator(encoder, settings, rows if everything is None else everything)
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
     arguments = _arguments(encoder, settings, folder, evaluator is not None)
     more: list[TrainerCallback] = [EpochOfData(collator), *callbacks]
@@ -233,6 +229,17 @@ def build_trainer(
     more[0].trainer = trainer  # type: ignore[attr-defined]
     _set_intervals(trainer, settings)
     return trainer
+
+
+def _collator(encoder: JinaColbertEncoder, settings: TrainingRecipe, everything: Dataset) -> PackedCollator:
+    return PackedCollator(
+        encoder,
+        negatives=settings.negatives,
+        document_length=settings.document_length,
+        tokens_per_batch=settings.tokens_per_batch,
+        known=known_positives(everything),
+        seed=settings.seed,
+    )
 
 
 def known_positives(dataset: Dataset) -> dict[int, list[int]]:
@@ -301,6 +308,18 @@ def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder
     if is_first_process():
         run.write("before.json", figures)
     return figures
+
+
+def _scale(
+    encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, everything: Dataset, run: RunFolder
+) -> float:
+    """The factor on scores, found once: a resumed run has other scores by then."""
+    if (known := run.read("scale.json")) is not None:
+        return float(known)
+    scale = best_scale(encoder, rows, settings, _collator(encoder, settings, everything))
+    if is_first_process():
+        run.write("scale.json", scale)
+    return scale
 
 
 def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: Request) -> None:
