@@ -93,6 +93,15 @@ def train(request: Request) -> Report:
         TrainingError: The data do not fit the stage, ``out`` is taken, the run cannot be resumed, or memory ran out.
         Jcv2Error: The model cannot be loaded.
     """
+    try:
+        return _train(request)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TrainingError(memory_hint(request.settings)) from error
+        raise
+
+
+def _train(request: Request) -> Report:
     settings = request.settings
     run = RunFolder.open(request.out, request.identity(), resume=request.resume, force=request.force)
     everything, skipped = training_dataset(
@@ -324,13 +333,8 @@ def _scale(
 
 def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: Request) -> None:
     checkpoint = last_checkpoint(run.folder) if request.resume else None
-    try:
-        with stop:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise TrainingError(memory_hint(request.settings)) from error
-        raise
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def memory_hint(settings: TrainingRecipe) -> str:
