@@ -26,12 +26,18 @@ def medical(data_dir, tmp_path_factory) -> tuple[Path, Path]:
     rows = [row for row in read_rows(data_dir / "train" / "triplets.jsonl.xz") if row.source == "medquad"]
     folder = tmp_path_factory.mktemp("medical")
     rows.sort(key=lambda row: row.positive)  # by the answer, so that no answer is on both sides
-    chosen, held_out = rows[::4][:500], rows[1::4][:300]
+    chosen, held_out = rows[::4][:500], rows[1::4][:150]
     answers = {row.positive for row in chosen}
     held_out = [row for row in held_out if row.positive not in answers]
     for name, part in (("train", chosen), ("dev", held_out)):
         lines = [
-            json.dumps({"query": row.query, "positive": row.positive, "negatives": list(row.negatives[:3])})
+            json.dumps(
+                {
+                    "query": row.query,
+                    "positive": beginning(row.positive),
+                    "negatives": list(map(beginning, row.negatives[:2])),
+                }
+            )
             for row in part
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -47,7 +53,6 @@ def test_500_triplets_of_a_domain_help_in_it(medical, seed, tmp_path):
         "evaluations": 1,
         "epochs": 1.0,
         "negatives": 1,
-        "document_length": 96,
     }
     started = time.process_time()
     report = train(Request([data], "mini", tmp_path / "out", settings("train", **changes), dev=dev, device="cpu"))
@@ -56,6 +61,11 @@ def test_500_triplets_of_a_domain_help_in_it(medical, seed, tmp_path):
     assert spent < 180
     for dim in (128, 64):
         assert gain(report, dim) > MARGIN
+
+
+def beginning(text: str) -> str:
+    """Its first 40 words: enough to tell answers apart, and quick."""
+    return " ".join(text.split()[:40])
 
 
 def gain(report: Report, dim: int) -> float:

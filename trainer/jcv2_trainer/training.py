@@ -125,7 +125,9 @@ def _train(request: Request) -> Report:
     report.finished = not stop.stopped
     report.history = [dict(one) for one in trainer.state.log_history]
     if trainer.is_world_process_zero():
-        _write(encoder, evaluator, report, run, settings)
+        if evaluator is not None:
+            report.after = _of_the_best(trainer, encoder.dims) or evaluator.ndcg(encoder)
+        _write(encoder, report, run, settings)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -337,6 +339,15 @@ def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: R
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
+def _of_the_best(trainer: ColbertTrainer, dims: Sequence[int]) -> dict[int, float]:
+    """Figures of the checkpoint that training ended with, as they were measured then; empty if it was not measured."""
+    best = trainer.state.best_global_step
+    for entry in trainer.state.log_history:
+        if best and entry["step"] == best and all(f"eval_{metric_name(dim)}" in entry for dim in dims):
+            return {dim: float(entry[f"eval_{metric_name(dim)}"]) for dim in dims}
+    return {}
+
+
 def memory_hint(settings: TrainingRecipe) -> str:
     """What to change when memory runs out, in the order in which it helps most."""
     advice = []
@@ -354,13 +365,10 @@ def memory_hint(settings: TrainingRecipe) -> str:
 
 def _write(
     encoder: JinaColbertEncoder,
-    evaluator: DevEvaluator | None,
     report: Report,
     run: RunFolder,
     settings: TrainingRecipe,
 ) -> None:
-    if evaluator is not None:
-        report.after = evaluator.ndcg(encoder)
     target = run.out if report.finished else run.folder / "model"
     with replacing(target) as folder:
         if settings.lora:
