@@ -64,12 +64,20 @@ def overlap(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def training_throughput(report: dict[str, Any]) -> str:
+    """Speed beside sentence-transformers' trainer, and the cost of six heads."""
+    from training_throughput import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
     "compression": ("compression", None, compression),
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
+    "training-throughput": ("training_throughput", None, training_throughput),
 }
 """For each table the file of results, the part of it where it has parts, and the function that makes the table."""
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -1,0 +1,76 @@
+"""Batches: of one group, without equal texts, the same for a seed and an epoch, dealt to several processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from training_samples import as_dataset, make_rows, with_keys
+
+from jcv2_trainer.sampler import GroupedBatchSampler
+
+
+def sampled(rows: list[dict[str, Any]], size: int = 4, **options: Any) -> GroupedBatchSampler:
+    return GroupedBatchSampler(as_dataset(rows), size, **options)
+
+
+def mixed() -> list[dict[str, Any]]:
+    rows = [*make_rows(10, source="a"), *make_rows(7, seed=1, source="b")]
+    return [{**row, "lang": "de" if index % 3 == 0 else "en"} for index, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_batch_has_rows_of_one_source_and_language(processes):
+    rows = mixed()
+    for batch in sampled(rows, processes=processes):
+        assert len({(rows[index]["source"], rows[index]["lang"]) for index in batch}) == 1
+
+
+def test_every_row_comes_once_an_epoch():
+    rows = mixed()
+    assert sorted(index for batch in sampled(rows) for index in batch) == list(range(len(rows)))
+
+
+def test_epochs_differ_and_each_can_be_had_again():
+    first, again = sampled(mixed()), sampled(mixed())
+    epochs = []
+    for epoch in (0, 1, 0):
+        first.set_epoch(epoch)
+        epochs.append(list(first))
+    again.set_epoch(1)
+    assert epochs[0] == epochs[2] != epochs[1] == list(again)
+    assert list(sampled(mixed(), seed=14)) != epochs[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 3, 4, 50])
+def test_the_length_is_the_number_of_batches(processes, size):
+    sampler = sampled(mixed(), size, processes=processes)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert len(batches) % processes == 0
+    assert all(1 <= len(batch) <= size for batch in batches)
+
+
+def test_batches_side_by_side_are_those_of_one_process_with_larger_ones():
+    rows = make_rows(24)
+    halves = list(sampled(rows, 4, processes=2))
+    wholes = list(sampled(rows, 8))
+    joined = [[*halves[index], *halves[index + 1]] for index in range(0, len(halves), 2)]
+    assert joined == wholes
+
+
+def test_equal_texts_are_kept_apart_as_long_as_they_can_be():
+    rows = make_rows(12)
+    for index in range(6):
+        rows[index] = with_keys({**rows[index], "query": "the same question"})
+        rows[6 + index] = with_keys({**rows[6 + index], "positive": f"one of {index // 2} answers"})
+    for batch in sampled(rows, 2):
+        assert len({rows[index]["query_key"] for index in batch}) == len(batch)
+        assert len({rows[index]["positive_key"] for index in batch}) == len(batch)
+
+
+def test_where_they_cannot_they_come_all_the_same():
+    rows = [with_keys({**row, "query": "the only question"}) for row in make_rows(5)]
+    assert Counter(index for batch in sampled(rows, 4) for index in batch) == Counter(range(5))
