@@ -27,15 +27,20 @@ def backbone(model: Path) -> torch.nn.Module:
     return JinaColbertEncoder.from_pretrained(str(model), device="cpu").backbone.model
 
 
-@pytest.fixture
-def adapter(model, tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """An adapter of random matrices, and the weights that peft makes with it."""
+def with_random_lora(model: Path) -> torch.nn.Module:
     tuned = backbone(model)
     add_lora(tuned, rank=4)
     torch.manual_seed(1)
     for name, parameter in tuned.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    return tuned
+
+
+@pytest.fixture
+def adapter(model, tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """An adapter of random matrices, and the weights that peft makes with it."""
+    tuned = with_random_lora(model)
     save_lora(tuned, tmp_path / "adapter")
     merge_lora(tuned)
     return tmp_path / "adapter", dict(tuned.state_dict())
@@ -64,12 +69,7 @@ def test_peft_reads_the_folder(model, adapter):
 
 def test_half_precision_is_enough_for_the_file(model, adapter, tmp_path):
     _, expected = adapter
-    tuned = backbone(model)
-    add_lora(tuned, rank=4)
-    torch.manual_seed(1)
-    for name, parameter in tuned.named_parameters():
-        if ".lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    tuned = with_random_lora(model)
     save_lora(tuned, tmp_path / "half", torch.float16)
     plain = backbone(model)
     merge_adapter(plain, tmp_path / "half")

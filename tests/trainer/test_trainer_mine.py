@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from training_samples import read_jsonl as read
+from training_samples import write_jsonl as write
 from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection
@@ -60,15 +62,6 @@ def recipe(**changes) -> MineRecipe:
 
 FREE = {"relative_margin": -1e9, "negatives": 5}
 """No margin; what ranks next to the positive is taken."""
-
-
-def write(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture

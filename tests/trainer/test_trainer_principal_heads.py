@@ -15,7 +15,7 @@ from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 from jcv2_plugin.heads import MatryoshkaHeads
 from jcv2_plugin.shipped import shipped_model
 from jcv2_trainer.cli import app
-from jcv2_trainer.heads_commands import _replacing
+from jcv2_trainer.folders import replacing
 from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
 
 TEXTS = [
@@ -208,7 +208,7 @@ def test_the_old_heads_come_back_when_the_new_cannot_be_put_in_place(tmp_path, m
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(PermissionError), _replacing(out, force=True) as folder:
+    with pytest.raises(PermissionError), replacing(out) as folder:
         (folder / "config.json").write_text("new")
     assert (out / "config.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]

@@ -19,6 +19,8 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from training_samples import read_jsonl as read
+from training_samples import write_jsonl as write
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -78,15 +80,6 @@ def teacher(tmp_path_factory) -> str:
 
 def recipe(**changes) -> ScoreRecipe:
     return load_recipe(ScoreRecipe, "score", overrides=changes)
-
-
-def write(path: Path, rows) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture

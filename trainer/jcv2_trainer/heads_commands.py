@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ import typer
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.data import sample_texts
+from jcv2_trainer.folders import replacing
 
 _HEADS_FILES = {"config.json", "model.safetensors"}
 
@@ -93,7 +94,7 @@ def _principal_heads(
     The exit status is 2 if the heads cannot be fitted or written.
     """
     wanted = _parse_dims(dims)
-    with _failing_politely(), _replacing(out, force) as folder:
+    with _failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
         queries, positives = sample_texts(data, texts, seed, lang)
         kept = _fit(model, [*positives, *queries], wanted, folder)
     typer.echo(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
@@ -158,27 +159,6 @@ def _failing_politely() -> Iterator[None]:
     except (Jcv2Error, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-
-
-@contextmanager
-def _replacing(out: Path, force: bool) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when all went well, and vanishes when not."""
-    out = out.expanduser().resolve()
-    _refuse_occupied(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        _refuse_occupied(out, force)
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
 
 
 def _refuse_occupied(out: Path, force: bool) -> None:

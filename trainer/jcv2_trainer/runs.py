@@ -7,9 +7,7 @@ import json
 import os
 import platform
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,24 +125,6 @@ def refuse_taken(out: Path, force: bool) -> None:
         raise TrainingError(f"{out} is not empty, and no result of a training. Choose another --out.")
     if not force:
         raise TrainingError(f"{out} holds a trained model already. Choose another --out, or replace it with --force.")
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when all went well, and vanishes when not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
 
 
 def versions() -> dict[str, str]:

@@ -23,11 +23,12 @@ from jcv2_trainer.card import write_card
 from jcv2_trainer.collator import PackedCollator
 from jcv2_trainer.datasets_io import split_dev, training_dataset
 from jcv2_trainer.dev import DevEvaluator, DevSet, metric_name
+from jcv2_trainer.folders import replacing
 from jcv2_trainer.lora import save_lora
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.preparing import finish, prepare
 from jcv2_trainer.report import Report
-from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_first_process, is_out_of_memory, replacing
+from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_first_process, is_out_of_memory
 from jcv2_trainer.settings import TrainingRecipe
 from jcv2_trainer.trainer import ColbertTrainer, EpochOfData, StopOnSignal, last_checkpoint, reports
 
