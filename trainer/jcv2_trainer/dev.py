@@ -14,6 +14,7 @@ from sentence_transformers.util.similarity import maxsim
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.evaluation import evaluate_run
+from jcv2_trainer.lines import DataError
 from jcv2_trainer.rows import read_rows
 
 _DEPTH = 100
@@ -49,14 +50,21 @@ class DevSet:
 
     @classmethod
     def read(cls, path: Path) -> DevSet:
-        """A folder in BEIR layout (its dev split, else test), or a file of pairs or triplets."""
+        """A folder in BEIR layout (its dev split, else test), or a file of pairs or triplets.
+
+        Raises:
+            DataError: If the file cannot be read, has a row with errors, or has no rows.
+        """
         if path.is_dir() and (path / "corpus.jsonl").is_file():
             split = "dev" if (path / "qrels" / "dev.tsv").is_file() else "test"
             dataset = BeirDataset.read(path, split=split)
             documents = {key: passage.full_text for key, passage in dataset.corpus.items()}
             return cls(dict(dataset.queries), documents, dataset.qrels)
         rows = ({"query": row.query, "positive": row.positive, "negatives": row.negatives} for row in read_rows(path))
-        return cls.of_rows(rows)
+        dev = cls.of_rows(rows)
+        if not dev.queries:
+            raise DataError(f"{path} has no rows, so it is no dev set. Give a file of pairs or triplets, or no --dev.")
+        return dev
 
 
 class DevEvaluator(BaseEvaluator):
