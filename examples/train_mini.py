@@ -23,8 +23,10 @@ from jcv2_plugin.shipped import shipped_model
 from jcv2_trainer.data import sample_texts
 from jcv2_trainer.principal_heads import load_backbone, principal_heads, second_moment
 from jcv2_trainer.recipes import load_recipe
+from jcv2_trainer.report import Report
+from jcv2_trainer.requests import Request
 from jcv2_trainer.settings import TrainingRecipe
-from jcv2_trainer.training import Report, Request, train
+from jcv2_trainer.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data") / "train"

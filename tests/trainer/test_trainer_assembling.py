@@ -21,9 +21,9 @@ from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFou
 from jcv2_plugin.official import DOCUMENT_MARKER, QUERY_MARKER, is_official_layout
 from jcv2_trainer.assembling import Assembly, add_markers, assemble
 from jcv2_trainer.cli import app
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.principal_heads import captured, load_backbone, second_moment
 from jcv2_trainer.rotary import to_rotary
-from jcv2_trainer.runs import TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_samples import settings
+from training_samples import settings, write_jsonl
 
-from jcv2_trainer.rows import read_rows
-from jcv2_trainer.training import Report, Request, train
+from jcv2_trainer.report import Report
+from jcv2_trainer.requests import Request
+from jcv2_trainer.rows import Row, read_rows
+from jcv2_trainer.training import train
 
 SEEDS = (1, 2, 3)
 MARGIN = 0.01
@@ -30,17 +31,7 @@ def medical(data_dir, tmp_path_factory) -> tuple[Path, Path]:
     answers = {row.positive for row in chosen}
     held_out = [row for row in held_out if row.positive not in answers]
     for name, part in (("train", chosen), ("dev", held_out)):
-        lines = [
-            json.dumps(
-                {
-                    "query": row.query,
-                    "positive": beginning(row.positive),
-                    "negatives": list(map(beginning, row.negatives[:2])),
-                }
-            )
-            for row in part
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_jsonl(folder / f"{name}.jsonl", [as_triplet(row) for row in part])
     return folder / "train.jsonl", folder / "dev.jsonl"
 
 
@@ -63,9 +54,11 @@ def test_500_triplets_of_a_domain_help_in_it(medical, seed, tmp_path):
         assert gain(report, dim) > MARGIN
 
 
-def beginning(text: str) -> str:
-    """Its first 40 words: enough to tell answers apart, and quick."""
-    return " ".join(text.split()[:40])
+def as_triplet(row: Row) -> dict[str, Any]:
+    """A row with two negatives and the first 40 words of each text: enough to tell answers apart, and quick."""
+    positive, *others = (" ".join(text.split()[:40]) for text in (row.positive, *row.negatives))
+    negatives = [text for text in dict.fromkeys(others) if text != positive]
+    return {"query": row.query, "positive": positive, "negatives": negatives[:2]}
 
 
 def gain(report: Report, dim: int) -> float:

@@ -33,6 +33,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.lines import DataError
 from jcv2_trainer.mlm import MlmReport, _predict_masked_only, train_mlm
 from jcv2_trainer.mlm_commands import register
@@ -40,7 +41,6 @@ from jcv2_trainer.mlm_data import IGNORED, Rows, WordMasker, describe, load_pack
 from jcv2_trainer.mlm_settings import MlmRecipe
 from jcv2_trainer.principal_heads import load_backbone
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.runs import TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -15,16 +16,38 @@ def sampled(rows: list[dict[str, Any]], size: int = 4, **options: Any) -> Groupe
     return GroupedBatchSampler(as_dataset(rows), size, **options)
 
 
-def mixed() -> list[dict[str, Any]]:
-    rows = [*make_rows(10, source="a"), *make_rows(7, seed=1, source="b")]
+def mixed(times: int = 1) -> list[dict[str, Any]]:
+    rows = [*make_rows(10 * times, source="a"), *make_rows(7 * times, seed=1, source="b")]
     return [{**row, "lang": "de" if index % 3 == 0 else "en"} for index, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_batch_has_rows_of_one_source_and_language(processes):
-    rows = mixed()
+    rows = mixed(times=6)
     for batch in sampled(rows, processes=processes):
         assert len({(rows[index]["source"], rows[index]["lang"]) for index in batch}) == 1
+
+
+def test_sources_of_a_row_each_are_put_together_by_language():
+    rows = [
+        {**row, "source": f"page {index}", "lang": "de" if index < 8 else "en"}
+        for index, row in enumerate(make_rows(16))
+    ]
+    for batch in sampled(rows):
+        assert len(batch) == 4
+        assert len({rows[index]["lang"] for index in batch}) == 1
+
+
+def test_languages_of_a_row_each_are_put_together():
+    rows = [{**row, "lang": f"language {index}"} for index, row in enumerate(make_rows(8))]
+    assert [len(batch) for batch in sampled(rows)] == [4, 4]
+
+
+def test_few_distinct_queries_among_many_rows_take_no_quadratic_time():
+    rows = [with_keys({**row, "query": f"question {index % 3}"}) for index, row in enumerate(make_rows(3000, 0))]
+    started = time.process_time()
+    assert sum(len(batch) for batch in sampled(rows, 100)) == 3000
+    assert time.process_time() - started < 5
 
 
 def test_every_row_comes_once_an_epoch():

@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.cli import app
-from jcv2_trainer.runs import TrainingError
+from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.requests import Request
 from jcv2_trainer.trainer import TRAINABLE, last_checkpoint
-from jcv2_trainer.training import Request, train
+from jcv2_trainer.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,10 +25,11 @@ from jcv2_plugin.official import DOCUMENT_MARKER, QUERY_MARKER
 from jcv2_plugin.shipped import shipped_model
 from jcv2_plugin.skiplist import Skiplist, skiplist_words
 from jcv2_trainer.data import sample_texts
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
 from jcv2_trainer.rotary import LOADING_ERRORS
-from jcv2_trainer.runs import REPORT, TrainingError, refuse_taken, versions
+from jcv2_trainer.runs import REPORT, refuse_taken, versions
 
 PAPER_DIMS = (128, 64, 96, 256, 512, 768)
 """The paper's six sizes, the default one first."""

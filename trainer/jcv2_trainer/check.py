@@ -41,13 +41,17 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "positive-as-negative": ("error", "Drop that negative: it would train the model against the positive."),
     "duplicate-negatives": ("error", "Keep one of them."),
     "no-rows": ("error", "Give a file with at least one row."),
-    "repeated-query": ("warning", "Fine if both are relevant; do not let them be in-batch negatives."),
-    "mixed-negative-counts": ("warning", "Batches take the same number from each row; cut the longer lists."),
-    "mixed-pairs-triplets": ("warning", "Put pairs and triplets in files of their own."),
+    "repeated-query": ("warning", "Fine if both are relevant: neither is then a negative of the query. Else drop one."),
+    "mixed-negative-counts": ("warning", "Fine: a row is trained on with as many as it has, up to --negatives."),
+    "mixed-pairs-triplets": (
+        "warning",
+        "Fine for train; pairs ignores negatives, triplets needs them in every row.",
+    ),
     "unknown-field": ("warning", f"It is not read. The fields are {', '.join(FIELDS)}."),
 }
 """Severity and remedy of each kind of finding."""
 
+_LARGEST_SCORE = 1e30  # what still is a number in float32, with room for a temperature
 _MOST_NAMES = 1000  # distinct languages, sources, unknown fields: data may hold one for each row
 _OTHER = "(other)"
 
@@ -238,7 +242,7 @@ def _score_faults(row: dict[str, Any]) -> Iterator[Fault]:
 
 def _is_finite(score: float) -> bool:
     try:
-        return math.isfinite(score)
+        return math.isfinite(score) and abs(score) < _LARGEST_SCORE
     except OverflowError:  # an integer beyond the floats
         return False
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util.similarity import maxsim
+from torch import Tensor
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.beir import BeirDataset
@@ -18,7 +19,10 @@ from jcv2_trainer.lines import DataError
 from jcv2_trainer.rows import read_rows
 
 _DEPTH = 100
-_DOCUMENTS_AT_A_TIME = 256
+_DOCUMENTS_AT_A_TIME = 512
+
+MEAN = "ndcg@10_mean"
+"""The mean over the heads, by which checkpoints are chosen."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,22 @@ class DevSet:
     qrels: Mapping[str, Mapping[str, int]]
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> DevSet:
-        """Training rows as a small retrieval task: among all their positives and negatives, find the positive."""
+    def of_rows(
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        also: Iterable[Mapping[str, Any]] = (),
+        distractors: Iterable[str] = (),
+        fill: int = 0,
+    ) -> DevSet:
+        """Training rows as a small retrieval task: among all their positives and negatives, find the positive.
+
+        Args:
+            rows: With ``query``, ``positive`` and ``negatives``.
+            also: Rows whose positives are relevant too, where a query is one of the others'.
+            distractors: Passages to add while there are fewer than ``fill``; among the positives of a few pairs alone
+                every model finds the right one.
+            fill: See there.
+        """
         queries: dict[str, str] = {}
         documents: dict[str, str] = {}
         qrels: dict[str, dict[str, int]] = {}
@@ -46,6 +64,14 @@ class DevSet:
             for text in (row["positive"], *row["negatives"]):
                 documents.setdefault(text, f"d{len(documents)}")
             qrels.setdefault(query, {})[documents[row["positive"]]] = 1
+        for row in also:
+            if row["query"] in queries:
+                document = documents.setdefault(row["positive"], f"d{len(documents)}")
+                qrels[queries[row["query"]]][document] = 1
+        for text in distractors:
+            if len(documents) >= fill:
+                break
+            documents.setdefault(text, f"d{len(documents)}")
         return cls({key: text for text, key in queries.items()}, {key: text for text, key in documents.items()}, qrels)
 
     @classmethod
@@ -81,32 +107,34 @@ class DevEvaluator(BaseEvaluator):
         self.dev = dev
         self.dims = tuple(dims)
         self.progress = progress
-        self.primary_metric = metric_name(self.dims[0])
+        self.primary_metric = MEAN
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """nDCG@10 by :func:`metric_name`; the other arguments are sentence-transformers' and not used."""
-        return {metric_name(dim): value for dim, value in self.ndcg(model).items()}
+        figures = self.ndcg(model)
+        mean = sum(figures.values()) / len(figures)
+        return {**{metric_name(dim): value for dim, value in figures.items()}, MEAN: mean}
 
     def ndcg(self, encoder: JinaColbertEncoder) -> dict[int, float]:
         """nDCG@10 by dimension."""
         query_ids, document_ids = list(self.dev.queries), list(self.dev.documents)
+        texts = list(self.dev.documents.values())
         training = encoder.training
         encoder.eval()
         options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": self.progress}
         queries = encoder.encode_query(list(self.dev.queries.values()), **options)
-        documents = encoder.encode_document(list(self.dev.documents.values()), **options)
+        parts: dict[int, list[Tensor]] = {dim: [] for dim in self.dims}
+        # A part of the passages at a time: all heads' vectors of a large set would not fit in memory.
+        for start in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
+            documents = encoder.encode_document(texts[start : start + _DOCUMENTS_AT_A_TIME], **options)
+            for dim in self.dims:
+                parts[dim].append(maxsim(queries[dim], documents[dim]).cpu())
         encoder.train(training)
         figures = {}
         for dim in self.dims:
-            scores = torch.cat(
-                [
-                    maxsim(queries[dim], documents[dim][start : start + _DOCUMENTS_AT_A_TIME])
-                    for start in range(0, len(document_ids), _DOCUMENTS_AT_A_TIME)
-                ],
-                dim=1,
-            )
+            scores = torch.cat(parts[dim], dim=1)
             best = scores.topk(min(_DEPTH, len(document_ids)), dim=1)
             run = {
                 query: {document_ids[place]: score for score, place in zip(row_scores, row_places, strict=True)}

@@ -14,27 +14,14 @@ def contrastive_loss(scores: Tensor, positive: Tensor, excluded: Tensor, scale: 
     """InfoNCE: each query's positive against all documents of the batch, the mean over queries.
 
     Args:
-        scores: ``(queries, documents)``.
-        positive: Column of each query's positive, shape ``(queries,)``.
-        excluded: True where a document is no negative of the query, ``(queries, documents)``.
+        scores: ``(queries, documents)``; or ``(positives, queries)`` for the way back, in which each positive asks
+            which of the queries is its own.
+        positive: Column of each row's match, shape ``(rows,)``.
+        excluded: True where a column is no negative of the row, same shape as the scores.
         scale: Factor on the scores.
     """
     logits = (scores * scale).masked_fill(excluded, float("-inf"))
     return F.cross_entropy(logits, positive)
-
-
-def symmetric_loss(scores: Tensor, positive: Tensor, excluded: Tensor, scale: float = 1.0) -> Tensor:
-    """Half of InfoNCE from queries to documents, and half from the positives to the queries.
-
-    The second half asks of each query's positive that the query scores highest among those it is not excluded for.
-    """
-    backward = scores[:, positive].T * scale  # (positives, queries), matched on the diagonal
-    others = excluded[:, positive].T
-    same = positive[:, None] == positive[None, :]
-    same.fill_diagonal_(False)
-    logits = backward.masked_fill(others | same, float("-inf"))
-    targets = torch.arange(len(positive), device=scores.device)
-    return (contrastive_loss(scores, positive, excluded, scale) + F.cross_entropy(logits, targets)) / 2
 
 
 def distillation_loss(scores: Tensor, teacher: Tensor, scale: float = 1.0, teacher_temperature: float = 1.0) -> Tensor:
@@ -47,8 +34,9 @@ def distillation_loss(scores: Tensor, teacher: Tensor, scale: float = 1.0, teach
         teacher_temperature: Divides the teacher's.
 
     Returns:
-        The mean over the rows with a teacher; zero, with a gradient of zero, where there is none. As in
-        sentence-transformers the loss is divided by ``scale`` squared, so that gradients keep their size.
+        The mean over the rows with a teacher; zero, with a gradient of zero, where there is none. It is not divided by
+        the square of ``scale``, as distillation with one temperature on both sides often is: that would shift its
+        weight against the contrastive loss by that square.
     """
     present = scores != float("-inf")
     taught = (~(teacher.isnan() & present)).all(dim=1) & (present.sum(dim=1) > 1)
@@ -58,4 +46,4 @@ def distillation_loss(scores: Tensor, teacher: Tensor, scale: float = 1.0, teach
     student = (scores[taught] * scale).log_softmax(dim=1)
     target = (teacher[taught] / teacher_temperature).masked_fill(~present, float("-inf")).log_softmax(dim=1)
     terms = torch.where(present, target.exp() * (target - student), torch.zeros_like(student))
-    return terms.sum(dim=1).mean() / scale**2
+    return terms.sum(dim=1).mean()

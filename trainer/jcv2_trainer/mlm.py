@@ -25,11 +25,12 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_callback import PrinterCallback
 
 from jcv2_plugin.errors import ModelLayoutError
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.mlm_data import IGNORED, About, Packed, Rows, WordMasker, describe, load_packed, pack
 from jcv2_trainer.mlm_settings import MlmRecipe
 from jcv2_trainer.rotary import LOADING_ERRORS, load_tokenizer, read_config
-from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_out_of_memory, refuse_taken, versions
+from jcv2_trainer.runs import REPORT, RunFolder, is_out_of_memory, refuse_taken, versions
 from jcv2_trainer.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.collator import Batch, Packed
-from jcv2_trainer.losses import contrastive_loss, distillation_loss, symmetric_loss
+from jcv2_trainer.losses import contrastive_loss, distillation_loss
 from jcv2_trainer.scoring import TokenVectors, all_scores, candidate_scores, head_slices
 from jcv2_trainer.settings import TrainingRecipe
 
@@ -82,9 +82,16 @@ class MatryoshkaLateInteractionLoss(nn.Module):
     def _loss(self, queries: TokenVectors, documents: TokenVectors, batch: Batch) -> Tensor:
         settings = self.settings
         keys, positive, gathered = batch.document_keys, batch.positive, documents
-        if settings.contrastive_weight and dist.is_initialized() and dist.get_world_size() > 1:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        if settings.contrastive_weight and several:
             gathered, keys, positive = _gather(documents, keys, positive)
         positive, excluded = targets(keys, positive, batch.known)
+        asked, own_query, not_asked = queries, torch.arange(queries.count, device=keys.device), None
+        if settings.contrastive_weight and settings.symmetric:
+            known = batch.known
+            if several:
+                asked, known, own_query = _gather_queries(queries, known)
+            not_asked = answered(batch.document_keys[batch.positive], known, own_query)
         total = torch.zeros((), device=keys.device)
         scale = settings.scale or 1.0
         # Scores are summed in float32 also where the model computes in half precision.
@@ -95,9 +102,13 @@ class MatryoshkaLateInteractionLoss(nn.Module):
                 own = queries.head(start, dim)
                 loss = torch.zeros((), device=keys.device)
                 if settings.contrastive_weight:
-                    form = symmetric_loss if settings.symmetric else contrastive_loss
                     scores = all_scores(own, gathered.head(start, dim))
-                    loss = loss + settings.contrastive_weight * form(scores, positive, excluded, scale)
+                    contrast = contrastive_loss(scores, positive, excluded, scale)
+                    if not_asked is not None:
+                        back = scores if not several else all_scores(asked.head(start, dim), documents.head(start, dim))
+                        back = back[:, batch.positive if several else positive].T
+                        contrast = (contrast + contrastive_loss(back, own_query, not_asked, scale)) / 2
+                    loss = loss + settings.contrastive_weight * contrast
                 if settings.distillation_weight and not bool(batch.teacher.isnan().all()):
                     scores = candidate_scores(own, documents.head(start, dim), batch.candidates)
                     loss = loss + settings.distillation_weight * distillation_loss(
@@ -159,12 +170,45 @@ def targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tens
     A text counts once, wherever it comes from: of equal keys the first column stands for all. What is known to answer
     the query is no negative of it.
     """
-    same = keys[:, None] == keys[None, :]
-    first = same.int().argmax(dim=1)
+    _, group = torch.unique(keys, return_inverse=True)
+    places = torch.arange(len(keys), device=keys.device)
+    first = torch.full_like(places, len(keys)).scatter_reduce(0, group, places, "amin")[group]
     positive = first[positive]
-    excluded = (keys[None, :, None] == known[:, None, :]).any(dim=2)
-    excluded = excluded | (first != torch.arange(len(keys), device=keys.device))[None, :]
+    excluded = torch.zeros(len(known), len(keys), dtype=torch.bool, device=keys.device)
+    for column in known.unbind(dim=1):  # one at a time: all at once are (queries, documents, most)
+        excluded |= keys[None, :] == column[:, None]
+    excluded |= (first != places)[None, :]
     return positive, excluded.scatter(1, positive[:, None], False)
+
+
+def answered(positive_keys: Tensor, known: Tensor, own: Tensor) -> Tensor:
+    """Which queries are no negatives of a positive, ``(positives, queries)``: those that it answers, but its own.
+
+    Args:
+        positive_keys: Keys of the positives, ``(positives,)``.
+        known: Keys of what answers each query, ``(queries, most)``.
+        own: Place of each positive's own query, ``(positives,)``.
+    """
+    excluded = (positive_keys[:, None, None] == known[None, :, :]).any(dim=2)
+    return excluded.scatter(1, own[:, None], False)
+
+
+def _gather_queries(queries: TokenVectors, known: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
+    """The queries of all processes, what is known to answer them, and where this process's are among them.
+
+    A process with fewer queries fills up with copies of its last. A copy answers to what its original does, so that it
+    is excluded for its original's positive, and counts as a negative of the others once more; batches of unequal size
+    come at the end of a group only.
+    """
+    vectors, mask = queries.padded()
+    sizes = all_gather(torch.tensor([[queries.count, known.shape[1]]], device=known.device))
+    most, widest = (int(size) for size in sizes.max(dim=0).values)
+    filled = torch.arange(most, device=known.device).clamp(max=queries.count - 1)
+    known = torch.cat([known, known[:, :1].expand(-1, widest - known.shape[1])], dim=1)[filled]
+    gathered, gathered_mask = all_gather_padded(vectors[filled], mask[filled], with_grad=True)
+    everything = TokenVectors([list(range(len(gathered)))], [gathered], [gathered_mask], len(gathered))
+    own = torch.arange(queries.count, device=known.device) + get_rank() * most
+    return everything, all_gather(known), own
 
 
 def _gather(documents: TokenVectors, keys: Tensor, positive: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
@@ -172,9 +216,8 @@ def _gather(documents: TokenVectors, keys: Tensor, positive: Tensor) -> tuple[To
     vectors, mask = documents.padded()
     counts = all_gather(torch.tensor([documents.count], device=keys.device))
     most = int(counts.max())
-    missing = most - documents.count
     # Processes have different numbers of distinct documents; copies of the last fill up, and equal keys count once.
-    filled = torch.cat([torch.arange(documents.count), torch.full((missing,), documents.count - 1)]).to(keys.device)
+    filled = torch.arange(most, device=keys.device).clamp(max=documents.count - 1)
     gathered, gathered_mask = all_gather_padded(vectors[filled], mask[filled], with_grad=True)
     everything = TokenVectors([list(range(len(gathered)))], [gathered], [gathered_mask], len(gathered))
     return everything, all_gather(keys[filled]), positive + get_rank() * most

@@ -8,10 +8,10 @@ from datasets import Dataset
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.loading import keep_heads
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.lora import add_lora, merge_lora
 from jcv2_trainer.matryoshka import TiedHeads, with_dims
 from jcv2_trainer.principal_heads import second_moment
-from jcv2_trainer.runs import TrainingError
 from jcv2_trainer.settings import TrainingRecipe
 
 _MOMENT_TEXTS = 1000

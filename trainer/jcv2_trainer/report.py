@@ -22,6 +22,7 @@ class Report:
         recipe: The settings.
         added_dims: Heads that the model did not have.
         steps: Optimisation steps done.
+        best_step: The step whose weights these are: the best on the dev set.
         before: nDCG@10 on the dev set by dimension, of the start (new heads as they were started).
         after: The same of the result.
         finished: False if it was stopped before its end.
@@ -38,6 +39,7 @@ class Report:
     recipe: dict[str, Any]
     added_dims: tuple[int, ...] = ()
     steps: int = 0
+    best_step: int = 0
     before: dict[int, float] = field(default_factory=dict)
     after: dict[int, float] = field(default_factory=dict)
     finished: bool = True

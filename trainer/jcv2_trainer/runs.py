@@ -14,16 +14,12 @@ from typing import Any
 
 import torch
 
-from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import write_atomically
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.trainer import last_checkpoint
 
 REPORT = "training.json"
 _PACKAGES = ("jcv2-plugin", "torch", "sentence-transformers", "transformers", "accelerate", "peft")
-
-
-class TrainingError(Jcv2Error, RuntimeError):
-    """A training cannot start or go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

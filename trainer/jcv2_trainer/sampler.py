@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
+_PATIENCE = 10  # batches' worth of rows looked at for one that can take them
+
 
 class GroupedBatchSampler(DefaultBatchSampler):
     """Deal the rows of a dataset into batches, anew in each epoch, by the seed and the epoch alone.
 
     In-batch negatives of another language or source are told apart by what they look like, which teaches nothing, so
     that a batch has rows of one ``source`` and ``lang`` only. A row whose query or positive is in the batch already
-    waits for the next one; at the end of a group, where none is left, it comes all the same (the loss counts equal
-    texts once).
+    waits for the next one; where too few others are left, it comes all the same (the loss counts equal texts once).
+    Groups that do not fill a batch are put together, by language if that is enough, for a row alone in its batch would
+    teach nothing.
 
     Args:
         dataset: A ``datasets.Dataset`` with ``source``, ``lang``, ``query_key`` and ``positive_key``.
@@ -37,7 +40,8 @@ class GroupedBatchSampler(DefaultBatchSampler):
         labels = dataset.select_columns(["source", "lang"])[:]
         self._queries = np.asarray(keys["query_key"], dtype=np.int64)
         self._positives = np.asarray(keys["positive_key"], dtype=np.int64)
-        self._groups = _groups(list(zip(labels["source"], labels["lang"], strict=True)))
+        size = batch_size * processes
+        self._groups = _groups(list(zip(labels["lang"], labels["source"], strict=True)), size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the rows of each batch."""
@@ -59,10 +63,11 @@ class GroupedBatchSampler(DefaultBatchSampler):
     def _fill(self, waiting: deque[int], size: int) -> list[int]:
         """Take ``size`` rows from the front, passing over those whose texts are taken already."""
         chosen: list[int] = []
-        passed: list[int] = []
+        passed: deque[int] = deque()
         queries: set[int] = set()
         positives: set[int] = set()
-        while waiting and len(chosen) < size:
+        # Not for ever: with few distinct queries a batch would read on to the end of the group.
+        while waiting and len(chosen) < size and len(passed) < _PATIENCE * size:
             row = waiting.popleft()
             query, positive = int(self._queries[row]), int(self._positives[row])
             if query in queries or positive in positives:
@@ -72,7 +77,7 @@ class GroupedBatchSampler(DefaultBatchSampler):
             positives.add(positive)
             chosen.append(row)
         while len(chosen) < size:
-            chosen.append(passed.pop(0))
+            chosen.append(passed.popleft() if passed else waiting.popleft())
         waiting.extendleft(reversed(passed))
         return chosen
 
@@ -84,8 +89,15 @@ class GroupedBatchSampler(DefaultBatchSampler):
         return (full + rests) * self.processes
 
 
-def _groups(labels: Sequence[tuple[str, str]]) -> list[NDArray[np.int64]]:
-    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+def _groups(labels: Sequence[tuple[str, ...]], size: int) -> list[NDArray[np.int64]]:
+    """Rows by language and source; groups smaller than ``size`` by language, and what is still smaller together."""
+    by_source: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
-        members[label].append(row)
-    return [np.asarray(rows, dtype=np.int64) for _, rows in sorted(members.items())]
+        by_source[label].append(row)
+    groups = dict(by_source)
+    for length in (1, 0):
+        together: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for label, rows in groups.items():
+            together[label if len(rows) >= size else label[:length]] += rows
+        groups = dict(together)
+    return [np.asarray(sorted(rows), dtype=np.int64) for _, rows in sorted(groups.items())]

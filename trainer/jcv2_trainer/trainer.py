@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jcv2_trainer.collator import Batch, PackedCollator
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.sampler import GroupedBatchSampler
 
@@ -33,6 +34,7 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
 
     loss: MatryoshkaLateInteractionLoss  # type: ignore[assignment]
     sampler: GroupedBatchSampler | None = None
+    total_steps: int = 0
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Nothing: the card is written by :mod:`jcv2_trainer.card`, from the recipe and the figures."""
@@ -49,9 +51,23 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss; that of each head is logged beside it."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not bool(torch.isfinite(loss.detach() if isinstance(loss, Tensor) else loss[0].detach())):
+            raise TrainingError(
+                f"The loss is no number any more behind step {self.state.global_step}. Lower --learning-rate and "
+                "--head-learning-rate, and look at the scores of the data."
+            )
         if len(self.loss.last) > 1 and self.model.training:
             self.track_loss_components({f"loss_{dim}": one for dim, one in self.loss.last.items()})
         return loss
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As transformers does, but of equal figures the later wins: it has seen more."""
+        better: bool = super()._determine_best_metric(metrics, trial)
+        name = self.args.metric_for_best_model
+        if not better and name is not None and metrics.get(name) == self.state.best_metric:
+            self.state.best_global_step = self.state.global_step
+            return True
+        return better
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -133,6 +149,41 @@ class StopOnSignal(TrainerCallback):
         if stopped:
             control.should_save = True
             control.should_training_stop = True
+        return control
+
+
+class LogLines(TrainerCallback):
+    """One line for each entry of the log, where there is no terminal for a bar."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print losses, or figures of the dev set."""
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        names = {"loss": "loss", "grad_norm": "gradient", "learning_rate": "rate"}
+        parts = [f"{short} {float(logs[name]):.4g}" for name, short in names.items() if name in logs]
+        for name, value in logs.items():
+            if name.startswith(("eval_ndcg@10_", "loss_")):
+                parts.append(f"{name.removeprefix('eval_')} {float(value):.4f}")
+        print(f"step {state.global_step} of {state.max_steps}: {', '.join(parts)}", flush=True)
+
+
+class MeasureTheEnd(TrainerCallback):
+    """Evaluate and save behind the last step too, whatever the interval."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for it."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = str(args.eval_strategy) != "IntervalStrategy.NO"
+            control.should_save = True
         return control
 
 

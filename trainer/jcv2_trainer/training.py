@@ -7,79 +7,45 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from sentence_transformers import MultiVectorEncoderTrainingArguments
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.calibration import best_scale
 from jcv2_trainer.card import write_card
 from jcv2_trainer.collator import PackedCollator
-from jcv2_trainer.datasets_io import split_dev, training_dataset
-from jcv2_trainer.dev import DevEvaluator, DevSet, metric_name
+from jcv2_trainer.datasets_io import training_dataset
+from jcv2_trainer.dev import MEAN, DevEvaluator, metric_name
+from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.lora import save_lora
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.preparing import finish, prepare
 from jcv2_trainer.report import Report
-from jcv2_trainer.runs import REPORT, RunFolder, TrainingError, is_first_process, is_out_of_memory
+from jcv2_trainer.requests import Request, split
+from jcv2_trainer.runs import REPORT, RunFolder, is_first_process, is_out_of_memory
 from jcv2_trainer.settings import TrainingRecipe
-from jcv2_trainer.trainer import ColbertTrainer, EpochOfData, StopOnSignal, last_checkpoint, reports
+from jcv2_trainer.trainer import (
+    ColbertTrainer,
+    EpochOfData,
+    LogLines,
+    MeasureTheEnd,
+    StopOnSignal,
+    last_checkpoint,
+    load_trainable,
+    reports,
+)
 
-Stage = Literal["train", "pairs", "triplets"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to train.
-
-    Attributes:
-        data: Files of pairs or triplets.
-        model: Name or folder of the model to start from.
-        out: Folder to write the trained model to; checkpoints lie in ``<out>.run`` meanwhile.
-        settings: The recipe.
-        stage: What the data must have: ``"triplets"`` negatives, ``"pairs"`` and ``"train"`` nothing.
-        dev: A dev set of its own: a file like ``data``, or a folder in BEIR layout.
-        on_bad: What to do at a row with errors.
-        languages: Only rows with one of these ``lang``.
-        resume: Go on from the last checkpoint.
-        force: Replace ``out``, and start an unfinished run anew.
-        device: As in :meth:`JinaColbertEncoder.from_pretrained`.
-        revision: Hub revision of the model.
-        attn_implementation: As in :meth:`JinaColbertEncoder.from_pretrained`.
-    """
-
-    data: Sequence[Path]
-    model: str
-    out: Path
-    settings: TrainingRecipe
-    stage: Stage = "train"
-    dev: Path | None = None
-    on_bad: Literal["stop", "skip"] = "stop"
-    languages: Sequence[str] | None = None
-    resume: bool = False
-    force: bool = False
-    device: str | None = None
-    revision: str | None = None
-    attn_implementation: str | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        return {
-            "stage": self.stage,
-            "model": self.model,
-            "revision": self.revision,
-            "data": [str(path.absolute()) for path in self.data],
-            "dev": None if self.dev is None else str(self.dev.absolute()),
-            "languages": self.languages,
-            **self.settings.model_dump(),
-        }
+_LEAST_QUERIES = 50  # in a dev set whose figures may end a training early
 
 
 def train(request: Request) -> Report:
@@ -96,6 +62,8 @@ def train(request: Request) -> Report:
     """
     try:
         return _train(request)
+    except SafetensorError as error:
+        raise TrainingError(f"A file could not be written ({error}). Make room, and go on with --resume.") from error
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise TrainingError(memory_hint(request.settings)) from error
@@ -108,8 +76,8 @@ def _train(request: Request) -> Report:
     everything, skipped = training_dataset(
         request.data, run.folder / "rows", on_bad=request.on_bad, languages=request.languages
     )
-    rows, dev, held_out = split(everything, request)
-    report = describe(request, rows, dev, {**skipped, **({"query-of-dev-set": held_out} if held_out else {})})
+    rows, dev, report = split(everything, request)
+    report.skipped = {**skipped, **report.skipped}
     encoder = load(request)
     set_seed(settings.seed)  # for LoRA's matrices; the trainer does it again
     report.added_dims = prepare(encoder, settings, rows)
@@ -123,6 +91,7 @@ def _train(request: Request) -> Report:
     trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, everything, callbacks=[stop])
     _run(trainer, stop, run, request)
     report.steps = trainer.state.global_step
+    report.best_step = trainer.state.best_global_step or report.steps
     report.finished = not stop.stopped
     report.history = [dict(one) for one in trainer.state.log_history]
     if trainer.is_world_process_zero():
@@ -148,59 +117,15 @@ def load(request: Request) -> JinaColbertEncoder:
             dtype=torch.float32,
             attn_implementation=request.attn_implementation,
         )
-    except ModelLayoutError as error:
-        if "projection" not in str(error):
+    except (AssertionError, ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, Jcv2Error) and "projection" not in str(error):
             raise
+        if not isinstance(error, Jcv2Error):
+            raise TrainingError(
+                f"{request.model!r} cannot be loaded on the device {request.device or 'best'!r} with the attention "
+                f"{request.attn_implementation or 'default'!r}: {error}"
+            ) from error
         raise TrainingError(f"{error} Such as: jcv2-finetune assemble {request.model} --data FILE --out DIR") from error
-
-
-def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, int]:
-    """Training rows, dev set, and how many rows are in neither because they have a dev row's query.
-
-    Raises:
-        TrainingError: The rows do not fit the stage.
-    """
-    settings = request.settings
-    with_negatives = sum(map(bool, dataset["negatives"]))
-    if request.stage == "triplets" and with_negatives < len(dataset):
-        raise TrainingError(
-            f"{len(dataset) - with_negatives:,} of {len(dataset):,} rows have no negatives, so they are no triplets. "
-            "Give them some with: jcv2-finetune mine; or train with: jcv2-finetune pairs (or train)."
-        )
-    if not settings.contrastive_weight and not all(dataset["scores"]):
-        raise TrainingError(
-            "contrastive_weight is 0, and there are rows without a teacher's scores, from which nothing would be "
-            "learnt. Write scores with: jcv2-finetune score; or give --contrastive-weight 1."
-        )
-    if request.dev is not None:
-        return dataset, DevSet.read(request.dev), 0
-    train_rows, dev_rows = split_dev(dataset, settings.dev_share, settings.dev_size, settings.seed)
-    if not train_rows:
-        raise TrainingError(
-            f"No rows are left for training beside the dev set of {len(dev_rows)}. Give more rows, or --dev-share 0."
-        )
-    dev = DevSet.of_rows(dataset.select(dev_rows)) if dev_rows else None
-    return dataset.select(train_rows), dev, len(dataset) - len(train_rows) - len(dev_rows)
-
-
-def describe(request: Request, rows: Dataset, dev: DevSet | None, skipped: dict[str, int]) -> Report:
-    """The report as it is before training."""
-    scored = sum(map(bool, rows["scores"]))
-    return Report(
-        model=request.model,
-        stage=request.stage,
-        rows=len(rows),
-        skipped=skipped,
-        data={
-            "files": [path.name for path in request.data],
-            "with_negatives": sum(map(bool, rows["negatives"])),
-            "with_scores": scored,
-            "languages": sorted(set(rows["lang"])),
-            "sources": sorted(set(rows["source"])),
-        },
-        dev={} if dev is None else {"queries": len(dev.queries), "documents": len(dev.documents)},
-        recipe=request.settings.model_dump(),
-    )
 
 
 def build_trainer(
@@ -226,8 +151,8 @@ def build_trainer(
     collator = _collator(encoder, settings, rows if everything is None else everything)
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
     arguments = _arguments(encoder, settings, folder, evaluator is not None)
-    more: list[TrainerCallback] = [EpochOfData(collator), *callbacks]
-    if evaluator is not None and settings.patience:
+    more: list[TrainerCallback] = [EpochOfData(collator), MeasureTheEnd(), *callbacks]
+    if evaluator is not None and settings.patience and len(evaluator.dev.queries) >= _LEAST_QUERIES:
         more.append(EarlyStoppingCallback(settings.patience))
     trainer = ColbertTrainer(
         model=encoder,
@@ -239,6 +164,9 @@ def build_trainer(
         callbacks=more,
     )
     more[0].trainer = trainer  # type: ignore[attr-defined]
+    if trainer.args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LogLines)
     _set_intervals(trainer, settings)
     return trainer
 
@@ -257,7 +185,12 @@ def _collator(encoder: JinaColbertEncoder, settings: TrainingRecipe, everything:
 def known_positives(dataset: Dataset) -> dict[int, list[int]]:
     """Keys of the passages that answer a query, by the query's key, where there are several."""
     positives: dict[int, set[int]] = defaultdict(set)
-    for query, positive in zip(dataset["query_key"], dataset["positive_key"], strict=True):
+    keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
+    _, places, counts = np.unique(keys["query_key"], return_inverse=True, return_counts=True)
+    repeated = counts[places] > 1
+    for query, positive in zip(
+        keys["query_key"][repeated].tolist(), keys["positive_key"][repeated].tolist(), strict=True
+    ):
         positives[query].add(positive)
     return {query: sorted(keys) for query, keys in positives.items() if len(keys) > 1}
 
@@ -291,10 +224,11 @@ def _arguments(
         save_steps=10**9,
         save_total_limit=settings.keep_checkpoints,
         load_best_model_at_end=evaluates,
-        metric_for_best_model=f"eval_{metric_name(encoder.dims[0])}" if evaluates else None,
+        metric_for_best_model=f"eval_{MEAN}" if evaluates else None,
         greater_is_better=True if evaluates else None,
         logging_steps=settings.log_every,
         logging_first_step=True,
+        logging_nan_inf_filter=False,
         report_to=reports(),
         seed=settings.seed,
         disable_tqdm=not sys.stderr.isatty(),
@@ -305,10 +239,16 @@ def _arguments(
 
 def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
     """Evaluate and save as often as the recipe says, whatever the number of steps."""
-    batches = len(trainer.get_batch_sampler(trainer.train_dataset, settings.batch_size)) // trainer.args.world_size
+    rows: Any = trainer.train_dataset
+    batches = len(trainer.get_batch_sampler(rows, settings.batch_size)) // trainer.args.world_size
+    if not batches:
+        raise TrainingError(f"{len(rows)} rows are too few for {trainer.args.world_size} processes. Give more rows.")
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(batches / settings.accumulate))
-    interval = max(1, math.ceil(steps / settings.evaluations))
-    trainer.args.eval_steps = trainer.args.save_steps = interval
+    warming = math.ceil(settings.warmup * steps) + 1  # before that the model is hardly the start's better
+    trainer.args.eval_steps = trainer.args.save_steps = max(
+        math.ceil(steps / settings.evaluations), min(warming, steps)
+    )
+    trainer.total_steps = steps
     trainer.state.compute_steps(trainer.args, steps)  # type: ignore[no-untyped-call]
 
 
@@ -336,6 +276,12 @@ def _scale(
 
 def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: Request) -> None:
     checkpoint = last_checkpoint(run.folder) if request.resume else None
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= trainer.total_steps:  # only the result was not written any more
+            trainer.state = state
+            load_trainable(trainer.model, Path(state.best_model_checkpoint or checkpoint))
+            return
     with stop:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
@@ -370,6 +316,9 @@ def _write(
     run: RunFolder,
     settings: TrainingRecipe,
 ) -> None:
+    broken = [name for name, one in encoder.named_parameters() if not bool(one.isfinite().all())]
+    if broken:
+        raise TrainingError(f"Training left numbers that are not finite in {broken[0]!r}. Lower the learning rates.")
     target = run.out if report.finished else run.folder / "model"
     with replacing(target) as folder:
         if settings.lora:

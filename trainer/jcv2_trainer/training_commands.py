@@ -67,7 +67,8 @@ def _command(stage: Stage) -> Callable[..., None]:
         settings: TrainingRecipe,
     ) -> None:
         try:
-            from jcv2_trainer.training import Request, train
+            from jcv2_trainer.requests import Request
+            from jcv2_trainer.training import train
         except ImportError as error:
             raise typer.BadParameter(
                 f"Training needs more packages ({error}): pip install 'jcv2-plugin[train]'"
@@ -94,7 +95,7 @@ def _command(stage: Stage) -> Callable[..., None]:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            typer.echo("Stopped at once. The last checkpoint is whole; go on with --resume.", err=True)
+            typer.echo("Stopped at once. If there is a checkpoint already, it is whole; go on with --resume.", err=True)
             raise typer.Exit(130) from error
         _show(report, out)
         if not report.finished:
@@ -109,18 +110,24 @@ def _quiet() -> None:
 
     from transformers.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _show(report: Report, out: Path) -> None:
     skipped = "".join(f", {count:,} left out ({reason})" for reason, count in report.skipped.items())
-    typer.echo(f"{report.rows:,} rows{skipped}; {report.steps:,} steps.")
+    kept = "" if report.best_step == report.steps else f", of which the model behind step {report.best_step:,} was best"
+    typer.echo(f"{report.rows:,} rows{skipped}; {report.steps:,} steps{kept}.")
     if report.after:
         typer.echo(f"nDCG@10 on the dev set ({report.dev['queries']:,} queries, {report.dev['documents']:,} passages):")
         for dim, after in report.after.items():
             before = report.before[dim]
             typer.echo(f"  {dim:>5} dims  {before:.4f} -> {after:.4f}  ({after - before:+.4f})")
+    if report.after and (dim := next(iter(report.after))) and report.after[dim] < report.before[dim]:
+        typer.echo(
+            "No checkpoint was better than the start. Try lower rates, more rows, or another --dev set.", err=True
+        )
     if report.finished:
         typer.echo(f"{out}: the model, its card (README.md) and curve.svg" if report.after else f"{out}: the model")
     else:

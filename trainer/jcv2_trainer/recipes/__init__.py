@@ -25,7 +25,7 @@ class RecipeError(Jcv2Error, ValueError):
 class Recipe(BaseModel):
     """Settings of a stage: frozen, and without fields unknown to it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 R = TypeVar("R", bound=Recipe)
