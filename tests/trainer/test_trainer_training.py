@@ -19,6 +19,7 @@ from training_samples import make_rows, settings, tiny_encoder, write_rows
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.cli import app
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.requests import Request
@@ -157,6 +158,43 @@ def test_resuming_gives_what_an_unbroken_run_gives(model, data, tmp_path):
     assert largest_difference(tmp_path / "whole", tmp_path / "parts") < 1e-5
 
 
+def test_a_finished_run_whose_result_was_not_written_is_resumed_without_a_step(model, data, tmp_path, monkeypatch):
+    request = request_for(model, data, tmp_path / "out", max_steps=4)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JinaColbertEncoder, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space"):
+            train(request)
+    assert not (tmp_path / "out").exists()
+    resumed = train(replace(request, resume=True))
+    assert resumed.steps == 4
+    whole = train(replace(request, out=tmp_path / "whole"))
+    assert resumed.after == whole.after
+    assert largest_difference(tmp_path / "out", tmp_path / "whole") < 1e-6
+
+
+def test_of_equal_figures_the_later_checkpoint_wins(model, data, tmp_path):
+    """Rates so small that no figure changes: the end is kept, not the first evaluation."""
+    slow = {"learning_rate": 1e-12, "head_learning_rate": 1e-12, "evaluations": 5, "patience": 0, "max_steps": 5}
+    report = train(request_for(model, data, tmp_path / "out", **slow))
+    assert report.after == pytest.approx(report.before, abs=1e-6)
+    assert report.best_step == report.steps == 5
+
+
+def test_a_few_dev_queries_do_not_end_a_training(model, data, tmp_path):
+    slow = {"learning_rate": 1e-12, "head_learning_rate": 1e-12, "evaluations": 8, "patience": 1}
+    assert train(request_for(model, data, tmp_path / "out", max_steps=8, **slow)).steps == 8
+
+
+def test_the_last_step_is_measured(model, data, tmp_path):
+    report = train(request_for(model, data, tmp_path / "out", max_steps=7, evaluations=2))
+    measured = [entry["step"] for entry in report.history if "eval_ndcg@10_16" in entry]
+    assert measured == [4, 7]
+
+
 def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path):
     request = request_for(model, data, tmp_path / "out", epochs=200.0, evaluations=2)
     process = start(request, data, model)
@@ -174,12 +212,15 @@ def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path):
     assert so_far.dims == (16, 8)
 
 
-def test_two_processes_lose_as_one_does(tmp_path, data):
+@pytest.mark.parametrize("stage", ["train", "pairs"])
+def test_two_processes_lose_as_one_does(tmp_path, data, stage):
     tiny_encoder(tmp_path / "official").save_pretrained(str(tmp_path / "still"))
     without_dropout(tmp_path / "still")
     common = {"dev_share": 0.0, "lora": False, "epochs": 1.0}
-    one = train(request_for(tmp_path / "still", data, tmp_path / "one", batch_size=8, **common))
-    request = request_for(tmp_path / "still", data, tmp_path / "two", batch_size=4, **common)
+    one = train(request_for(tmp_path / "still", data, tmp_path / "one", stage, batch_size=8, **common))
+    request = replace(
+        request_for(tmp_path / "still", data, tmp_path / "two", stage, batch_size=4, **common), stage=stage
+    )
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "jcv2_trainer"]
     process = start(request, data, tmp_path / "still", launch)
     output = process.communicate(timeout=240)[0]
@@ -246,6 +287,27 @@ class TestRefusals:
     def test_a_dimension_beyond_the_states(self, model, data, tmp_path):
         assert "64 components" in self.refused(request_for(model, data, tmp_path / "out", dims=(16, 65)))
 
+    def test_a_loss_that_is_no_number_stops_it(self, model, data, tmp_path):
+        wild = {"learning_rate": 1e30, "head_learning_rate": 1e30, "lora": False, "dev_share": 0.0}
+        message = self.refused(request_for(model, data, tmp_path / "out", **wild))
+        assert "--learning-rate" in message
+        assert not (tmp_path / "out").exists()
+
+    def test_a_device_that_is_not_there(self, model, data, tmp_path):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        request = replace(request_for(model, data, tmp_path / "out"), device="cuda")
+        assert "'cuda'" in self.refused(request)
+
+    def test_a_backbone_without_heads(self, data, tmp_path):
+        from transformers import BertConfig, BertModel
+
+        BertModel(
+            BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ).save_pretrained(tmp_path / "bert")
+        with pytest.raises(Jcv2Error, match="projection"):
+            train(request_for(tmp_path / "bert", data, tmp_path / "out"))
+
     def test_out_of_memory_names_the_knobs(self, model, data, tmp_path, monkeypatch):
         from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 
@@ -290,6 +352,7 @@ class TestCommand:
             (["--epochs", "-1"], "epochs"),
             (["--dims", "16,sixteen"], "dims"),
             (["--heads", "shared"], "untied"),
+            (["--head-learning-rate", "inf"], "finite"),
             (["--lora", "--freeze-backbone"], "exclude each other"),
         ],
     )

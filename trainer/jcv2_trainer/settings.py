@@ -40,8 +40,8 @@ class TrainingRecipe(Recipe):
     )
     scale: float | None = Field(
         gt=0,
-        description="Factor on MaxSim scores before a softmax (1 / temperature); if not given, that of the start's "
-        "least loss.",
+        description="Factor on MaxSim scores before a softmax (1 / temperature); if not given, twice that of the "
+        "start's least loss.",
     )
     teacher_temperature: float = Field(gt=0, description="Divides the teacher's scores before their softmax.")
     document_length: int | None = Field(
