@@ -97,8 +97,10 @@ def ship(trained: Path, report: Report) -> None:
     settings = json.loads((SHIPPED / "model.json").read_text(encoding="utf-8"))
     settings["revision"] = REVISION
     (SHIPPED / "model.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    for name in ("README.md", "curve.svg"):
-        shutil.copy(trained / name, SHIPPED / name)
+    card = (trained / "README.md").read_text(encoding="utf-8").replace(report.model, settings["repository"])
+    card = card.replace("path/to/this/folder", "mini")
+    (SHIPPED / "README.md").write_text(card, encoding="utf-8")
+    shutil.copy(trained / "curve.svg", SHIPPED / "curve.svg")
     size = sum(path.stat().st_size for path in SHIPPED.rglob("*.safetensors"))
     assert size < _LARGEST, f"{size:,} bytes are too many to ship"
     print(f"{SHIPPED}: {size:,} bytes of weights, dev nDCG@10 {report.after}")

@@ -21,9 +21,6 @@ from jcv2_trainer.rows import read_rows
 _DEPTH = 100
 _DOCUMENTS_AT_A_TIME = 512
 
-MEAN = "ndcg@10_mean"
-"""The mean over the heads, by which checkpoints are chosen."""
-
 
 @dataclass(frozen=True)
 class DevSet:
@@ -107,15 +104,13 @@ class DevEvaluator(BaseEvaluator):
         self.dev = dev
         self.dims = tuple(dims)
         self.progress = progress
-        self.primary_metric = MEAN
+        self.primary_metric = metric_name(self.dims[0])
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """nDCG@10 by :func:`metric_name`; the other arguments are sentence-transformers' and not used."""
-        figures = self.ndcg(model)
-        mean = sum(figures.values()) / len(figures)
-        return {**{metric_name(dim): value for dim, value in figures.items()}, MEAN: mean}
+        return {metric_name(dim): value for dim, value in self.ndcg(model).items()}
 
     def ndcg(self, encoder: JinaColbertEncoder) -> dict[int, float]:
         """nDCG@10 by dimension."""

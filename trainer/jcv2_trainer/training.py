@@ -24,7 +24,7 @@ from jcv2_trainer.calibration import best_scale
 from jcv2_trainer.card import write_card
 from jcv2_trainer.collator import PackedCollator
 from jcv2_trainer.datasets_io import training_dataset
-from jcv2_trainer.dev import MEAN, DevEvaluator, metric_name
+from jcv2_trainer.dev import DevEvaluator, metric_name
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.lora import save_lora
@@ -224,7 +224,7 @@ def _arguments(
         save_steps=10**9,
         save_total_limit=settings.keep_checkpoints,
         load_best_model_at_end=evaluates,
-        metric_for_best_model=f"eval_{MEAN}" if evaluates else None,
+        metric_for_best_model=f"eval_{metric_name(encoder.dims[0])}" if evaluates else None,
         greater_is_better=True if evaluates else None,
         logging_steps=settings.log_every,
         logging_first_step=True,
