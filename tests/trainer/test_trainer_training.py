@@ -136,6 +136,17 @@ def test_heads_that_the_model_lacks_are_added(model, data, tmp_path):
     assert JinaColbertEncoder.from_pretrained(str(tmp_path / "out"), device="cpu").dims == (16, 4, 24)
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_result_between_start_and_trained(model, data, tmp_path, lora):
+    common = {"lora": lora, "max_steps": 3, "dev_share": 0.0}
+    train(request_for(model, data, tmp_path / "whole", **common))
+    train(request_for(model, data, tmp_path / "half", interpolation=0.5, **common))
+    start, whole, half = weights(model), weights(tmp_path / "whole"), weights(tmp_path / "half")
+    for name in start:
+        torch.testing.assert_close(half[name], (start[name] + whole[name]) / 2, rtol=1e-4, atol=1e-6)
+    assert largest_difference(model, tmp_path / "whole") > 1e-3
+
+
 def test_resuming_gives_what_an_unbroken_run_gives(model, data, tmp_path):
     whole = request_for(model, data, tmp_path / "whole", evaluations=9, patience=0, epochs=2.0, dev_share=0.1)
     report = train(whole)

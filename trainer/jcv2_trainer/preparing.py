@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.loading import keep_heads
@@ -51,6 +53,22 @@ def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset
             encoder.set_heads(keep_heads(heads, dims))
     _choose_trained(encoder, settings)
     return added
+
+
+def interpolate(encoder: JinaColbertEncoder, start: Mapping[str, Tensor], share: float) -> None:
+    """Put the trained parameters between the start's and their own, in place (WiSE-FT, arXiv 2109.01903).
+
+    Of LoRA only the second matrices move, which are zero at the start: their products then move on the same line.
+
+    Args:
+        encoder: Trained, before :func:`finish`.
+        start: What :func:`~jcv2_trainer.trainer.trainable` gave before training.
+        share: 0 is the start, 1 the trained model.
+    """
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if name in start and ".lora_A." not in name:
+                parameter.copy_(torch.lerp(start[name].to(parameter), parameter, share))
 
 
 def finish(encoder: JinaColbertEncoder, settings: TrainingRecipe) -> None:

@@ -70,6 +70,11 @@ class TrainingRecipe(Recipe):
     )
     lora_rank: int = Field(ge=1, description="Rank of LoRA's matrices; alpha is the same.")
     lora_dropout: float = Field(ge=0, lt=1, description="Dropout before LoRA's matrices.")
+    interpolation: float = Field(
+        gt=0,
+        le=1,
+        description="How far from the start to the trained weights the result goes (WiSE-FT); below 1 it forgets less.",
+    )
     bf16: bool | None = Field(description="Compute in bfloat16; if not given, where the device is a GPU that can.")
     accumulate: int = Field(ge=1, description="Batches whose gradients are added up for a step.")
     gradient_checkpointing: bool = Field(

@@ -79,9 +79,9 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, by name, on the CPU."""
+    """A copy of the parameters that are trained, by name, on the CPU."""
     named = model.named_parameters()
-    return {name: one.detach().to("cpu").contiguous() for name, one in named if one.requires_grad}
+    return {name: one.detach().to("cpu", copy=True).contiguous() for name, one in named if one.requires_grad}
 
 
 def load_trainable(model: nn.Module, checkpoint: Path) -> None:

@@ -29,7 +29,7 @@ from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.lora import save_lora
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
-from jcv2_trainer.preparing import finish, prepare
+from jcv2_trainer.preparing import finish, interpolate, prepare
 from jcv2_trainer.report import Report
 from jcv2_trainer.requests import Request, split
 from jcv2_trainer.runs import REPORT, RunFolder, is_first_process, is_out_of_memory
@@ -43,6 +43,7 @@ from jcv2_trainer.trainer import (
     last_checkpoint,
     load_trainable,
     reports,
+    trainable,
 )
 
 _LEAST_QUERIES = 50  # in a dev set whose figures may end a training early
@@ -81,6 +82,7 @@ def _train(request: Request) -> Report:
     encoder = load(request)
     set_seed(settings.seed)  # for LoRA's matrices; the trainer does it again
     report.added_dims = prepare(encoder, settings, rows)
+    start = trainable(encoder) if settings.interpolation < 1 else {}
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
     if evaluator is not None:
         report.before = _before(evaluator, encoder, run)
@@ -95,8 +97,10 @@ def _train(request: Request) -> Report:
     report.finished = not stop.stopped
     report.history = [dict(one) for one in trainer.state.log_history]
     if trainer.is_world_process_zero():
+        interpolate(encoder, start, settings.interpolation)
         if evaluator is not None:
-            report.after = _of_the_best(trainer, encoder.dims) or evaluator.ndcg(encoder)
+            measured = {} if start else _of_the_best(trainer, encoder.dims)
+            report.after = measured or evaluator.ndcg(encoder)
         _write(encoder, report, run, settings)
     trainer.accelerator.wait_for_everyone()
     return report
