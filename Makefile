@@ -11,7 +11,7 @@ help:
 	@echo "make demo   index this project's docs, ask three questions through LangChain and LlamaIndex"
 	@echo "make test   run the tests (offline, ~10 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
-	@echo "make train-mini  train the model mini anew and put it in the package (an hour on 2 cores)"
+	@echo "make train-mini  train LoRA and heads for the model mini, to build/mini (an hour on 2 cores)"
 	@echo "make bench  the benchmarks, side by side with sentence-transformers"
 
 $(READY): pyproject.toml constraints.txt
@@ -44,7 +44,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ingestion.py --documents 3000 --overlap-documents 256 --rounds 1
 
 train-mini: $(READY)
-	$(BIN)/python examples/train_mini.py --ship
+	$(BIN)/python examples/train_mini.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,10 +1,11 @@
-"""Train the model ``mini`` that ships with the package: LoRA and heads on all-MiniLM-L6-v2, as ``make train-mini``.
+"""Train the model ``mini`` further: LoRA and heads on all-MiniLM-L6-v2, as ``make train-mini``.
 
     python examples/train_mini.py --data FOLDER/train --out build/mini
 
 The start is the backbone as its authors trained it, with principal-component heads fitted anew. The result (heads,
 adapter in half precision, card) is written to ``jcv2_plugin/models/mini`` with ``--ship``. The data are the English
-rows of pairs.jsonl.xz (for the start) and triplets.jsonl.xz; the dev set is drawn from the latter.
+rows of pairs.jsonl.xz (for the start) and triplets.jsonl.xz; the dev set is drawn from the latter. The shipped heads are
+the untrained start: see docs/training.md for what training gains and loses.
 """
 
 from __future__ import annotations
