@@ -3,9 +3,9 @@
     python examples/train_mini.py --data FOLDER/train --out build/mini
 
 The start is the backbone as its authors trained it, with principal-component heads fitted anew. The result (heads,
-adapter in half precision, card) is written to ``jcv2_plugin/models/mini`` with ``--ship``. The data are the English
-rows of pairs.jsonl.xz (for the start) and triplets.jsonl.xz; the dev set is drawn from the latter. The shipped heads are
-the untrained start: see docs/training.md for what training gains and loses.
+adapter in half precision, card) is put into the package only with ``--ship``. The data are the English
+rows of pairs.jsonl.xz (for the start) and triplets.jsonl.xz; the dev set is drawn from the latter. The shipped heads
+are the untrained start: see docs/training.md for what training gains and loses.
 """
 
 from __future__ import annotations
