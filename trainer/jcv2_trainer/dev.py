@@ -96,14 +96,12 @@ class DevEvaluator(BaseEvaluator):
     Args:
         dev: The set.
         dims: The heads to measure.
-        progress: Show a bar while encoding.
     """
 
-    def __init__(self, dev: DevSet, dims: Sequence[int], progress: bool = False) -> None:
+    def __init__(self, dev: DevSet, dims: Sequence[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dev = dev
         self.dims = tuple(dims)
-        self.progress = progress
         self.primary_metric = metric_name(self.dims[0])
 
     def __call__(
@@ -118,7 +116,7 @@ class DevEvaluator(BaseEvaluator):
         texts = list(self.dev.documents.values())
         training = encoder.training
         encoder.eval()
-        options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": self.progress}
+        options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": False}
         queries = encoder.encode_query(list(self.dev.queries.values()), **options)
         parts: dict[int, list[Tensor]] = {dim: [] for dim in self.dims}
         # A part of the passages at a time: all heads' vectors of a large set would not fit in memory.

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.commands import failing_politely, quiet_libraries
 from jcv2_trainer.data import sample_texts
 from jcv2_trainer.folders import replacing
 
@@ -51,8 +52,8 @@ def _assemble(
     The heads are principal components of the token states. The exit status is 2 if the encoder cannot be made.
     """
     wanted = tuple(_parse_dims(dims))
-    with _failing_politely():
-        _quiet()
+    with failing_politely():
+        quiet_libraries()
         from jcv2_trainer.assembling import Assembly, assemble
 
         settings = Assembly(
@@ -94,7 +95,7 @@ def _principal_heads(
     The exit status is 2 if the heads cannot be fitted or written.
     """
     wanted = _parse_dims(dims)
-    with _failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
+    with failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
         queries, positives = sample_texts(data, texts, seed, lang)
         kept = _fit(model, [*positives, *queries], wanted, folder)
     typer.echo(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
@@ -110,7 +111,7 @@ def _fit(model: str, texts: list[str], dims: list[int], folder: Path) -> dict[in
     """Write the heads, and say which share of the states each holds."""
     from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
 
-    _quiet()
+    quiet_libraries()
     backbone = load_backbone(model)
     hidden = int(backbone.get_embedding_dimension())
     if max(dims) > hidden:
@@ -133,15 +134,6 @@ def _parse_dims(text: str) -> list[int]:
     return dims
 
 
-def _quiet() -> None:
-    """No bars of transformers, and no lists of the weights that token states do not need."""
-    from transformers.utils import logging
-
-    transformers_logging: Any = logging
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-
-
 @contextmanager
 def _bar(unit: str, total: int) -> Iterator[Callable[[int], object]]:
     """A progress bar on a terminal, nothing in a pipe."""
@@ -149,16 +141,6 @@ def _bar(unit: str, total: int) -> Iterator[Callable[[int], object]]:
 
     with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
         yield bar.update
-
-
-@contextmanager
-def _failing_politely() -> Iterator[None]:
-    """Errors that have a message for the user end the command with it, and without a traceback."""
-    try:
-        yield
-    except (Jcv2Error, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 def _refuse_occupied(out: Path, force: bool) -> None:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.commands import failing_politely, quiet_libraries
 from jcv2_trainer.mine import MineRecipe, MineReport, mine
 from jcv2_trainer.mining_sources import Bm25Source, CollectionSource, ModelSource, Source
 from jcv2_trainer.recipe_commands import recipe_command
@@ -84,7 +85,7 @@ def _mine(
     The exit status is 2 if something is wrong, and 130 after Ctrl-C.
     """
     with (
-        _failing_politely(out),
+        failing_politely(partial(_stopped, out)),
         _bar(" passages") as indexed,
         _bar(" rows") as progress,
         _source(collection, name, api_key, corpus, by, model, dim, device) as source,
@@ -121,7 +122,7 @@ def _source(
             raise typer.BadParameter("--with bm25 needs no --model or --dim; leave them out, or take --with model.")
         yield Bm25Source(corpus)
     elif model is not None:
-        _quiet_libraries()
+        quiet_libraries()
         yield ModelSource(model, corpus, dim, device)
     else:
         raise typer.BadParameter("Say what finds the negatives: --collection PLACE, --model NAME or --with bm25.")
@@ -132,7 +133,7 @@ def _opened(
 ) -> ColbertCollection:
     from jcv2_plugin.collection import ColbertCollection
 
-    _quiet_libraries()
+    quiet_libraries()
     options = {"api_key": api_key} if api_key else {}
     return ColbertCollection.open(
         place, encoder=model, dim=dim, name=name, device=device, client_options=options if "://" in place else None
@@ -202,8 +203,8 @@ def _score(
 
     The exit status is 2 if something is wrong, and 130 after Ctrl-C.
     """
-    _quiet_libraries()
-    with _failing_politely(out), _bar(" rows") as progress:
+    quiet_libraries()
+    with failing_politely(partial(_stopped, out)), _bar(" rows") as progress:
         report = score(
             data,
             out,
@@ -229,13 +230,6 @@ def _scored(out: Path, report: ScoreReport, teacher: str) -> Iterator[str]:
         yield f"  scores kept in {_rows(report.kept)}"
     if report.lone:
         yield f"  without negatives, so with nothing to distil: {_rows(report.lone)}. Mine some first."
-
-
-def _quiet_libraries() -> None:
-    """Keep loading bars and advice of the libraries below out of the output."""
-    from jcv2_plugin.cli.console import quiet_libraries
-
-    quiet_libraries()
 
 
 class _Bar:
@@ -276,16 +270,7 @@ def _bar(unit: str) -> Iterator[_Bar]:
         bar.close()
 
 
-@contextmanager
-def _failing_politely(out: Path) -> Iterator[None]:
-    """Errors with a message for the user end the command with it; Ctrl-C says how to go on."""
-    try:
-        yield
-    except (Jcv2Error, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        partial = out.with_name(out.name + ".partial")
-        kept = f" What is done is in {partial}; go on with --resume." if partial.exists() else ""
-        typer.echo(f"Stopped.{kept}", err=True)
-        raise typer.Exit(130) from error
+def _stopped(out: Path) -> str:
+    partial_file = out.with_name(out.name + ".partial")
+    kept = f" What is done is in {partial_file}; go on with --resume." if partial_file.exists() else ""
+    return f"Stopped.{kept}"

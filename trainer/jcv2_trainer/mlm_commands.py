@@ -6,16 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.commands import INTERRUPTED, failing_politely, quiet_libraries
 from jcv2_trainer.mlm_settings import MlmRecipe
 from jcv2_trainer.recipe_commands import recipe_command
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
+_STOPPED = "Stopped at once. If there was a checkpoint, it is whole; go on with --resume."
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +34,8 @@ def _convert(
     All weights but the position table are kept. The result must learn its new positions before it is of use: see
     the command mlm. The exit status is 2 if the source cannot be converted.
     """
-    with _failing_politely():
-        _quiet()
+    with failing_politely(lambda: _STOPPED), _needing_packages():
+        quiet_libraries()
         from jcv2_trainer.rotary import to_rotary
 
         done = to_rotary(source, out, rope_theta=rope_theta, max_positions=max_positions)
@@ -73,8 +72,8 @@ def _mlm(
     step and saves a checkpoint. Several GPUs: accelerate launch -m jcv2_trainer mlm ... The exit status is 2 if
     training cannot start or go on, and 130 after Ctrl-C.
     """
-    with _failing_politely():
-        _quiet()
+    with failing_politely(lambda: _STOPPED), _needing_packages():
+        quiet_libraries()
         from jcv2_trainer.mlm import train_mlm
 
         report = train_mlm(texts, model, out, settings, resume=resume, force=force)
@@ -98,25 +97,10 @@ def _mlm(
 
 
 @contextmanager
-def _failing_politely() -> Iterator[None]:
-    """Errors that have a message for the user end the command with it, and without a traceback."""
+def _needing_packages() -> Iterator[None]:
+    """A package that is not installed ends the command with what to install."""
     try:
         yield
     except ImportError as error:
         typer.echo(f"error: more packages are needed ({error}): pip install 'jcv2-plugin[train]'", err=True)
         raise typer.Exit(2) from error
-    except (Jcv2Error, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        typer.echo("Stopped at once. If there was a checkpoint, it is whole; go on with --resume.", err=True)
-        raise typer.Exit(INTERRUPTED) from error
-
-
-def _quiet() -> None:
-    """No bars and warnings of transformers for loading and saving; training has a bar of its own."""
-    from transformers.utils import logging
-
-    transformers_logging: Any = logging
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()

@@ -41,7 +41,8 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> GroupedBatchSampler:
         """See the class."""
-        self.sampler = GroupedBatchSampler(dataset, batch_size, processes=self.args.world_size, seed=self.args.seed)
+        if self.sampler is None:  # asked for twice: for the number of steps, and to train
+            self.sampler = GroupedBatchSampler(dataset, batch_size, processes=self.args.world_size, seed=self.args.seed)
         return self.sampler
 
     def collect_features(self, inputs: Mapping[str, Any]) -> tuple[Batch, None]:  # type: ignore[override]

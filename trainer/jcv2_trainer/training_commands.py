@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.commands import INTERRUPTED, failing_politely, quiet_libraries
 from jcv2_trainer.recipe_commands import recipe_command
 from jcv2_trainer.settings import TrainingRecipe
 
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
         app.command(name=stage, help=f"{text}\n\n{_AFTER}")(_command(stage))
 
 
+_STOPPED = "Stopped at once. If there is a checkpoint already, it is whole; go on with --resume."
 _AFTER = (
     "The model is written to --out when training is done: all heads, a card with data, recipe and figures by "
     "dimension, and a curve. Checkpoints lie in OUT.run meanwhile. Ctrl-C ends behind the running step and saves; "
@@ -89,17 +90,11 @@ def _command(stage: Stage) -> Callable[..., None]:
             revision=revision,
             attn_implementation=attn_implementation,
         )
-        try:
+        with failing_politely(lambda: _STOPPED):
             report = train(request)
-        except (Jcv2Error, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            typer.echo("Stopped at once. If there is a checkpoint already, it is whole; go on with --resume.", err=True)
-            raise typer.Exit(130) from error
         _show(report, out)
         if not report.finished:
-            raise typer.Exit(130)
+            raise typer.Exit(INTERRUPTED)
 
     return command
 
@@ -108,10 +103,7 @@ def _quiet() -> None:
     """transformers' bars and hints are for those who write the loop themselves."""
     import warnings
 
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
