@@ -17,14 +17,16 @@ from qdrant_client import models
 
 from jcv2_plugin.documents import Document, SearchHit, StoredDocument
 from jcv2_plugin.engines.base import Matrix
+from jcv2_plugin.first_stage import FirstStage
 from jcv2_plugin.ingestion import BATCH_DOCUMENTS, IngestReport
 
 if TYPE_CHECKING:
     from jcv2_plugin.explanation import Explanation
     from jcv2_plugin.reading import Reading
+    from jcv2_plugin.searching import Searching
     from jcv2_plugin.writing import Writing
 
-    class _Collection(Writing, Reading): ...
+    class _Collection(Writing, Searching, Reading): ...
 else:
     _Collection = object
 
@@ -78,6 +80,8 @@ class AsyncMethods(_Collection):
         score_threshold: float | None = None,
         candidates: int | None = None,
         exact: bool | None = None,
+        first_stage: FirstStage | None = None,
+        with_explanation: bool = False,
     ) -> list[SearchHit]:
         """See :meth:`search`."""
         return await asyncio.to_thread(
@@ -88,6 +92,8 @@ class AsyncMethods(_Collection):
             score_threshold=score_threshold,
             candidates=candidates,
             exact=exact,
+            first_stage=first_stage,
+            with_explanation=with_explanation,
         )
 
     async def asearch_many(
@@ -99,6 +105,8 @@ class AsyncMethods(_Collection):
         score_threshold: float | None = None,
         candidates: int | None = None,
         exact: bool | None = None,
+        first_stage: FirstStage | None = None,
+        with_explanation: bool = False,
     ) -> list[list[SearchHit]]:
         """See :meth:`search_many`."""
         return await asyncio.to_thread(
@@ -109,6 +117,37 @@ class AsyncMethods(_Collection):
             score_threshold=score_threshold,
             candidates=candidates,
             exact=exact,
+            first_stage=first_stage,
+            with_explanation=with_explanation,
+        )
+
+    async def asearch_diverse(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        fetch_k: int | None = None,
+        lambda_mult: float = 0.5,
+        filter: models.Filter | None = None,
+        score_threshold: float | None = None,
+        candidates: int | None = None,
+        exact: bool | None = None,
+        first_stage: FirstStage | None = None,
+        with_explanation: bool = False,
+    ) -> list[SearchHit]:
+        """See :meth:`search_diverse`."""
+        return await asyncio.to_thread(
+            self.search_diverse,
+            query,
+            k,
+            fetch_k=fetch_k,
+            lambda_mult=lambda_mult,
+            filter=filter,
+            score_threshold=score_threshold,
+            candidates=candidates,
+            exact=exact,
+            first_stage=first_stage,
+            with_explanation=with_explanation,
         )
 
     async def aget(self, ids: Iterable[str]) -> list[StoredDocument]:

@@ -20,6 +20,7 @@ from jcv2_plugin.long_documents import LongDocuments
 from jcv2_plugin.maintenance import Maintenance
 from jcv2_plugin.reading import Reading
 from jcv2_plugin.schema import CollectionSchema
+from jcv2_plugin.searching import Searching
 from jcv2_plugin.snapshots import check_snapshot, read_info, read_points
 from jcv2_plugin.state import load_encoder, load_for
 from jcv2_plugin.storage import Storage
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["ColbertCollection", "IngestReport"]
 
 
-class ColbertCollection(AsyncMethods, Maintenance, Writing, Reading):
+class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
     """A collection of documents for late-interaction search.
 
     Made by :meth:`create` or :meth:`open`, on one of two engines: Qdrant Edge in this process (a folder), or

@@ -7,9 +7,13 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jcv2_plugin.errors import InvalidDocumentError
+
+if TYPE_CHECKING:
+    # Imports the tokenizers, which reading or deleting needs none of.
+    from jcv2_plugin.explanation import Explanation
 
 TEXT_KEY = "page_content"
 METADATA_KEY = "metadata"
@@ -76,9 +80,28 @@ class SearchHit(StoredDocument):
     Attributes:
         score: MaxSim, the sum over query tokens of the largest dot product with a document token. At most
             the number of query vectors.
+        query_vectors: How many vectors the query has.
+        explanation: Which token matched which, where the search was asked for it.
     """
 
     score: float = 0.0
+    query_vectors: int = 0
+    explanation: Explanation | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def relevance(self) -> float:
+        """The score divided by the number of query vectors, within 0 and 1.
+
+        It is the mean cosine of a query vector with its best match, so that hits of queries of different lengths can
+        be compared, and held against one threshold. Storage that rounds can lift it a little over 1, and vectors
+        that point away from each other under 0; there it is clipped.
+        """
+        return relevance_of(self.score, self.query_vectors)
+
+
+def relevance_of(score: float, query_vectors: int) -> float:
+    """See :attr:`SearchHit.relevance`; 0 for a query without vectors."""
+    return min(max(score / query_vectors, 0.0), 1.0) if query_vectors else 0.0
 
 
 def as_documents(

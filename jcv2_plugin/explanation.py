@@ -97,6 +97,64 @@ class Explanation:
         return render(self)
 
 
+@dataclass(frozen=True)
+class TokenVectors:
+    """A text's vectors and the tokens that they stand for.
+
+    Attributes:
+        text: The query or document.
+        tokens: One for each row of ``vectors``.
+        vectors: Of shape ``(tokens, dim)``.
+    """
+
+    text: str
+    tokens: list[ScoredToken]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def of_query(cls, encoder: JinaColbertEncoder, query: str, vectors: NDArray[np.float32]) -> TokenVectors:
+        """A query, whose vectors are known.
+
+        Raises:
+            ValueError: The vectors do not belong to this text and model.
+        """
+        tokens = scored_tokens(encoder, query, "query")
+        if len(tokens) != len(vectors):
+            raise ValueError(
+                f"This model scores {len(vectors)} query vectors for {len(tokens)} tokens, so they cannot be "
+                "told apart: its scoring mask leaves out query tokens in a way that is not known here."
+            )
+        return cls(query, tokens, vectors)
+
+    @classmethod
+    def of_document(
+        cls, encoder: JinaColbertEncoder, text: str, vectors: NDArray[np.float32], long_documents: LongDocuments
+    ) -> TokenVectors:
+        """A document, whose vectors are known.
+
+        Raises:
+            ValueError: The vectors do not belong to this text and model.
+        """
+        tokens = scored_tokens(encoder, text, "document", long_documents)
+        if len(tokens) != len(vectors):
+            raise ValueError(
+                f"The text has {len(tokens)} tokens for this model, but {len(vectors)} vectors were "
+                "given: they were made from another text or with other settings."
+            )
+        return cls(text, tokens, vectors)
+
+
+def compare(query: TokenVectors, document: TokenVectors) -> Explanation:
+    """The comparison of each token of a query with each of a document."""
+    return Explanation(
+        query=query.text,
+        text=document.text,
+        query_tokens=query.tokens,
+        document_tokens=document.tokens,
+        similarities=query.vectors @ document.vectors.T,
+    )
+
+
 def explain(
     encoder: JinaColbertEncoder,
     query: str,
@@ -126,22 +184,5 @@ def explain(
         query_vectors = encoder.query_vectors([query], dim)[0]
     if document_vectors is None:
         document_vectors = encoder.document_vectors([text], dim, long_documents)[0]
-    document_tokens = scored_tokens(encoder, text, "document", long_documents)
-    if len(document_tokens) != len(document_vectors):
-        raise ValueError(
-            f"The text has {len(document_tokens)} tokens for this model, but {len(document_vectors)} vectors were "
-            "given: they were made from another text or with other settings."
-        )
-    query_tokens = scored_tokens(encoder, query, "query")
-    if len(query_tokens) != len(query_vectors):
-        raise ValueError(
-            f"This model scores {len(query_vectors)} query vectors for {len(query_tokens)} tokens, so they cannot be "
-            "told apart: its scoring mask leaves out query tokens in a way that is not known here."
-        )
-    return Explanation(
-        query=query,
-        text=text,
-        query_tokens=query_tokens,
-        document_tokens=document_tokens,
-        similarities=query_vectors @ document_vectors.T,
-    )
+    document = TokenVectors.of_document(encoder, text, document_vectors, long_documents)
+    return compare(TokenVectors.of_query(encoder, query, query_vectors), document)

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 FirstStage = Literal["none", "pooled", "muvera", "bm25", "hybrid"]
 FIRST_STAGES: tuple[FirstStage, ...] = get_args(FirstStage)
 
+STAGE_NAMES: dict[FirstStage, tuple[str, ...]] = {
+    "none": (),
+    "pooled": ("pooled",),
+    "muvera": ("muvera",),
+    "bm25": ("bm25",),
+    "hybrid": ("pooled", "bm25"),
+}
+"""The vectors that each first stage searches, by name."""
+
 BM25_K1 = 1.2
 BM25_B = 0.75
 BM25_LENGTH = 150.0
@@ -161,12 +170,8 @@ def check_first_stage(first_stage: str, options: Mapping[str, Any], dim: int) ->
 def stage_sizes(first_stage: FirstStage, options: Mapping[str, Any], dim: int) -> dict[str, int | None]:
     """The stored vectors of a first stage by name, with their sizes; None for a sparse one. Needs no model."""
     sizes: dict[str, int | None] = {}
-    if first_stage in ("pooled", "hybrid"):
-        sizes["pooled"] = dim
-    if first_stage == "muvera":
-        sizes["muvera"] = Muvera(dim=dim, **options).size
-    if first_stage in ("bm25", "hybrid"):
-        sizes["bm25"] = None
+    for name in STAGE_NAMES[first_stage]:
+        sizes[name] = dim if name == "pooled" else Muvera(dim=dim, **options).size if name == "muvera" else None
     return sizes
 
 

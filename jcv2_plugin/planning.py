@@ -18,8 +18,8 @@ from typing import Any
 from jcv2_plugin.errors import InvalidOptionError
 from jcv2_plugin.first_stage import FIRST_STAGES, FirstStage, stage_sizes
 from jcv2_plugin.muvera import Muvera
-from jcv2_plugin.reading import CANDIDATES
 from jcv2_plugin.schema import MAX_FLOATS
+from jcv2_plugin.searching import CANDIDATES
 from jcv2_plugin.storage import STORAGES, Storage, storage_profile
 
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}

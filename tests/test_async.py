@@ -45,8 +45,19 @@ def test_each_takes_what_its_twin_takes(name: str) -> None:
     assert ours.parameters == theirs.parameters
 
 
-def test_there_are_nine() -> None:
-    expected = {"aadd", "aingest", "adelete", "asearch", "asearch_many", "aget", "acount", "aexplain", "ascroll"}
+def test_there_are_ten() -> None:
+    expected = {
+        "aadd",
+        "aingest",
+        "adelete",
+        "asearch",
+        "asearch_many",
+        "asearch_diverse",
+        "aget",
+        "acount",
+        "aexplain",
+        "ascroll",
+    }
     assert set(TWINS) == expected
 
 

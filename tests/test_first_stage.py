@@ -13,7 +13,7 @@ import pytest
 from collection_samples import DIM, QUERIES, documents, encoded, group, okapi, store
 from qdrant_client import models
 
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder, reading
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder, searching
 from jcv2_plugin.engines.base import Matrix, SearchRequest
 from jcv2_plugin.errors import CollectionCorruptError, InvalidOptionError, InvalidQueryError
 from jcv2_plugin.first_stage import BM25_B, BM25_K1, BM25_LENGTH, Bm25Stage, SparseVector
@@ -210,7 +210,7 @@ class TestTheChoice:
     def test_a_large_one_by_its_first_stage(
         self, get: Get, requests: list[SearchRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reading, "EXACT_UP_TO", 299)
+        monkeypatch.setattr(searching, "EXACT_UP_TO", 299)
         collection = get("edge", "hybrid")
         collection.search(QUERIES[0])
         collection.search(QUERIES[0], k=100)
@@ -225,14 +225,14 @@ class TestTheChoice:
     def test_the_limit_itself_is_still_small(
         self, get: Get, requests: list[SearchRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reading, "EXACT_UP_TO", 300)
+        monkeypatch.setattr(searching, "EXACT_UP_TO", 300)
         get("edge", "hybrid").search(QUERIES[0])
         assert requests[0].candidates is None
 
     def test_local_mode_ranks_all_since_it_gains_nothing(
         self, get: Get, requests: list[SearchRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reading, "EXACT_UP_TO", 10)
+        monkeypatch.setattr(searching, "EXACT_UP_TO", 10)
         get("memory", "hybrid").search(QUERIES[0])
         get("memory", "hybrid").search(QUERIES[0], exact=False)
         assert [one.candidates is not None for one in requests] == [False, True]
@@ -240,7 +240,7 @@ class TestTheChoice:
     def test_without_a_first_stage_all_are_ranked(
         self, get: Get, requests: list[SearchRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reading, "EXACT_UP_TO", 10)
+        monkeypatch.setattr(searching, "EXACT_UP_TO", 10)
         get("edge", "none").search(QUERIES[0])
         get("edge", "none").search(QUERIES[0], exact=True)
         assert [one.candidates for one in requests] == [None, None]
@@ -248,14 +248,14 @@ class TestTheChoice:
     def test_what_is_added_counts_at_once(
         self, mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reading, "EXACT_UP_TO", 2)
+        monkeypatch.setattr(searching, "EXACT_UP_TO", 2)
         with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=DIM) as collection:
             collection.add(["Rice is cooked in water.", "The ferry sails at noon."])
-            assert reading._candidates(collection._current, 10, None, None) is None
+            assert searching._candidates(collection._current, 10, None, None) is None
             collection.add(["A piano has many keys."], ids=["piano"])
-            assert reading._candidates(collection._current, 10, None, None) == reading.CANDIDATES
+            assert searching._candidates(collection._current, 10, None, None) == searching.CANDIDATES
             collection.delete(["piano"])
-            assert reading._candidates(collection._current, 10, None, None) is None
+            assert searching._candidates(collection._current, 10, None, None) is None
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -154,8 +154,10 @@ class Engine(Protocol):
         A filter applies to the candidates too: what it leaves out takes up no place among them.
         """
 
-    def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
-        """Those of the points that exist, in any order; ``with_vectors`` includes the first stage's."""
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool | list[str]
+    ) -> list[Record]:
+        """Those of the points that exist, in any order; with all vectors, the first stage's too, or those named."""
 
     def scroll(
         self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False

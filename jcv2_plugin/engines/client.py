@@ -254,7 +254,9 @@ class ClientEngine:
         self._in_parts("search batch size", requests, send)
         return found
 
-    def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool | list[str]
+    ) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         found: list[Record] = []
         for start in range(0, len(ids), _IDS_PAGE):

@@ -170,7 +170,9 @@ class EdgeEngine:
             results.extend(self._call(edge.EdgeShard.query_batch, part))
         return [[record_of(point, score=point.score) for point in found] for found in results]
 
-    def retrieve(self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool) -> list[Record]:
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool | list[str]
+    ) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
