@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
     from jcv2_plugin.encoder import JinaColbertEncoder
     from jcv2_plugin.explanation import Explanation, TokenMatch, explain
+    from jcv2_plugin.handover import HandOverReport, hand_over
     from jcv2_plugin.heads import MatryoshkaHeads
+    from jcv2_plugin.reranking import RerankResult, rerank
     from jcv2_plugin.schema import CollectionSchema
 
 _HOMES = {
@@ -33,6 +35,10 @@ _HOMES = {
     "explain": "explanation",
     "MatryoshkaHeads": "heads",
     "CollectionSchema": "schema",
+    "HandOverReport": "handover",
+    "hand_over": "handover",
+    "RerankResult": "reranking",
+    "rerank": "reranking",
 }
 
 __all__ = [
@@ -40,14 +46,18 @@ __all__ = [
     "CollectionSchema",
     "Document",
     "Explanation",
+    "HandOverReport",
     "IngestReport",
     "JinaColbertEncoder",
     "MatryoshkaHeads",
+    "RerankResult",
     "SearchHit",
     "StoredDocument",
     "TokenMatch",
     "__version__",
     "explain",
+    "hand_over",
+    "rerank",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

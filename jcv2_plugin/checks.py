@@ -1,4 +1,4 @@
-"""What is checked of documents and vectors before anything is written."""
+"""What is checked of documents, queries and vectors before anything is written or searched."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import Document, is_unicode
 from jcv2_plugin.engines.base import Matrix
-from jcv2_plugin.errors import DocumentTooLongError, InvalidDocumentError, InvalidVectorError
+from jcv2_plugin.errors import DocumentTooLongError, InvalidDocumentError, InvalidQueryError, InvalidVectorError
 from jcv2_plugin.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.tokens import scored_tokens
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
+
+_BATCH_CHARACTERS = 1_000_000
+"""In a batch at most, unless one document has more: its token vectors are in memory at once, several times."""
 
 
 def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder) -> None:
@@ -69,6 +72,27 @@ def check_vectors(matrix: Matrix, dim: int, what: str) -> None:
         raise DocumentTooLongError(f"{what}: {matrix.size:,} floats, Qdrant takes fewer than {MAX_FLOATS:,}.")
 
 
+def check_query(query: str) -> None:
+    """Refuse what cannot be searched for.
+
+    Raises:
+        InvalidQueryError: It is empty, no string, or not Unicode.
+    """
+    if not isinstance(query, str) or not query.strip() or not is_unicode(query):
+        raise InvalidQueryError(f"A query must be a non-empty str, got {query!a:.60}.")
+
+
+def check_query_vectors(vectors: list[Matrix]) -> list[Matrix]:
+    """The same vectors, of queries.
+
+    Raises:
+        InvalidVectorError: Some are not finite.
+    """
+    if not all(np.isfinite(matrix).all() for matrix in vectors):
+        raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
+    return vectors
+
+
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of ``size`` items and a last, shorter one, taking no more from the iterable than it yields.
 
@@ -88,3 +112,19 @@ def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
+
+
+def cut_by_length(batches: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """Batches of texts or documents again, those with too many characters in parts."""
+    for batch in batches:
+        part: list[Any] = []
+        characters = 0
+        for item in batch:
+            text = item.text if isinstance(item, Document) else item
+            length = len(text) if isinstance(text, str) else 0
+            if part and characters + length > _BATCH_CHARACTERS:
+                yield part
+                part, characters = [], 0
+            part.append(item)
+            characters += length
+        yield part

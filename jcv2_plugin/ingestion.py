@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from jcv2_plugin.checks import check_lengths, check_vectors, in_batches
+from jcv2_plugin.checks import check_lengths, check_vectors, cut_by_length, in_batches
 from jcv2_plugin.documents import HASH_KEY, Document, as_documents, payload_of, point_id, validate
 from jcv2_plugin.engines.base import Engine, Matrix, Point
 from jcv2_plugin.journal import IngestJournal
@@ -17,8 +17,6 @@ from jcv2_plugin.state import OpenCollection
 from jcv2_plugin.workers import EncoderPool, as_devices
 
 BATCH_DOCUMENTS = 256
-_BATCH_CHARACTERS = 1_000_000
-"""In a batch at most, unless one document has more: its token vectors are in memory at once, several times."""
 _STORES_AHEAD = 2
 
 
@@ -152,7 +150,7 @@ class Ingestion:
 
     def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:
         current = self._current
-        for items in _cut(in_batches(documents, size)):
+        for items in cut_by_length(in_batches(documents, size)):
             named = self._journal.named(as_documents(items))
             new = changed(current.engine, validate(named), self._in_flight())
             if new:
@@ -179,19 +177,3 @@ class Ingestion:
         self._journal.stored(batch.seen)
         if self._progress is not None:
             self._progress(batch.seen)
-
-
-def _cut(batches: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """Batches again, those with too many characters in parts."""
-    for batch in batches:
-        part: list[Any] = []
-        characters = 0
-        for item in batch:
-            text = item.text if isinstance(item, Document) else item
-            length = len(text) if isinstance(text, str) else 0
-            if part and characters + length > _BATCH_CHARACTERS:
-                yield part
-                part, characters = [], 0
-            part.append(item)
-            characters += length
-        yield part

@@ -7,14 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from qdrant_client import models
 
-from jcv2_plugin.checks import in_batches
+from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
 from jcv2_plugin.diversity import DocumentSimilarities, maximal_marginal_relevance
-from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, is_unicode, point_id
+from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
 from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
-from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, InvalidVectorError
+from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 from jcv2_plugin.explanation import Explanation, TokenVectors, compare
 from jcv2_plugin.first_stage import FIRST_STAGES, STAGE_NAMES, FirstStage
 from jcv2_plugin.schema import VECTOR_NAME
@@ -117,7 +116,7 @@ class Searching(CollectionState):
         k = _positive(k, "k")
         options = _Options(filter, score_threshold, candidates, exact, first_stage)
         for query in queries:
-            _check_query(query)
+            check_query(query)
 
         def work(current: OpenCollection) -> list[list[SearchHit]]:
             found: list[list[SearchHit]] = []
@@ -172,7 +171,7 @@ class Searching(CollectionState):
                 f"lambda_mult must be a number from 0 (most diverse) to 1 (by relevance alone), got {lambda_mult!r}."
             )
         options = _Options(filter, score_threshold, candidates, exact, first_stage)
-        _check_query(query)
+        check_query(query)
 
         def work(current: OpenCollection) -> list[SearchHit]:
             vectors = _query_vectors(current, [query])
@@ -212,11 +211,7 @@ class Searching(CollectionState):
 
 
 def _query_vectors(current: OpenCollection, queries: Sequence[str]) -> list[Matrix]:
-    vectors = current.encoder.query_vectors(queries, current.schema.dim)
-    for matrix in vectors:
-        if not np.isfinite(matrix).all():
-            raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
-    return vectors
+    return check_query_vectors(current.encoder.query_vectors(queries, current.schema.dim))
 
 
 def _hits(
@@ -339,11 +334,6 @@ def _with_vectors(
             known.update(zip((point_id(hit.id) for hit in missing), encoded, strict=True))
         for hit in batch:
             yield hit, known[point_id(hit.id)]
-
-
-def _check_query(query: str) -> None:
-    if not isinstance(query, str) or not query.strip() or not is_unicode(query):
-        raise InvalidQueryError(f"A query must be a non-empty str, got {query!a:.60}.")
 
 
 def _positive(value: int, name: str) -> int:

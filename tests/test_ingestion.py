@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from collection_samples import DIM, contents, documents, expected_contents, stored_vectors
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, ingestion
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, checks
 from jcv2_plugin.errors import CollectionError, DocumentTooLongError, InvalidDocumentError, InvalidOptionError
 
 ITEMS = documents(24)
@@ -107,7 +107,7 @@ class TestOrder:
     def test_long_texts_make_smaller_batches(
         self, collection: ColbertCollection, encoded_texts: list[list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(ingestion, "_BATCH_CHARACTERS", 100)
+        monkeypatch.setattr(checks, "_BATCH_CHARACTERS", 100)
         texts = ["a " * 20, "b " * 20, "c " * 20, "d " * 100, "e " * 5, "f " * 5]  # 40, 40, 40, 200, 10, 10 characters
         report = collection.ingest(texts, batch_documents=5)
         assert [[text[0] for text in batch] for batch in encoded_texts] == [["a", "b"], ["c"], ["d"], ["e"], ["f"]]

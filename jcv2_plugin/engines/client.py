@@ -102,8 +102,8 @@ class ClientEngine:
         self.physical = physical
         self.is_local = isinstance(client._client, QdrantLocal)
         self.first_stage_pays = not self.is_local
-        self._address = address(client)
-        self.place = f"The collection {name!r} {'in' if self.is_local else 'at'} {self._address}"
+        self.address = address(client)
+        self.place = f"The collection {name!r} {'in' if self.is_local else 'at'} {self.address}"
         self._storage = storage
         self._shard_key = shard_key
         self._shard_is_there = False
@@ -424,7 +424,7 @@ class ClientEngine:
         try:
             if self.describe() != schema.to_dict():
                 raise CollectionError(
-                    f"Qdrant at {self._address} does not keep a collection's metadata, in which the model and dim are "
+                    f"Qdrant at {self.address} does not keep a collection's metadata, in which the model and dim are "
                     "stored. Upgrade the server, or use a folder (path=...)."
                 )
             if self._shard_key is not None:
@@ -510,7 +510,7 @@ class ClientEngine:
     def _using(self) -> Iterator[None]:
         if self._closed:
             raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
-        with self._guard, translated_errors(self._address):
+        with self._guard, translated_errors(self.address):
             try:
                 yield
             except ValueError as error:
