@@ -1,4 +1,4 @@
-"""LlamaIndex over Jina-ColBERT-v2 collections: :class:`JinaColbertIndex` and the vector store beneath it.
+"""LlamaIndex over Jina-ColBERT-v2 collections: index, vector store, retriever, reranker, and a way in from others.
 
 Needs llama-index-core (``pip install 'jcv2-plugin[llama-index]'``); it is imported when a class is first used.
 """
@@ -10,11 +10,32 @@ from typing import TYPE_CHECKING
 from jcv2_plugin.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from llama_index_jcv2.handover import from_qdrant
     from llama_index_jcv2.indices import JinaColbertIndex
+    from llama_index_jcv2.pipelines import EncodedByStore
+    from llama_index_jcv2.postprocessors import JinaColbertRerank
+    from llama_index_jcv2.results import ScoredNode
+    from llama_index_jcv2.retrievers import JinaColbertRetriever
     from llama_index_jcv2.vector_stores import JinaColbertVectorStore
 
-_HOMES = {"JinaColbertIndex": "indices", "JinaColbertVectorStore": "vector_stores"}
+_HOMES = {
+    "EncodedByStore": "pipelines",
+    "JinaColbertIndex": "indices",
+    "JinaColbertRerank": "postprocessors",
+    "JinaColbertRetriever": "retrievers",
+    "JinaColbertVectorStore": "vector_stores",
+    "ScoredNode": "results",
+    "from_qdrant": "handover",
+}
 
-__all__ = ["JinaColbertIndex", "JinaColbertVectorStore"]
+__all__ = [
+    "EncodedByStore",
+    "JinaColbertIndex",
+    "JinaColbertRerank",
+    "JinaColbertRetriever",
+    "JinaColbertVectorStore",
+    "ScoredNode",
+    "from_qdrant",
+]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES, extra="llama-index", requires="llama_index")

@@ -18,7 +18,7 @@ from qdrant_client import models
 
 from jcv2_plugin.documents import METADATA_KEY, point_id
 from jcv2_plugin.errors import UnsupportedFilterError
-from llama_index_jcv2.nodes import SOURCE_KEY, SOURCE_KEYS
+from llama_index_jcv2.nodes import NO_SOURCE, SOURCE_KEY, SOURCE_KEYS
 
 _PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -62,9 +62,12 @@ def query_filter(query: VectorStoreQuery, *further: models.Filter | None) -> mod
 
 
 def source_filter(ref_doc_ids: Sequence[str]) -> models.Filter:
-    """The nodes of some source documents."""
+    """The nodes of some source documents. A node that names no source is its own, as in LlamaIndex's pipelines."""
     match = models.MatchAny(any=list(ref_doc_ids))
-    return models.Filter(must=[models.FieldCondition(key=SOURCE_KEY, match=match)])
+    unnamed = models.FieldCondition(key=SOURCE_KEY, match=models.MatchValue(value=NO_SOURCE))
+    no_source = models.Filter(should=[unnamed, _is_empty(SOURCE_KEY)])
+    own = models.Filter(must=[models.HasIdCondition(has_id=[point_id(one) for one in ref_doc_ids]), no_source])
+    return models.Filter(should=[models.FieldCondition(key=SOURCE_KEY, match=match), own])
 
 
 def node_filter(node_ids: Sequence[str] | None) -> models.Filter | None:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
-from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
+from llama_index.core.data_structs.struct_type import IndexStructType
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
+from llama_index.core.ingestion.pipeline import arun_transformations, run_transformations
 from llama_index.core.schema import BaseNode, Document, TransformComponent
+from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from llama_index_jcv2.nodes import embedded_text
+from jcv2_plugin.documents import validate
+from llama_index_jcv2.nodes import document_of, has_text, warn_of_nodes_without_text
+from llama_index_jcv2.opening import DEFAULT_ENCODER, create_collection, open_collection
+from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
 
-logger = logging.getLogger(__name__)
+# Not one of LlamaIndex's enum; it looks types up by their values, and they are str.
+_STRUCT_TYPE = cast(IndexStructType, "jina_colbert")
 
-_DEFAULT_ENCODER = "mini"
-_PLACES = ("path", "url", "client")
+
+class JinaColbertStruct(IndexDict):
+    """An index's entry in an index store. Its type lets ``load_index_from_storage`` make a ``JinaColbertIndex``."""
+
+    @classmethod
+    def get_type(cls) -> IndexStructType:
+        """Its type."""
+        return _STRUCT_TYPE
 
 
 class JinaColbertIndex(VectorStoreIndex):
@@ -39,6 +53,8 @@ class JinaColbertIndex(VectorStoreIndex):
     Raises:
         TypeError: The vector store is another, or an embedding model is given.
     """
+
+    index_struct_cls = JinaColbertStruct
 
     def __init__(
         self,
@@ -72,7 +88,7 @@ class JinaColbertIndex(VectorStoreIndex):
         callback_manager: CallbackManager | None = None,
         transformations: list[TransformComponent] | None = None,
         *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = _DEFAULT_ENCODER,
+        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_ENCODER,
         dim: int | None = None,
         location: str | os.PathLike[str] | None = None,
         **options: Any,
@@ -103,20 +119,23 @@ class JinaColbertIndex(VectorStoreIndex):
             "transformations": transformations,
         }
         if storage_context is not None:
-            given = {"encoder": encoder != _DEFAULT_ENCODER, "dim": dim is not None, "location": location is not None}
+            given = {"encoder": encoder != DEFAULT_ENCODER, "dim": dim is not None, "location": location is not None}
             if unused := sorted([*(name for name, used in given.items() if used), *options]):
                 raise TypeError(
                     f"The storage context brings its collection: {unused} cannot be chosen. Leave them out."
                 )
             return super().from_documents(documents, storage_context, **rest)
-        if location is None and all(options.get(place) is None for place in _PLACES):
-            location = ":memory:"
-        collection = ColbertCollection.create(location, encoder=encoder, dim=dim, **options)
+        rest["transformations"] = transformations or Settings.transformations
+        nodes = run_transformations(documents, rest["transformations"], show_progress=show_progress)
+        validate([document_of(node) for node in nodes if has_text(node)])  # what is refused creates, replaces nothing
+        collection = create_collection(location=location, encoder=encoder, dim=dim, **options)
         try:
-            return super().from_documents(documents, _storage_context(collection), **rest)
+            index = cls(nodes=nodes, storage_context=_storage_context(collection), **rest)
         except BaseException:
             collection.close()
             raise
+        index.docstore.set_document_hashes({document.id_: document.hash for document in documents})
+        return index
 
     @classmethod
     def from_collection(
@@ -132,38 +151,77 @@ class JinaColbertIndex(VectorStoreIndex):
             CollectionNotFoundError: There is none.
             TypeError: Options are given with an open collection.
         """
-        if not isinstance(collection, ColbertCollection):
-            collection = ColbertCollection.open(collection, **options)
-        elif options:
-            raise TypeError(f"The collection is open: {sorted(options)} can no longer be chosen. Leave them out.")
-        return cls(nodes=[], storage_context=_storage_context(collection))
-
-    @property
-    def vector_store(self) -> JinaColbertVectorStore:
-        """The store that holds the nodes."""
-        return self._store
+        return cls(nodes=[], storage_context=_storage_context(open_collection(collection, **options)))
 
     @property
     def collection(self) -> ColbertCollection:
         """The collection that holds the nodes."""
         return self._store.collection
 
-    def as_retriever(self, **kwargs: Any) -> BaseRetriever:
+    @property
+    def vector_store(self) -> JinaColbertVectorStore:
+        """The collection as a vector store."""
+        return self._store
+
+    def as_retriever(self, **kwargs: Any) -> JinaColbertRetriever:
         """A retriever of nodes, with their MaxSim scores.
 
         Args:
-            **kwargs: As for LlamaIndex's ``VectorIndexRetriever``: ``similarity_top_k``, ``filters``,
-                ``doc_ids``, ``node_ids``, and ``vector_store_kwargs`` (see ``JinaColbertVectorStore.query``).
-        """
-        from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+            **kwargs: As for :class:`~llama_index_jcv2.JinaColbertRetriever`: ``similarity_top_k``, ``filters``,
+                ``doc_ids``, ``node_ids``, ``first_stage``, ``candidates``, ``with_explanation``, ... What is for a
+                query engine or a chat engine is passed over.
 
-        # The base class restricts the search to the index nodes there are, which would leave out the text nodes.
-        return VectorIndexRetriever(
-            self, callback_manager=self._callback_manager, object_map=self._object_map, **kwargs
-        )
+        Raises:
+            TypeError: A name is nearly that of an option, or an embedding model is given.
+        """
+        return JinaColbertRetriever(self, **chosen_options(kwargs))
+
+    @property
+    def ref_doc_info(self) -> dict[str, RefDocInfo]:
+        """All source documents in the collection, with the ids of their nodes and the metadata of one of these."""
+        return self._store.ref_doc_info()
+
+    async def aref_doc_info(self) -> dict[str, RefDocInfo]:
+        """:attr:`ref_doc_info`, without blocking the event loop."""
+        return await asyncio.to_thread(self._store.ref_doc_info)
+
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Put the nodes of a document in the place of those that it has.
+
+        The new ones are stored before the old ones are removed, so a document that is refused leaves those it had.
+
+        Args:
+            document: The document as it should be.
+            **update_kwargs: ``insert_kwargs`` and ``delete_kwargs``, as for ``VectorStoreIndex``.
+        """
+        insert_kwargs = update_kwargs.get("insert_kwargs", {})
+        with self._callback_manager.as_trace("update_ref_doc"):
+            before = self._store.source_nodes(document.id_)
+            nodes = run_transformations(
+                [document], self._transformations, show_progress=self._show_progress, **insert_kwargs
+            )
+            self.insert_nodes(nodes, **insert_kwargs)
+            if stale := _others(before, nodes):
+                self.delete_nodes(stale, delete_from_docstore=True, **update_kwargs.get("delete_kwargs", {}))
+            self.docstore.set_document_hash(document.id_, document.hash)
+
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """:meth:`update_ref_doc`, without blocking the event loop."""
+        insert_kwargs = update_kwargs.get("insert_kwargs", {})
+        with self._callback_manager.as_trace("aupdate_ref_doc"):
+            before = await asyncio.to_thread(self._store.source_nodes, document.id_)
+            nodes = await arun_transformations(
+                [document], self._transformations, show_progress=self._show_progress, **insert_kwargs
+            )
+            await self.ainsert_nodes(nodes, **insert_kwargs)
+            if stale := _others(before, nodes):
+                await self.adelete_nodes(stale, delete_from_docstore=True, **update_kwargs.get("delete_kwargs", {}))
+            await self.docstore.aset_document_hash(document.id_, document.hash)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Insert the documents that are new and update those that have changed, by what the collection holds.
+
+        So nothing is written twice after reopening. The collection is asked once for all of the documents.
 
         Args:
             documents: The documents as they should be.
@@ -172,38 +230,49 @@ class JinaColbertIndex(VectorStoreIndex):
         Returns:
             For each document whether it was written.
         """
-        refreshed = []
-        for document in documents:
-            stored = self._store.source_hash(document.id_)
-            refreshed.append(stored != document.hash)
-            if stored is None:
-                self.insert(document, **update_kwargs.get("insert_kwargs", {}))
-            elif stored != document.hash:
-                self.update_ref_doc(document, **update_kwargs.get("update_kwargs", {}))
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            stored = self._store.source_hashes([document.id_ for document in documents])
+            refreshed = []
+            for document in documents:
+                refreshed.append(stored.get(document.id_) != document.hash)
+                if document.id_ not in stored:
+                    self.insert(document, **update_kwargs.get("insert_kwargs", {}))
+                elif refreshed[-1]:
+                    self.update_ref_doc(document, **update_kwargs.get("update_kwargs", {}))
+                stored[document.id_] = document.hash
         return refreshed
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """:meth:`refresh_ref_docs`, without blocking the event loop."""
-        refreshed = []
-        for document in documents:
-            stored = await asyncio.to_thread(self._store.source_hash, document.id_)
-            refreshed.append(stored != document.hash)
-            if stored is None:
-                await self.ainsert(document, **update_kwargs.get("insert_kwargs", {}))
-            elif stored != document.hash:
-                await self.aupdate_ref_doc(document, **update_kwargs.get("update_kwargs", {}))
+        with self._callback_manager.as_trace("arefresh_ref_docs"):
+            stored = await asyncio.to_thread(self._store.source_hashes, [document.id_ for document in documents])
+            refreshed = []
+            for document in documents:
+                refreshed.append(stored.get(document.id_) != document.hash)
+                if document.id_ not in stored:
+                    await self.ainsert(document, **update_kwargs.get("insert_kwargs", {}))
+                elif refreshed[-1]:
+                    await self.aupdate_ref_doc(document, **update_kwargs.get("update_kwargs", {}))
+                stored[document.id_] = document.hash
         return refreshed
 
     def _get_node_with_embedding(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> list[BaseNode]:
         """The nodes as they are, for the store to encode; those without text are left out."""
-        kept = [node for node in nodes if embedded_text(node).strip()]
-        if len(kept) < len(nodes):
-            logger.warning("Left out %d nodes that have no text to encode.", len(nodes) - len(kept))
-        return kept
+        warn_of_nodes_without_text(nodes)
+        return [node for node in nodes if has_text(node)]
 
     async def _aget_node_with_embedding(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> list[BaseNode]:
         return self._get_node_with_embedding(nodes, show_progress)
 
 
+def _others(before: Sequence[str], nodes: Sequence[BaseNode]) -> list[str]:
+    """The ids that are not those of the nodes."""
+    return sorted(set(before) - {node.node_id for node in nodes if has_text(node)})
+
+
 def _storage_context(collection: ColbertCollection) -> StorageContext:
     return StorageContext.from_defaults(vector_store=JinaColbertVectorStore(collection))
+
+
+INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[_STRUCT_TYPE] = JinaColbertStruct
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[_STRUCT_TYPE] = JinaColbertIndex

@@ -8,7 +8,8 @@ LlamaIndex's Qdrant store, so nothing of it is lost and that store can read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
@@ -18,17 +19,33 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from jcv2_plugin import Document, StoredDocument
 from jcv2_plugin.errors import InvalidDocumentError
 
+logger = logging.getLogger(__name__)
+
 SOURCE_KEY = "doc_id"
 SOURCE_KEYS = frozenset({SOURCE_KEY, "document_id", "ref_doc_id"})
 """Payload keys that LlamaIndex gives the id of a node's source document."""
-
-_CONTENT = "_node_content"
-_TYPE = "_node_type"
+NO_SOURCE = "None"
+"""What LlamaIndex writes there for a node without one."""
+SOURCE_HASH_KEY = "_doc_hash"
+"""Payload key of the hash that the source document had: the one key that is not of LlamaIndex's layout."""
+CONTENT_KEY = "_node_content"
+TYPE_KEY = "_node_type"
 
 
 def embedded_text(node: BaseNode) -> str:
     """The text of a node that is encoded."""
     return node.get_content(metadata_mode=MetadataMode.EMBED)
+
+
+def has_text(node: BaseNode) -> bool:
+    """Whether there is anything in a node to encode."""
+    return bool(embedded_text(node).strip())
+
+
+def warn_of_nodes_without_text(nodes: Sequence[BaseNode]) -> None:
+    """Log how many nodes are left out for want of text."""
+    if missing := [node.node_id for node in nodes if not has_text(node)]:
+        logger.warning("Left out %d nodes that have no text to encode: %.200s", len(missing), ", ".join(missing))
 
 
 def document_of(node: BaseNode) -> Document:
@@ -43,15 +60,26 @@ def document_of(node: BaseNode) -> Document:
         raise InvalidDocumentError(
             f"Node {node.node_id!r} cannot be stored as JSON ({error}): metadata {node.metadata!r:.120}."
         ) from error
-    metadata = json.loads(payload[_CONTENT]).get("metadata") or {}
+    metadata = json.loads(payload[CONTENT_KEY]).get("metadata") or {}
+    source_hash = node.source_node.hash if node.source_node is not None else node.hash
+    if source_hash is not None:
+        payload[SOURCE_HASH_KEY] = source_hash
     return Document(text=embedded_text(node), id=node.node_id, metadata=metadata, payload=payload)
 
 
 def node_of(stored: StoredDocument) -> BaseNode:
     """The node of a document; one that LlamaIndex did not write becomes a ``TextNode``."""
-    payload: Mapping[str, Any] = stored.payload
-    if _CONTENT not in payload:
+    if CONTENT_KEY not in stored.payload:
         return TextNode(id_=stored.id, text=stored.text, metadata=stored.metadata)
-    if payload.get(_TYPE) == LlamaDocument.class_name():  # LlamaIndex's own function makes it a TextNode
-        return LlamaDocument.from_json(payload[_CONTENT])
+    return node_of_payload(stored.payload)
+
+
+def node_of_payload(payload: Mapping[str, Any]) -> BaseNode:
+    """The node in a payload of LlamaIndex's layout.
+
+    Raises:
+        ValueError: The payload holds none, or one that cannot be read.
+    """
+    if payload.get(TYPE_KEY) == LlamaDocument.class_name():  # LlamaIndex's own function makes it a TextNode
+        return LlamaDocument.from_json(payload[CONTENT_KEY])
     return metadata_dict_to_node(dict(payload))

@@ -1,0 +1,151 @@
+"""``JinaColbertRerank``: what any retriever found, put in order by MaxSim. No index is needed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index_instrumentation import get_dispatcher
+
+from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
+from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
+from jcv2_plugin.long_documents import LongDocuments
+from llama_index_jcv2.nodes import embedded_text, has_text
+from llama_index_jcv2.results import ScoredNode
+
+dispatcher = get_dispatcher(__name__)
+
+RETRIEVAL_SCORE_KEY = "retrieval_score"
+
+
+class JinaColbertRerank(BaseNodePostprocessor):
+    """Ranks nodes by MaxSim with the query, and keeps the best.
+
+    Results are new :class:`~llama_index_jcv2.results.ScoredNode` objects: the nodes that come in stay as they are.
+    Nodes without text come last, with the score 0.
+
+    Args:
+        top_n: How many nodes to keep.
+        model: The model, by name or folder, or loaded.
+        dim: One of its Matryoshka dimensions; None takes its default.
+        long_documents: What to do with nodes over the model's window, as for ``jcv2_plugin.rerank``.
+        keep_retrieval_score: Keep the score that a node came with as ``retrieval_score`` in its metadata, where
+            neither prompts nor embeddings get it to see.
+        with_explanation: Give each result its ``explanation``.
+        device: Where to put a model that is loaded here.
+        callback_manager: LlamaIndex's callbacks.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        UnknownDimError: The model has no head for ``dim``.
+        InvalidOptionError: ``top_n`` is not positive.
+    """
+
+    top_n: int = Field(description="How many nodes to keep.")
+    model: str = Field(description="The model's name or folder.")
+    dim: int = Field(description="The Matryoshka dimension.")
+    long_documents: LongDocuments = Field(description="What to do with nodes over the model's window.")
+    keep_retrieval_score: bool = Field(description="Whether to keep the former score in the metadata.")
+    with_explanation: bool = Field(description="Whether to explain scores.")
+
+    # Private, as in the vector store: dumps hold no model.
+    _encoder: JinaColbertEncoder = PrivateAttr()
+
+    def __init__(
+        self,
+        top_n: int = 5,
+        model: JinaColbertEncoder | str | os.PathLike[str] = "mini",
+        *,
+        dim: int | None = None,
+        long_documents: LongDocuments = "split",
+        keep_retrieval_score: bool = False,
+        with_explanation: bool = False,
+        device: str | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        if top_n < 1:
+            raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
+        encoder = model
+        if not isinstance(encoder, JinaColbertEncoder):
+            encoder = JinaColbertEncoder.from_pretrained(os.fspath(encoder), dims=dim, device=device)
+        fields: dict[str, Any] = {
+            "top_n": top_n,
+            "model": encoder.name,
+            "dim": encoder.resolve_dim(dim),
+            "long_documents": long_documents,
+            "keep_retrieval_score": keep_retrieval_score,
+            "with_explanation": with_explanation,
+            "callback_manager": callback_manager or CallbackManager(),
+        }
+        super().__init__(**fields)
+        self._encoder = encoder
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The class's name in LlamaIndex's dumps."""
+        return "JinaColbertRerank"
+
+    @property
+    def encoder(self) -> JinaColbertEncoder:
+        """The model."""
+        return self._encoder
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> JinaColbertRerank:
+        return self.model_copy()
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"A JinaColbertRerank cannot be pickled: it holds the loaded model {self.model!r}. Make another one with "
+            "the same arguments where it is needed."
+        )
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        # LlamaIndex runs this in a thread for its asynchronous callers.
+        if query_bundle is None:
+            raise InvalidQueryError("There is no query to rank nodes by: give query_str or query_bundle.")
+        dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self.model,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: self.top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            ranked = self._ranked(nodes, query_bundle.query_str)
+            event.on_end(payload={EventPayload.NODES: ranked})
+        dispatcher.event(ReRankEndEvent(nodes=ranked))
+        return ranked
+
+    def _ranked(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
+        found = [one for one in nodes if has_text(one.node)]
+        results = rerank(
+            self._encoder,
+            query,
+            [embedded_text(one.node) for one in found],
+            dim=self.dim,
+            long_documents=self.long_documents,
+            with_explanation=self.with_explanation,
+        )
+        ranked = [self._scored(found[result.index], result) for result in results]
+        ranked += [self._scored(one, RerankResult(0, 0.0, 0.0)) for one in nodes if not has_text(one.node)]
+        return list(ranked[: self.top_n])
+
+    def _scored(self, found: NodeWithScore, result: RerankResult) -> ScoredNode:
+        node = _with_score(found.node, found.score) if self.keep_retrieval_score else found.node
+        return ScoredNode(node=node, score=result.score, relevance=result.relevance, explanation=result.explanation)
+
+
+def _with_score(node: BaseNode, score: float | None) -> BaseNode:
+    """A copy of a node whose metadata has the score, hidden from prompts and embeddings."""
+    excluded = ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
+    changes: dict[str, Any] = {name: [*getattr(node, name), RETRIEVAL_SCORE_KEY] for name in excluded}
+    changes["metadata"] = {**node.metadata, RETRIEVAL_SCORE_KEY: score}
+    return node.model_copy(update=changes)
