@@ -17,19 +17,31 @@ from typing_extensions import Self
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
 from jcv2_plugin.documents import as_documents, validate
+from jcv2_plugin.first_stage import FirstStage
+from langchain_jcv2.documents import (
+    MATCHES_KEY,
+    create_collection,
+    open_collection,
+    scores_of,
+    search_options,
+    to_core,
+    to_langchain,
+    token_matches,
+)
+from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
+from langchain_jcv2.vectorstores import DEFAULT_ENCODER, JinaColbertVectorStore
 
-SCORE_KEY = "relevance_score"
-"""The metadata key that ``add_score=True`` adds."""
-
-_PLACES = ("path", "url", "client")
+_OPTIONS = ("candidates", "first_stage", "with_explanation")
+"""Fields that are arguments of ``ColbertCollection.search`` under the same names."""
 
 
 class JinaColbertRetriever(BaseRetriever):
     """Documents of a :class:`~jcv2_plugin.ColbertCollection` by MaxSim, best first.
 
-    A document comes back as it was added: its ``id``, ``page_content`` and ``metadata``. ``k``, ``filter`` and
-    whatever else ``ColbertCollection.search`` takes can be given for one call, as in ``invoke(question, k=3)``;
-    a filter given so takes the place of the retriever's own, and None keeps that.
+    A document comes back as it was added: its ``id``, ``page_content`` and ``metadata``. ``k``, ``filter``,
+    ``candidates``, ``first_stage``, ``with_explanation`` and whatever else ``ColbertCollection.search`` takes can be
+    given for one call, as in ``invoke(question, k=3)``; a filter given so takes the place of the retriever's own, and
+    None keeps that.
 
     Close ``retriever.collection`` to release a folder or client.
 
@@ -48,21 +60,37 @@ class JinaColbertRetriever(BaseRetriever):
     k: int = Field(default=4, ge=1)
     """How many documents to return."""
 
-    filter: models.Filter | None = None
-    """Search only what it selects; metadata is addressed as ``metadata.<key>``."""
+    filter: MetadataFilter | None = None
+    """Search only what it selects: Qdrant's own filter, on ``metadata.<key>``, or a dict such as
+    ``{"room": "hall"}``."""
+
+    candidates: int | None = Field(default=None, ge=1)
+    """How many the first stage is to find; None takes 300, and at least ``4 * k``."""
+
+    first_stage: FirstStage | None = None
+    """Another first stage than the collection's, of what it stores; ``"none"`` ranks all documents."""
+
+    with_explanation: bool = False
+    """Put each query token's best match into the documents' metadata, as ``token_matches``."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of ``ColbertCollection.search``, such as ``score_threshold``."""
 
     add_score: bool = False
-    """Put the MaxSim score into the documents' metadata, as ``relevance_score``."""
+    """Put scores into the documents' metadata: MaxSim as ``maxsim``, and by the number of query vectors, so in 0..1,
+    as ``relevance_score``."""
+
+    @field_validator("filter", mode="before")
+    @classmethod
+    def _of_qdrant(cls, value: MetadataFilter | None) -> models.Filter | None:
+        return as_qdrant_filter(value)
 
     @field_validator("search_kwargs")
     @classmethod
     def _only_further_arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted({"k", "filter", "query"} & value.keys())
+        taken = sorted({"query", "k", "filter", *_OPTIONS} & value.keys())
         if taken:
-            raise ValueError(f"search_kwargs holds {taken}: give k and filter as fields of the retriever")
+            raise ValueError(f"search_kwargs holds {taken}: give them as fields of the retriever")
         return value
 
     @classmethod
@@ -72,7 +100,7 @@ class JinaColbertRetriever(BaseRetriever):
         *,
         ids: Sequence[str | None] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = "mini",
+        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_ENCODER,
         dim: int | None = None,
         location: str | os.PathLike[str] | None = None,
         k: int = 4,
@@ -104,7 +132,7 @@ class JinaColbertRetriever(BaseRetriever):
         cls,
         documents: Iterable[Document],
         *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = "mini",
+        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_ENCODER,
         dim: int | None = None,
         location: str | os.PathLike[str] | None = None,
         k: int = 4,
@@ -124,8 +152,28 @@ class JinaColbertRetriever(BaseRetriever):
             InvalidDocumentError: As for :meth:`from_texts`.
             CollectionExistsError: As for :meth:`from_texts`.
         """
-        core = [jcv2_plugin.Document(one.page_content, one.id, one.metadata) for one in documents]
-        return cls._from_core(core, encoder=encoder, dim=dim, location=location, k=k, **options)
+        return cls._from_core(to_core(documents), encoder=encoder, dim=dim, location=location, k=k, **options)
+
+    @classmethod
+    def from_vectorstore(cls, vectorstore: JinaColbertVectorStore, *, k: int = 4, **fields: Any) -> Self:
+        """A retriever over the collection of a vector store.
+
+        ``vectorstore.as_retriever()`` makes LangChain's own, which has MMR and thresholds on relevance instead.
+
+        Args:
+            vectorstore: A :class:`JinaColbertVectorStore`.
+            k: How many documents a search returns.
+            **fields: The retriever's other fields.
+
+        Raises:
+            TypeError: The store is another. Its ``as_retriever`` makes a retriever.
+        """
+        if not isinstance(vectorstore, JinaColbertVectorStore):
+            raise TypeError(
+                f"JinaColbertRetriever searches a JinaColbertVectorStore, not a {type(vectorstore).__name__}: that has "
+                "as_retriever(), whose documents JinaColbertReranker can rank."
+            )
+        return cls(collection=vectorstore.collection, k=k, **fields)
 
     @classmethod
     def from_collection(
@@ -147,39 +195,32 @@ class JinaColbertRetriever(BaseRetriever):
             CollectionNotFoundError: There is none.
             TypeError: Options for opening are given with an open collection.
         """
-        fields = cls._take_fields(options)
-        if isinstance(collection, ColbertCollection):
-            if options:
-                raise TypeError(f"The collection is open: {sorted(options)} can no longer be chosen. Leave them out.")
-            return cls(collection=collection, k=k, **fields)
-        opened = ColbertCollection.open(collection, **options)
-        try:
-            return cls(collection=opened, k=k, **fields)
-        except BaseException:
-            opened.close()
-            raise
+        fields = cls._take_fields(options, k)
+        return cls(collection=open_collection(collection, options), **fields)
 
     @classmethod
     def _from_core(
         cls, documents: list[jcv2_plugin.Document], *, location: str | os.PathLike[str] | None, k: int, **options: Any
     ) -> Self:
         documents = validate(documents)
-        fields = cls._take_fields(options)
-        if location is None and all(options.get(place) is None for place in _PLACES):
-            location = ":memory:"
-        collection = ColbertCollection.create(location, **options)
+        fields = cls._take_fields(options, k)
+        collection = create_collection(location, **options)
         try:
-            retriever = cls(collection=collection, k=k, **fields)
             collection.add(documents)
         except BaseException:
             collection.close()
             raise
-        return retriever
+        return cls(collection=collection, **fields)
 
     @classmethod
-    def _take_fields(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _take_fields(cls, options: dict[str, Any], k: int) -> dict[str, Any]:
+        """The retriever's own of the options, checked before a collection is created or opened."""
         own = set(cls.model_fields) - {"name", "collection", "k"}
-        return {name: options.pop(name) for name in sorted(own & options.keys())}
+        fields = {"k": k, **{name: options.pop(name) for name in sorted(own & options.keys())}}
+        blank = cls.model_construct()
+        for name, value in fields.items():
+            cls.__pydantic_validator__.validate_assignment(blank, name, value)
+        return fields
 
     def _get_relevant_documents(
         self,
@@ -187,7 +228,7 @@ class JinaColbertRetriever(BaseRetriever):
         *,
         run_manager: CallbackManagerForRetrieverRun,
         k: int | None = None,
-        filter: models.Filter | None = None,
+        filter: MetadataFilter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         return self._search(query, k, filter, kwargs)
@@ -198,24 +239,29 @@ class JinaColbertRetriever(BaseRetriever):
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
         k: int | None = None,
-        filter: models.Filter | None = None,
+        filter: MetadataFilter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
         return await run_in_executor(None, self._search, query, k, filter, kwargs)
 
     def _search(
-        self, query: str, k: int | None, filter: models.Filter | None, given: Mapping[str, Any]
+        self, query: str, k: int | None, filter: MetadataFilter | None, given: Mapping[str, Any]
     ) -> list[Document]:
-        arguments = {**self.search_kwargs, **given}
-        arguments.pop("verbose", None)  # LangChain's own; invoke() hands it on
-        hits = self.collection.search(
-            query, self.k if k is None else k, filter=self.filter if filter is None else filter, **arguments
-        )
+        chosen = as_qdrant_filter(self.filter if filter is None else filter)
+        hits = self.collection.search(query, self.k if k is None else k, filter=chosen, **self._options(given))
         return [self._document(hit) for hit in hits]
 
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in _OPTIONS}
+        if given.get("exact") or given.get("first_stage") == "none":  # then there are no candidates to be found
+            own.update(candidates=None, first_stage=None)
+        return {**own, **self.search_kwargs, **search_options(given)}
+
     def _document(self, hit: SearchHit) -> Document:
-        metadata = {**hit.metadata, SCORE_KEY: hit.score} if self.add_score else hit.metadata
-        return Document(id=hit.id, page_content=hit.text, metadata=metadata)
+        added: dict[str, Any] = scores_of(hit) if self.add_score else {}
+        if hit.explanation is not None:
+            added[MATCHES_KEY] = token_matches(hit.explanation)
+        return to_langchain(hit, added)
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import threading
 from pathlib import Path
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumpd, dumps
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_samples import IDS, METADATA, TEXTS, documents, ids_of
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
@@ -25,22 +29,9 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
     InvalidDocumentError,
     InvalidQueryError,
+    UnsupportedFilterError,
 )
-from langchain_jcv2 import JinaColbertRetriever
-
-TEXTS = [
-    "A kettle boils water for tea.",
-    "The lighthouse warns ships of the rocks.",
-    "Bees make honey from nectar.",
-    "A violin has four strings.",
-]
-IDS = ["tea", "lighthouse", "bees", "violin"]
-METADATA = [
-    {"room": "kitchen", "year": 1999, "tags": ["hot", "drink"]},
-    {"room": "coast", "year": 1850, "tags": []},
-    {"room": "garden", "year": 2020},
-    {"room": "hall", "year": 1850},
-]
+from langchain_jcv2 import JinaColbertRetriever, JinaColbertVectorStore
 
 
 def room(name: str) -> models.Filter:
@@ -121,6 +112,12 @@ def test_wrong_fields_are_refused(retriever, wrong):
         JinaColbertRetriever(**{"collection": retriever.collection, **wrong})
 
 
+@pytest.mark.parametrize("wrong", [{"candidates": 0}, {"first_stage": "dense"}, {"search_kwargs": {"candidates": 9}}])
+def test_wrong_search_fields_are_refused(retriever, wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        JinaColbertRetriever(collection=retriever.collection, **wrong)
+
+
 def test_wrong_calls_are_refused(retriever):
     with pytest.raises(InvalidQueryError, match="k must be a positive integer, got 0"):
         retriever.invoke("bees", k=0)
@@ -144,8 +141,50 @@ def test_the_score_is_offered(retriever):
     scored = JinaColbertRetriever(collection=retriever.collection, add_score=True)
     hits = retriever.collection.search("honey", k=4)
     found = scored.invoke("honey")
-    assert [one.metadata["relevance_score"] for one in found] == [hit.score for hit in hits]
-    assert found[0].metadata == {**METADATA[2], "relevance_score": hits[0].score}
+    assert [one.metadata["maxsim"] for one in found] == [hit.score for hit in hits]
+    assert [one.metadata["relevance_score"] for one in found] == [hit.relevance for hit in hits]
+    assert all(0 < one.metadata["relevance_score"] < 1 for one in found)
+    assert found[0].metadata == {**METADATA[2], "maxsim": hits[0].score, "relevance_score": hits[0].relevance}
+
+
+def test_a_filter_may_be_a_dict(retriever):
+    own = JinaColbertRetriever(collection=retriever.collection, filter={"year": 1850})
+    assert set(ids_of(own.invoke("anything"))) == {"lighthouse", "violin"}
+    assert ids_of(own.invoke("anything", filter={"room": "garden"})) == ["bees"]
+    assert isinstance(own.filter, models.Filter)
+    with pytest.raises(UnsupportedFilterError, match="room"):
+        own.invoke("anything", filter={"room": ["garden"]})
+
+
+def test_the_first_stage_and_its_candidates_are_set_for_a_retriever_or_a_call(retriever, monkeypatch):
+    own = JinaColbertRetriever(collection=retriever.collection, k=4, first_stage="bm25", candidates=3)
+    assert ids_of(own.invoke("violin")) == ["violin"]  # nothing else has the word
+    assert len(own.invoke("violin", first_stage="none")) == len(own.invoke("violin", exact=True)) == 4
+    assert len(retriever.invoke("violin", k=4, first_stage="bm25")) == 1
+    seen = []
+    search = retriever.collection.search
+    monkeypatch.setattr(
+        retriever.collection, "search", lambda *args, **options: seen.append(options) or search(*args, **options)
+    )
+    own.invoke("violin", candidates=2)
+    assert (seen[0]["first_stage"], seen[0]["candidates"]) == ("bm25", 2)
+    with pytest.raises(InvalidQueryError, match="muvera"):
+        own.invoke("violin", first_stage="muvera")
+
+
+def test_token_matches_are_offered(retriever):
+    own = JinaColbertRetriever(collection=retriever.collection, k=1, with_explanation=True)
+    (found,) = own.invoke("what do bees make?")
+    matches = found.metadata.pop("token_matches")
+    assert found == documents()[2]
+    assert json.loads(json.dumps(matches)) == matches
+    bees = next(match for match in matches if match["query_token"] == "bees")
+    assert bees["document_token"] == "bees"
+    assert TEXTS[2][bees["start"] : bees["end"]] == "Bees"
+    assert 0.3 < bees["similarity"] <= 1.001
+    assert "token_matches" not in retriever.collection.get(["bees"])[0].metadata
+    assert "token_matches" in retriever.invoke("bees", with_explanation=True)[0].metadata
+    assert "token_matches" not in own.invoke("bees", with_explanation=False)[0].metadata
 
 
 async def test_async_finds_the_same(retriever):
@@ -193,17 +232,12 @@ def test_in_a_chain(retriever):
 
 
 def test_inputs_and_stored_documents_stay_as_they_are(mini, location):
-    metadatas = copy.deepcopy(METADATA)
-    documents = [
-        Document(page_content=text, id=id, metadata=metadata)
-        for text, id, metadata in zip(TEXTS, IDS, metadatas, strict=True)
-    ]
-    before = copy.deepcopy(documents)
-    retriever = JinaColbertRetriever.from_documents(documents, encoder=mini, location=location, add_score=True)
+    given = copy.deepcopy(documents())
+    retriever = JinaColbertRetriever.from_documents(given, encoder=mini, location=location, add_score=True)
     found = retriever.invoke("tea", k=1)[0]
-    assert documents == before
+    assert given == documents()
     found.metadata["tags"].append("mine")
-    documents[0].metadata["tags"].append("mine")
+    given[0].metadata["tags"].append("mine")
     assert retriever.invoke("tea", k=1)[0].metadata["tags"] == ["hot", "drink"]
     retriever.collection.close()
 
@@ -236,6 +270,25 @@ def test_from_collection(mini, tmp_path):
     with pytest.raises(CollectionNotFoundError):
         JinaColbertRetriever.from_collection(tmp_path / "elsewhere")
     JinaColbertRetriever.from_collection(folder, encoder=mini).collection.close()
+
+
+def test_from_a_vector_store(retriever):
+    store = JinaColbertVectorStore(retriever.collection)
+    own = JinaColbertRetriever.from_vectorstore(store, k=1, add_score=True)
+    assert own.collection is store.collection
+    assert own.invoke("honey")[0].metadata["maxsim"] > 0
+    with pytest.raises(ValidationError, match="kk"):
+        JinaColbertRetriever.from_vectorstore(store, kk=1)
+    with pytest.raises(TypeError, match="not a InMemoryVectorStore: that has as_retriever"):
+        JinaColbertRetriever.from_vectorstore(InMemoryVectorStore(DeterministicFakeEmbedding(size=4)))
+
+
+def test_nothing_is_created_or_opened_for_fields_that_are_refused(mini, tmp_path: Path):
+    folder = tmp_path / "collection"
+    for wrong in ({"k": 0}, {"filter": "room"}, {"candidates": -1}, {"search_kwargs": {"k": 1}}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            JinaColbertRetriever.from_texts(TEXTS, encoder=mini, location=folder, **wrong)
+    assert not folder.exists()
 
 
 def test_nothing_is_created_for_documents_that_are_refused(mini, tmp_path: Path):

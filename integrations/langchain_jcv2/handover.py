@@ -1,0 +1,139 @@
+"""Documents of langchain-qdrant's collections, encoded anew as multivectors."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.documents import METADATA_KEY, TEXT_KEY
+from jcv2_plugin.errors import CollectionNotFoundError, InvalidDocumentError, InvalidOptionError
+from jcv2_plugin.handover import hand_over
+from langchain_jcv2.documents import create_collection
+from langchain_jcv2.vectorstores import DEFAULT_ENCODER, JinaColbertVectorStore
+
+logger = logging.getLogger(__name__)
+
+
+def document_of(
+    point_id: str,
+    payload: Mapping[str, Any],
+    *,
+    content_key: str = TEXT_KEY,
+    metadata_key: str = METADATA_KEY,
+) -> Document | None:
+    """The document in a point of a langchain-qdrant collection.
+
+    Further payload keys beside the two are kept as they are.
+
+    Args:
+        point_id: The point's id, which becomes the document's.
+        payload: The point's payload.
+        content_key: Where the text is: langchain-qdrant's ``content_payload_key``.
+        metadata_key: Where the metadata is: its ``metadata_payload_key``. It may be missing or None.
+
+    Returns:
+        None where there is no text.
+
+    Raises:
+        InvalidDocumentError: The text is no str, or the metadata no dict.
+    """
+    text = payload.get(content_key) or ""
+    metadata = payload.get(metadata_key)
+    if metadata is None:
+        metadata = {}
+    for key, value, kind in ((content_key, text, str), (metadata_key, metadata, Mapping)):
+        if not isinstance(value, kind):
+            raise InvalidDocumentError(
+                f"Point {point_id}: {key!r} is {value!r:.60}, not a {'str' if kind is str else 'dict'}, so this is not "
+                "langchain-qdrant's layout. Name the payload keys of the text and of the metadata."
+            )
+    if not text.strip():
+        return None
+    rest = {key: value for key, value in payload.items() if key not in (content_key, metadata_key)}
+    return Document(text, str(point_id), metadata, rest)
+
+
+def from_qdrant(
+    client: QdrantClient,
+    collection_name: str,
+    *,
+    target: ColbertCollection | None = None,
+    location: str | os.PathLike[str] | None = None,
+    encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
+    dim: int | None = None,
+    content_payload_key: str = TEXT_KEY,
+    metadata_payload_key: str = METADATA_KEY,
+    filter: models.Filter | None = None,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> JinaColbertVectorStore:
+    """A store with the documents of a langchain-qdrant collection.
+
+    Their texts are encoded anew, since a multivector cannot be made of a dense vector. The source is only read. A
+    document's id is that of its point. A call that was stopped is repeated to go on: what is stored already is not
+    encoded again.
+
+    Args:
+        client: Where the source is.
+        collection_name: The source's name there.
+        target: An open collection to add the documents to. Without one, ``location`` and what follows say where to
+            find or create it.
+        location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path`` or ``url`` is given. A
+            collection of ours that is there already is added to.
+        encoder: The model, loaded or by name; None takes ``"mini"``, or what an existing collection was made with.
+        dim: One of the model's Matryoshka dimensions; None takes its default, or what an existing collection has.
+        content_payload_key: As of the ``QdrantVectorStore``.
+        metadata_payload_key: Likewise.
+        filter: Take only the points that it selects.
+        progress: Called now and then with the number of documents stored since.
+        **options: Options of ``ColbertCollection.create``, for one that is created.
+
+    Raises:
+        CollectionNotFoundError: There is no such source.
+        InvalidOptionError: No point has text under ``content_payload_key``.
+        InvalidDocumentError: A point has another layout.
+        CollectionMismatchError: The collection that is there was made with another model or dimension.
+        TypeError: A target is given together with what describes one.
+    """
+    if target is not None and (unused := _named(location=location, encoder=encoder, dim=dim, **options)):
+        raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
+    into = target if target is not None else _target(location, encoder=encoder, dim=dim, **options)
+    layout = functools.partial(document_of, content_key=content_payload_key, metadata_key=metadata_payload_key)
+    try:
+        report = hand_over(client, collection_name, into, layout, filter=filter, progress=progress)
+        if report.read and not report.written + report.unchanged:
+            raise InvalidOptionError(
+                f"None of the {report.read} points of {collection_name!r} has text under {content_payload_key!r}. Say "
+                "by content_payload_key= which payload key holds it."
+            )
+    except BaseException:
+        if target is None:
+            into.close()
+        raise
+    if report.skipped:
+        logger.warning("%s: %d points have no text and were left out.", collection_name, report.skipped)
+    return JinaColbertVectorStore(into)
+
+
+def _named(**options: Any) -> list[str]:
+    return sorted(name for name, value in options.items() if value is not None)
+
+
+def _target(location: str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
+    """The collection that is there, or a new one."""
+    known = inspect.signature(ColbertCollection.open).parameters
+    opening = {name: value for name, value in options.items() if name in known}
+    if location is not None or any(options.get(place) is not None for place in ("path", "url", "client")):
+        try:
+            return ColbertCollection.open(location, **opening)
+        except CollectionNotFoundError:
+            pass
+    options["encoder"] = DEFAULT_ENCODER if options["encoder"] is None else options["encoder"]
+    return create_collection(location, **options)

@@ -1,0 +1,300 @@
+"""``JinaColbertVectorStore``: LangChain's standard tests, and what they leave out."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.load import dumpd, dumps
+from langchain_core.vectorstores import VectorStoreRetriever
+from langchain_samples import IDS, METADATA, TEXTS, documents, ids_of
+from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
+from qdrant_client import QdrantClient, models
+
+from jcv2_plugin import ColbertCollection, CollectionSchema
+from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.errors import (
+    CollectionExistsError,
+    CollectionMismatchError,
+    CollectionNotFoundError,
+    InvalidDocumentError,
+)
+from langchain_jcv2 import JinaColbertVectorStore
+
+QUESTION = "what do bees make?"
+
+
+class TestStandard(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, mini, location):
+        with ColbertCollection.create(location, encoder=mini, dim=64) as collection:
+            yield JinaColbertVectorStore(collection)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"search_type": "similarity"},
+        {"search_type": "mmr"},
+        {"search_type": "similarity_score_threshold", "search_kwargs": {"score_threshold": 0.0}},
+    ],
+    ids=lambda search: search["search_type"],
+)
+class TestStandardAsRetriever(RetrieversIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _store(self, mini, location, search):
+        with ColbertCollection.create(location, encoder=mini, dim=64) as collection:
+            self.search = search
+            self.vectorstore = JinaColbertVectorStore(collection)
+            self.vectorstore.add_documents(documents())
+            yield
+
+    @property
+    def retriever_constructor(self):
+        def construct(k: int = 4, **fields):
+            search_kwargs = {**self.search.get("search_kwargs", {}), "k": k}
+            return self.vectorstore.as_retriever(**{**self.search, "search_kwargs": search_kwargs, **fields})
+
+        return construct
+
+    @property
+    def retriever_constructor_params(self):
+        return {}
+
+    @property
+    def retriever_query_example(self):
+        return QUESTION
+
+
+@pytest.fixture(scope="module", params=["memory", "folder"])
+def store(mini, request, tmp_path_factory):
+    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("store") / "collection"
+    with ColbertCollection.create(place, encoder=mini, dim=64) as collection:
+        made = JinaColbertVectorStore(collection)
+        made.add_documents(documents())
+        yield made
+
+
+@pytest.fixture
+def empty(mini, location):
+    with ColbertCollection.create(location, encoder=mini, dim=64) as collection:
+        yield JinaColbertVectorStore(collection)
+
+
+# Making one
+
+
+def test_documents_come_back_as_they_were_added(mini, location):
+    given = documents()
+    store = JinaColbertVectorStore.from_documents(given, encoder=mini, dim=64, location=location)
+    assert given == documents()
+    assert store.get_by_ids(IDS) == given
+    (found,) = store.similarity_search(QUESTION, k=1)
+    assert found == given[2]
+    found.metadata["room"] = given[2].metadata["room"] = "changed"
+    assert store.get_by_ids(["bees"]) == [documents()[2]]
+    store.collection.close()
+
+
+@pytest.mark.parametrize("where", ["embedding", "encoder"])
+def test_a_model_by_name_or_loaded_in_either_place(mini, where):
+    for model in ("mini", mini):
+        store = JinaColbertVectorStore.from_texts(TEXTS[:1], ids=["tea"], dim=64, **{where: model})
+        assert store.collection.dim == 64
+        assert store.collection.schema.model == "mini"
+        store.collection.close()
+
+
+def test_a_dense_embedding_and_two_models_are_refused(mini):
+    dense = DeterministicFakeEmbedding(size=4)
+    with pytest.raises(TypeError, match=r"one vector of a text.* instead of embedding=DeterministicFakeEmbedding"):
+        JinaColbertVectorStore.from_texts(TEXTS, dense)
+    with pytest.raises(TypeError, match="embedding and encoder both name the model"):
+        JinaColbertVectorStore.from_documents(documents(), mini, encoder="mini")
+    with pytest.raises(TypeError, match="stands on a ColbertCollection, got str"):
+        JinaColbertVectorStore("folder")
+
+
+def test_a_collection_that_is_there_is_opened_and_never_added_to_by_mistake(mini, tmp_path):
+    folder = tmp_path / "collection"
+    JinaColbertVectorStore.from_documents(documents(), encoder=mini, dim=64, location=folder).collection.close()
+    with pytest.raises(CollectionExistsError):
+        JinaColbertVectorStore.from_documents(documents(), encoder=mini, location=folder)
+    opened = JinaColbertVectorStore.from_existing_collection(folder)
+    assert ids_of(opened.similarity_search(QUESTION, k=1)) == ["bees"]
+    with pytest.raises(TypeError, match="The collection is open: \\['dim'\\]"):
+        JinaColbertVectorStore.from_existing_collection(opened.collection, dim=64)
+    assert JinaColbertVectorStore.from_existing_collection(opened.collection).get_by_ids(["tea"])
+    opened.collection.close()
+    with pytest.raises(CollectionMismatchError, match="dim=64, not 128"):
+        JinaColbertVectorStore.from_existing_collection(folder, dim=128)
+    with pytest.raises(CollectionNotFoundError):
+        JinaColbertVectorStore.from_existing_collection(tmp_path / "elsewhere")
+
+
+def test_nothing_is_created_for_texts_that_are_refused(mini, tmp_path):
+    folder = tmp_path / "collection"
+    for wrong in (
+        {"texts": ["tea", " "]},
+        {"texts": ["tea"], "ids": ["a", "b"]},
+        {"texts": ["tea", "rice"], "ids": ["a", "a"]},
+        {"texts": ["tea"], "metadatas": [{"when": object()}]},
+    ):
+        with pytest.raises(InvalidDocumentError):
+            JinaColbertVectorStore.from_texts(encoder=mini, location=folder, **wrong)
+    assert not folder.exists()
+
+
+async def test_made_without_blocking(mini):
+    of_texts = await JinaColbertVectorStore.afrom_texts(TEXTS, mini, METADATA, ids=IDS, dim=64)
+    of_documents = await JinaColbertVectorStore.afrom_documents(documents(), encoder=mini, dim=64)
+    assert of_texts.get_by_ids(IDS) == of_documents.get_by_ids(IDS) == documents()
+
+
+# Writing
+
+
+def test_ids_are_given_taken_from_documents_or_drawn(empty):
+    given = [Document(page_content=text, id=id) for text, id in zip(TEXTS, ["a", None, "c", None], strict=True)]
+    ids = empty.add_documents(given, ids=[None, None, "see", "dee"])
+    assert ids[0] == "a"
+    assert ids[2:] == ["see", "dee"]
+    assert ids[1] not in (None, "", "a")
+    assert [one.page_content for one in empty.get_by_ids(ids)] == TEXTS
+    assert ids_of(given) == ["a", None, "c", None]
+    assert len(set(empty.add_texts(TEXTS))) == 4
+    assert empty.collection.count() == 8
+    assert empty.add_texts([]) == empty.add_documents([]) == []
+
+
+def test_any_string_is_an_id_and_the_last_write_stays(empty):
+    ids = ["1", "2", "foo", "ü/ 🐝", "a" * 128]
+    assert empty.add_texts([f"Number {n}." for n in range(5)], [{"n": n} for n in range(5)], ids=ids) == ids
+    assert ids_of(empty.get_by_ids(ids[::-1])) == ids[::-1]
+    empty.add_texts(["Another."], [{"new": True}], ids=["foo"])
+    assert empty.get_by_ids(["foo"]) == [Document(id="foo", page_content="Another.", metadata={"new": True})]
+    assert empty.collection.count() == 5
+    assert empty.delete(["1", "missing"]) is True
+    assert ids_of(empty.get_by_ids(ids)) == ids[1:]
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        ({"texts": ["tea", ""]}, InvalidDocumentError, "the text is empty"),
+        ({"texts": ["tea", "rice"], "ids": ["a"]}, InvalidDocumentError, "2 texts but 1 ids"),
+        ({"texts": ["tea", "rice"], "ids": ["a", "a"]}, InvalidDocumentError, "twice"),
+        ({"texts": ["tea"], "metadatas": [{}, {}]}, InvalidDocumentError, "1 texts but 2 metadata"),
+        ({"texts": "tea"}, InvalidDocumentError, "list of texts"),
+        ({"texts": ["tea"], "batchsize": 2}, TypeError, "batchsize"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_nothing_written(empty, wrong, error, message):
+    with pytest.raises(error, match=message):
+        empty.add_texts(**wrong)
+    assert empty.collection.count() == 0
+
+
+def test_wrong_documents_are_refused(empty):
+    with pytest.raises(InvalidDocumentError, match="4 documents but 1 ids"):
+        empty.add_documents(documents(), ids=["a"])
+    with pytest.raises(InvalidDocumentError, match="ids must be a list"):
+        empty.add_documents(documents(), ids="abcd")
+    with pytest.raises(TypeError, match="vector_field"):
+        empty.add_documents(documents(), vector_field="x")
+    assert empty.collection.count() == 0
+
+
+def test_deleting_asks_for_ids_or_a_filter(empty):
+    empty.add_documents(documents())
+    for nothing in ({}, {"ids": None}, {"filter": None}, {"filter": {}}, {"ids": ["tea"], "filter": {"year": 1999}}):
+        with pytest.raises(ValueError, match="either ids or a filter"):
+            empty.delete(**nothing)
+    with pytest.raises(TypeError, match="where"):
+        empty.delete(["tea"], where={})
+    assert empty.delete([]) is True
+    assert empty.collection.count() == 4
+    assert empty.delete(filter={"year": 1850}) is True
+    assert sorted(empty.collection.ids()) == ["bees", "tea"]
+    assert empty.delete(filter=models.Filter()) is True
+    assert empty.collection.count() == 0
+
+
+def test_a_thousand_documents(mini):
+    store = JinaColbertVectorStore.from_texts(["The first."], ids=["first"], encoder=mini, dim=32)
+    many = [Document(page_content=f"Report {n} of the harbour master.", id=f"r{n}") for n in range(1000)]
+    ids = store.add_documents(many, batch_size=64)
+    assert ids == ids_of(many)
+    assert store.collection.count() == 1001
+    assert ids_of(store.similarity_search("report 999 of the harbour", k=1, exact=True)) == ["r999"]
+
+
+def test_the_payload_is_langchain_qdrants(mini):
+    client = QdrantClient(":memory:")
+    JinaColbertVectorStore.from_documents(documents(), encoder=mini, client=client, name="rooms")
+    points, _ = client.scroll("rooms", limit=10, with_payload=True)
+    read = {point.payload["page_content"]: point.payload["metadata"] for point in points}
+    assert read == dict(zip(TEXTS, METADATA, strict=True))
+
+
+# Async twins
+
+
+async def test_every_async_twin_does_the_same(empty):
+    assert await empty.aadd_documents(documents(), batch_size=2) == IDS
+    assert await empty.aadd_texts(["A lamp."], [{"room": "hall"}], ids=["lamp"]) == ["lamp"]
+    assert await empty.aget_by_ids(["lamp", "tea"]) == empty.get_by_ids(["lamp", "tea"])
+    assert await empty.asimilarity_search(QUESTION, k=2) == empty.similarity_search(QUESTION, k=2)
+    assert await empty.asimilarity_search_with_score(QUESTION) == empty.similarity_search_with_score(QUESTION)
+    assert await empty.asimilarity_search_with_relevance_scores(
+        QUESTION, score_threshold=0.1
+    ) == empty.similarity_search_with_relevance_scores(QUESTION, score_threshold=0.1)
+    assert await empty.amax_marginal_relevance_search(QUESTION, k=2) == empty.max_marginal_relevance_search(
+        QUESTION, k=2
+    )
+    explained = await empty.asimilarity_search_with_explanation(QUESTION, k=1)
+    ((document, explanation),) = empty.similarity_search_with_explanation(QUESTION, k=1)
+    assert explained[0][0] == document
+    np.testing.assert_allclose(explained[0][1].similarities, explanation.similarities, atol=1e-5)
+    for search_type in ("similarity", "mmr"):
+        assert await empty.asearch(QUESTION, search_type, k=2) == empty.search(QUESTION, search_type, k=2)
+    assert await empty.adelete(["lamp"]) is True
+    assert await empty.adelete(filter={"year": 1850}) is True
+    assert sorted(empty.collection.ids()) == ["bees", "tea"]
+
+
+# What is shown
+
+
+def test_clients_and_keys_stay_out_of_what_is_shown(mini):
+    client = QdrantClient(
+        "https://user:sk-very-secret@localhost:1", api_key="sk-very-secret", check_compatibility=False
+    )
+    schema = CollectionSchema.describe(mini, 64, "split", "float16")
+    engine = ClientEngine(client, "rooms", "rooms.1", storage="float16", owns_client=True, retries=1)
+    store = JinaColbertVectorStore(ColbertCollection(engine, schema, mini))
+    retriever = store.as_retriever(search_type="mmr")
+    assert isinstance(retriever, VectorStoreRetriever)
+    shown = [repr(store), str(store), repr(retriever), dumps(retriever), repr(dumpd(retriever)), dumps({"a": store})]
+    shown += [repr(retriever | (lambda found: found)), repr(retriever.to_json()), repr(retriever._get_ls_params())]
+    for text in shown:
+        assert "Client" not in text
+        assert "secret" not in text
+    assert repr(store) == "JinaColbertVectorStore(model='mini', dim=64)"
+    store.collection.close()
+
+
+def test_tags_and_tracing_parameters(store):
+    assert store.embeddings is None
+    retriever = store.as_retriever()
+    assert retriever.tags == ["JinaColbertVectorStore"]
+    assert retriever._get_ls_params()["ls_vector_store_provider"] == "JinaColbertVectorStore"
+
+
+def test_a_shallow_copy_shares_the_collection(store):
+    twin = copy.copy(store)
+    assert twin.collection is store.collection
+    assert twin.get_by_ids(["tea"]) == store.get_by_ids(["tea"])
