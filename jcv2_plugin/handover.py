@@ -102,11 +102,7 @@ def hand_over(
             f"document_of must be a function of a point's id and payload, got {document_of!r:.80}. For a layout by "
             "name, take load_layout(name)."
         )
-    try:
-        engine = ClientEngine.open(source, source_name)
-    except CollectionNotFoundError as error:
-        found = str(error).removesuffix(" Create it first.")
-        raise CollectionNotFoundError(f"Nothing to hand over: {found} Check the source's name.") from error
+    engine = open_source(source, source_name)
     _check_different(engine, target)
     reader = _Reader(document_of)
     done = target.ingest(
@@ -121,6 +117,19 @@ def hand_over(
     report = reader.report
     report.written, report.unchanged = done.written, done.unchanged
     return report
+
+
+def open_source(client: QdrantClient, name: str) -> ClientEngine:
+    """The other collection, to be read.
+
+    Raises:
+        CollectionNotFoundError: There is none of this name.
+    """
+    try:
+        return ClientEngine.open(client, name)
+    except CollectionNotFoundError as error:
+        found = str(error).removesuffix(" Create it first.")
+        raise CollectionNotFoundError(f"Nothing to hand over: {found} Check the source's name.") from error
 
 
 class _Reader:

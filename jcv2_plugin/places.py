@@ -64,7 +64,7 @@ class Place:
             else:
                 path = text
         if url is not None and url != MEMORY:
-            _check_url(url)
+            check_url(url)
         if path is not None and not os.fspath(path).strip():
             raise InvalidOptionError("The path of a collection is empty.")
         return cls(Path(path) if path is not None else None, url, client, name)
@@ -149,10 +149,11 @@ class Place:
             return QdrantClient(url=self.url, **given)
         except (TypeError, ValueError) as error:
             # The reason may quote the URL, and that may have a password.
-            reason = str(error).replace(self.url, _shown(self.url))
+            shown = without_credentials(self.url)
+            reason = str(error).replace(self.url, shown)
             raise InvalidOptionError(
-                f"No client of {_shown(self.url)} with client_options {sorted(options or {})}: {reason}. They are "
-                "keyword arguments of QdrantClient, such as api_key, prefer_grpc, grpc_port, timeout."
+                f"No client of {shown} with client_options {sorted(options or {})}: {reason}. They are keyword "
+                "arguments of QdrantClient, such as api_key, prefer_grpc, grpc_port, timeout."
             ) from None
 
     def _disconnect(self, client: QdrantClient) -> None:
@@ -160,7 +161,7 @@ class Place:
             client.close()
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
     """Refuse what is no server's URL, before a model is loaded.
 
     Raises:
@@ -173,12 +174,12 @@ def _check_url(url: str) -> None:
         known = False
     if not known:
         raise InvalidOptionError(
-            f"{_shown(url)!r} is no address of a Qdrant server. Write it as http://host:6333 (or https); for gRPC add "
-            "client_options={'prefer_grpc': True}, and 'grpc_port' if that is not 6334."
+            f"{without_credentials(url)!r} is no address of a Qdrant server. Write it as http://host:6333 (or https); "
+            "for gRPC add client_options={'prefer_grpc': True}, and 'grpc_port' if that is not 6334."
         )
 
 
-def _shown(url: str) -> str:
+def without_credentials(url: str) -> str:
     """A URL without its user and password."""
     scheme, separator, rest = url.rpartition("://")
     host, slash, path = rest.partition("/")

@@ -50,7 +50,9 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 def test_the_options_shown_exist() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    shown = re.findall(r"^ +jcv2 (\w+)(.*)$", text, re.MULTILINE) + re.findall(r"^jcv2 (\w+)(.*)$", text, re.MULTILINE)
+    shown = re.findall(r"^ +jcv2 ([\w-]+)(.*)$", text, re.MULTILINE) + re.findall(
+        r"^jcv2 ([\w-]+)(.*)$", text, re.MULTILINE
+    )
     assert {command for command, _ in shown} >= {"index", "search", "explain", "eval", "info"}
     for command, rest in shown:
         usage = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})

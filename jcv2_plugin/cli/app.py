@@ -9,6 +9,7 @@ import typer
 
 from jcv2_plugin import __version__
 from jcv2_plugin.cli.collections_app import collections_app
+from jcv2_plugin.cli.hand_over_app import hand_over
 from jcv2_plugin.cli.options import (
     FIRST_STAGES_HELP,
     OFFICIAL,
@@ -266,4 +267,5 @@ def info(
 for _command in (migrate, verify, snapshot, restore):
     app.command()(_command)
 app.add_typer(collections_app, name="collections")
+app.command()(hand_over)
 app.command()(plan)

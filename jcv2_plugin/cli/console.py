@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jcv2_plugin.errors import InvalidOptionError
+from jcv2_plugin.places import check_url, without_credentials
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -66,18 +66,8 @@ class Connection:
     retries: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.is_server:
-            return
-        try:
-            parts = urlsplit(self.location)
-            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            known = False
-        if not known:
-            raise InvalidOptionError(
-                f"{self.location!r} is no address of a server. Write it as http://host:6333 (or https), or give a "
-                "folder."
-            )
+        if self.is_server:
+            check_url(self.location)
 
     @property
     def is_server(self) -> bool:
@@ -88,6 +78,11 @@ class Connection:
     def folder(self) -> Path:
         """The location as a path, where it is a folder."""
         return Path(self.location).expanduser()
+
+    @property
+    def shown(self) -> str:
+        """The location without credentials."""
+        return without_credentials(self.location) if self.is_server else self.location
 
     @property
     def place(self) -> str:

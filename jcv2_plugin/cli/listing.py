@@ -67,7 +67,7 @@ def run_list(connection: Connection, *, as_json: bool) -> None:
         typer.echo(json.dumps([one.to_dict() for one in found]))
         return
     if not found:
-        out.print(f"There is no collection in {connection.location}.", markup=False, soft_wrap=True)
+        out.print(f"There is no collection in {connection.shown}.", markup=False, soft_wrap=True)
         return
     table = Table("name", "model", "dim", "storage", "first stage", "documents", "", box=None)
     for one in found:

@@ -26,7 +26,12 @@ _FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a collection is to be like; None where nothing was said. The device is the model's."""
+    """What a collection is to be like; None where nothing was said.
+
+    Attributes:
+        device: The model's.
+        by_file: Whether its documents come from files, by whose names they are to be found again.
+    """
 
     model: str | None
     dim: int | None
@@ -39,6 +44,7 @@ class Wanted:
     shards: int | None
     replicas: int | None
     device: str | None
+    by_file: bool = True
 
     @property
     def shard(self) -> str | int | None:
@@ -51,7 +57,7 @@ class Wanted:
         Raises:
             typer.BadParameter: One is not of the form KEY=KIND, or of no known kind.
         """
-        indexes: dict[str, PayloadIndex] = {FILE_KEY: "keyword"}
+        indexes: dict[str, PayloadIndex] = {FILE_KEY: "keyword"} if self.by_file else {}
         for given in self.payload_indexes:
             key, separator, kind = given.rpartition("=")
             if not separator or not key or kind not in PAYLOAD_INDEXES:
@@ -170,13 +176,13 @@ def check_same(collection: ColbertCollection, connection: Connection, wanted: Wa
     ):
         if asked is not None and asked != found:
             raise CollectionMismatchError(
-                f"{connection.location!r} was made with {option} {found}, not {asked}. Leave {option} out, or index "
-                "into a new collection."
+                f"{connection.shown!r} was made with {option} {found}, not {asked}. Leave {option} out, or "
+                "name a collection that is not there yet."
             )
     if wanted.shard_key is not None and not custom:
         raise CollectionMismatchError(
-            f"{connection.location!r} was made without --shard-key, so it has no shards by key. Leave it out, or index "
-            "into a new collection."
+            f"{connection.shown!r} was made without --shard-key, so it has no shards by key. Leave it out, or "
+            "name a collection that is not there yet."
         )
 
 

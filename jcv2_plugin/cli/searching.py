@@ -38,7 +38,14 @@ def run_search(
     selected = _where(where)
     with connection.open() as collection:
         quiet_libraries()
-        hits = collection.search(query, k, filter=selected, candidates=candidates, exact=exact or None)
+        hits = collection.search(
+            query,
+            k,
+            filter=selected,
+            candidates=candidates,
+            exact=exact or None,
+            with_explanation=not as_json,
+        )
         if as_json:
             rows = [{"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata} for hit in hits]
             typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -46,16 +53,15 @@ def run_search(
         if not hits:
             out.print("No document matches." if collection.count() else "The collection is empty.")
             return
-        vectors = collection.encoder.query_vectors([query], collection.dim)[0]
         for rank, hit in enumerate(hits, start=1):
-            _print_hit(rank, hit, collection.explain(query, hit.id, query_vectors=vectors))
+            _print_hit(rank, hit)
 
 
-def _print_hit(rank: int, hit: SearchHit, explanation: Explanation) -> None:
+def _print_hit(rank: int, hit: SearchHit) -> None:
     out.print(Text.assemble((f"{rank}. ", "bold"), (f"{hit.score:.2f}", "cyan"), "  ", (hit.id, "green")))
     passage = Text(hit.text.strip())
     offset = len(hit.text) - len(hit.text.lstrip())
-    for start, end in explanation.matched_spans():
+    for start, end in hit.explanation.matched_spans() if hit.explanation is not None else ():
         passage.stylize(_HIGHLIGHT, start - offset, end - offset)
     out.print(passage, soft_wrap=not out.is_terminal)
     out.print()

@@ -51,7 +51,7 @@ class TestConnection:
 
     @pytest.mark.parametrize("url", ["foo://bar", "http://", "http://[::1", "http://host:port", "://"])
     def test_a_url_that_is_none(self, url: str) -> None:
-        with pytest.raises(InvalidOptionError, match="no address of a server"):
+        with pytest.raises(InvalidOptionError, match="no address of a Qdrant server"):
             run("info", "-c", url)
 
     def test_a_key(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
