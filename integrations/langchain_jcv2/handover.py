@@ -118,7 +118,7 @@ def from_qdrant(
             into.close()
         raise
     if report.skipped:
-        logger.warning("%s: %d points have no text and were left out.", collection_name, report.skipped)
+        logger.warning("Of %s %d of %d points were left out: no text.", collection_name, report.skipped, report.read)
     return JinaColbertVectorStore(into)
 
 
@@ -130,7 +130,7 @@ def _target(location: str | os.PathLike[str] | None, **options: Any) -> ColbertC
     """The collection that is there, or a new one."""
     known = inspect.signature(ColbertCollection.open).parameters
     opening = {name: value for name, value in options.items() if name in known}
-    if location is not None or any(options.get(place) is not None for place in ("path", "url", "client")):
+    if location is not None or any(options.get(place) is not None for place in ("path", "url")):
         try:
             return ColbertCollection.open(location, **opening)
         except CollectionNotFoundError:
