@@ -200,6 +200,15 @@ def test_a_few_dev_queries_do_not_end_a_training(model, data, tmp_path):
     assert train(request_for(model, data, tmp_path / "out", max_steps=8, **slow)).steps == 8
 
 
+def test_queries_of_the_dev_set_are_not_trained_on(model, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
+    dev = write_rows(tmp_path / "dev.jsonl", rows[:5])
+    report = train(replace(request_for(model, data, tmp_path / "out", dev_share=0.0, evaluations=1), dev=dev))
+    assert (report.rows, report.skipped, report.dev["queries"]) == (35, {"query-of-dev-set": 5}, 5)
+    with pytest.raises(TrainingError, match="The queries of all 5 rows are queries of"):
+        train(replace(request_for(model, dev, tmp_path / "other"), dev=dev))
+
+
 def test_the_last_step_is_measured(model, data, tmp_path):
     report = train(request_for(model, data, tmp_path / "out", max_steps=7, evaluations=2))
     measured = [entry["step"] for entry in report.history if "eval_ndcg@10_16" in entry]

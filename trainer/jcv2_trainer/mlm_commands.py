@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from jcv2_trainer.commands import INTERRUPTED, failing_politely, quiet_libraries
 from jcv2_trainer.mlm_settings import MlmRecipe
+from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipe_commands import recipe_command
 
 _STOPPED = "Stopped at once. If there was a checkpoint, it is whole; go on with --resume."
@@ -77,7 +77,7 @@ def _mlm(
         from jcv2_trainer.mlm import train_mlm
 
         report = train_mlm(texts, model, out, settings, resume=resume, force=force)
-    if os.environ.get("RANK", "0") != "0":  # one of several processes says it
+    if not is_first_process():
         raise typer.Exit(0 if report.finished else INTERRUPTED)
     if not report.finished:
         typer.echo(

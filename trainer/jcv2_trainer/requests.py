@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from jcv2_trainer.check import text_key
 from jcv2_trainer.datasets_io import split_dev
 from jcv2_trainer.dev import DevSet
 from jcv2_trainer.errors import TrainingError
@@ -91,6 +92,11 @@ def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, R
     chosen, dev, held_out = list(range(len(dataset))), None, 0
     if request.dev is not None:
         dev = DevSet.read(request.dev)
+        asked = {text_key(query) for query in dev.queries.values()}
+        chosen = [place for place, key in enumerate(dataset["query_key"]) if key not in asked]
+        held_out = len(dataset) - len(chosen)
+        if not chosen:
+            raise TrainingError(f"The queries of all {held_out:,} rows are queries of {request.dev} too. Give others.")
     elif settings.dev_share:
         chosen, dev_rows = split_dev(dataset, settings.dev_share, settings.dev_size, settings.seed)
         left = sorted(set(range(len(dataset))).difference(chosen, dev_rows))

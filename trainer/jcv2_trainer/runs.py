@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import torch
 
 from jcv2_plugin.files import write_atomically
 from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.trainer import last_checkpoint
 
 REPORT = "training.json"
@@ -98,11 +98,6 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what is of no use once the result is there."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes, of those that torchrun or accelerate started; also before they meet."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def refuse_taken(out: Path, force: bool) -> None:

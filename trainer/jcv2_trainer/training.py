@@ -30,9 +30,10 @@ from jcv2_trainer.folders import replacing
 from jcv2_trainer.lora import save_lora
 from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.preparing import finish, interpolate, prepare
+from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.report import Report
 from jcv2_trainer.requests import Request, split
-from jcv2_trainer.runs import REPORT, RunFolder, is_first_process, is_out_of_memory
+from jcv2_trainer.runs import REPORT, RunFolder, is_out_of_memory
 from jcv2_trainer.settings import TrainingRecipe
 from jcv2_trainer.trainer import (
     ColbertTrainer,
@@ -86,11 +87,12 @@ def _train(request: Request) -> Report:
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
     if evaluator is not None:
         report.before = _before(evaluator, encoder, run)
+    collator = _collator(encoder, settings, everything)
     if settings.scale is None:
-        settings = settings.model_copy(update={"scale": _scale(encoder, rows, settings, everything, run)})
+        settings = settings.model_copy(update={"scale": _scale(encoder, rows, settings, collator, run)})
         report.recipe = settings.model_dump()
     stop = StopOnSignal()
-    trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, everything, callbacks=[stop])
+    trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, collator, callbacks=[stop])
     _run(trainer, stop, run, request)
     report.steps = trainer.state.global_step
     report.best_step = trainer.state.best_global_step or report.steps
@@ -138,7 +140,7 @@ def build_trainer(
     rows: Dataset,
     folder: Path,
     evaluator: DevEvaluator | None = None,
-    everything: Dataset | None = None,
+    collator: PackedCollator | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> ColbertTrainer:
     """A trainer for a prepared encoder; see :func:`~jcv2_trainer.preparing.prepare`.
@@ -149,10 +151,10 @@ def build_trainer(
         rows: Training rows, with the columns of :func:`~jcv2_trainer.datasets_io.training_dataset`.
         folder: For checkpoints.
         evaluator: Measures at intervals; the best checkpoint of the default dimension is what training ends with.
-        everything: Rows from which to know which passages answer a query; the training rows if not given.
+        collator: One that knows more than the rows do of which passages answer a query; None makes one of the rows.
         callbacks: Of transformers' trainer.
     """
-    collator = _collator(encoder, settings, rows if everything is None else everything)
+    collator = collator or _collator(encoder, settings, rows)
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
     arguments = _arguments(encoder, settings, folder, evaluator is not None)
     more: list[TrainerCallback] = [EpochOfData(collator), MeasureTheEnd(), *callbacks]
@@ -267,12 +269,12 @@ def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder
 
 
 def _scale(
-    encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, everything: Dataset, run: RunFolder
+    encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator, run: RunFolder
 ) -> float:
     """The factor on scores, found once: a resumed run has other scores by then."""
     if (known := run.read("scale.json")) is not None:
         return float(known)
-    scale = best_scale(encoder, rows, settings, _collator(encoder, settings, everything))
+    scale = best_scale(encoder, rows, settings, collator)
     if is_first_process():
         run.write("scale.json", scale)
     return scale

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from jcv2_trainer.commands import INTERRUPTED, failing_politely, quiet_libraries
+from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipe_commands import recipe_command
 from jcv2_trainer.settings import TrainingRecipe
 
@@ -92,7 +93,8 @@ def _command(stage: Stage) -> Callable[..., None]:
         )
         with failing_politely(lambda: _STOPPED):
             report = train(request)
-        _show(report, out)
+        if is_first_process():
+            _show(report, out)
         if not report.finished:
             raise typer.Exit(INTERRUPTED)
 
