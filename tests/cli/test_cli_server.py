@@ -49,6 +49,24 @@ class TestConnection:
     def test_a_url_may_hold_a_secret(self) -> None:
         assert Connection("https://me:secret@host:6333/x").place == "the collection 'documents' at https://host:6333"
 
+    def test_a_secret_is_not_told_in_an_error(self, url: str) -> None:
+        with pytest.raises(InvalidOptionError, match="no address of a Qdrant server") as caught:
+            run("info", "-c", "http://me:secret@host:port")
+        assert "secret" not in str(caught.value)
+        assert "host:port" in str(caught.value)
+        with pytest.raises(CollectionMismatchError, match="was made with --dim") as mismatch:
+            run("index", "docs", "-c", url.replace("://", "://me:secret@"), "--dim", "64")
+        assert "secret" not in str(mismatch.value)
+        assert url in str(mismatch.value)
+
+    def test_what_is_no_address_may_be_meant_as_a_folder(self, place: Path) -> None:
+        done = jcv2("info", "-c", "foo://bar", cwd=place)
+        assert done.returncode == 1
+        assert done.stderr == (
+            "error: 'foo://bar' is no address of a Qdrant server. Write it as http://host:6333 (or https), or give a "
+            "folder.\n"
+        )
+
     @pytest.mark.parametrize("url", ["foo://bar", "http://", "http://[::1", "http://host:port", "://"])
     def test_a_url_that_is_none(self, url: str) -> None:
         with pytest.raises(InvalidOptionError, match="no address of a Qdrant server"):
