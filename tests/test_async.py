@@ -64,9 +64,21 @@ def test_there_are_ten() -> None:
 class TestTwins:
     async def test_reading(self, collection: ColbertCollection) -> None:
         recent = models.Filter(must=[models.FieldCondition(key="metadata.n", range=models.Range(gte=30))])
-        for options in ({}, {"filter": recent}, {"candidates": 9}, {"exact": True}, {"score_threshold": 3.0}):
+        for options in (
+            {},
+            {"filter": recent},
+            {"candidates": 9},
+            {"exact": True},
+            {"score_threshold": 3.0},
+            {"first_stage": "bm25"},
+        ):
             assert await collection.asearch(QUERIES[0], 4, **options) == collection.search(QUERIES[0], 4, **options)
             assert await collection.asearch_many(QUERIES, 3, **options) == collection.search_many(QUERIES, 3, **options)
+        (hit,) = await collection.asearch(QUERIES[0], 1, with_explanation=True)
+        (same,) = (await collection.asearch_many(QUERIES, 1, with_explanation=True))[0]
+        assert hit.explanation is not None
+        assert same.explanation is not None
+        assert hit.explanation.score == pytest.approx(same.explanation.score, abs=1e-4)
         assert await collection.aget(["d3", "missing", "d1"]) == collection.get(["d3", "missing", "d1"])
         assert (await collection.acount(), await collection.acount(group("g7"))) == (60, 2)
         explanation = await collection.aexplain(QUERIES[0], "d3")

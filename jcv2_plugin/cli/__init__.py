@@ -20,6 +20,7 @@ _AS_OPTIONS = {
     "leave out shard_key": "leave out --shard-key",
     "retries=...": "--retries",
     "; for gRPC add client_options={'prefer_grpc': True}, and 'grpc_port' if that is not 6334": ", or give a folder",
+    "migrate(first_stage=...)": "jcv2 migrate --first-stage",
     " (path=...)": "",
     " (url=...)": "",
     "Leave out candidates and exact, or give it one: migrate(first_stage='hybrid')": (

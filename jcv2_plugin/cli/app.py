@@ -145,6 +145,9 @@ def search(
         int | None, typer.Option(min=1, help="How many candidates the first stage finds; 300 or more if not given.")
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Rank all documents, without the first stage.")] = False,
+    first_stage: Annotated[
+        str | None, typer.Option(help="Another first stage than the collection's, of those it stores.")
+    ] = None,
     name: Name = "documents",
     api_key: ApiKey = None,
     timeout: Timeout = None,
@@ -162,6 +165,7 @@ def search(
         where=where or [],
         candidates=candidates,
         exact=exact,
+        first_stage=first_stage,
         as_json=as_json,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from qdrant_client import models
@@ -16,6 +16,9 @@ from jcv2_plugin.cli.console import Connection, out, print_table, quiet_librarie
 from jcv2_plugin.collection import ColbertCollection
 from jcv2_plugin.documents import SearchHit
 from jcv2_plugin.explanation import Explanation, explain
+
+if TYPE_CHECKING:
+    from jcv2_plugin.first_stage import FirstStage
 
 _HIGHLIGHT = "bold dark_orange3"
 
@@ -28,13 +31,13 @@ def run_search(
     where: Sequence[str],
     candidates: int | None,
     exact: bool,
+    first_stage: str | None,
     as_json: bool,
 ) -> None:
     """Print the best passages of a collection."""
-    if exact and candidates is not None:
-        raise typer.BadParameter(
-            "--exact ranks all documents, so it takes no candidates. Give one of the two.", param_hint="--candidates"
-        )
+    for option, given in (("--candidates", candidates), ("--first-stage", first_stage)):
+        if exact and given is not None:
+            raise typer.BadParameter("--exact ranks all documents. Give one of the two.", param_hint=option)
     selected = _where(where)
     with connection.open() as collection:
         quiet_libraries()
@@ -44,6 +47,7 @@ def run_search(
             filter=selected,
             candidates=candidates,
             exact=exact or None,
+            first_stage=cast("FirstStage | None", first_stage),
             with_explanation=not as_json,
         )
         if as_json:

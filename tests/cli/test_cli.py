@@ -133,6 +133,19 @@ class TestSearch:
         assert run_json("search", "-c", "store", "a row", "--where", "number=4") == []
         run("search", "-c", "store", "anything", "--where", "nonsense", code=2)
 
+    def test_another_first_stage(self, indexed: Path) -> None:
+        found = [
+            run_json("search", "-c", "store", "how is rice cooked?", "--first-stage", stage, "-k", "1")[0]["id"]
+            for stage in ("hybrid", "pooled", "bm25", "none")
+        ]
+        assert len(set(found)) == 1
+        done = jcv2("search", "-c", "store", "rice?", "--first-stage", "muvera", cwd=indexed)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "first_stage='hybrid', so a search may use" in done.stderr
+        assert done.stderr.endswith("or give the collection another: jcv2 migrate --first-stage.\n")
+        for option in (("--first-stage", "bm25"), ("--candidates", "3")):
+            run("search", "-c", "store", "rice?", "--exact", *option, code=2)
+
     def test_info(self, indexed: Path) -> None:
         described = run_json("info", "-c", "store")
         assert (described["model"], described["dim"], described["documents"]) == ("mini", 64, 2)
