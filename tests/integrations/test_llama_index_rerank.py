@@ -1,0 +1,199 @@
+"""``JinaColbertRerank``: any retriever's results by MaxSim, with nothing that came in changed."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+
+import pytest
+from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+
+from jcv2_plugin import JinaColbertEncoder, rerank
+from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError, ModelNotFoundError, UnknownDimError
+from llama_index_jcv2 import JinaColbertIndex, JinaColbertRerank, ScoredNode
+
+TEXTS = {
+    "tea": "A kettle boils water for tea.",
+    "lighthouse": "The lighthouse warns ships of the rocks.",
+    "bees": "Bees make honey from nectar.",
+    "violin": "A violin has four strings.",
+}
+QUESTION = "what do bees make?"
+
+
+def given():
+    nodes = [TextNode(text=text, id_=id, metadata={"room": id.upper()}) for id, text in TEXTS.items()]
+    return [NodeWithScore(node=node, score=0.25 * position) for position, node in enumerate(nodes)]
+
+
+def ids(found):
+    return [one.node_id for one in found]
+
+
+def test_nodes_are_ranked_by_maxsim(mini):
+    nodes = given()
+    texts = [one.node.get_content(MetadataMode.EMBED) for one in nodes]
+    for dim in (None, 32):
+        expected = rerank(mini, QUESTION, texts, dim=dim)
+        found = JinaColbertRerank(top_n=4, model=mini, dim=dim).postprocess_nodes(nodes, query_str=QUESTION)
+        assert ids(found) == [nodes[one.index].node_id for one in expected]
+        assert [(one.score, one.relevance) for one in found] == [(one.score, one.relevance) for one in expected]
+    assert ids(found)[0] == "bees"
+    assert (
+        ids(JinaColbertRerank(2, mini).postprocess_nodes(nodes, query_bundle=QueryBundle(QUESTION))) == ids(found)[:2]
+    )
+
+
+def test_scores_are_those_of_an_index(mini):
+    documents = [Document(text=text, id_=id) for id, text in TEXTS.items()]
+    index = JinaColbertIndex.from_documents(documents, encoder=mini, dim=64, storage="float32", transformations=[])
+    found = index.as_retriever(similarity_top_k=4).retrieve(QUESTION)
+    ranked = JinaColbertRerank(4, mini, dim=64).postprocess_nodes(list(reversed(found)), query_str=QUESTION)
+    assert ids(ranked) == ids(found)
+    assert [one.score for one in ranked] == pytest.approx([one.score for one in found], abs=1e-4)
+
+
+def test_nothing_that_comes_in_is_changed(mini):
+    nodes = given()
+    before = copy.deepcopy(nodes)
+    listed = list(nodes)
+    JinaColbertRerank(2, mini, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUESTION)
+    assert nodes == before
+    assert all(one is two for one, two in zip(nodes, listed, strict=True))
+
+
+def test_the_retrieval_score_is_kept_out_of_prompts(mini):
+    nodes = given()
+    (found,) = JinaColbertRerank(1, mini, keep_retrieval_score=True).postprocess_nodes(nodes, query_str=QUESTION)
+    assert found.node.metadata == {"room": "BEES", "retrieval_score": 0.5}
+    for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+        assert found.node.get_content(mode) == nodes[2].node.get_content(mode)
+    (plain,) = JinaColbertRerank(1, mini).postprocess_nodes(nodes, query_str=QUESTION)
+    assert plain.node.metadata == {"room": "BEES"}
+
+
+def test_explanations(mini):
+    found = JinaColbertRerank(2, mini, with_explanation=True).postprocess_nodes(given(), query_str=QUESTION)
+    assert [type(one) for one in found] == [ScoredNode] * 2
+    assert [one.explanation.score for one in found] == pytest.approx([one.score for one in found], abs=1e-4)
+    assert found[0].explanation.text == "room: BEES\n\n" + TEXTS["bees"]
+
+
+def test_nodes_without_text_come_last(mini):
+    nodes = [NodeWithScore(node=TextNode(text=" ", id_="blank"), score=9.0), *given()]
+    found = JinaColbertRerank(5, mini).postprocess_nodes(nodes, query_str=QUESTION)
+    assert len(found) == 5
+    assert (found[-1].node_id, found[-1].score) == ("blank", 0.0)
+    blank = JinaColbertRerank(5, mini).postprocess_nodes(nodes[:1], query_str=QUESTION)
+    assert ids(blank) == ["blank"]
+    assert JinaColbertRerank(5, mini).postprocess_nodes([], query_str=QUESTION) == []
+
+
+def test_wrong_arguments_are_refused(mini, tmp_path):
+    for query in ({}, {"query_str": " "}):
+        with pytest.raises(InvalidQueryError):
+            JinaColbertRerank(2, mini).postprocess_nodes(given(), **query)
+    with pytest.raises(InvalidOptionError, match="top_n must be a positive integer, got 0"):
+        JinaColbertRerank(0, mini)
+    with pytest.raises(UnknownDimError):
+        JinaColbertRerank(2, mini, dim=77)
+    with pytest.raises(ModelNotFoundError):
+        JinaColbertRerank(2, tmp_path / "no model")
+
+
+def test_a_model_by_name():
+    ranked = JinaColbertRerank(1, "mini", dim=32)
+    assert isinstance(ranked.encoder, JinaColbertEncoder)
+    assert (ranked.model, ranked.dim) == ("mini", 32)
+    assert ids(ranked.postprocess_nodes(given(), query_str=QUESTION)) == ["bees"]
+    assert JinaColbertRerank(top_n=3).top_n == 3
+
+
+class _Events(BaseEventHandler):
+    seen: list
+
+    @classmethod
+    def class_name(cls):
+        return "_Events"
+
+    def handle(self, event, **kwargs):
+        if isinstance(event, (ReRankStartEvent, ReRankEndEvent)):
+            self.seen.append(event)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_the_usual_events_are_told(mini, how):
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    ranker = JinaColbertRerank(2, mini, callback_manager=CallbackManager([debug]))
+    root, handler, nodes = get_dispatcher(), _Events(seen=[]), given()
+    root.add_event_handler(handler)
+    try:
+        if how == "sync":
+            found = ranker.postprocess_nodes(nodes, query_str=QUESTION)
+        else:
+            found = await ranker.apostprocess_nodes(nodes, query_str=QUESTION)
+    finally:
+        root.event_handlers.remove(handler)
+    start, end = handler.seen
+    assert (start.model_name, start.top_n, start.query.query_str) == ("mini", 2, QUESTION)
+    assert ids(start.nodes) == ids(nodes)
+    assert ids(end.nodes) == ids(found) == ["bees", ids(found)[1]]
+    ((before, after),) = debug.get_event_pairs(CBEventType.RERANKING)
+    assert before.payload[EventPayload.TOP_K] == 2
+    assert after.payload[EventPayload.NODES] == found
+
+
+async def test_the_event_loop_runs_while_it_ranks(mini):
+    ticks, done = 0, asyncio.Event()
+
+    async def ticker():
+        nonlocal ticks
+        while not done.is_set():
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticking = asyncio.create_task(ticker())
+    many = [NodeWithScore(node=TextNode(text=f"{text} {number}")) for number in range(12) for text in TEXTS.values()]
+    found = await JinaColbertRerank(1, mini).apostprocess_nodes(many, query_str=QUESTION)
+    done.set()
+    await ticking
+    assert "Bees" in found[0].text
+    assert ticks > 5
+
+
+def test_in_a_query_engine_over_another_index(mini):
+    documents = [Document(text=text, id_=id) for id, text in TEXTS.items()]
+    dense = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=3))
+    engine = RetrieverQueryEngine.from_args(
+        dense.as_retriever(similarity_top_k=4), llm=MockLLM(), node_postprocessors=[JinaColbertRerank(1, mini)]
+    )
+    response = engine.query(QUESTION)
+    assert [one.text for one in response.source_nodes] == [TEXTS["bees"]]
+    assert response.source_nodes[0].relevance > 0.3
+    assert Settings._embed_model is None
+
+
+def test_dumps_hold_no_model(mini):
+    ranker = JinaColbertRerank(2, mini, dim=64)
+    assert ranker.to_dict() == {
+        "top_n": 2,
+        "model": "mini",
+        "dim": 64,
+        "long_documents": "split",
+        "keep_retrieval_score": False,
+        "with_explanation": False,
+        "class_name": "JinaColbertRerank",
+    }
+    assert "Transformer" not in repr(ranker)
+    with pytest.raises(TypeError, match="holds the loaded model 'mini'"):
+        pickle.dumps(ranker)
+    assert copy.deepcopy(ranker).encoder is mini
