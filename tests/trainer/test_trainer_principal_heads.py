@@ -142,7 +142,8 @@ def invoke(*arguments: Any) -> Any:
 
 
 def fit(pairs: Path, out: Path, *more: Any) -> Any:
-    return invoke(pairs, "--out", out, "--model", "mini", "--dims", "16,8", "--texts", 9, "--lang", "en", *more)
+    sample = ["--model", "mini", "--dims", "16,8", "--texts", 9, "--lang", "en", "--steps", 0]
+    return invoke(pairs, "--out", out, *sample, *more)
 
 
 def test_the_command_writes_heads_that_load(pairs, tmp_path):
@@ -155,6 +156,15 @@ def test_the_command_writes_heads_that_load(pairs, tmp_path):
     assert (heads.in_features, heads.dims, heads.normalize) == (384, (16, 8), True)
     assert torch.equal(weight(heads, 8), weight(heads, 16)[:8])
     assert [path.name for path in out.parent.iterdir()] == ["heads"]
+
+
+def test_the_command_trains_heads_to_keep_scores(pairs, tmp_path):
+    result = fit(pairs, tmp_path / "heads", "--steps", 5)
+    assert result.exit_code == 0, result.output
+    assert "as a share of their variance:" in result.stdout
+    assert result.stdout.splitlines()[-1].split()[:3] == ["8", "dimensions", "lose"]
+    heads = MatryoshkaHeads.load(str(tmp_path / "heads"))
+    assert not torch.equal(weight(heads, 8), weight(heads, 16)[:8])
 
 
 def test_the_command_is_reproducible_and_the_seed_matters(pairs, tmp_path):

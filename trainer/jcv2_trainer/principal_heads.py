@@ -7,7 +7,7 @@ what MaxSim compares. It is the starting point from which heads are trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -72,8 +72,29 @@ def second_moment(
     """
     if not texts:
         raise ValueError("There are no texts, so there is no second moment. Give at least one.")
-    total = torch.zeros(0)
-    tokens = 0
+    return mean_outer_product(states for _, states in token_states(backbone, texts, tokens_per_batch, progress))
+
+
+def mean_outer_product(states: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The mean over the rows of all matrices ``(tokens, hidden)``, of shape ``(hidden, hidden)``, in float64."""
+    total, tokens = torch.zeros(()), 0
+    for one in states:
+        rows = one.double()
+        total = total + rows.T @ rows
+        tokens += len(rows)
+    return total / tokens
+
+
+def token_states(
+    backbone: Transformer,
+    texts: Sequence[str],
+    tokens_per_batch: int = 512,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Position and L2-normalised token states ``(tokens, hidden)`` of each text, on the CPU, in no particular order.
+
+    The arguments are those of :func:`second_moment`.
+    """
     backbone.eval()
     device = next(backbone.parameters()).device
     for start in range(0, len(texts), 256):
@@ -83,14 +104,12 @@ def second_moment(
             with torch.inference_mode():
                 batch = take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
                 output = backbone(batch_to_device(batch, device))
-                states = output["token_embeddings"][output["attention_mask"].bool()]
-                states = F.normalize(states.double().cpu(), dim=-1)
-                moment = states.T @ states
-            total = moment if total.numel() == 0 else total + moment
-            tokens += len(states)
+                states = F.normalize(output["token_embeddings"].float().cpu(), dim=-1)
+                mask = output["attention_mask"].bool().cpu()
+            for place, row in enumerate(rows):
+                yield start + row, states[place][mask[place]]
             if progress is not None:
                 progress(len(rows))
-    return total / tokens
 
 
 def captured(moment: torch.Tensor, weight: torch.Tensor) -> float:

@@ -1,0 +1,112 @@
+"""Heads that keep MaxSim: the objective against a slow reference, and what training by it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_trainer import score_keeping
+from jcv2_trainer.principal_heads import load_backbone, principal_heads
+from jcv2_trainer.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
+
+ROOT = Path(__file__).parents[2]
+DIMS = (64, 16, 384)
+
+
+def states(count: int, hidden: int = 12, seed: int = 0) -> TokenStates:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
+    spectrum = torch.linspace(1, 0.2, hidden)
+    return TokenStates.of(
+        [F.normalize(torch.randn(length, hidden, generator=generator) * spectrum, dim=-1) for length in lengths]
+    )
+
+
+@pytest.fixture(scope="module")
+def texts() -> tuple[list[str], list[str]]:
+    """Paragraphs of our documentation; the first six words of each stand for a query."""
+    found = []
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        paragraphs = path.read_text("utf-8").split("\n\n")
+        found += [one for one in paragraphs if len(one.split()) > 25 and "```" not in one and "|" not in one]
+    assert len(found) > 60
+    return [" ".join(one.split()[:6]) for one in found], [" ".join(one.split()[6:60]) for one in found]
+
+
+@pytest.fixture(scope="module")
+def fitted(texts) -> dict[int, FittedHeads]:
+    """Heads on two thirds of the texts, as principal components and trained."""
+    backbone = load_backbone("mini")
+    queries, passages = (list(one[: 2 * len(one) // 3]) for one in texts)
+    return {steps: fit_heads(backbone, queries, passages, DIMS, steps=steps) for steps in (0, 60)}
+
+
+def test_the_objective_is_that_of_a_slow_reference():
+    queries, passages = states(3, seed=1), states(5, seed=2)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(3))
+    (batch,) = score_keeping._batches(list(queries), list(passages), 1, seed=0)
+    starts = [sum(batch.query_lengths[:place]) for place in range(len(batch.query_lengths))]
+    ends = [start + length for start, length in zip(starts, batch.query_lengths, strict=True)]
+    passage_list = torch.split(batch.passages.double(), batch.passage_lengths)
+    errors, squares = [], []
+    for start, end in zip(starts, ends, strict=True):
+        whole = torch.zeros(len(passage_list), dtype=torch.float64)
+        for token in batch.queries[start:end].double():
+            full = torch.stack([(one @ token).max() for one in passage_list])
+            cut = torch.stack(
+                [
+                    (F.normalize(one @ weight.double().T, dim=-1) @ F.normalize(weight.double() @ token, dim=0)).max()
+                    for one in passage_list
+                ]
+            )
+            error = (cut - cut.mean()) - (full - full.mean())
+            squares.append(float(error.square().sum()))
+            whole += error
+        errors.append(float(whole.square().mean()))
+    expected = sum(squares) / len(squares) + 0.5 * sum(errors) / len(errors)
+    assert float(score_keeping._loss(batch, weight)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_trained_heads_lose_less_of_maxsim_on_other_texts(fitted, texts):
+    backbone = load_backbone("mini")
+    queries, passages = (list(one[2 * len(one) // 3 :]) for one in texts)
+    other = fit_heads(backbone, queries, passages, (384,), steps=0)
+    assert other.errors[384] < 1e-5  # a rotation loses nothing
+    held_out = [
+        TokenStates.of(
+            [found for _, found in sorted(score_keeping.token_states(backbone, some), key=lambda one: one[0])]
+        )
+        for some in (queries, passages)
+    ]
+    for dim, least in ((64, 0.85), (16, 0.9)):
+        principal, trained = (score_error(fitted[steps].heads.weight(dim), *held_out) for steps in (0, 60))
+        print(f"{dim} dims: {principal:.4f} -> {trained:.4f}")
+        assert trained < least * principal
+
+
+def test_a_head_of_full_size_is_left_alone(fitted):
+    assert torch.equal(fitted[0].heads.weight(384), fitted[60].heads.weight(384))
+    assert fitted[60].heads.dims == DIMS
+    assert fitted[60].errors[384] < fitted[60].errors[64] < fitted[60].errors[16]
+    assert fitted[0].captured == fitted[60].captured
+
+
+def test_the_same_seed_gives_the_same_heads_and_another_other_ones():
+    heads = MatryoshkaHeads(12, (4,), weights={4: torch.eye(12)[:4]})
+    queries, passages = states(9, seed=1), states(12, seed=2)
+    first, second, third = (keep_scores(heads, queries, passages, steps=3, seed=seed).weight(4) for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    assert torch.equal(heads.weight(4), torch.eye(12)[:4])
+
+
+@pytest.mark.parametrize("queries, passages", [(0, 4), (3, 2), (1, 1)])
+def test_too_few_texts_are_refused(queries, passages):
+    heads = principal_heads(torch.eye(12, dtype=torch.float64), (4,))
+    few = TokenStates(torch.zeros(0, 12), []) if not queries else states(queries)
+    with pytest.raises(ValueError, match=f"got {queries} and {passages}. Give more texts"):
+        keep_scores(heads, few, states(passages), steps=1)
