@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, SearchHit, StoredDocument
+from jcv2_plugin.documents import validate
 from jcv2_plugin.errors import InvalidDocumentError
 
 RELEVANCE_KEY = "relevance_score"
@@ -80,6 +81,24 @@ def create_collection(location: str | os.PathLike[str] | None, **options: Any) -
     if location is None and all(options.get(place) is None for place in _PLACES):
         location = ":memory:"
     return ColbertCollection.create(location, **options)
+
+
+def create_with(
+    documents: Sequence[jcv2_plugin.Document], location: str | os.PathLike[str] | None, **options: Any
+) -> ColbertCollection:
+    """A new collection with documents in it, which are checked before it is created.
+
+    Raises:
+        InvalidDocumentError: One cannot be stored. Nothing was created.
+    """
+    checked = validate(documents)
+    collection = create_collection(location, **options)
+    try:
+        collection.add(checked)
+    except BaseException:
+        collection.close()
+        raise
+    return collection
 
 
 def open_collection(

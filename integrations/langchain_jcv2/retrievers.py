@@ -16,11 +16,11 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
-from jcv2_plugin.documents import as_documents, validate
+from jcv2_plugin.documents import as_documents
 from jcv2_plugin.first_stage import FirstStage
 from langchain_jcv2.documents import (
     MATCHES_KEY,
-    create_collection,
+    create_with,
     open_collection,
     scores_of,
     search_options,
@@ -202,15 +202,8 @@ class JinaColbertRetriever(BaseRetriever):
     def _from_core(
         cls, documents: list[jcv2_plugin.Document], *, location: str | os.PathLike[str] | None, k: int, **options: Any
     ) -> Self:
-        documents = validate(documents)
         fields = cls._take_fields(options, k)
-        collection = create_collection(location, **options)
-        try:
-            collection.add(documents)
-        except BaseException:
-            collection.close()
-            raise
-        return cls(collection=collection, **fields)
+        return cls(collection=create_with(documents, location, **options), **fields)
 
     @classmethod
     def _take_fields(cls, options: dict[str, Any], k: int) -> dict[str, Any]:

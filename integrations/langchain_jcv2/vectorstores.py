@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
-from jcv2_plugin.documents import as_documents, validate
-from langchain_jcv2.documents import create_collection, open_collection, search_options, to_core, to_langchain
+from jcv2_plugin.documents import as_documents
+from langchain_jcv2.documents import create_with, open_collection, search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
 DEFAULT_ENCODER = "mini"
@@ -193,14 +193,8 @@ class JinaColbertVectorStore(VectorStore):
         if embedding is not None and encoder is not None:
             raise TypeError("embedding and encoder both name the model. Give one of them.")
         model = embedding if encoder is None else encoder
-        documents = validate(documents)
-        collection = create_collection(location, encoder=DEFAULT_ENCODER if model is None else model, **options)
-        try:
-            collection.add(documents)
-        except BaseException:
-            collection.close()
-            raise
-        return cls(collection)
+        model = DEFAULT_ENCODER if model is None else model
+        return cls(create_with(documents, location, encoder=model, **options))
 
     # Writing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections import defaultdict
 from operator import attrgetter
@@ -97,6 +98,20 @@ async def test_batches_with_config_and_fallbacks(retriever):
     assert errors[1][0].id == "bees"
     safe = retriever.with_fallbacks([RunnableLambda(lambda query: [])], exceptions_to_handle=(InvalidQueryError,))
     assert safe.invoke(" ") == []
+
+
+def test_what_langchain_hands_on_is_no_option_of_the_search(retriever):
+    assert retriever.invoke(QUESTIONS[0], verbose=True) == retriever.invoke(QUESTIONS[0])
+    with pytest.raises(TypeError, match="verbos"):
+        retriever.invoke(QUESTIONS[0], verbos=True)
+
+
+def test_a_copy_shares_the_collection(store):
+    own = JinaColbertRetriever.from_vectorstore(store, k=2)
+    for twin in (own.model_copy(update={"k": 1}), copy.copy(own)):
+        assert twin.collection is own.collection
+        assert twin.invoke(QUESTIONS[0])[0].id == "bees"
+    assert own.k == 2
 
 
 async def test_tracing(retriever):
