@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
@@ -172,3 +174,115 @@ def test_filters_restrict_searches_and_deletions(store):
     store.add([TextNode(text="Gone soon.", id_="e", metadata={"room": "cellar"})])
     store.delete_nodes(filters=MetadataFilters(filters=[one("room", "cellar")]))
     assert selected(store) == "abcd"
+
+
+ORACLE_NODES = {
+    f"n{number}": metadata
+    for number, metadata in enumerate(
+        [
+            {"n": 1, "room": "hall", "tags": ["red", "blue"], "counts": [1, 2], "text": "one red fox"},
+            {"n": 2, "room": "attic", "tags": ["blue"], "counts": [2], "x": -0.5},
+            {"n": 2.5, "room": "hall", "tags": [], "x": 2.0, "text": "a red hen and a fox"},
+            {"n": -1, "tags": ["red", "green", "blue"], "counts": [], "x": 0.0, "text": "hen"},
+            {"room": "cellar", "tags": ["green"], "counts": [1, 3], "x": 2.5, "text": None},
+            {"n": 0, "room": None, "x": 1e9},
+            {},
+            {"n": 7, "room": "Hall", "tags": "red", "counts": 1, "text": "RED FOX"},
+        ]
+    )
+}
+_COMPARED = {">": lambda a, b: a > b, ">=": lambda a, b: a >= b, "<": lambda a, b: a < b, "<=": lambda a, b: a <= b}
+
+
+def holds(part, metadata):
+    """What a filter means, in plain Python: of a list any element may satisfy it."""
+    if isinstance(part, MetadataFilters):
+        each = [holds(one, metadata) for one in part.filters]
+        if not each or part.condition in (FilterCondition.AND, None):
+            return all(each)
+        return any(each) if part.condition == FilterCondition.OR else not any(each)
+    found = metadata.get(part.key)
+    values = found if isinstance(found, list) else [] if found is None else [found]
+    operator = part.operator.value
+    if operator == "is_empty":
+        return not values
+    if operator in _COMPARED:
+        return any(_COMPARED[operator](one, part.value) for one in values if not isinstance(one, str))
+    if operator in ("text_match", "text_match_insensitive"):
+        words = part.value.lower().split()
+        return any(set(words) <= set(one.lower().split()) for one in values)
+    if operator in ("!=", "nin"):
+        refused = part.value if operator == "nin" else [part.value]
+        return not any(one in refused for one in values)
+    if operator == "all":
+        return all(one in values for one in part.value)
+    wanted = part.value if operator in ("in", "any") else [part.value]
+    return any(one in wanted for one in values)
+
+
+def random_filter(chooser, depth=0):
+    if depth < 3 and chooser.random() < 0.4:
+        parts = [random_filter(chooser, depth + 1) for _ in range(chooser.randint(0, 3))]
+        return MetadataFilters(filters=parts, condition=chooser.choice([*FilterCondition, None]))
+    key, values = chooser.choice(
+        [
+            ("n", [-1, 0, 1, 2, 2.5, 7]),
+            ("x", [-0.5, 0.0, 2.0, 2.5]),
+            ("room", ["hall", "attic", "Hall", "none"]),
+            ("tags", ["red", "blue", "green"]),
+            ("counts", [1, 2, 3]),
+            ("text", ["red", "fox", "red fox", "hen"]),
+        ]
+    )
+    some = [one for one in values if type(one) is type(values[0])]
+    several = chooser.sample(some, chooser.randint(0, 3))
+    operators = ["is_empty", "==", "!=", "in", "nin", "any", "all", "contains"]
+    if key in ("n", "x", "counts"):
+        operators += list(_COMPARED)
+    elif key == "text":
+        operators = ["text_match", "text_match_insensitive", "is_empty"]
+    operator = chooser.choice(operators)
+    if operator == "is_empty":
+        return one(key, None, operator)
+    return one(key, several if operator in ("in", "nin", "any", "all") else chooser.choice(values), operator)
+
+
+@pytest.fixture(scope="module", params=["memory", "folder"])
+def oracle_store(request, mini, tmp_path_factory):
+    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("oracle") / "collection"
+    with ColbertCollection.create(place, encoder=mini, dim=32) as collection:
+        made = JinaColbertVectorStore(collection)
+        made.add([TextNode(text=f"Node {id}.", id_=id, metadata=data) for id, data in ORACLE_NODES.items()])
+        yield made
+
+
+def test_every_operator_and_condition_means_what_plain_python_says(oracle_store):
+    chooser = random.Random(5)
+    used, some, operators = 0, 0, set()
+    for _ in range(400):
+        filters = MetadataFilters(filters=[random_filter(chooser)])
+        expected = {id for id, metadata in ORACLE_NODES.items() if holds(filters, metadata)}
+        found = {node.node_id for node in oracle_store.get_nodes(filters=filters)}
+        assert found == expected, filters
+        used, some = used + 1, some + (0 < len(expected) < len(ORACLE_NODES))
+        operators |= {part.operator for part in filters.filters if isinstance(part, MetadataFilter)}
+    assert operators == set(FilterOperator)
+    assert some > used / 3  # most choose neither all nor nothing, so they tell something
+    query = VectorStoreQuery(query_str="node", similarity_top_k=8, filters=filters)
+    assert set(oracle_store.query(query).ids) == expected
+
+
+def test_filters_with_values_of_each_type(oracle_store):
+    """``1`` and ``1.0`` are the same number, ``"1"`` is none, and an empty group of filters asks for nothing."""
+    for value, expected in [(1, {"n0"}), (1.0, {"n0"}), ("1", set()), (2.5, {"n2"})]:
+        filters = MetadataFilters(filters=[one("n", value)])
+        assert {node.node_id for node in oracle_store.get_nodes(filters=filters)} == expected
+    nothing = MetadataFilters(filters=[])
+    for condition in FilterCondition:
+        filters = MetadataFilters(filters=[nothing, one("room", "attic")], condition=condition)
+        found = {node.node_id for node in oracle_store.get_nodes(filters=filters)}
+        assert found == {id for id, metadata in ORACLE_NODES.items() if holds(filters, metadata)}
+    dicts = [{"key": "n", "value": 1, "operator": ">"}, {"key": "tags", "value": ["red"], "operator": "any"}]
+    for condition, expected in [("and", {"n7"}), ("or", {"n0", "n1", "n2", "n3", "n7"}), ("not", {"n4", "n5", "n6"})]:
+        filters = MetadataFilters.from_dicts(dicts, condition=FilterCondition(condition))
+        assert {node.node_id for node in oracle_store.get_nodes(filters=filters)} == expected
