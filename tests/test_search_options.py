@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import server_site
 from collection_samples import DIM, QUERIES, documents, encoded, store
 from numpy.typing import NDArray
 
@@ -299,3 +300,12 @@ class TestFirstStage:
     def test_exact_takes_none(self, by_stage: Any, engine: str) -> None:
         with pytest.raises(InvalidQueryError, match="exact=True ranks all documents, so first_stage='pooled'"):
             by_stage[engine, "hybrid"].search(QUERIES[0], first_stage="pooled", exact=True)
+
+
+def test_on_a_server(mini: JinaColbertEncoder, loopback: server_site.Site) -> None:
+    with loopback.create(mini, first_stage="hybrid") as collection:
+        collection.add(ITEMS[:20])
+        for hit in collection.search(QUERIES[0], 4, first_stage="pooled", with_explanation=True):
+            assert hit.explanation is not None
+            assert hit.explanation.score == pytest.approx(hit.score, abs=1e-2)
+        assert len(collection.search_diverse(QUERIES[0], 4, lambda_mult=0.2)) == 4
