@@ -12,7 +12,12 @@ from llama_index.core import Document, MockEmbedding, Settings, StorageContext
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import IndexNode, NodeRelationship, RelatedNodeInfo, TextNode
-from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+from llama_index.core.vector_stores.types import (
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+)
 
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.errors import CollectionExistsError, InvalidDocumentError, InvalidQueryError
@@ -311,3 +316,40 @@ def test_dumps_hold_no_collection(store):
     for text in (repr(store), store.to_json(), repr(store.to_dict())):
         assert "ColbertCollection" not in text
         assert "Client" not in text
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+async def test_nodes_are_read_and_deleted_by_id_by_filter_and_by_both(store, how):
+    async def call(name, *args, **kwargs):
+        if how == "sync":
+            return getattr(store, name)(*args, **kwargs)
+        return await getattr(store, f"a{name}")(*args, **kwargs)
+
+    def where(**metadata):
+        return MetadataFilters(filters=[MetadataFilter(key=key, value=value) for key, value in metadata.items()])
+
+    async def there(*args, **kwargs):
+        return sorted(node.node_id for node in await call("get_nodes", *args, **kwargs))
+
+    nodes = [
+        TextNode(text=text, id_=id, metadata={"letters": len(id), "odd": len(id) % 2}) for id, text in TEXTS.items()
+    ]
+    store.add(nodes)
+    assert await there() == sorted(TEXTS)
+    assert await call("get_nodes", ["violin", "never there", "tea"]) == [nodes[3], nodes[0]]
+    assert await there(filters=where(odd=0)) == ["bees", "lighthouse", "violin"]
+    assert await there(["tea", "bees"], where(odd=0)) == ["bees"]
+    assert await there([]) == []
+    assert await there([], where(odd=0)) == []
+    await call("delete_nodes", ["tea", "bees"], where(odd=0))
+    assert await there() == ["lighthouse", "tea", "violin"]
+    await call("delete_nodes", filters=where(letters=6))
+    assert await there() == ["lighthouse", "tea"]
+    await call("delete_nodes", ["tea"])
+    with pytest.raises(ValueError, match="clear"):
+        await call("delete_nodes")
+    assert await there() == ["lighthouse"]
+    await call("clear")
+    assert await there() == []
+    store.add(nodes[:1])  # a store that was cleared can be filled again
+    assert await there() == ["tea"]

@@ -243,7 +243,7 @@ def test_what_holds_a_collection_cannot_be_pickled_but_copied(index):
         assert "Client" not in text
 
 
-def test_the_payload_is_indexed_by_source(mini, loopback):
+def test_on_a_server_the_payload_is_indexed_by_source(mini, loopback):
     index = JinaColbertIndex.from_documents(
         documents(),
         encoder=mini,
@@ -254,6 +254,11 @@ def test_the_payload_is_indexed_by_source(mini, loopback):
     )
     schema = loopback.client.get_collection("indexed").payload_schema
     assert {"doc_id", "metadata.kind"} <= set(schema)
+    index.insert_nodes([Document(text="An owl hunts.", id_="owl")])
+    index.delete_ref_doc("tea")
+    index.delete_ref_doc("owl")
+    assert index.refresh_ref_docs(documents()) == [True, False, False]
+    assert sorted(index.ref_doc_info) == sorted(TEXTS)
     index.collection.close()
 
 
