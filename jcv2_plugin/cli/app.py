@@ -26,6 +26,7 @@ from jcv2_plugin.cli.options import (
     Workers,
 )
 from jcv2_plugin.cli.plan_app import plan
+from jcv2_plugin.cli.study_app import study_app
 from jcv2_plugin.cli.upkeep_app import migrate, restore, snapshot, verify
 
 app = typer.Typer(
@@ -273,3 +274,4 @@ for _command in (migrate, verify, snapshot, restore):
 app.add_typer(collections_app, name="collections")
 app.command()(hand_over)
 app.command()(plan)
+app.add_typer(study_app, name="study")

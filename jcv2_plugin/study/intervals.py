@@ -1,0 +1,83 @@
+"""Means with 95 % intervals, by bootstrap over queries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jcv2_plugin.study.base import StudyError
+
+RESAMPLES = 1000
+METHOD = (
+    f"Intervals hold 95 % of {RESAMPLES:,} bootstrap means. A bootstrap draws the queries anew with replacement, each "
+    "with all its values from the draws it is in; over several sets it does so within each and averages the sets."
+)
+
+Samples = Mapping[str, float]
+"""Of a measure the value of each query."""
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 3, *, signed: bool = False) -> str:
+        """As ``0.912 [0.891, 0.930]``."""
+        sign = "+" if signed else ""
+        return f"{self.mean:{sign}.{digits}f} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
+
+
+def interval(draws: Sequence[Samples], seed: int = 0) -> Interval:
+    """The mean over all queries of all draws.
+
+    Args:
+        draws: Value by query id, of each draw. A query that is in several counts in each, and is resampled as one.
+        seed: Of the bootstrap.
+
+    Raises:
+        StudyError: There is no value.
+    """
+    return mean_over_sets([draws], seed)
+
+
+def difference(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval:
+    """The mean of paired differences: first less second, for the queries that both have."""
+    return interval([subtract(one, other) for one, other in draws], seed)
+
+
+def subtract(one: Samples, other: Samples) -> dict[str, float]:
+    """Differences by query, for those in both."""
+    return {query: value - other[query] for query, value in one.items() if query in other}
+
+
+def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval:
+    """The mean over sets, each counting the same, of their means over queries; see :func:`interval`."""
+    rng = np.random.default_rng(seed)
+    means: list[float] = []
+    resampled: list[NDArray[np.float64]] = []
+    for draws in sets:
+        sums, counts = _by_query(draws)
+        means.append(float(sums.sum() / counts.sum()))
+        weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+        resampled.append((weights @ sums) / (weights @ counts))
+    if not means:
+        raise StudyError("There is no value to take the mean of.")
+    low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975))
+    return Interval(math.fsum(means) / len(means), float(low), float(high))
+
+
+def _by_query(draws: Sequence[Samples]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    values: dict[str, list[float]] = {}
+    for samples in draws:
+        for query, value in samples.items():
+            values.setdefault(query, []).append(value)
+    if not values:
+        raise StudyError("There is no value to take the mean of.")
+    return np.array([math.fsum(own) for own in values.values()]), np.array([float(len(own)) for own in values.values()])
