@@ -13,6 +13,7 @@ import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, SearchHit, StoredDocument
 from jcv2_plugin.documents import validate
 from jcv2_plugin.errors import InvalidDocumentError
+from jcv2_plugin.opening import create_collection
 
 RELEVANCE_KEY = "relevance_score"
 """The metadata key of a score in 0..1: MaxSim by the number of query vectors."""
@@ -20,8 +21,6 @@ MAXSIM_KEY = "maxsim"
 """The metadata key of MaxSim itself."""
 MATCHES_KEY = "token_matches"
 """The metadata key of what :func:`token_matches` gives."""
-
-_PLACES = ("path", "url", "client")
 
 
 def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = None) -> list[jcv2_plugin.Document]:
@@ -76,13 +75,6 @@ def with_metadata(document: Document, added: Mapping[str, Any]) -> Document:
     return document.model_copy(update={"metadata": {**copy.deepcopy(document.metadata), **added}})
 
 
-def create_collection(location: str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
-    """``ColbertCollection.create``, in memory where no place is named."""
-    if location is None and all(options.get(place) is None for place in _PLACES):
-        location = ":memory:"
-    return ColbertCollection.create(location, **options)
-
-
 def create_with(
     documents: Sequence[jcv2_plugin.Document], location: str | os.PathLike[str] | None, **options: Any
 ) -> ColbertCollection:
@@ -92,27 +84,12 @@ def create_with(
         InvalidDocumentError: One cannot be stored. Nothing was created.
     """
     checked = validate(documents)
-    collection = create_collection(location, **options)
+    collection = create_collection(location=location, **options)
     try:
         collection.add(checked)
     except BaseException:
         collection.close()
         raise
-    return collection
-
-
-def open_collection(
-    collection: ColbertCollection | str | os.PathLike[str] | None, options: Mapping[str, Any]
-) -> ColbertCollection:
-    """``ColbertCollection.open``, or the collection that is open already.
-
-    Raises:
-        TypeError: Options are given with an open collection.
-    """
-    if not isinstance(collection, ColbertCollection):
-        return ColbertCollection.open(collection, **options)
-    if options:
-        raise TypeError(f"The collection is open: {sorted(options)} can no longer be chosen. Leave them out.")
     return collection
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,12 +11,9 @@ from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.documents import METADATA_KEY, TEXT_KEY
-from jcv2_plugin.errors import CollectionNotFoundError, InvalidDocumentError, InvalidOptionError
-from jcv2_plugin.handover import hand_over
-from langchain_jcv2.documents import create_collection
-from langchain_jcv2.vectorstores import DEFAULT_ENCODER, JinaColbertVectorStore
-
-logger = logging.getLogger(__name__)
+from jcv2_plugin.errors import InvalidDocumentError
+from jcv2_plugin.opening import take_over
+from langchain_jcv2.vectorstores import JinaColbertVectorStore
 
 
 def document_of(
@@ -85,14 +80,14 @@ def from_qdrant(
         collection_name: The source's name there.
         target: An open collection to add the documents to. Without one, ``location`` and what follows say where to
             find or create it.
-        location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path`` or ``url`` is given. A
-            collection of ours that is there already is added to.
+        location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path``, ``url`` or ``client``
+            is among the options. A collection of ours that is there already is added to.
         encoder: The model, loaded or by name; None takes ``"mini"``, or what an existing collection was made with.
         dim: One of the model's Matryoshka dimensions; None takes its default, or what an existing collection has.
         content_payload_key: As of the ``QdrantVectorStore``.
         metadata_payload_key: Likewise.
         filter: Take only the points that it selects.
-        progress: Called now and then with the number of documents stored since.
+        progress: Called now and then with the number of points done since.
         **options: Options of ``ColbertCollection.create``, for one that is created.
 
     Raises:
@@ -102,38 +97,16 @@ def from_qdrant(
         CollectionMismatchError: The collection that is there was made with another model or dimension.
         TypeError: A target is given together with what describes one.
     """
-    if target is not None and (unused := _named(location=location, encoder=encoder, dim=dim, **options)):
-        raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
-    into = target if target is not None else _target(location, encoder=encoder, dim=dim, **options)
     layout = functools.partial(document_of, content_key=content_payload_key, metadata_key=metadata_payload_key)
-    try:
-        report = hand_over(client, collection_name, into, layout, filter=filter, progress=progress)
-        if report.read and not report.written + report.unchanged:
-            raise InvalidOptionError(
-                f"None of the {report.read} points of {collection_name!r} has text under {content_payload_key!r}. Say "
-                "by content_payload_key= which payload key holds it."
-            )
-    except BaseException:
-        if target is None:
-            into.close()
-        raise
-    if report.skipped:
-        logger.warning("Of %s %d of %d points were left out: no text.", collection_name, report.skipped, report.read)
+    place = {"location": location, "encoder": encoder, "dim": dim, **options}
+    into = take_over(
+        client,
+        collection_name,
+        layout,
+        target,
+        place,
+        text_option=("content_payload_key", content_payload_key),
+        filter=filter,
+        progress=progress,
+    )
     return JinaColbertVectorStore(into)
-
-
-def _named(**options: Any) -> list[str]:
-    return sorted(name for name, value in options.items() if value is not None)
-
-
-def _target(location: str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
-    """The collection that is there, or a new one."""
-    known = inspect.signature(ColbertCollection.open).parameters
-    opening = {name: value for name, value in options.items() if name in known}
-    if location is not None or any(options.get(place) is not None for place in ("path", "url")):
-        try:
-            return ColbertCollection.open(location, **opening)
-        except CollectionNotFoundError:
-            pass
-    options["encoder"] = DEFAULT_ENCODER if options["encoder"] is None else options["encoder"]
-    return create_collection(location, **options)

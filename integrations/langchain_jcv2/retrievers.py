@@ -18,10 +18,10 @@ import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
 from jcv2_plugin.documents import as_documents
 from jcv2_plugin.first_stage import FirstStage
+from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
 from langchain_jcv2.documents import (
     MATCHES_KEY,
     create_with,
-    open_collection,
     scores_of,
     search_options,
     to_core,
@@ -29,7 +29,7 @@ from langchain_jcv2.documents import (
     token_matches,
 )
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
-from langchain_jcv2.vectorstores import DEFAULT_ENCODER, JinaColbertVectorStore
+from langchain_jcv2.vectorstores import JinaColbertVectorStore
 
 _OPTIONS = ("candidates", "first_stage", "with_explanation")
 """Fields that are arguments of ``ColbertCollection.search`` under the same names."""
@@ -196,7 +196,7 @@ class JinaColbertRetriever(BaseRetriever):
             TypeError: Options for opening are given with an open collection.
         """
         fields = cls._take_fields(options, k)
-        return cls(collection=open_collection(collection, options), **fields)
+        return cls(collection=open_collection(collection, **options), **fields)
 
     @classmethod
     def _from_core(

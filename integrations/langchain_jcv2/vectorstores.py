@@ -15,11 +15,9 @@ from typing_extensions import Self
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
 from jcv2_plugin.documents import as_documents
-from langchain_jcv2.documents import create_with, open_collection, search_options, to_core, to_langchain
+from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
+from langchain_jcv2.documents import create_with, search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
-
-DEFAULT_ENCODER = "mini"
-
 
 _NO_VECTOR = (
     "JinaColbertVectorStore cannot search by an embedding: its queries have one vector for each token. Give the text "
@@ -173,7 +171,7 @@ class JinaColbertVectorStore(VectorStore):
             CollectionMismatchError: It was made with another model or dimension.
             TypeError: Options are given with an open collection.
         """
-        return cls(open_collection(collection, options))
+        return cls(open_collection(collection, **options))
 
     @classmethod
     def _create(

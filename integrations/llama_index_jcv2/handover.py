@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,14 +12,12 @@ from llama_index.core.schema import BaseNode, TextNode
 from llama_index.core.vector_stores.utils import DEFAULT_TEXT_KEY, legacy_metadata_dict_to_node
 from qdrant_client import QdrantClient, models
 
-import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
-from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError
+from jcv2_plugin.errors import InvalidDocumentError
+from jcv2_plugin.opening import take_over
 from llama_index_jcv2 import nodes
 from llama_index_jcv2.indices import JinaColbertIndex
-from llama_index_jcv2.opening import open_or_create_collection
-
-logger = logging.getLogger(__name__)
+from llama_index_jcv2.opening import create_collection
 
 
 def document_of(point_id: str, payload: Mapping[str, Any], *, text_key: str = DEFAULT_TEXT_KEY) -> Document | None:
@@ -114,22 +111,15 @@ def from_qdrant(
         CollectionMismatchError: The collection that is there was made with another model or dimension.
         TypeError: A target is given together with what describes one.
     """
-    place = {"location": location, "encoder": encoder, "dim": dim, **options}
-    if target is not None and (unused := sorted(name for name, value in place.items() if value is not None)):
-        raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
-    into = open_or_create_collection(**place) if target is None else target
-    layout = functools.partial(document_of, text_key=text_key)
-    try:
-        report = jcv2_plugin.hand_over(client, collection_name, into, layout, filter=filter, progress=progress)
-        if report.read and report.skipped == report.read:
-            raise InvalidOptionError(
-                f"None of the {report.read} points of {collection_name!r} has a node or a text under {text_key!r}. Say "
-                "by text_key which payload key holds it."
-            )
-    except BaseException:
-        if target is None:
-            into.close()
-        raise
-    if report.skipped:
-        logger.warning("%s: left out %d points without text: %s", collection_name, report.skipped, report.first_skipped)
+    into = take_over(
+        client,
+        collection_name,
+        functools.partial(document_of, text_key=text_key),
+        target,
+        {"location": location, "encoder": encoder, "dim": dim, **options},
+        create=create_collection,
+        text_option=("text_key", text_key),
+        filter=filter,
+        progress=progress,
+    )
     return JinaColbertIndex.from_collection(into)

@@ -19,8 +19,9 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.documents import validate
+from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
 from llama_index_jcv2.nodes import document_of, has_text, warn_of_nodes_without_text
-from llama_index_jcv2.opening import DEFAULT_ENCODER, create_collection, open_collection
+from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
 

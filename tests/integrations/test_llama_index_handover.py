@@ -129,7 +129,7 @@ def test_nodes_without_text_are_left_out_and_told(client, mini, caplog):
     fill(client, [blank, node_to_metadata_dict(nodes()[0])], name="some")
     index = from_qdrant(client, "some", encoder=mini, dim=64)
     assert [node.node_id for node in by_id(index)] == [key(0)]
-    assert "left out 1 points without text" in caplog.text
+    assert "Of some 1 of 2 points were left out: no text" in caplog.text
 
 
 def test_kinds_of_nodes_and_further_payload():

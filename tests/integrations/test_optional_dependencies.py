@@ -27,8 +27,15 @@ except AttributeError as error:
     "package, name, missing, extra",
     [
         ("langchain_jcv2", "JinaColbertRetriever", "langchain_core", "langchain"),
+        ("langchain_jcv2", "JinaColbertVectorStore", "langchain_core", "langchain"),
+        ("langchain_jcv2", "JinaColbertReranker", "langchain_core", "langchain"),
+        ("langchain_jcv2", "from_qdrant", "langchain_core", "langchain"),
         ("llama_index_jcv2", "JinaColbertIndex", "llama_index", "llama-index"),
         ("llama_index_jcv2", "JinaColbertVectorStore", "llama_index", "llama-index"),
+        ("llama_index_jcv2", "JinaColbertRetriever", "llama_index", "llama-index"),
+        ("llama_index_jcv2", "JinaColbertRerank", "llama_index", "llama-index"),
+        ("llama_index_jcv2", "from_qdrant", "llama_index", "llama-index"),
+        ("llama_index_jcv2", "EncodedByStore", "llama_index", "llama-index"),
     ],
 )
 def test_a_missing_library_is_named(package, name, missing, extra):

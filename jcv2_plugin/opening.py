@@ -1,0 +1,126 @@
+"""Open or create collections on behalf of a framework's class: what its adapters have in common."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.handover import DocumentOf, hand_over
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ENCODER = "mini"
+_PLACES = ("location", "path", "url", "client")
+
+
+def open_collection(collection: ColbertCollection | str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
+    """A collection, opened if it is not.
+
+    Args:
+        collection: An open one, or its location.
+        **options: Those of ``ColbertCollection.open``.
+
+    Raises:
+        CollectionNotFoundError: There is none.
+        TypeError: Options are given with an open collection.
+    """
+    if not isinstance(collection, ColbertCollection):
+        return ColbertCollection.open(collection, **options)
+    if options:
+        raise TypeError(f"The collection is open: {sorted(options)} can no longer be chosen. Leave them out.")
+    return collection
+
+
+def create_collection(**options: Any) -> ColbertCollection:
+    """A new collection, in memory where no place is named.
+
+    Args:
+        **options: Those of ``ColbertCollection.create``, ``location`` included. An ``encoder`` of None is ``"mini"``.
+    """
+    if not _is_placed(options):
+        options["location"] = ":memory:"
+    if options.get("encoder") is None:
+        options["encoder"] = DEFAULT_ENCODER
+    return ColbertCollection.create(**options)
+
+
+def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:
+    """The collection that is there, or else a new one.
+
+    Args:
+        create: Makes a new one of the options.
+        **options: Those of ``ColbertCollection.create``; None stands for what is not said.
+
+    Raises:
+        CollectionMismatchError: The one that is there was made with another model or dimension.
+    """
+    if _is_placed(options):
+        known = inspect.signature(ColbertCollection.open).parameters
+        try:
+            return ColbertCollection.open(**{name: value for name, value in options.items() if name in known})
+        except CollectionNotFoundError:
+            pass
+    return create(**options)
+
+
+def take_over(
+    client: QdrantClient,
+    collection_name: str,
+    document_of: DocumentOf,
+    target: ColbertCollection | None,
+    place: Mapping[str, Any],
+    *,
+    create: Callable[..., ColbertCollection] = create_collection,
+    text_option: tuple[str, str],
+    filter: models.Filter | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ColbertCollection:
+    """A collection of ours with the documents of a foreign one; see :func:`~jcv2_plugin.handover.hand_over`.
+
+    Args:
+        client: Where the foreign one is.
+        collection_name: Its name there.
+        document_of: Its layout.
+        target: An open collection to add to; else :func:`open_or_create` finds one.
+        place: Options for that.
+        create: For :func:`open_or_create`.
+        text_option: The option that says which payload key holds the text, and what it is.
+        filter: Take only the points that it selects.
+        progress: Called now and then with the number of points done since.
+
+    Raises:
+        TypeError: A target is given together with what describes one.
+        InvalidOptionError: No point has a text.
+    """
+    if target is not None and (unused := sorted(name for name, value in place.items() if value is not None)):
+        raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
+    into = open_or_create(create, **place) if target is None else target
+    try:
+        report = hand_over(client, collection_name, into, document_of, filter=filter, progress=progress)
+        if report.read and report.skipped == report.read:
+            option, key = text_option
+            raise InvalidOptionError(
+                f"None of the {report.read} points of {collection_name!r} has text under {key!r}. Say by {option}= "
+                "which payload key holds it."
+            )
+    except BaseException:
+        if target is None:
+            into.close()
+        raise
+    if report.skipped:
+        logger.warning(
+            "Of %s %d of %d points were left out: no text. The first: %s",
+            collection_name, report.skipped, report.read, [one.point_id for one in report.first_skipped],
+        )  # fmt: skip
+    return into
+
+
+def _is_placed(options: Mapping[str, Any]) -> bool:
+    return any(options.get(place) is not None for place in _PLACES)
