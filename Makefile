@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench train-mini clean
+.PHONY: help demo test lint format docs bench train-mini clean
 
 help:
 	@echo "make demo   index this project's docs, ask three questions through LangChain and LlamaIndex"
 	@echo "make test   run the tests (offline, ~10 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train LoRA and heads for the model mini, to build/mini (an hour on 2 cores)"
 	@echo "make bench  the benchmarks, side by side with sentence-transformers"
 
@@ -18,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[mini,langchain,llama-index,train,dev]"
+		-e ".[mini,langchain,llama-index,train,docs,dev]"
 	@touch $(READY)
 
 demo: $(READY)
@@ -35,6 +36,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/docs/index.html."
 
 bench: $(READY)
 	$(BIN)/python benchmarks/encode_throughput.py
