@@ -163,7 +163,7 @@ def _svg(figure: Any, description: str) -> str:
 
     stream = io.StringIO()
     # Text stays text, which can be searched, read aloud and scaled. No date: equal figures give equal files.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": description, "font.family": "sans-serif"}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": description, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _accessible(stream.getvalue(), description)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,19 @@ def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval
         raise StudyError("There is no value to take the mean of.")
     low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975))
     return Interval(math.fsum(means) / len(means), float(low), float(high))
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """The median, and the two values that hold the true one with 95 % confidence; lowest and highest of fewer than six.
+
+    That the k lowest all lie above the true median has the chance of k heads or fewer; nothing is assumed of how the
+    values are distributed.
+    """
+    ordered = sorted(values)
+    number, cut = len(ordered), 0
+    while cut < number // 2 and 2 * sum(math.comb(number, heads) for heads in range(cut + 2)) <= 0.05 * 2**number:
+        cut += 1
+    return Interval(median(ordered), ordered[cut], ordered[number - 1 - cut])
 
 
 def _by_query(draws: Sequence[Samples]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -87,7 +87,7 @@ class Record:
             name: {own_id: round(float(value), _SAMPLE_DIGITS) for own_id, value in values.items()}
             for name, values in measured.samples.items()
         }
-        row = {"parameters": dict(cell.parameters), "values": dict(measured.values), "samples": samples}
+        row: dict[str, Any] = {"parameters": dict(cell.parameters), "values": dict(measured.values), "samples": samples}
         _check_finite(cell, row["values"])
         row["run"] = self._run
         self._content["cells"].append(row)

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jcv2_plugin.cli.console import err, quiet_libraries, remark
-from jcv2_plugin.study.base import Cell, Study
+from jcv2_plugin.study.base import Cell, Study, StudyError
 from jcv2_plugin.study.environment import command, machine, versions
 from jcv2_plugin.study.record import Record, locked, missing
 from jcv2_plugin.study.rendering import check_installed, write_report
@@ -46,7 +46,7 @@ def run_study(study: Study, out: str | os.PathLike[str], *, force: bool = False)
         if kept:
             remark(f"{kept} of {kept + len(cells)} cells were measured before; {len(cells)} to go.")
         interrupted = _measure(study, record, cells)
-        if record.results:
+        if record.results and not (interrupted and _too_early(study, record)):
             written = write_report(study, record, out, unmeasured=len(missing(study, record)))
             remark(f"Written: {', '.join(map(str, [path, *written]))}")
         if interrupted:
@@ -67,4 +67,14 @@ def _measure(study: Study, record: Record, cells: Sequence[Cell]) -> bool:
                 progress.advance(task)
         except KeyboardInterrupt:
             return True
+    return False
+
+
+def _too_early(study: Study, record: Record) -> bool:
+    """Whether a run was stopped before there is anything to report."""
+    try:
+        study.report(record.results)
+    except StudyError as error:
+        remark(str(error))
+        return True
     return False
