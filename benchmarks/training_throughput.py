@@ -26,23 +26,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from machine import machine
-from sentence_transformers import (
-    MultiVectorEncoder,
-    MultiVectorEncoderTrainer,
-    MultiVectorEncoderTrainingArguments,
-)
-from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
-from torch import nn
 from transformers.utils import logging
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.check import text_key
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.rows import Row, read_rows
+from jcv2_trainer.rows import read_rows
 from jcv2_trainer.settings import TrainingRecipe
 from jcv2_trainer.training import build_trainer
+
+sys.path.append(str(Path(__file__).resolve().parent / "peers"))
+
+from training import losses_of, without_dropout
+from worker_sentence_transformers import make_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")
@@ -59,11 +57,12 @@ def main() -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as scratch:
         JinaColbertEncoder.from_pretrained("mini", dims=128, device="cpu").export(Path(scratch, "one"))
+        settings = {**vars(options), "output": f"{scratch}/output"}
         for number, chunk in enumerate(chunks):
             engines: dict[str, Callable[[], Any]] = {
-                "sentence-transformers": lambda: theirs(Path(scratch, "one"), chunk, options, scratch),  # noqa: B023
-                "one head": lambda: ours((128,), chunk, options, scratch),  # noqa: B023
-                "six heads": lambda: ours(SIX, chunk, options, scratch),  # noqa: B023
+                "sentence-transformers": lambda: make_trainer(f"{scratch}/one", chunk, settings),  # noqa: B023
+                "one head": lambda: ours("mini", (128,), chunk, settings),  # noqa: B023
+                "six heads": lambda: ours("mini", SIX, chunk, settings),  # noqa: B023
             }
             names = list(engines)
             order = names[number % 3 :] + names[: number % 3]  # none is always first
@@ -71,7 +70,7 @@ def main() -> None:
             check_equal(measured["sentence-transformers"]["losses"], measured["one head"]["losses"])
             rounds.append(measured)
             say(f"round {number + 1}: " + ", ".join(f"{name} {measured[name]['processor']:.1f} s" for name in names))
-    report = summarise(rounds, chunks, options)
+    report = summarise(rounds, options)
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(markdown(report))
@@ -90,64 +89,41 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def triplets(path: Path, options: argparse.Namespace) -> Iterator[list[Row]]:
-    """Batches from all over the file, in which no text comes twice: equal texts count once with us only."""
+def triplets(path: Path, options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Batches from all over the file, in which no text comes twice: equal texts count once with us only.
+
+    Args:
+        path: File of triplets.
+        options: ``batch_size``, ``negatives`` (a triplet), ``rounds`` (how many batches) and ``lang``.
+    """
     rows = [row for row in read_rows(path) if options.lang in ("all", row.lang)]
     generator = torch.Generator().manual_seed(13)
     order = iter(torch.randperm(len(rows), generator=generator).tolist())
     for _ in range(options.rounds):
-        chunk: list[Row] = []
+        chunk: list[dict[str, Any]] = []
         seen: set[str] = set()
         while len(chunk) < options.batch_size:
             row = rows[next(order)]
-            texts = [row.query, row.positive, *row.negatives[: options.negatives]]
+            negatives = list(row.negatives[: options.negatives])
+            texts = [row.query, row.positive, *negatives]
             if len(row.negatives) >= options.negatives and not seen & set(texts):
                 seen.update(texts)
-                chunk.append(row)
+                chunk.append({"query": row.query, "positive": row.positive, "negatives": negatives, "lang": row.lang})
         yield chunk
 
 
-def theirs(model: Path, chunk: list[Row], options: argparse.Namespace, scratch: str) -> MultiVectorEncoderTrainer:
-    encoder = MultiVectorEncoder(str(model), device="cpu")
-    without_dropout(encoder)
-    columns: dict[str, list[str]] = {"query": [row.query for row in chunk], "positive": [row.positive for row in chunk]}
-    for index in range(options.negatives):
-        columns[f"negative_{index + 1}"] = [row.negatives[index] for row in chunk]
-    arguments = MultiVectorEncoderTrainingArguments(
-        output_dir=f"{scratch}/theirs",
-        per_device_train_batch_size=options.batch_size,
-        num_train_epochs=options.steps,
-        learning_rate=1e-5,
-        weight_decay=0.01,
-        lr_scheduler_type="constant_with_warmup",
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        max_length={"document": options.document_length},
-    )
-    return MultiVectorEncoderTrainer(
-        model=encoder,
-        args=arguments,
-        train_dataset=Dataset.from_dict(columns),
-        loss=MultiVectorMultipleNegativesRankingLoss(encoder),
-    )
-
-
-def ours(dims: tuple[int, ...], chunk: list[Row], options: argparse.Namespace, scratch: str) -> Any:
-    encoder = JinaColbertEncoder.from_pretrained("mini", dims=dims, device="cpu")
+def ours(model: str, dims: tuple[int, ...], chunk: list[dict[str, Any]], options: dict[str, Any]) -> Any:
+    encoder = JinaColbertEncoder.from_pretrained(model, dims=dims, device="cpu")
     without_dropout(encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_("pooler" not in name)
     changes = {
         "contrastive_weight": 1.0,
         "distillation_weight": 0.0,
-        "document_length": options.document_length,
-        "negatives": options.negatives,
-        "batch_size": options.batch_size,
-        "epochs": float(options.steps),
+        "document_length": options["document_length"],
+        "negatives": options["negatives"],
+        "batch_size": options["batch_size"],
+        "epochs": float(options["steps"]),
         "learning_rate": 1e-5,
         "head_learning_rate": 1e-5,
         "weight_decay": 0.01,
@@ -160,32 +136,16 @@ def ours(dims: tuple[int, ...], chunk: list[Row], options: argparse.Namespace, s
     rows = Dataset.from_list(
         [
             {
-                "query": row.query,
-                "positive": row.positive,
-                "negatives": list(row.negatives[: options.negatives]),
+                **row,
                 "scores": [],
-                "lang": row.lang,
                 "source": "benchmark",  # one batch, whatever its sources
-                "query_key": text_key(row.query),
-                "positive_key": text_key(row.positive),
+                "query_key": text_key(row["query"]),
+                "positive_key": text_key(row["positive"]),
             }
             for row in chunk
         ]
     )
-    return build_trainer(encoder, settings, rows.cast_column("scores", scores_type()), Path(scratch, "ours"))
-
-
-def scores_type() -> Any:
-    from datasets import List, Value
-
-    return List(Value("float64"))
-
-
-def without_dropout(model: nn.Module) -> None:
-    """Random zeros would make the losses differ."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    return build_trainer(encoder, settings, rows.cast_column("scores", List(Value("float64"))), Path(options["output"]))
 
 
 def measure(trainer: Any) -> dict[str, Any]:
@@ -194,7 +154,7 @@ def measure(trainer: Any) -> dict[str, Any]:
     return {
         "clock": time.perf_counter() - clock,
         "processor": time.process_time() - processor,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": losses_of(trainer),
     }
 
 
@@ -203,7 +163,7 @@ def check_equal(first: list[float], second: list[float]) -> None:
         raise SystemExit(f"The losses differ, so the comparison is void: {first} and {second}.")
 
 
-def summarise(rounds: list[dict[str, Any]], chunks: list[list[Row]], options: argparse.Namespace) -> dict[str, Any]:
+def summarise(rounds: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     def ratio(slower: str, faster: str, time_kind: str) -> float:
         return statistics.median(one[slower][time_kind] / one[faster][time_kind] for one in rounds)
 
