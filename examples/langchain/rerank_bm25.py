@@ -8,7 +8,7 @@ import bm25s
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables import RunnableParallel, RunnablePassthrough
 
 from langchain_jcv2 import JinaColbertReranker
 
@@ -40,7 +40,10 @@ def main() -> None:
     index.index(bm25s.tokenize(TEXTS, show_progress=False), show_progress=False)
     retriever = Bm25Retriever(index=index, documents=[Document(page_content=text) for text in TEXTS])
     reranker = JinaColbertReranker(encoder="mini", dim=64, top_n=2)
-    rerank = RunnableLambda(lambda given: reranker.compress_documents(given["documents"], given["question"]))
+
+    def rerank(given: dict[str, Any]) -> list[Document]:
+        return list(reranker.compress_documents(given["documents"], given["question"]))
+
     chain = RunnableParallel(documents=retriever, question=RunnablePassthrough()) | rerank
     # LangChain's ContextualCompressionRetriever(base_compressor=reranker, base_retriever=retriever) does the same.
 

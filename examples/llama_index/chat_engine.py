@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama_index.core import Document
+from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.llms import CompletionResponse, CompletionResponseGen, CustomLLM, LLMMetadata
 from llama_index.core.llms.callbacks import llm_completion_callback
 
@@ -42,7 +43,7 @@ def main() -> None:
     documents = [Document(id_=name, text=text) for name, text in PASSAGES]
     index = JinaColbertIndex.from_documents(documents, encoder="mini", dim=64)
     engine = index.as_chat_engine(
-        chat_mode="condense_plus_context",
+        chat_mode=ChatMode.CONDENSE_PLUS_CONTEXT,
         llm=StandIn(),
         similarity_top_k=1,
         condense_prompt="Rewrite the last question so that it stands alone.\n{chat_history}\nuser: {question}",
@@ -51,8 +52,7 @@ def main() -> None:
     for question in QUESTIONS:
         answer = engine.chat(question)
         print(f"You:   {question}\nHouse: {answer.response}\n       (from {answer.source_nodes[0].node.ref_doc_id})\n")
-    alone = index.as_retriever(similarity_top_k=1).retrieve(QUESTIONS[1])
-    print(f"Without the history: {alone[0].text}")
+    print("Without the history:", index.as_retriever(similarity_top_k=1).retrieve(QUESTIONS[1])[0].text)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,11 @@ def main() -> None:
     show("Early or about a loss", early, losses, condition="or")
     show("About work", work)
     show("Not about work", work, condition="not")
-    show("Of 1911, and early or about work", of_1911, MetadataFilters(filters=[early, work], condition="or"))
+    show(
+        "Of 1911, and early or about work",
+        of_1911,
+        MetadataFilters(filters=[early, work], condition=FilterCondition.OR),
+    )
 
 
 if __name__ == "__main__":
