@@ -169,7 +169,7 @@ def lengths(
     cell_memory: Annotated[
         int, typer.Option(min=256, help="A cell that takes more memory is stopped, and says so.", metavar="MIB")
     ] = 4096,
-    seeds: Seeds = 3,
+    seeds: Seeds = 1,
     device: Device = None,
     force: Force = False,
 ) -> None:

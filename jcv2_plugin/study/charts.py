@@ -18,6 +18,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0609a", "#a67c00", "#7b6fd0", "#
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
+_DODGE = 0.03
+_LABELS_WIDTH = 60  # characters that fit below a chart without being turned
 _STYLE = (
     "<style>svg{color:#1b1f24;background:#fff;max-width:100%;height:auto}"
     "@media(prefers-color-scheme:dark){svg{color:#e4e7eb;background:#15181c}}</style>"
@@ -66,10 +68,12 @@ def line_chart(
     """
     figure, axes = _figure(7.2, 4.2)
     for number, line in enumerate(lines):
+        # Beside each other, so that one's interval does not hide another's.
+        shift = 2 ** (_DODGE * (number - (len(lines) - 1) / 2)) if log_x else 1
         low = [max(0.0, one.mean - one.low) for one in line.y]
         high = [max(0.0, one.high - one.mean) for one in line.y]
         axes.errorbar(
-            line.x,
+            [x * shift for x in line.x],
             [one.mean for one in line.y],
             yerr=[low, high],
             label=line.label,
@@ -128,9 +132,8 @@ def bar_chart(
         )
     if zero_line:
         axes.axhline(0, color=_INK, linewidth=0.8)
-    axes.set_xticks(range(len(categories)), categories, rotation=30 if len(categories) > 4 else 0, ha="right")
-    if len(categories) <= 4:
-        axes.set_xticks(range(len(categories)), categories, ha="center")
+    turned = sum(map(len, categories)) > _LABELS_WIDTH
+    axes.set_xticks(range(len(categories)), categories, rotation=30 * turned, ha="right" if turned else "center")
     axes.set_ylabel(y_label)
     _legend(axes, len(groups))
     return _svg(figure, description)

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, to take differences of: of this thread alone where it does all the work, else those of the clock."""
+    return time.thread_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def command() -> str:

@@ -116,7 +116,7 @@ def languages_report(settings: Mapping[str, Any], results: Sequence[Result]) -> 
             f"Over 5 % of the tokens of {_named(blind)} are unknown to the model's vocabulary: these texts it cannot "
             "read."
         )
-    items: list[Table | Chart] = [_chart(results, sets, languages, settings), languages_table(results)]
+    items: list[Table | Chart] = [_chart(results, sets, settings), languages_table(results)]
     return Report(
         question=f"In which languages does {settings['model']} find more than BM25, and in which less?",
         findings=findings,
@@ -182,13 +182,11 @@ def _named(sets: Sequence[str]) -> str:
     return ", ".join(sets) if sets else "none"
 
 
-def _chart(
-    results: Sequence[Result], sets: Sequence[str], languages: Mapping[Any, str], settings: Mapping[str, Any]
-) -> Chart:
+def _chart(results: Sequence[Result], sets: Sequence[str], settings: Mapping[str, Any]) -> Chart:
     groups = []
     for system, label in ((MODEL, f"{settings['model']}, {settings['dim']} dims"), (BM25, "BM25")):
         own = [samples_of(results, NDCG, set=name, system=system) for name in sets]
         groups.append(Bars(label, [interval(one) for one in own]))
     description = f"nDCG@10 of {settings['model']} beside BM25 in each set: {', '.join(sets)}."
-    svg = bar_chart(description, [f"{name} ({languages[name]})" for name in sets], groups, y_label="nDCG@10")
+    svg = bar_chart(description, sets, groups, y_label="nDCG@10")
     return Chart("nDCG@10 in each set", svg, "Ends are 95 % intervals over queries.")

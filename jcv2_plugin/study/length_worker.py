@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from jcv2_plugin.files import write_atomically
-from jcv2_plugin.official import DEFAULT_ROPE_THETA
+from jcv2_plugin.study.environment import clock, synchronize
 
 VOCABULARY = 1000
 OFFSET = 2  # XLM-RoBERTa's positions begin after its padding token's
@@ -100,7 +100,7 @@ def build(network: Mapping[str, Any], positions: str, attention: str) -> Any:
         "pad_token_id": 1,
     }
     if positions == "rotary":
-        rope = {"rope_type": "default", "rope_theta": DEFAULT_ROPE_THETA}
+        rope = {"rope_type": "default", "rope_theta": network["rope_theta"]}
         config: Any = JinaEmbeddingsV3Config(**sizes, rope_parameters=rope)
         kind: Any = JinaEmbeddingsV3Model
     else:
@@ -112,15 +112,9 @@ def build(network: Mapping[str, Any], positions: str, attention: str) -> Any:
 def timed(run: Callable[[], None], device: torch.device) -> float:
     """Seconds of a pass."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock(device)
     run()
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for an accelerator."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return clock(device) - start
 
 
 def memory_now(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from sentence_transformers.util import get_device_name
 
 from jcv2_plugin.errors import InvalidOptionError
+from jcv2_plugin.official import DEFAULT_ROPE_THETA
 from jcv2_plugin.study.base import Cell, Measured, Report, Result, StudyError, Value
 from jcv2_plugin.study.environment import machine
 from jcv2_plugin.study.lengths_report import (
@@ -167,7 +168,7 @@ class LengthsStudy:
         variant = {name: value for name, value in values.items() if name != "seed"}
         references = self._references(variant)
         job = {
-            "network": {**asdict(self.network), "longest": self.lengths[-1]},
+            "network": {**asdict(self.network), "longest": self.lengths[-1], "rope_theta": DEFAULT_ROPE_THETA},
             "variant": variant,
             "references": references,
             "seed": values["seed"],

@@ -33,7 +33,9 @@ def lengths_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Re
     method = (
         "Each cell ran in a process of its own. Times are ratios of passes that ran by turns in that process: the "
         "median of the rounds, with rounds in brackets that hold the true median with 95 % confidence, or the lowest "
-        "and the highest where there are fewer than six. Less than 1 is faster than what is compared with."
+        "and the highest where there are fewer than six. They are of the time that the processor spent where torch has "
+        "one thread, so that other work on the machine does not count, and of the clock otherwise. Less than 1 is "
+        "faster than what is compared with."
     )
     sections = [
         Section("By length", [method], [*_growth_chart(settings, measured), ratios(measured, TO_LENGTH)]),
@@ -72,7 +74,7 @@ def _findings(measured: Sequence[Result], others: Sequence[Result]) -> list[str]
             "In batches of {batch}, a text takes {ratio:.2f} times its time alone, at {tokens:,} tokens ({kind}).",
         ),
     ):
-        for kind in distinct(measured, "attention"):
+        for kind in (EAGER, FLASH) if name == TO_SDPA else (SDPA,):
             own = [one for one in measured if one.parameters["attention"] == kind and one.values[name] is not None]
             if not own:
                 continue
@@ -138,7 +140,7 @@ def _grid(
 
 
 def _growth_chart(settings: Mapping[str, Any], results: Sequence[Result]) -> list[Chart]:
-    smallest = settings["smallest batch"]
+    smallest, shortest = settings["smallest batch"], settings["shortest"]
     lines = []
     for attention, kind in product(distinct(results, "attention"), distinct(results, "positions")):
         points = []
@@ -152,10 +154,10 @@ def _growth_chart(settings: Mapping[str, Any], results: Sequence[Result]) -> lis
             if (found := _spread(cells, TO_LENGTH)) is not None:
                 points.append((length, found))
         if points:
+            points.insert(0, (shortest, Interval(1.0, 1.0, 1.0)))
             lines.append(Line(f"{attention}, {kind}", [x for x, _ in points], [y for _, y in points]))
     if not lines:
         return []
-    shortest = settings["shortest"]
     description = f"Time a token at each length, to that at {shortest} tokens, batch {smallest}; a line for each kind."
     label = f"time a token, to that at {shortest}"
     svg = line_chart(description, lines, x_label="tokens a text", y_label=label, reference=1)

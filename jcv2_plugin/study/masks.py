@@ -30,6 +30,7 @@ from jcv2_plugin.study.retrieval import (
 ATTENDED, UNATTENDED, NONE = VARIANTS = ("attended", "unattended", "none")
 _TOKENS = "query tokens"
 _OWN = "the model's own expansion"
+_ENOUGH = 20
 _PARTS = 4  # of the expanded length, for the buckets
 
 
@@ -148,7 +149,9 @@ def masks_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Repo
     )
 
 
-def _verdict(gap: Interval) -> str:
+def _verdict(gap: Interval, queries: int = _ENOUGH) -> str:
+    if queries < _ENOUGH:  # a bootstrap of so few knows nothing of the others
+        return "too few queries to say"
     if gap.low > 0:
         return "they help"
     return "they harm" if gap.high < 0 else "no difference is shown"
@@ -214,10 +217,10 @@ def by_length(settings: Mapping[str, Any], results: Sequence[Result]) -> Table:
                 _label(bucket),
                 f"{cells[0][1]:,}",
                 *("–" if own is None else own.text(signed=True) for own, _ in cells),
-                *("–" if own is None else _verdict(own) for own, _ in cells),
+                *("–" if own is None else _verdict(own, queries) for own, queries in cells),
             ]
         )
-    columns = ["query tokens", "queries", "attended", "unattended", "attended", "unattended"]
+    columns = ["query tokens", "queries", "attended", "unattended", "attended: verdict", "unattended: verdict"]
     return Table("Paired difference in nDCG@10 to no expansion, averaged over the sets", columns, rows)
 
 

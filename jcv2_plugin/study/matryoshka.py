@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -16,6 +15,7 @@ from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.evaluation import measure_run
 from jcv2_plugin.study.base import Cell, Measured, Report, Result, Value
+from jcv2_plugin.study.environment import clock, synchronize
 from jcv2_plugin.study.matryoshka_report import matryoshka_report
 from jcv2_plugin.study.retrieval import (
     EncodedSets,
@@ -109,11 +109,11 @@ def _scoring_time(side: _Side, largest: _Side) -> dict[str, Value]:
     times: list[list[float]] = [[], []]
     for query in range(min(_TIMED_QUERIES, len(side[0])) + 1):
         for number, (queries, documents, mask) in enumerate(sides):
-            start = time.perf_counter()
+            start = clock(documents.device)
             maxsim(queries[query % len(queries)], documents, b_mask=mask)
-            _synchronize(documents)
+            synchronize(documents.device)
             if query:  # the first warms up
-                times[number].append(time.perf_counter() - start)
+                times[number].append(clock(documents.device) - start)
     own, reference = times
     ratio = median(one / other for one, other in zip(own, reference, strict=True))
     found: dict[str, Value] = {"scoring time, to the largest head": ratio}
@@ -126,8 +126,3 @@ def _padded(queries: Sequence[Tensor], documents: Sequence[Tensor]) -> tuple[Seq
     some = [one.to(queries[0].device, queries[0].dtype) for one in documents[:_TIMED_DOCUMENTS]]
     mask = pad_sequence([torch.ones(len(one), dtype=torch.bool, device=one.device) for one in some], batch_first=True)
     return queries, pad_sequence(some, batch_first=True), mask
-
-
-def _synchronize(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)

@@ -21,6 +21,7 @@ from jcv2_plugin.study.intervals import Samples, interval
 
 DEPTH = 100
 _DOCUMENTS_AT_A_TIME = 256
+_SMALL_CORPUS = 1000
 
 
 def load_encoder(
@@ -261,6 +262,11 @@ def sample_limits(results: Sequence[Result], settings: Mapping[str, Any]) -> lis
             f"At most about {settings['documents']:,} documents are searched, where a set has more: the relevant ones "
             "are all there and most others are not, so figures are higher than published ones of the whole set. "
             "Differences between rows of a table are what to read."
+        )
+    if (fewest := min(int(values["documents"] or 0) for values in drawn.values())) < _SMALL_CORPUS:
+        lines.append(
+            f"The smallest corpus searched has {fewest:,} documents. Recall@100 in so few is near 1 for any "
+            "system (and is 1 by construction in a hundred or fewer where every document gets a score): read nDCG@10."
         )
     if seeds > 1:
         lines.append(f"Up to {seeds} draws of a set (seeds 0 to {seeds - 1}); a set that a draw takes whole has one.")

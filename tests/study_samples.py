@@ -1,0 +1,73 @@
+"""Small test sets in BEIR layout, and a study that needs no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jcv2_plugin.study.base import Cell, Chart, Measured, Report, Result, Section
+from jcv2_plugin.study.charts import Line, line_chart
+from jcv2_plugin.study.intervals import interval
+
+THINGS = "ferry harbour rice water telescope star bread oven violin bow glacier ice bridge river lantern light".split()
+
+
+def write_set(folder: Path, *, language: str = "en", documents: int = 24, queries: int = 8) -> Path:
+    """A set in which each query asks for one document, which shares a word and a number with it."""
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [
+        {
+            "_id": f"d{n}",
+            "title": "",
+            "text": f"Note {n} is about the {THINGS[n % len(THINGS)]}"
+            + f" and the {THINGS[(n * 7 + 3) % len(THINGS)]}" * (1 + n % 5)
+            + ".",
+        }
+        for n in range(documents)
+    ]
+    asked = [{"_id": f"q{n}", "text": f"what does note {n} say" + " about it" * (n % 4)} for n in range(queries)]
+    for name, rows in (("corpus", corpus), ("queries", asked)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = "".join(f"q{n}\td{n}\t1\n" for n in range(queries))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}", encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps({"lang": language}), encoding="utf-8")
+    return folder
+
+
+def write_sets(folder: Path) -> Path:
+    """A folder with the sets ``one``, in English, and ``two``, said to be German."""
+    write_set(folder / "one")
+    write_set(folder / "two", language="de", documents=30, queries=12)
+    return folder
+
+
+class Counting:
+    """A study of made-up figures that counts what it measures."""
+
+    name = "counting"
+    title = "Counting"
+
+    def __init__(self, numbers: Sequence[int] = range(4), settings: Mapping[str, Any] | None = None) -> None:
+        self.numbers = numbers
+        self.settings = dict(settings or {"model": "none"})
+        self.measured: list[int] = []
+
+    def cells(self) -> Sequence[Cell]:
+        return [Cell({"number": number}) for number in self.numbers]
+
+    def measure(self, cell: Cell) -> Measured:
+        number = int(cell.parameters["number"] or 0)
+        self.measured.append(number)
+        samples = {f"q{query}": (number + query) / 7 for query in range(5)}
+        return Measured({"mean": sum(samples.values()) / 5, "even": number % 2 == 0, "none": None}, {"value": samples})
+
+    def report(self, results: Sequence[Result]) -> Report:
+        line = Line(
+            "<value> & more",
+            [int(one.parameters["number"] or 0) + 1 for one in results],
+            [interval([one.samples["value"]]) for one in results],
+        )
+        chart = Chart("A chart", line_chart('Shows "values" <by> number', [line], x_label="number", y_label="value"))
+        return Report("What is it?", [f"{len(results)} numbers"], [Section("Numbers", ["Text."], [chart])], ["Little."])
