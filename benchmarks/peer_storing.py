@@ -153,7 +153,7 @@ def _rows(
     variants: Sequence[Variant],
     stored: dict[str, dict[str, Any]],
     found: dict[tuple[str, str], dict[str, list[Any]]],
-    exact: list[list[int]],
+    exact: list[dict[int, float]],
 ) -> Iterator[dict[str, Any]]:
     ours, our_storing = _by_query(found[OURS, "None"]), stored[OURS]["clock"]
     together = our_storing + SEARCHES * statistics.median(found[OURS, "None"]["clock"])
@@ -210,15 +210,15 @@ def make_corpus(bench: Bench, size: int, queries: int) -> Corpus:
     return Corpus(file, vectors, asked, encoded, about)
 
 
-def exact_top(queries: Sequence[Matrix], documents: Sequence[Matrix], k: int) -> list[list[int]]:
-    """Positions of the documents of the largest MaxSim with each query, computed plainly in float32."""
+def exact_top(queries: Sequence[Matrix], documents: Sequence[Matrix], k: int) -> list[dict[int, float]]:
+    """For each query the documents of the largest MaxSim, best first: scores by position, plainly in float32."""
     flat = np.concatenate(documents)
     starts = np.cumsum([0, *(len(one) for one in documents[:-1])])
-    best: list[list[int]] = []
+    best: list[dict[int, float]] = []
     for query in queries:
         similar: NDArray[np.float32] = flat @ query.T
         scores = np.maximum.reduceat(similar, starts, axis=0).sum(axis=1)
-        best.append(np.argsort(-scores, kind="stable")[:k].tolist())
+        best.append({int(place): float(scores[place]) for place in np.argsort(-scores, kind="stable")[:k]})
     return best
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from fastembed.late_interaction.jina_colbert import JinaColbert
+from onnx_export import export_onnx
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 from worker import Engine, serve
@@ -71,20 +72,7 @@ def as_onnx(source: Path) -> Path:
     lengths = json.loads((source / "config_sentence_transformers.json").read_text(encoding="utf-8"))
     settings["model_max_length"] = settings["max_length"] = lengths["document_length"]  # the lesser of the two counts
     (staging / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    network = _Network(source).eval()
-    example = (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64))
-    axes = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
-    with torch.inference_mode():
-        torch.onnx.export(
-            network,
-            example,
-            str(staging / "onnx" / "model.onnx"),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["vectors"],
-            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-            external_data=False,
-            dynamo=True,
-        )
+    export_onnx(_Network(source), staging / "onnx" / "model.onnx")
     (staging / "onnx" / "model.onnx_data").touch()  # listed by fastembed; all weights are in the other file
     staging.rename(folder)
     return folder

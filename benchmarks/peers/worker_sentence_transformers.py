@@ -35,16 +35,24 @@ class SentenceTransformers(Engine):
 
 
 def make_trainer(model: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> MultiVectorEncoderTrainer:
-    """Their trainer for triplets, with InfoNCE over all passages of the batch."""
+    """Their trainer for triplets, with InfoNCE over all passages of the batch.
+
+    It leaves out the model's markers where it is not told of them.
+    """
     encoder = MultiVectorEncoder(model, device="cpu")
     without_dropout(encoder)
+    data = by_column(rows, settings)
     arguments = MultiVectorEncoderTrainingArguments(
-        **trainer_settings(settings), max_length={"document": settings["document_length"]}
+        **trainer_settings(settings),
+        max_length={"document": settings["document_length"]},
+        prompts={
+            name: encoder.prompts.get("query" if name == "query" else "document") or "" for name in data.column_names
+        },
     )
     return MultiVectorEncoderTrainer(
         model=encoder,
         args=arguments,
-        train_dataset=by_column(rows, settings),
+        train_dataset=data,
         loss=MultiVectorMultipleNegativesRankingLoss(encoder),
     )
 
