@@ -111,7 +111,7 @@ def _principal_heads(
     if steps:
         typer.echo("What MaxSim's differences between passages lose, as a share of their variance:")
     for dim, error in fitted.errors.items() if steps else ():
-        typer.echo(f"  {dim:>5} dimensions lose {error:.2%}")
+        typer.echo(f"  {dim:>5} dimensions lose {error:.2%} (principal components: {fitted.component_errors[dim]:.2%})")
 
 
 def _show_shares(shares: dict[int, float]) -> None:

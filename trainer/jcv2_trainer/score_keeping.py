@@ -136,11 +136,15 @@ class FittedHeads:
         heads: The heads.
         captured: By dimension, the share of the states' squared length within the principal components it began with.
         errors: By dimension, :func:`score_error` of the heads, on other batches than they were trained on.
+        components: The principal components.
+        component_errors: Their errors.
     """
 
     heads: MatryoshkaHeads
     captured: dict[int, float]
     errors: dict[int, float]
+    components: MatryoshkaHeads
+    component_errors: dict[int, float]
 
 
 def fit_heads(
@@ -174,12 +178,17 @@ def fit_heads(
         found[place] = states.half()
     answers, asked = TokenStates.of(found[: len(passages)]), TokenStates.of(found[len(passages) :])
     moment = mean_outer_product(states.float() for states in found)
-    heads = principal_heads(moment, dims)
-    shares = {dim: captured(moment, heads.weight(dim)) for dim in heads.dims}
-    if steps:
-        heads = keep_scores(heads, asked, answers, steps=steps, seed=seed, progress=steps_done)
-    errors = {dim: score_error(heads.weight(dim), asked, answers, seed=seed + 1) for dim in heads.dims}
-    return FittedHeads(heads, shares, errors)
+    components = principal_heads(moment, dims)
+    shares = {dim: captured(moment, components.weight(dim)) for dim in components.dims}
+
+    def errors(heads: MatryoshkaHeads) -> dict[int, float]:
+        return {dim: score_error(heads.weight(dim), asked, answers, seed=seed + 1) for dim in heads.dims}
+
+    before = errors(components)
+    if not steps:
+        return FittedHeads(components, shares, before, components, before)
+    heads = keep_scores(components, asked, answers, steps=steps, seed=seed, progress=steps_done)
+    return FittedHeads(heads, shares, errors(heads), components, before)
 
 
 def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, seed: int = 0, steps: int = 8) -> float:
