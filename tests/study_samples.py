@@ -11,7 +11,7 @@ from jcv2_plugin.study.base import Cell, Chart, Measured, Report, Result, Sectio
 from jcv2_plugin.study.charts import Line, line_chart
 from jcv2_plugin.study.intervals import interval
 
-THINGS = "ferry harbour rice water telescope star bread oven violin bow glacier ice bridge river lantern light".split()
+THINGS = ("ferry", "harbour", "rice", "telescope", "bread", "oven", "violin", "glacier", "bridge", "river", "lantern")
 
 
 def write_set(folder: Path, *, language: str = "en", documents: int = 24, queries: int = 8) -> Path:
