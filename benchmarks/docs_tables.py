@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build"
+STUDIES = ROOT / "docs" / "studies"
 
 
 def first_stages(report: dict[str, Any]) -> str:
@@ -71,6 +72,48 @@ def training_throughput(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def study_matryoshka(report: dict[str, Any]) -> str:
+    """Each head's size, quality and time."""
+    from jcv2_plugin.study.matryoshka_report import overview
+    from jcv2_plugin.study.record import results_of
+
+    return overview(results_of(report)).markdown()
+
+
+def study_scenarios(report: dict[str, Any]) -> str:
+    """Which dimension to take."""
+    from jcv2_plugin.study.matryoshka_report import heads_of, scenarios
+    from jcv2_plugin.study.record import results_of
+
+    return scenarios(heads_of(results_of(report))).markdown()
+
+
+def study_languages(report: dict[str, Any]) -> str:
+    """The model beside BM25 in each set."""
+    from jcv2_plugin.study.languages import languages_table
+    from jcv2_plugin.study.record import results_of
+
+    return languages_table(results_of(report)).markdown()
+
+
+def study_masks(report: dict[str, Any]) -> str:
+    """What expansion changes, by query length."""
+    from jcv2_plugin.study.masks import by_length
+    from jcv2_plugin.study.record import results_of
+
+    return by_length(report["settings"], results_of(report)).markdown()
+
+
+def study_lengths(report: dict[str, Any]) -> str:
+    """Time of eager attention and of rotary positions, and memory."""
+    from jcv2_plugin.study.lengths_report import TO_ABSOLUTE, TO_SDPA, memory, ratios
+    from jcv2_plugin.study.record import results_of
+
+    results = results_of(report)
+    tables = [ratios(results, TO_SDPA), ratios(results, TO_ABSOLUTE), memory(results)]
+    return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in tables)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
@@ -78,16 +121,31 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
     "training-throughput": ("training_throughput", None, training_throughput),
+    "study-matryoshka": ("studies/matryoshka", None, study_matryoshka),
+    "study-scenarios": ("studies/matryoshka", None, study_scenarios),
+    "study-languages": ("studies/languages", None, study_languages),
+    "study-masks": ("studies/masks", None, study_masks),
+    "study-lengths": ("studies/lengths", None, study_lengths),
 }
-"""For each table the file of results, the part of it where it has parts, and the function that makes the table."""
+"""For each table the file of results, the part of it where it has parts, and the function that makes the table.
+
+Results of studies lie in docs/studies, where ``jcv2 study`` writes them.
+"""
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def caption(report: dict[str, Any]) -> str:
     """The command, versions and machine behind a table."""
+    report = report["runs"][-1] if "runs" in report else report
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     machine = report["machine"]
     return f"`{report['command']}`; {machine['cpu']}, {machine['threads']} thread(s) of torch; {versions}."
+
+
+def results_file(result: str) -> Path:
+    """Where the results behind a table are."""
+    folder, _, name = result.rpartition("/")
+    return (STUDIES if folder == "studies" else RESULTS) / f"{name}.json"
 
 
 def render(page: str) -> str:
@@ -96,7 +154,7 @@ def render(page: str) -> str:
     def write(found: re.Match[str]) -> str:
         name = found[1]
         result, part, table = TABLES[name]
-        report = json.loads((RESULTS / f"{result}.json").read_text(encoding="utf-8"))
+        report = json.loads(results_file(result).read_text(encoding="utf-8"))
         if part is not None:
             report = report[part]
         return f"<!-- table: {name} -->\n{table(report)}\n\n{caption(report)}\n<!-- end -->"
@@ -111,7 +169,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.take:
         RESULTS.mkdir(exist_ok=True)
-        for name in sorted({result for result, _, _ in TABLES.values()}):
+        for name in sorted({result for result, _, _ in TABLES.values() if "/" not in result}):
             if (BUILD / f"{name}.json").exists():
                 shutil.copy(BUILD / f"{name}.json", RESULTS / f"{name}.json")
     stale = []

@@ -7,7 +7,6 @@ after the first pass and after each round of timing, so that what it had is kept
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -53,8 +52,9 @@ def main() -> None:
             keep()
             return
         peak = memory_peak(device)
-        result["peak MiB"] = peak / _MIB
-        result["pass MiB"] = max(0.0, peak - before) / _MIB
+        if before is not None and peak is not None:
+            result["peak MiB"] = peak / _MIB
+            result["pass MiB"] = max(0.0, peak - before) / _MIB
         keep()
         others = {name: prepare(job["network"], variant, job["seed"]) for name, variant in references.items()}
         for other in others.values():
@@ -117,8 +117,8 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
     return clock(device) - start
 
 
-def memory_now(device: torch.device) -> int:
-    """Bytes held, after which :func:`memory_peak` begins anew where the system can do that."""
+def memory_now(device: torch.device) -> int | None:
+    """Bytes held, after which :func:`memory_peak` begins anew where the system can do that; None if it tells neither."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
@@ -132,7 +132,7 @@ def memory_now(device: torch.device) -> int:
     return resident
 
 
-def memory_peak(device: torch.device) -> int:
+def memory_peak(device: torch.device) -> int | None:
     """The most bytes held."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -147,7 +147,11 @@ def _status(name: str) -> int | None:
     return next((int(line[1]) * 1024 for line in lines), None)
 
 
-def _largest_ever() -> int:
+def _largest_ever() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024
 

@@ -116,7 +116,7 @@ def overview(results: Sequence[Result]) -> Table:
         ],
         rows,
         f"A document has {tokens:.0f} token vectors on average. Documents were scored as float16. Time: MaxSim of a "
-        "query with 300 documents, by turns with the largest head, medians of ratios; less than 1 is "
+        "query with up to 300 documents, by turns with the largest head, medians of ratios; less than 1 is "
         "faster.",
     )
 

@@ -21,6 +21,7 @@ from jcv2_plugin.study.intervals import Samples, interval
 
 DEPTH = 100
 _DOCUMENTS_AT_A_TIME = 256
+_QUERIES_AT_A_TIME = 32
 _SMALL_CORPUS = 1000
 
 
@@ -180,15 +181,24 @@ def exact_run(
         documents: Likewise; float16 is scored in the queries' type.
     """
     query_ids, document_ids = list(dataset.queries), list(dataset.corpus)
-    parts = []
-    for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
-        part = [one.to(queries[0].device, queries[0].dtype) for one in documents[start : start + _DOCUMENTS_AT_A_TIME]]
-        parts.append(maxsim(list(queries), part).cpu())
-    best = torch.cat(parts, dim=1).topk(min(DEPTH, len(document_ids)), dim=1)
+    scores = torch.empty(len(query_ids), len(document_ids))
+    # Those of a length together, since all of a part are padded to its longest.
+    for columns in _by_length(documents, _DOCUMENTS_AT_A_TIME):
+        part = [documents[column].to(queries[0].device, queries[0].dtype) for column in columns]
+        for rows in _by_length(queries, _QUERIES_AT_A_TIME):
+            block = maxsim([queries[row] for row in rows], part).cpu()
+            scores[torch.tensor(rows)[:, None], torch.tensor(columns)] = block
+    best = scores.topk(min(DEPTH, len(document_ids)), dim=1)
     return {
-        query: {document_ids[place]: score for score, place in zip(scores, places, strict=True)}
-        for query, scores, places in zip(query_ids, best.values.tolist(), best.indices.tolist(), strict=True)
+        query: {document_ids[place]: score for score, place in zip(own, places, strict=True)}
+        for query, own, places in zip(query_ids, best.values.tolist(), best.indices.tolist(), strict=True)
     }
+
+
+def _by_length(vectors: Sequence[Tensor], number: int) -> Iterator[list[int]]:
+    order = sorted(range(len(vectors)), key=lambda place: len(vectors[place]))
+    for start in range(0, len(order), number):
+        yield order[start : start + number]
 
 
 def quality(metrics: Metrics) -> tuple[dict[str, Value], dict[str, dict[str, float]]]:
