@@ -213,7 +213,8 @@ class TokenBudgetInference(_Base):
         device: Any = None,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Tensor]]:
-        self.eval()
+        if any(module.training for module in self.modules()):  # asking costs a third of setting all anew
+            self.eval()
         # By characters first, so that texts tokenised together are of a length; by tokens within.
         order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
         noun = "queries" if task == "query" else "documents"
@@ -259,6 +260,9 @@ class TokenBudgetInference(_Base):
             Positions in ``texts``, and the features of these texts, on the CPU. Every text comes once.
         """
         features = self.preprocess(texts, **preprocess)
+        if len(texts) == 1:  # nothing to deal out, and no padding to cut off: a query's latency is felt
+            yield [0], features
+            return
         if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts real tokens
             lengths = features["cu_seq_lens_q"].diff().tolist()
             for rows in plan_batches(lengths, budget, max_texts):
