@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation import Metrics, measure_run
 from jcv2_trainer.lines import DataError
 from jcv2_trainer.rows import read_rows
 
@@ -112,6 +112,10 @@ class DevEvaluator(BaseEvaluator):
 
     def ndcg(self, encoder: JinaColbertEncoder) -> dict[int, float]:
         """nDCG@10 by dimension."""
+        return {dim: metrics.ndcg_at_10 for dim, metrics in self.metrics(encoder).items()}
+
+    def metrics(self, encoder: JinaColbertEncoder) -> dict[int, Metrics]:
+        """All measures by dimension, means and of each query."""
         query_ids, document_ids = list(self.dev.queries), list(self.dev.documents)
         texts = list(self.dev.documents.values())
         training = encoder.training
@@ -125,7 +129,7 @@ class DevEvaluator(BaseEvaluator):
             for dim in self.dims:
                 parts[dim].append(maxsim(queries[dim], documents[dim]).cpu())
         encoder.train(training)
-        figures = {}
+        found = {}
         for dim in self.dims:
             scores = torch.cat(parts[dim], dim=1)
             best = scores.topk(min(_DEPTH, len(document_ids)), dim=1)
@@ -135,8 +139,8 @@ class DevEvaluator(BaseEvaluator):
                     query_ids, best.values.tolist(), best.indices.tolist(), strict=True
                 )
             }
-            figures[dim] = evaluate_run(run, self.dev.qrels)["ndcg@10"]
-        return figures
+            found[dim] = measure_run(run, self.dev.qrels)
+        return found
 
 
 def metric_name(dim: int) -> str:
