@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build"
 STUDIES = ROOT / "docs" / "studies"
+PEER_TABLES = ("encode", "query", "index", "store", "search", "equal_recall", "train", "left_out")
+NOT_MEASURED = "Not measured yet on a quiet machine."
 
 
 def first_stages(report: dict[str, Any]) -> str:
@@ -114,6 +116,16 @@ def study_lengths(report: dict[str, Any]) -> str:
     return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in tables)
 
 
+def _peers(name: str) -> Callable[[dict[str, Any]], str]:
+    def table(report: dict[str, Any]) -> str:
+        import peer_tables
+
+        made: str = getattr(peer_tables, name)(report)
+        return made
+
+    return table
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
@@ -121,6 +133,8 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
     "training-throughput": ("training_throughput", None, training_throughput),
+    **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
+    "quantised-encoding": ("int8", None, _peers("int8")),
     "study-matryoshka": ("studies/matryoshka", None, study_matryoshka),
     "study-scenarios": ("studies/matryoshka", None, study_scenarios),
     "study-languages": ("studies/languages", None, study_languages),
@@ -131,6 +145,8 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
 
 Results of studies lie in docs/studies, where ``jcv2 study`` writes them.
 """
+# One run makes all of these tables; its command and versions stand once, under what was left out.
+_CAPTIONED_ELSEWHERE = {f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name != "left_out"}
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -154,10 +170,13 @@ def render(page: str) -> str:
     def write(found: re.Match[str]) -> str:
         name = found[1]
         result, part, table = TABLES[name]
+        if not results_file(result).exists():
+            return f"<!-- table: {name} -->\n{NOT_MEASURED}\n<!-- end -->"
         report = json.loads(results_file(result).read_text(encoding="utf-8"))
         if part is not None:
             report = report[part]
-        return f"<!-- table: {name} -->\n{table(report)}\n\n{caption(report)}\n<!-- end -->"
+        below = "" if name in _CAPTIONED_ELSEWHERE else f"\n\n{caption(report)}"
+        return f"<!-- table: {name} -->\n{table(report)}{below}\n<!-- end -->"
 
     return _MARKED.sub(write, page)
 

@@ -35,6 +35,7 @@ from int8_backends import BACKENDS, Setting, samples_of
 from peer_environments import FOLDER, PEERS, python_of
 from peer_measures import ratios, spread, turns
 from peer_storing import exact_top
+from peer_tables import int8
 from worker import timed
 
 from jcv2_plugin import JinaColbertEncoder
@@ -84,7 +85,7 @@ def main() -> None:
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(table(report))
+    print(int8(report))
     say(f"Written to {options.json}")
 
 
@@ -161,20 +162,6 @@ def qualities(
         figures[name] = evaluate_run(run, data.qrels)["ndcg@10"]
         say(f"{name}: {type(model).__name__}, nDCG@10 {figures[name]:.4f}")
     return figures
-
-
-def table(report: dict[str, Any]) -> str:
-    """A row for each backend."""
-    sets = list(report["ndcg@10"][BASE])
-    head = ["backbone", *(f"documents/s, {kind}" for kind in report["speed"]), "least cosine"]
-    lines = [[*head, *(f"nDCG@10 {name}" for name in sets)]]
-    lines.append(["---"] + ["--:"] * (len(lines[0]) - 1))
-    for name, quality in report["ndcg@10"].items():
-        rows = [part[name] for part in report["speed"].values()]
-        speed = [f"{row['base_over_this']['clock']['median']:.2f}x" for row in rows]
-        changes = [f"{quality[one]:.4f} ({quality[one] - report['ndcg@10'][BASE][one]:+.4f})" for one in sets]
-        lines.append([name, *speed, f"{min(row['least_cosine'] for row in rows):.4f}", *changes])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -142,10 +142,29 @@ def train(report: dict[str, Any]) -> str:
     )
 
 
-def unavailable(report: dict[str, Any]) -> str:
-    """What was left out, and why."""
+def int8(report: dict[str, Any]) -> str:
+    """What ``benchmarks/int8.py`` measured: a row for each backend, the first being what the others are held to."""
+    quality = report["ndcg@10"]
+    base = quality[next(iter(quality))]
+    head = ["backbone run by", *(f"documents/s, {kind}" for kind in report["speed"]), "least cosine"]
+    rows = []
+    for name, reached in quality.items():
+        parts = [part[name] for part in report["speed"].values()]
+        rows.append(
+            [
+                name,
+                *(f"{part['base_over_this']['clock']['median']:.2f}x" for part in parts),
+                f"{min(part['least_cosine'] for part in parts):.3f}",
+                *(f"{value:.4f} ({value - base[key]:+.4f})" for key, value in reached.items()),
+            ]
+        )
+    return table([*head, *(f"nDCG@10 {key}" for key in base)], rows)
+
+
+def left_out(report: dict[str, Any]) -> str:
+    """What a peer could not do here, and why."""
     if not report["unavailable"]:
-        return "Nothing was left out."
+        return "No peer had to be left out."
     return "\n".join(f"- {what}: {reason.splitlines()[-1]}" for what, reason in report["unavailable"].items())
 
 

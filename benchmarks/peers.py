@@ -39,7 +39,7 @@ from peer_bench import OURS, Bench
 from peer_encoding import EncodingScale, encode_documents, encode_queries
 from peer_environments import FOLDER, PEERS
 from peer_storing import StoringScale, ingest, store_and_search
-from peer_tables import TABLES
+from peer_tables import TABLES, left_out
 from peer_training import TrainingScale, train
 
 OUTPUT = ROOT / "build" / "peers.json"
@@ -121,8 +121,7 @@ def main() -> None:
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for task in options.tasks:
         print(f"\n{task}\n\n{TABLES[task](report)}")
-    for what, reason in bench.unavailable.items():
-        print(f"\nLeft out: {what}: {reason}")
+    print(f"\n{left_out(report)}")
     say(f"Written to {options.json}")
 
 

