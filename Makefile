@@ -13,7 +13,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train the heads of the model mini, to build/mini (a quarter of an hour on 2 cores)"
-	@echo "make bench  the benchmarks, side by side with sentence-transformers"
+	@echo "make bench  the benchmarks, side by side with PyLate, sentence-transformers, fastembed, fast-plaid"
 	@echo "make studies  measure mini again for the reports of docs/studies (a quarter of an hour on one core)"
 
 $(READY): pyproject.toml constraints.txt
@@ -43,8 +43,10 @@ docs: $(READY)
 	@echo "Open build/docs/index.html."
 
 bench: $(READY)
-	$(BIN)/python benchmarks/encode_throughput.py
-	$(BIN)/python benchmarks/mini_quality.py --dims 128 64
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/int8.py --sets xquad-en --texts 100 --rounds 2 \
+		--backends 'torch float32' 'OpenVINO int8, calibrated'
+	$(BIN)/python benchmarks/mini_quality.py --sets xquad-en --dims 128 64
 	$(BIN)/python benchmarks/first_stages.py --sets mlqa-en --queries 50 --growth 250 1000
 	$(BIN)/python benchmarks/compression.py --sets mlqa-en --dims 64 --pool-factors 1 1.5 --timed-queries 5
 	$(BIN)/python benchmarks/training_throughput.py --rounds 2 --steps 1

@@ -118,7 +118,7 @@ def speeds(
         for order in turns(list(models), options.rounds):
             for name in order:
                 model = models[name]
-                times[name].append(timed(lambda model=model: encode(encoder, model, texts, options.dim))[1])  # type: ignore[misc]  # noqa: B023
+                times[name].append(timed(lambda model=model: encode(encoder, model, texts, options.dim))[1])  # noqa: B023
         figures[kind] = {
             name: {
                 "base_over_this": ratios(times[BASE], measured),
@@ -138,12 +138,13 @@ def _token_counter(encoder: JinaColbertEncoder) -> Any:
 
 def encode(encoder: JinaColbertEncoder, model: nn.Module, texts: list[str], dim: int, role: str = "document") -> Any:
     """The encoder's vectors with another backbone in it."""
-    own = encoder.backbone.model
-    encoder.backbone.model = model
+    backbone: Any = encoder.backbone
+    own = backbone.model
+    backbone.model = model
     try:
         return encoder.query_vectors(texts, dim) if role == "query" else encoder.document_vectors(texts, dim)
     finally:
-        encoder.backbone.model = own
+        backbone.model = own
 
 
 def qualities(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,21 @@ class EncodingScale:
 def encode_documents(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]:
     """A row for each kind of text, engine and batch size: the default, and the best found."""
     rows: list[dict[str, Any]] = []
-    for kind, number in scale.documents.items():
-        texts = peer_texts.documents(kind, number, bench.tokens, bench.source)
-        model = bench.checkpoint(peer_texts.LONG if peer_texts.LENGTHS[kind] > WINDOW else WINDOW)
-        file = write_json(bench.scratch / "texts.json", texts)
-        about = {"kind": kind, "documents": number, "tokens": spread([float(bench.tokens(text)) for text in texts])}
-        with bench.workers({name: name for name in ENCODERS}, model) as workers:
-            rows += [{**about, **row} for row in _measure(bench, workers, file, scale, scale.batch_sizes[kind], kind)]
+    for window, kinds in groupby(scale.documents, key=_window):
+        with bench.workers({name: name for name in ENCODERS}, bench.checkpoint(window)) as workers:
+            for kind in kinds:
+                number = scale.documents[kind]
+                texts = peer_texts.documents(kind, number, bench.tokens, bench.source)
+                file = write_json(bench.scratch / "texts.json", texts)
+                tokens = spread([float(bench.tokens(text)) for text in texts])
+                about = {"kind": kind, "documents": number, "tokens": tokens}
+                measured = _measure(bench, workers, file, scale, scale.batch_sizes[kind], kind)
+                rows += [{**about, **row} for row in measured]
     return rows
+
+
+def _window(kind: str) -> int:
+    return peer_texts.LONG if peer_texts.LENGTHS[kind] > WINDOW else WINDOW
 
 
 def _measure(
