@@ -118,7 +118,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 
 
 def memory_now(device: torch.device) -> int | None:
-    """Bytes held, after which :func:`memory_peak` begins anew where the system can do that; None if it tells neither."""
+    """Bytes held, if the system tells; :func:`memory_peak` begins anew then where it can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
