@@ -32,7 +32,7 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
     for document, tokens in zip(documents, counts, strict=True):
         if schema.long_documents == "error" and tokens > splitter.capacity:
             raise DocumentTooLongError(
-                f"Document {document.id!r} has {tokens} tokens, {splitter.capacity} fit document_length="
+                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit document_length="
                 f"{encoder.document_length}, and this collection was created with long_documents='error'. "
                 "Split it, or create the collection with long_documents='split' or 'truncate'."
             )
@@ -43,7 +43,7 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
         rows = len(scored_tokens(encoder, document.text, "document", schema.long_documents))
         if rows * schema.dim >= MAX_FLOATS:
             raise DocumentTooLongError(
-                f"Document {document.id!r} makes {rows} vectors of dim={schema.dim}, Qdrant takes fewer than "
+                f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, Qdrant takes fewer than "
                 f"{MAX_FLOATS:,} floats a document: at most {(MAX_FLOATS - 1) // schema.dim} vectors. Split the "
                 "document into several, or use a smaller dim."
             )

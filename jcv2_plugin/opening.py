@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qdrant_client import QdrantClient, models
 
+from jcv2_plugin.checks import check_lengths
 from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.documents import Document, validate
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
 from jcv2_plugin.handover import DocumentOf, hand_over
+from jcv2_plugin.schema import CollectionSchema
+from jcv2_plugin.state import load_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,40 @@ def create_collection(**options: Any) -> ColbertCollection:
     if options.get("encoder") is None:
         options["encoder"] = DEFAULT_ENCODER
     return ColbertCollection.create(**options)
+
+
+def create_filled(
+    documents: Sequence[Document], create: Callable[..., ColbertCollection] = create_collection, **options: Any
+) -> ColbertCollection:
+    """A new collection with documents in it. They are checked before anything is created or, what is worse, replaced.
+
+    Args:
+        documents: What to store.
+        create: Makes a collection of the options.
+        **options: As for :func:`create_collection`.
+
+    Raises:
+        InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
+    """
+    checked = validate(documents)
+    encoder = options.get("encoder")
+    if encoder is None or isinstance(encoder, (str, os.PathLike)):
+        encoder = load_encoder(DEFAULT_ENCODER if encoder is None else encoder, dims=options.get("dim"))
+    options["encoder"] = encoder
+    described = {name: options[name] for name in ("long_documents", "storage") if name in options}
+    schema = CollectionSchema.describe(
+        encoder,
+        encoder.resolve_dim(options.get("dim")),
+        **{"long_documents": "split", "storage": "float16", **described},
+    )
+    check_lengths(checked, schema, encoder)
+    collection = create(**options)
+    try:
+        collection.add(checked)
+    except BaseException:
+        collection.close()
+        raise
+    return collection
 
 
 def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:

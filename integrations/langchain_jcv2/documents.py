@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.documents import Document
 
 import jcv2_plugin
-from jcv2_plugin import ColbertCollection, Explanation, SearchHit, StoredDocument
-from jcv2_plugin.documents import validate
+from jcv2_plugin import Explanation, SearchHit, StoredDocument
 from jcv2_plugin.errors import InvalidDocumentError
-from jcv2_plugin.opening import create_collection
 
 RELEVANCE_KEY = "relevance_score"
 """The metadata key of a score in 0..1: MaxSim by the number of query vectors."""
@@ -73,24 +70,6 @@ def token_matches(explanation: Explanation) -> list[dict[str, Any]]:
 def with_metadata(document: Document, added: Mapping[str, Any]) -> Document:
     """A copy of a document with further metadata, which shares nothing that could be changed with it."""
     return document.model_copy(update={"metadata": {**copy.deepcopy(document.metadata), **added}})
-
-
-def create_with(
-    documents: Sequence[jcv2_plugin.Document], location: str | os.PathLike[str] | None, **options: Any
-) -> ColbertCollection:
-    """A new collection with documents in it, which are checked before it is created.
-
-    Raises:
-        InvalidDocumentError: One cannot be stored. Nothing was created.
-    """
-    checked = validate(documents)
-    collection = create_collection(location=location, **options)
-    try:
-        collection.add(checked)
-    except BaseException:
-        collection.close()
-        raise
-    return collection
 
 
 def search_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,9 @@ import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
 from jcv2_plugin.documents import as_documents
 from jcv2_plugin.first_stage import FirstStage
-from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
+from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
 from langchain_jcv2.documents import (
     MATCHES_KEY,
-    create_with,
     scores_of,
     search_options,
     to_core,
@@ -203,7 +202,7 @@ class JinaColbertRetriever(BaseRetriever):
         cls, documents: list[jcv2_plugin.Document], *, location: str | os.PathLike[str] | None, k: int, **options: Any
     ) -> Self:
         fields = cls._take_fields(options, k)
-        return cls(collection=create_with(documents, location, **options), **fields)
+        return cls(collection=create_filled(documents, location=location, **options), **fields)
 
     @classmethod
     def _take_fields(cls, options: dict[str, Any], k: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing_extensions import Self
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
 from jcv2_plugin.documents import as_documents
-from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
-from langchain_jcv2.documents import create_with, search_options, to_core, to_langchain
+from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
+from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
 _NO_VECTOR = (
@@ -192,7 +192,7 @@ class JinaColbertVectorStore(VectorStore):
             raise TypeError("embedding and encoder both name the model. Give one of them.")
         model = embedding if encoder is None else encoder
         model = DEFAULT_ENCODER if model is None else model
-        return cls(create_with(documents, location, encoder=model, **options))
+        return cls(create_filled(documents, location=location, encoder=model, **options))
 
     # Writing
 
