@@ -32,7 +32,7 @@ def document_of(point_id: str, payload: Mapping[str, Any], *, text_key: str = DE
         text_key: Where those first releases have the text: the store's ``text_key``.
 
     Returns:
-        None where there is nothing to encode.
+        None where there is neither a node nor a text. A blank text is given as it is, for the caller to leave out.
 
     Raises:
         InvalidDocumentError: A node cannot be read.
@@ -52,8 +52,6 @@ def document_of(point_id: str, payload: Mapping[str, Any], *, text_key: str = DE
             f"Point {point_id}: its payload is not that of a LlamaIndex node ({error!r:.200}). Take it out, or leave "
             "it out by a filter."
         ) from error
-    if not nodes.has_text(node):
-        return None
     document = nodes.document_of(node)
     rest = {key: value for key, value in payload.items() if key != text_key}
     return replace(document, payload={**rest, **document.payload})

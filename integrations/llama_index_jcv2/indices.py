@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
@@ -20,7 +20,7 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.documents import validate
 from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
-from llama_index_jcv2.nodes import document_of, has_text, warn_of_nodes_without_text
+from llama_index_jcv2.nodes import document_of, has_text, naming_sources, warn_of_nodes_without_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
@@ -71,11 +71,7 @@ class JinaColbertIndex(VectorStoreIndex):
                 f"JinaColbertIndex keeps its nodes in a JinaColbertVectorStore, not in {type(store).__name__}. "
                 "Make it with from_documents, from_collection or from_vector_store."
             )
-        if embed_model is not None:
-            raise TypeError(
-                f"JinaColbertIndex encodes with the model of its collection, not with embed_model={embed_model!r}. "
-                "Leave embed_model out, and give from_documents an encoder."
-            )
+        _refuse_embed_model(embed_model)
         # Left to itself, the base class would load the embedding model of the global settings.
         super().__init__(nodes=nodes, storage_context=storage_context, embed_model=MockEmbedding(embed_dim=1), **kwargs)
         self._store = store
@@ -112,8 +108,10 @@ class JinaColbertIndex(VectorStoreIndex):
         Raises:
             CollectionExistsError: There is a collection already; :meth:`from_collection` opens it.
             InvalidDocumentError: A node's metadata is no JSON, ...
-            TypeError: A storage context is given with what describes a new collection.
+            TypeError: A storage context is given with what describes a new collection, or an embedding model is
+                given.
         """
+        _refuse_embed_model(options.pop("embed_model", None))
         rest: dict[str, Any] = {
             "show_progress": show_progress,
             "callback_manager": callback_manager,
@@ -128,7 +126,8 @@ class JinaColbertIndex(VectorStoreIndex):
             return super().from_documents(documents, storage_context, **rest)
         rest["transformations"] = transformations or Settings.transformations
         nodes = run_transformations(documents, rest["transformations"], show_progress=show_progress)
-        validate([document_of(node) for node in nodes if has_text(node)])  # what is refused creates, replaces nothing
+        with naming_sources(nodes):  # what is refused creates, replaces nothing
+            validate([document_of(node) for node in nodes if has_text(node)])
         collection = create_collection(location=location, encoder=encoder, dim=dim, **options)
         try:
             index = cls(nodes=nodes, storage_context=_storage_context(collection), **rest)
@@ -150,8 +149,9 @@ class JinaColbertIndex(VectorStoreIndex):
 
         Raises:
             CollectionNotFoundError: There is none.
-            TypeError: Options are given with an open collection.
+            TypeError: Options are given with an open collection, or an embedding model is.
         """
+        _refuse_embed_model(options.pop("embed_model", None))
         return cls(nodes=[], storage_context=_storage_context(open_collection(collection, **options)))
 
     @property
@@ -190,57 +190,56 @@ class JinaColbertIndex(VectorStoreIndex):
         """Put the nodes of a document in the place of those that it has.
 
         The new ones are stored before the old ones are removed, so a document that is refused leaves those it had.
+        Calls for one document at the same time follow each other.
 
         Args:
             document: The document as it should be.
             **update_kwargs: ``insert_kwargs`` and ``delete_kwargs``, as for ``VectorStoreIndex``.
+
+        Raises:
+            InvalidDocumentError: The document is refused.
         """
-        insert_kwargs = update_kwargs.get("insert_kwargs", {})
         with self._callback_manager.as_trace("update_ref_doc"):
-            before = self._store.source_nodes(document.id_)
-            nodes = run_transformations(
-                [document], self._transformations, show_progress=self._show_progress, **insert_kwargs
-            )
-            self.insert_nodes(nodes, **insert_kwargs)
-            if stale := _others(before, nodes):
-                self.delete_nodes(stale, delete_from_docstore=True, **update_kwargs.get("delete_kwargs", {}))
-            self.docstore.set_document_hash(document.id_, document.hash)
+            nodes = self._nodes_of(document, update_kwargs)
+            self._replace(document, nodes, update_kwargs)
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """:meth:`update_ref_doc`, without blocking the event loop."""
-        insert_kwargs = update_kwargs.get("insert_kwargs", {})
         with self._callback_manager.as_trace("aupdate_ref_doc"):
-            before = await asyncio.to_thread(self._store.source_nodes, document.id_)
-            nodes = await arun_transformations(
-                [document], self._transformations, show_progress=self._show_progress, **insert_kwargs
-            )
-            await self.ainsert_nodes(nodes, **insert_kwargs)
-            if stale := _others(before, nodes):
-                await self.adelete_nodes(stale, delete_from_docstore=True, **update_kwargs.get("delete_kwargs", {}))
-            await self.docstore.aset_document_hash(document.id_, document.hash)
+            nodes = await self._anodes_of(document, update_kwargs)
+            await asyncio.to_thread(self._replace, document, nodes, update_kwargs)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Insert the documents that are new and update those that have changed, by what the collection holds.
 
-        So nothing is written twice after reopening. The collection is asked once for all of the documents.
+        So nothing is written twice after reopening, nor by calls at the same time in one process. The collection is
+        asked once for all of the documents, and again for each that is to be written.
+
+        Documents are written one after the other: where one is refused, those before it stay stored, and those after
+        it are not looked at. Take it out, or mend it, and repeat the call.
 
         Args:
             documents: The documents as they should be.
             **update_kwargs: ``insert_kwargs`` and ``update_kwargs``, as for ``VectorStoreIndex``.
 
         Returns:
-            For each document whether it was written.
+            For each document whether anything was written or removed. So it is False for one without text of which
+            nothing is stored.
+
+        Raises:
+            InvalidDocumentError: A document is refused.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
             stored = self._store.source_hashes([document.id_ for document in documents])
             refreshed = []
             for document in documents:
-                refreshed.append(stored.get(document.id_) != document.hash)
-                if document.id_ not in stored:
-                    self.insert(document, **update_kwargs.get("insert_kwargs", {}))
-                elif refreshed[-1]:
-                    self.update_ref_doc(document, **update_kwargs.get("update_kwargs", {}))
-                stored[document.id_] = document.hash
+                written = stored.get(document.id_) != document.hash
+                if written:
+                    options = _write_options(update_kwargs, new=document.id_ not in stored)
+                    nodes = self._nodes_of(document, options)
+                    written = self._replace(document, nodes, options, unless_same=True)
+                    stored[document.id_] = document.hash
+                refreshed.append(written)
         return refreshed
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
@@ -249,13 +248,44 @@ class JinaColbertIndex(VectorStoreIndex):
             stored = await asyncio.to_thread(self._store.source_hashes, [document.id_ for document in documents])
             refreshed = []
             for document in documents:
-                refreshed.append(stored.get(document.id_) != document.hash)
-                if document.id_ not in stored:
-                    await self.ainsert(document, **update_kwargs.get("insert_kwargs", {}))
-                elif refreshed[-1]:
-                    await self.aupdate_ref_doc(document, **update_kwargs.get("update_kwargs", {}))
-                stored[document.id_] = document.hash
+                written = stored.get(document.id_) != document.hash
+                if written:
+                    options = _write_options(update_kwargs, new=document.id_ not in stored)
+                    nodes = await self._anodes_of(document, options)
+                    written = await asyncio.to_thread(self._replace, document, nodes, options, unless_same=True)
+                    stored[document.id_] = document.hash
+                refreshed.append(written)
         return refreshed
+
+    def _nodes_of(self, document: Document, options: Mapping[str, Any]) -> Sequence[BaseNode]:
+        return run_transformations(
+            [document], self._transformations, show_progress=self._show_progress, **options.get("insert_kwargs", {})
+        )
+
+    async def _anodes_of(self, document: Document, options: Mapping[str, Any]) -> Sequence[BaseNode]:
+        return await arun_transformations(
+            [document], self._transformations, show_progress=self._show_progress, **options.get("insert_kwargs", {})
+        )
+
+    def _replace(
+        self, document: Document, nodes: Sequence[BaseNode], options: Mapping[str, Any], *, unless_same: bool = False
+    ) -> bool:
+        """Store the nodes of a document and remove those that it had; whether there was anything to do.
+
+        Whole in one thread, since the lock belongs to that: else another call could look before this one has written.
+        """
+        with self._store.write_lock:
+            before = self._store.source_nodes(document.id_)
+            if unless_same and set(before.values()) == {document.hash}:
+                return False
+            if not before and not any(has_text(node) for node in nodes):
+                warn_of_nodes_without_text(nodes)
+                return False
+            self.insert_nodes(nodes, **options.get("insert_kwargs", {}))
+            if stale := _others(before, nodes):
+                self.delete_nodes(stale, delete_from_docstore=True, **options.get("delete_kwargs", {}))
+            self.docstore.set_document_hash(document.id_, document.hash)
+        return True
 
     def _get_node_with_embedding(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> list[BaseNode]:
         """The nodes as they are, for the store to encode; those without text are left out."""
@@ -266,9 +296,22 @@ class JinaColbertIndex(VectorStoreIndex):
         return self._get_node_with_embedding(nodes, show_progress)
 
 
-def _others(before: Sequence[str], nodes: Sequence[BaseNode]) -> list[str]:
+def _others(before: Iterable[str], nodes: Sequence[BaseNode]) -> list[str]:
     """The ids that are not those of the nodes."""
     return sorted(set(before) - {node.node_id for node in nodes if has_text(node)})
+
+
+def _write_options(given: Mapping[str, Any], *, new: bool) -> Mapping[str, Any]:
+    """Of the arguments of a refresh those for one document."""
+    return {"insert_kwargs": given.get("insert_kwargs", {})} if new else given.get("update_kwargs", {})
+
+
+def _refuse_embed_model(embed_model: Any) -> None:
+    if embed_model is not None:
+        raise TypeError(
+            f"JinaColbertIndex encodes with the model of its collection, not with embed_model={embed_model!r}. "
+            "Leave embed_model out, and give from_documents an encoder."
+        )
 
 
 def _storage_context(collection: ColbertCollection) -> StorageContext:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
@@ -52,19 +54,59 @@ def document_of(node: BaseNode) -> Document:
     """A node as a document; its ``node_id`` becomes the document's id.
 
     Raises:
-        InvalidDocumentError: Its metadata cannot be written as JSON.
+        InvalidDocumentError: Its metadata cannot be written as JSON, or holds NaN or an infinity.
     """
     try:
         payload = node_to_metadata_dict(node, remove_text=False, flat_metadata=False)
     except (TypeError, ValueError) as error:
         raise InvalidDocumentError(
-            f"Node {node.node_id!r} cannot be stored as JSON ({error}): metadata {node.metadata!r:.120}."
+            f"{_named(node)} cannot be stored as JSON ({error}): metadata {node.metadata!r:.120}."
         ) from error
+    # The dump has null in their place.
+    if (path := _not_finite(node.metadata, "metadata")) is not None:
+        raise InvalidDocumentError(
+            f"{_named(node)} cannot be stored as JSON: {path}, which JSON does not have. Leave such entries out, or "
+            "set them to None."
+        )
     metadata = json.loads(payload[CONTENT_KEY]).get("metadata") or {}
     source_hash = node.source_node.hash if node.source_node is not None else node.hash
     if source_hash is not None:
         payload[SOURCE_HASH_KEY] = source_hash
     return Document(text=embedded_text(node), id=node.node_id, metadata=metadata, payload=payload)
+
+
+@contextmanager
+def naming_sources(nodes: Sequence[BaseNode]) -> Iterator[None]:
+    """Say of which source document the node is that an error of the core names: ids of nodes are mostly random."""
+    try:
+        yield
+    except InvalidDocumentError as error:
+        message = str(error)
+        for node in nodes:
+            id = repr(node.node_id)
+            if node.ref_doc_id is not None and (message.startswith(f"Document {id}") or f"(id {id})" in message):
+                raise type(error)(f"{_source(node)}{message}") from error
+        raise
+
+
+def _source(node: BaseNode) -> str:
+    return "" if node.ref_doc_id is None else f"Source document {node.ref_doc_id!r}: "
+
+
+def _named(node: BaseNode) -> str:
+    return f"{_source(node)}Node {node.node_id!r}"
+
+
+def _not_finite(value: Any, path: str) -> str | None:
+    """Where in a value there is a number that JSON has not, and which."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{path} is {value!r}"
+    parts: Iterator[tuple[str, Any]] = iter(())
+    if isinstance(value, Mapping):
+        parts = ((f"{path}[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = ((f"{path}[{number}]", part) for number, part in enumerate(value))
+    return next((found for name, part in parts if (found := _not_finite(part, name)) is not None), None)
 
 
 def node_of(stored: StoredDocument) -> BaseNode:

@@ -44,7 +44,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
     Raises:
         ModelNotFoundError: There is no such model.
         UnknownDimError: The model has no head for ``dim``.
-        InvalidOptionError: ``top_n`` is not positive.
+        InvalidOptionError: ``top_n`` is no positive integer.
     """
 
     top_n: int = Field(description="How many nodes to keep.")
@@ -69,7 +69,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
         device: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if top_n < 1:
+        if not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1:
             raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
         encoder = model
         if not isinstance(encoder, JinaColbertEncoder):

@@ -38,8 +38,8 @@ class JinaColbertRetriever(BaseRetriever):
         similarity_top_k: How many nodes.
         vector_store_query_mode: ``"default"``, or ``"mmr"`` for nodes that are relevant and not all the same.
         filters: Search only nodes whose metadata satisfies these.
-        node_ids: Search only these nodes.
-        doc_ids: Search only nodes of these source documents.
+        node_ids: Search only these nodes; None or an empty list searches all.
+        doc_ids: Search only nodes of these source documents; None or an empty list searches all.
         first_stage: What finds the candidates, of what the collection stores: ``"hybrid"``, ``"pooled"``, ``"bm25"``,
             ``"muvera"``, or ``"none"`` to rank all. None leaves it to the collection.
         candidates: How many candidates MaxSim ranks.

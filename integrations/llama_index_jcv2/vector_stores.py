@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -24,11 +26,23 @@ from jcv2_plugin.checks import in_batches
 from jcv2_plugin.documents import ID_KEY, METADATA_KEY
 from jcv2_plugin.errors import InvalidQueryError
 from llama_index_jcv2.filters import both, node_filter, query_filter, source_filter, to_qdrant_filter
-from llama_index_jcv2.nodes import NO_SOURCE, SOURCE_HASH_KEY, SOURCE_KEY, TYPE_KEY, document_of, node_of
+from llama_index_jcv2.nodes import (
+    NO_SOURCE,
+    SOURCE_HASH_KEY,
+    SOURCE_KEY,
+    TYPE_KEY,
+    document_of,
+    naming_sources,
+    node_of,
+)
 from llama_index_jcv2.pipelines import let_pipelines_store
 
 _EVERYTHING = models.Filter(must_not=[models.IsEmptyCondition(is_empty=models.PayloadField(key=ID_KEY))])
 _SOURCES_PER_LOOKUP = 1000
+
+# One for each open collection, since several indexes and stores may share one.
+_locks: weakref.WeakKeyDictionary[ColbertCollection, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 
 class JinaColbertVectorStore(BasePydanticVectorStore):
@@ -40,6 +54,9 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
     Args:
         collection: An open collection. It stays the caller's to close.
+
+    Raises:
+        TypeError: It is something else, such as the place of one.
     """
 
     stores_text: bool = True
@@ -47,10 +64,18 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
     # Private: a public field would put the collection, and so a client, into dumps.
     _collection: ColbertCollection = PrivateAttr()
+    _lock: Any = PrivateAttr()
 
     def __init__(self, collection: ColbertCollection) -> None:
+        if not isinstance(collection, ColbertCollection):
+            raise TypeError(
+                f"JinaColbertVectorStore stands on a ColbertCollection, got {type(collection).__name__}. Open or make "
+                "one with ColbertCollection.open or ColbertCollection.create, or use JinaColbertIndex.from_collection."
+            )
         super().__init__(stores_text=True, is_embedding_query=False)
         self._collection = collection
+        with _locks_lock:
+            self._lock = _locks.setdefault(collection, threading.RLock())
 
     @classmethod
     def class_name(cls) -> str:
@@ -66,6 +91,15 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
     def client(self) -> ColbertCollection:
         """The collection, under the name that LlamaIndex has for it."""
         return self._collection
+
+    @property
+    def write_lock(self) -> threading.RLock:
+        """Held while nodes are written or removed; hold it to look at what is stored and write by that.
+
+        All stores over one open collection share it.
+        """
+        lock: threading.RLock = self._lock
+        return lock
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> JinaColbertVectorStore:
         return type(self)(self._collection)
@@ -87,11 +121,14 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             InvalidDocumentError: A node has no text, comes twice, or has metadata that is no JSON. Nothing of
                 the call was written.
         """
-        return self._collection.add([document_of(node) for node in nodes])
+        documents = [document_of(node) for node in nodes]
+        with self.write_lock, naming_sources(nodes):
+            return self._collection.add(documents)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove all nodes of a source document; one that is not there is no error."""
-        self._collection.delete(filter=source_filter([ref_doc_id]))
+        with self.write_lock:
+            self._collection.delete(filter=source_filter([ref_doc_id]))
 
     def delete_nodes(
         self,
@@ -107,11 +144,13 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         chosen = both(node_filter(node_ids), to_qdrant_filter(filters))
         if chosen is None:
             raise ValueError("Give node_ids or filters to delete by; clear() removes all nodes.")
-        self._collection.delete(filter=chosen)
+        with self.write_lock:
+            self._collection.delete(filter=chosen)
 
     def clear(self) -> None:
         """Remove all nodes; the collection stays."""
-        self._collection.delete(filter=_EVERYTHING)
+        with self.write_lock:
+            self._collection.delete(filter=_EVERYTHING)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Nodes by id, in the order asked; by metadata; those that satisfy both; or, with neither, all."""
@@ -141,7 +180,8 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
     ) -> list[SearchHit]:
         """The documents of the largest MaxSim with ``query.query_str``.
 
-        Filters, ``doc_ids`` and ``node_ids`` of the query are honoured.
+        Filters, ``doc_ids`` and ``node_ids`` of the query are honoured. An empty list restricts nothing, as in
+        LlamaIndex's Qdrant store.
 
         Args:
             query: LlamaIndex's query. Its mode is the default one, or ``mmr``, which gives results that are relevant
@@ -196,9 +236,10 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
                 hashes[source] = found if hashes.get(source, found) == found else None
         return hashes
 
-    def source_nodes(self, ref_doc_id: str) -> list[str]:
-        """The ids of the nodes of a source document."""
-        return list(self._collection.ids(source_filter([ref_doc_id])))
+    def source_nodes(self, ref_doc_id: str) -> dict[str, str | None]:
+        """The ids of the nodes of a source document, each with the hash that the document had when it was made."""
+        found = self._sources(source_filter([ref_doc_id]))
+        return {str(payload[ID_KEY]): payload.get(SOURCE_HASH_KEY) for _, payload in found}
 
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
         """All source documents: the ids of their nodes, and the metadata of one of these.
