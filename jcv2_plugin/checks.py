@@ -32,9 +32,9 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
     for document, tokens in zip(documents, counts, strict=True):
         if schema.long_documents == "error" and tokens > splitter.capacity:
             raise DocumentTooLongError(
-                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit document_length="
-                f"{encoder.document_length}, and this collection was created with long_documents='error'. "
-                "Split it, or create the collection with long_documents='split' or 'truncate'."
+                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit "
+                f"document_length={encoder.document_length}, and this collection was created with "
+                "long_documents='error'. Split it, or create the collection with long_documents='split' or 'truncate'."
             )
         # An upper bound first: counting the vectors exactly means tokenising with offsets.
         windows = 1 if schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
@@ -43,14 +43,20 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
         rows = len(scored_tokens(encoder, document.text, "document", schema.long_documents))
         if rows * schema.dim >= MAX_FLOATS:
             raise DocumentTooLongError(
-                f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, Qdrant takes fewer than "
-                f"{MAX_FLOATS:,} floats a document: at most {(MAX_FLOATS - 1) // schema.dim} vectors. Split the "
-                "document into several, or use a smaller dim."
+                f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, "
+                f"Qdrant takes fewer than {MAX_FLOATS:,} floats a document: at most "
+                f"{(MAX_FLOATS - 1) // schema.dim} vectors. Split the document into several, or use a smaller dim."
             )
 
 
-def check_vectors(matrix: Matrix, dim: int, what: str) -> None:
+def check_vectors(matrix: Matrix, dim: int, what: str, *, stored: bool = True) -> None:
     """Refuse a multivector that Qdrant would store but never find, or not store at all.
+
+    Args:
+        matrix: The vectors of a document.
+        dim: The dimension wanted.
+        what: What to call it.
+        stored: Whether it is to be stored, so that Qdrant's limits hold.
 
     Raises:
         InvalidVectorError: It has another dimension, or values that are not finite.
@@ -68,7 +74,7 @@ def check_vectors(matrix: Matrix, dim: int, what: str) -> None:
         raise InvalidDocumentError(
             f"{what}: no token is left to score: the text holds only what the skip list leaves out."
         )
-    if matrix.size >= MAX_FLOATS:
+    if stored and matrix.size >= MAX_FLOATS:
         raise DocumentTooLongError(f"{what}: {matrix.size:,} floats, Qdrant takes fewer than {MAX_FLOATS:,}.")
 
 

@@ -106,8 +106,8 @@ def relevance_of(score: float, query_vectors: int) -> float:
 
 def as_documents(
     texts: Iterable[str | Document],
-    ids: Sequence[str | None] | None = None,
-    metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ids: Iterable[str | None] | None = None,
+    metadata: Iterable[Mapping[str, Any] | None] | None = None,
 ) -> list[Document]:
     """Put texts, ids and metadata together.
 
@@ -120,8 +120,11 @@ def as_documents(
     for name, values in (("ids", ids), ("metadata", metadata)):
         if isinstance(values, (str, Mapping)):
             raise InvalidDocumentError(f"{name} must be a list with an entry for each text, got {values!r:.60}.")
-        if values is not None and len(values) != len(items):
-            raise InvalidDocumentError(f"There are {len(items)} texts but {len(values)} {name}.")
+    ids = None if ids is None else list(ids)
+    metadata = None if metadata is None else list(metadata)
+    for name, listed in (("ids", ids), ("metadata", metadata)):
+        if listed is not None and len(listed) != len(items):
+            raise InvalidDocumentError(f"There are {len(items)} texts but {len(listed)} {name}.")
     documents = []
     for position, item in enumerate(items):
         if isinstance(item, Document):

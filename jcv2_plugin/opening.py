@@ -21,6 +21,17 @@ from jcv2_plugin.state import load_encoder
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "mini"
+_FOREIGN = {
+    "collection_name": "name=...",
+    "force_recreate": "overwrite=True",
+    "api_key": "client_options={'api_key': ...}",
+    "prefer_grpc": "client_options={'prefer_grpc': True}",
+    "embedding": "encoder=... (a multi-vector model, loaded or by name)",
+    "embed_model": "encoder=... (a multi-vector model, loaded or by name)",
+    "distance": "nothing: late interaction is ranked by MaxSim",
+    "retrieval_mode": "first_stage='hybrid', 'pooled', 'bm25' or 'none'",
+}
+"""What the frameworks' Qdrant stores call it, and what to write here."""
 _PLACES = ("location", "path", "url", "client")
 
 
@@ -36,6 +47,12 @@ def open_collection(collection: ColbertCollection | str | os.PathLike[str] | Non
         TypeError: Options are given with an open collection.
     """
     if not isinstance(collection, ColbertCollection):
+        _refuse_foreign(options)
+        if isinstance(collection, str) and any(options.get(place) is not None for place in _PLACES):
+            raise TypeError(
+                f"{collection!r} is taken for a location, and another place is named beside it. For the collection of "
+                f"that name write name={collection!r}."
+            )
         return ColbertCollection.open(collection, **options)
     if options:
         raise TypeError(f"The collection is open: {sorted(options)} can no longer be chosen. Leave them out.")
@@ -48,6 +65,7 @@ def create_collection(**options: Any) -> ColbertCollection:
     Args:
         **options: Those of ``ColbertCollection.create``, ``location`` included. An ``encoder`` of None is ``"mini"``.
     """
+    _refuse_foreign(options)
     if not _is_placed(options):
         options["location"] = ":memory:"
     if options.get("encoder") is None:
@@ -73,11 +91,11 @@ def create_filled(
     if encoder is None or isinstance(encoder, (str, os.PathLike)):
         encoder = load_encoder(DEFAULT_ENCODER if encoder is None else encoder, dims=options.get("dim"))
     options["encoder"] = encoder
-    described = {name: options[name] for name in ("long_documents", "storage") if name in options}
     schema = CollectionSchema.describe(
         encoder,
         encoder.resolve_dim(options.get("dim")),
-        **{"long_documents": "split", "storage": "float16", **described},
+        options.get("long_documents", "split"),
+        options.get("storage", "float16"),
     )
     check_lengths(checked, schema, encoder)
     collection = create(**options)
@@ -158,6 +176,13 @@ def take_over(
             collection_name, report.skipped, report.read, [one.point_id for one in report.first_skipped],
         )  # fmt: skip
     return into
+
+
+def _refuse_foreign(options: Mapping[str, Any]) -> None:
+    """Raise for what other stores' users write, with the name it has here."""
+    for name in options:
+        if name in _FOREIGN:
+            raise TypeError(f"There is no option {name!r} here. Write {_FOREIGN[name]} instead.")
 
 
 def _is_placed(options: Mapping[str, Any]) -> bool:

@@ -78,7 +78,7 @@ def rerank(
     scored: dict[str, tuple[float, Explanation | None]] = {}
     for batch in cut_by_length(in_batches(dict.fromkeys(given), _TEXTS_AT_A_TIME)):
         for text, matrix in zip(batch, encoder.document_vectors(batch, dim, long_documents), strict=True):
-            check_vectors(matrix, dim, f"Document {given.index(text)}")
+            check_vectors(matrix, dim, f"Document {given.index(text)}", stored=False)
             explanation = None
             if asked is not None:
                 explanation = compare(asked, TokenVectors.of_document(encoder, text, matrix, long_documents))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,9 @@ class _Options:
     def __post_init__(self) -> None:
         if self.filter is not None and not isinstance(self.filter, models.Filter):
             raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(self.filter).__name__}.")
+        least = self.score_threshold
+        if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or math.isnan(least)):
+            raise InvalidQueryError(f"score_threshold must be a number, got {least!r}.")
 
 
 class Searching(CollectionState):
@@ -341,6 +345,6 @@ def _positive(value: int, name: str) -> int:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = -1
-    if number < 1:
-        raise InvalidQueryError(f"{name} must be a positive integer, got {value!r}.")
+    if not 1 <= number < 2**31:
+        raise InvalidQueryError(f"{name} must be a positive integer below 2**31, got {value!r}.")
     return number

@@ -34,12 +34,14 @@ def document_of(
         metadata_key: Where the metadata is: its ``metadata_payload_key``. It may be missing or None.
 
     Returns:
-        None where there is no text.
+        None where the key is missing; a blank text is left out by who asks.
 
     Raises:
         InvalidDocumentError: The text is no str, or the metadata no dict.
     """
-    text = payload.get(content_key) or ""
+    text = payload.get(content_key)
+    if text is None:
+        return None
     metadata = payload.get(metadata_key)
     if metadata is None:
         metadata = {}
@@ -49,8 +51,6 @@ def document_of(
                 f"Point {point_id}: {key!r} is {value!r:.60}, not a {'str' if kind is str else 'dict'}, so this is not "
                 "langchain-qdrant's layout. Name the payload keys of the text and of the metadata."
             )
-    if not text.strip():
-        return None
     rest = {key: value for key, value in payload.items() if key not in (content_key, metadata_key)}
     return Document(text, str(point_id), metadata, rest)
 

@@ -50,7 +50,10 @@ class JinaColbertRetriever(BaseRetriever):
         'Tokens meet tokens.'
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
+    # What is wrong may be the URL of a place, with a password in it.
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", validate_assignment=True, hide_input_in_errors=True
+    )
 
     # Out of repr and dumps: those end up in logs and traces, and a collection holds a client.
     collection: ColbertCollection = Field(exclude=True, repr=False)
