@@ -184,30 +184,28 @@ def _by_query(answers: dict[str, list[Any]]) -> list[dict[str, float]]:
 
 
 def make_corpus(bench: Bench, size: int, queries: int) -> Corpus:
-    """Documents with vectors: docstrings while there are so many, else the English sets of $JCV2_DATA."""
-    vectors = bench.scratch / f"documents-{size}.npz"
+    """Documents with vectors: docstrings while there are so many, else the English sets of $JCV2_DATA.
+
+    The model is ``mini`` as it is, without [MASK] tokens: it was not trained with them, and what they match is chance,
+    which a first stage cannot foresee.
+    """
+    encoder = JinaColbertEncoder.from_pretrained("mini", dims=bench.dim, device="cpu")
     if size <= len(bench.source):
         texts, asked = bench.source[:size], peer_texts.queries(queries, bench.source)
-        file = write_json(bench.scratch / "documents.json", texts)
-        with bench.workers({OURS: OURS}, bench.checkpoint()) as workers:
-            workers[OURS].ask("encode", texts=file, role="document", save=str(vectors))
-            query_file = write_json(bench.scratch / "queries.json", asked)
-            query_vectors = bench.scratch / "queries.npz"
-            workers[OURS].ask("encode", texts=query_file, role="query", save=str(query_vectors))
-        encoded, source = read_vectors(query_vectors), "docstrings"
+        vectors, encoded = encoder.document_vectors(texts, bench.dim), encoder.query_vectors(asked, bench.dim)
+        source = "docstrings"
     else:
-        encoder = JinaColbertEncoder.from_pretrained("mini", dims=bench.dim, device="cpu")
         data = read_set(UNION, encoder, bench.dim, queries)
         step = max(1, len(data.queries) // queries)
         chosen = list(data.queries)[::step][:queries]
         asked, encoded = [data.queries[one] for one in chosen], [data.query_vectors[one] for one in chosen]
         data = data.first(size)
-        file = write_json(bench.scratch / "documents.json", [document.text for document in data.documents])
-        write_vectors(vectors, data.vectors)
-        size, source = len(data.documents), "the English sets"
-    tokens = sum(map(len, read_vectors(vectors)))
-    about = {"documents": size, "source": source, "queries": len(asked), "vectors": tokens}
-    return Corpus(file, vectors, asked, encoded, about)
+        texts, vectors = [document.text for document in data.documents], data.vectors
+        source = "the English sets"
+    file = bench.scratch / f"documents-{size}.npz"
+    write_vectors(file, vectors)
+    about = {"documents": len(texts), "source": source, "queries": len(asked), "vectors": sum(map(len, vectors))}
+    return Corpus(write_json(bench.scratch / "documents.json", texts), file, asked, encoded, about)
 
 
 def exact_top(queries: Sequence[Matrix], documents: Sequence[Matrix], k: int) -> list[dict[int, float]]:
