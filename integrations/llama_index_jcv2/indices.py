@@ -18,8 +18,7 @@ from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.documents import validate
-from jcv2_plugin.opening import DEFAULT_ENCODER, open_collection
+from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
 from llama_index_jcv2.nodes import document_of, has_text, naming_sources, warn_of_nodes_without_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
@@ -107,7 +106,8 @@ class JinaColbertIndex(VectorStoreIndex):
 
         Raises:
             CollectionExistsError: There is a collection already; :meth:`from_collection` opens it.
-            InvalidDocumentError: A node's metadata is no JSON, ...
+            InvalidDocumentError: A node's metadata is no JSON, its text is longer than the collection takes, ...
+                Nothing was created or replaced.
             TypeError: A storage context is given with what describes a new collection, or an embedding model is
                 given.
         """
@@ -126,11 +126,18 @@ class JinaColbertIndex(VectorStoreIndex):
             return super().from_documents(documents, storage_context, **rest)
         rest["transformations"] = transformations or Settings.transformations
         nodes = run_transformations(documents, rest["transformations"], show_progress=show_progress)
-        with naming_sources(nodes):  # what is refused creates, replaces nothing
-            validate([document_of(node) for node in nodes if has_text(node)])
-        collection = create_collection(location=location, encoder=encoder, dim=dim, **options)
+        warn_of_nodes_without_text(nodes)
+        with naming_sources(nodes):
+            collection = create_filled(
+                [document_of(node) for node in nodes if has_text(node)],
+                create=create_collection,
+                encoder=encoder,
+                dim=dim,
+                location=location,
+                **options,
+            )
         try:
-            index = cls(nodes=nodes, storage_context=_storage_context(collection), **rest)
+            index = cls(nodes=[], storage_context=_storage_context(collection), **rest)
         except BaseException:
             collection.close()
             raise
