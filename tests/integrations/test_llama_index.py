@@ -235,6 +235,7 @@ def test_index_nodes_do_not_hide_text_nodes(store):
 
 def test_doc_ids_and_node_ids_restrict_a_search(index):
     assert best(index, "honey", doc_ids=["tea", "violin"]).node.ref_doc_id in {"tea", "violin"}
+    assert best(index, "honey", doc_ids=[], node_ids=[]).node.ref_doc_id == "bees"  # as in LlamaIndex's Qdrant store
     node_id = best(index, "ships").node.node_id
     found = index.as_retriever(node_ids=[node_id], similarity_top_k=4).retrieve("honey")
     assert [one.node.node_id for one in found] == [node_id]

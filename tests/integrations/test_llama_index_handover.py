@@ -19,7 +19,7 @@ from jcv2_plugin.errors import (
     InvalidDocumentError,
     InvalidOptionError,
 )
-from jcv2_plugin.handover import load_layout
+from jcv2_plugin.handover import hand_over, load_layout
 from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore, from_qdrant
 from llama_index_jcv2.handover import document_of
 
@@ -130,6 +130,9 @@ def test_nodes_without_text_are_left_out_and_told(client, mini, caplog):
     index = from_qdrant(client, "some", encoder=mini, dim=64)
     assert [node.node_id for node in by_id(index)] == [key(0)]
     assert "Of some 1 of 2 points were left out: no text" in caplog.text
+    with ColbertCollection.create(":memory:", encoder=mini, dim=64) as target:
+        report = hand_over(client, "some", target, document_of)
+    assert [one.reason for one in report.first_skipped] == ["its text is blank"]
 
 
 def test_kinds_of_nodes_and_further_payload():

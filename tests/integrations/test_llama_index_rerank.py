@@ -48,9 +48,14 @@ def test_nodes_are_ranked_by_maxsim(mini):
         assert ids(found) == [nodes[one.index].node_id for one in expected]
         assert [(one.score, one.relevance) for one in found] == [(one.score, one.relevance) for one in expected]
     assert ids(found)[0] == "bees"
-    assert (
-        ids(JinaColbertRerank(2, mini).postprocess_nodes(nodes, query_bundle=QueryBundle(QUESTION))) == ids(found)[:2]
-    )
+    best = JinaColbertRerank(2, mini, dim=32).postprocess_nodes(nodes, query_bundle=QueryBundle(QUESTION))
+    assert ids(best) == ids(found)[:2]
+
+
+@pytest.mark.parametrize("top_n", [0, -1, "3", 2.0, True, None])
+def test_a_wrong_number_of_results_is_refused(mini, top_n):
+    with pytest.raises(InvalidOptionError, match=f"top_n must be a positive integer, got {top_n!r}"):
+        JinaColbertRerank(model=mini, top_n=top_n)
 
 
 def test_scores_are_those_of_an_index(mini):

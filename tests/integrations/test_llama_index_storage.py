@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from llama_index.core import Document, Settings, StorageContext, load_index_from_storage
@@ -15,7 +17,7 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 from llama_index.core.vector_stores import VectorStoreQuery
 
 from jcv2_plugin import ColbertCollection
-from jcv2_plugin.errors import InvalidDocumentError
+from jcv2_plugin.errors import DocumentTooLongError, InvalidDocumentError
 from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore
 
 TEXTS = {
@@ -181,6 +183,19 @@ def test_a_document_may_become_empty(index, caplog):
     assert sorted(index.ref_doc_info) == ["bees", "violin"]
 
 
+@pytest.mark.parametrize("how", ["refresh_ref_docs", "arefresh_ref_docs"])
+async def test_of_an_empty_document_nothing_is_written_twice(index, how):
+    async def refresh(documents):
+        done = getattr(index, how)(documents)
+        return await done if how.startswith("a") else done
+
+    empty = [Document(text=" ", id_="tea"), Document(text="", id_="new")]
+    assert await refresh(empty) == [True, False]
+    assert sorted(index.ref_doc_info) == ["bees", "violin"]
+    assert await refresh(empty) == [False, False]
+    assert await refresh(documents()) == [True, False, False]
+
+
 def test_what_is_refused_creates_and_replaces_nothing(mini, tmp_path):
     folder = tmp_path / "collection"
     wrong = [*documents(), Document(text="A number.", metadata={"number": 2**70})]
@@ -190,9 +205,68 @@ def test_what_is_refused_creates_and_replaces_nothing(mini, tmp_path):
     make(mini, folder).collection.close()
     with pytest.raises(InvalidDocumentError, match="does not fit 64 bits"):
         JinaColbertIndex.from_documents(wrong, encoder=mini, location=folder, overwrite=True)
+    long = [Document(text="A kettle whistles. " * 500, id_="long")]
+    with pytest.raises(DocumentTooLongError, match=r"^Source document 'long': "):
+        JinaColbertIndex.from_documents(
+            long,
+            encoder=mini,
+            location=folder,
+            overwrite=True,
+            long_documents="error",
+            transformations=[SentenceSplitter(chunk_size=4000)],
+        )
     index = JinaColbertIndex.from_collection(folder, encoder=mini)
     assert sorted(index.ref_doc_info) == sorted(TEXTS)
     index.collection.close()
+
+
+def test_documents_before_a_refused_one_stay_stored(index):
+    changed = documents(tea="A kettle whistles.", violin="A violin sings.")
+    changed.insert(1, Document(text="A number.", id_="bad", metadata={"number": 2**70}))
+    with pytest.raises(InvalidDocumentError, match=r"^Source document 'bad': "):
+        index.refresh_ref_docs(changed)
+    assert "A kettle whistles." in texts(index)
+    assert "A violin sings." not in texts(index)
+    del changed[1]
+    assert index.refresh_ref_docs(changed) == [False, False, True]
+
+
+def slow_look_ups(monkeypatch):
+    """All calls look before any writes, unless something keeps them from it."""
+    original = JinaColbertVectorStore.source_nodes
+
+    def source_nodes(self, ref_doc_id):
+        found = original(self, ref_doc_id)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(JinaColbertVectorStore, "source_nodes", source_nodes)
+
+
+async def test_asynchronous_calls_at_the_same_time_store_a_document_once(index, monkeypatch):
+    slow_look_ups(monkeypatch)
+    another = JinaColbertIndex.from_collection(index.collection)  # it shares the collection
+    owl = [Document(text="An owl hunts at night.", id_="owl")]
+    done = await asyncio.gather(*(one.arefresh_ref_docs(owl) for one in (index, another) * 3))
+    assert sorted(done) == [[False]] * 5 + [[True]]
+    changed = documents(tea="A kettle whistles.")
+    await asyncio.gather(*(one.aupdate_ref_doc(changed[0]) for one in (index, another) * 2))
+    assert texts(index).count("An owl hunts at night.") == texts(index).count("A kettle whistles.") == 1
+    assert index.collection.count() == 6
+    assert index.refresh_ref_docs([*changed, *owl]) == [False] * 4
+
+
+def test_threads_store_a_document_once(index, monkeypatch):
+    slow_look_ups(monkeypatch)
+    versions = [documents(tea=f"A kettle whistles {word}.")[0] for word in ("high", "low")]
+    with ThreadPoolExecutor(6) as threads:
+        done = list(threads.map(lambda one: index.refresh_ref_docs([one]), versions * 3))
+    assert [True] in done
+    assert len(index.ref_doc_info["tea"].node_ids) == 1
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(index.update_ref_doc, versions * 2))
+    assert len(index.ref_doc_info["tea"].node_ids) == 1
+    assert index.collection.count() == 5
 
 
 def test_a_persisted_storage_context_is_loaded(mini, tmp_path):

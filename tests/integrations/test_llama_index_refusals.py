@@ -1,0 +1,74 @@
+"""What the index and its store refuse, so that the user finds what was wrong; and what they store in another form."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from llama_index.core import Document, MockEmbedding
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.errors import DocumentTooLongError, InvalidDocumentError
+from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore
+
+
+@pytest.fixture
+def store(mini):
+    with ColbertCollection.create(":memory:", encoder=mini, dim=64) as collection:
+        yield JinaColbertVectorStore(collection)
+
+
+@pytest.mark.parametrize("make", [JinaColbertIndex.from_documents, JinaColbertIndex.from_collection])
+def test_an_embedding_model_is_refused_everywhere(make, tmp_path):
+    with pytest.raises(TypeError, match="encodes with the model of its collection, not with embed_model="):
+        make([] if make == JinaColbertIndex.from_documents else tmp_path, embed_model=MockEmbedding(embed_dim=3))
+
+
+def test_a_store_needs_an_open_collection(tmp_path):
+    with pytest.raises(TypeError, match=r"stands on a ColbertCollection, got str\. .*ColbertCollection\.open"):
+        JinaColbertVectorStore(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"deep": [1.0, {"er": float("-inf")}]}])
+def test_numbers_that_json_has_not_are_refused_and_found(store, value):
+    index = JinaColbertIndex.from_vector_store(store)
+    with pytest.raises(
+        InvalidDocumentError, match=r"^Source document 'bad': Node '.*metadata\['n'\].* is -?(nan|inf),"
+    ):
+        index.insert(Document(text="tea", id_="bad", metadata={"n": value}))
+    with pytest.raises(InvalidDocumentError, match=r"^Node 'alone' cannot be stored as JSON: metadata"):
+        store.add([TextNode(text="tea", id_="alone", metadata={"n": value})])
+    assert store.collection.count() == 0
+
+
+def test_what_json_holds_otherwise_is_kept_so(store):
+    metadata = {"day": dt.date(2024, 5, 31), "set": {1}, "tuple": (1, 2.5), "deep": {3: None}}
+    store.add([TextNode(text="tea", id_="tea", metadata=metadata)])
+    (node,) = store.get_nodes(["tea"])
+    assert node.metadata == {"day": "2024-05-31", "set": [1], "tuple": [1, 2.5], "deep": {"3": None}}
+
+
+def test_a_refusal_names_the_source_document(mini):
+    with ColbertCollection.create(":memory:", encoder=mini, long_documents="error") as collection:
+        index = JinaColbertIndex.from_vector_store(JinaColbertVectorStore(collection), transformations=[])
+        good, bad = (TextNode(text="tea", id_=id) for id in ("first", "second"))
+        good.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="good")
+        bad.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="bad")
+        for change, error in (
+            ({"metadata": {"number": 2**70}}, InvalidDocumentError),
+            ({"metadata": {"what": object()}}, InvalidDocumentError),
+            ({"text": "tea " * 5000}, DocumentTooLongError),
+        ):
+            wrong = bad.model_copy(update=change)
+            with pytest.raises(error, match=r"^Source document 'bad': .*'second'") as caught:
+                index.insert_nodes([good, wrong])
+            assert type(caught.value) is error
+        assert collection.count() == 0
+    # Here nodes get random ids.
+    for wrong, error in (
+        (Document(text="tea", id_="bad", metadata={"number": 2**70}), InvalidDocumentError),
+        (Document(text="tea " * 5000, id_="bad"), DocumentTooLongError),
+    ):
+        with pytest.raises(error, match=r"^Source document 'bad': "):
+            JinaColbertIndex.from_documents([Document(text="tea"), wrong], encoder=mini, long_documents="error")
