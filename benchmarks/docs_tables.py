@@ -126,12 +126,20 @@ def _peers(name: str) -> Callable[[dict[str, Any]], str]:
     return table
 
 
+def mini_heads(report: dict[str, Any]) -> str:
+    """Heads of mini beside principal components."""
+    from mini_heads import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
     "compression": ("compression", None, compression),
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
+    "mini-heads": ("mini_heads", None, mini_heads),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
     "quantised-encoding": ("int8", None, _peers("int8")),

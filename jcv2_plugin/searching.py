@@ -345,6 +345,8 @@ def _positive(value: int, name: str) -> int:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = -1
-    if not 1 <= number < 2**31:
-        raise InvalidQueryError(f"{name} must be a positive integer below 2**31, got {value!r}.")
+    if number < 1:
+        raise InvalidQueryError(f"{name} must be a positive integer, got {value!r}.")
+    if number >= 2**31:  # engines differ in what they make of it
+        raise InvalidQueryError(f"{name} must be below 2**31, got {value!r}.")
     return number

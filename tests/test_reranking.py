@@ -154,3 +154,9 @@ class TestBadInput:
         monkeypatch.setattr(JinaColbertEncoder, "query_vectors", lambda self, texts, *rest: [nan for _ in texts])
         with pytest.raises(InvalidVectorError, match="query vectors that are not finite"):
             rerank(mini, QUERIES[0], ["One."], dim=DIM)
+
+
+def test_a_text_that_qdrant_would_not_take_is_ranked(mini):
+    results = rerank(mini, "a word", ["word " * 9000, "unlike"], dim=256)
+    assert [one.index for one in results] == [0, 1]
+    assert results[0].relevance > results[1].relevance

@@ -309,3 +309,15 @@ def test_on_a_server(mini: JinaColbertEncoder, loopback: server_site.Site) -> No
             assert hit.explanation is not None
             assert hit.explanation.score == pytest.approx(hit.score, abs=1e-2)
         assert len(collection.search_diverse(QUERIES[0], 4, lambda_mult=0.2)) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"score_threshold": float("nan")}, {"score_threshold": "a"}, {"k": 10**30}, {"candidates": 10**30}, {"k": True}],
+)
+def test_numbers_that_are_none_are_refused_on_every_engine(mini, tmp_path, wrong):
+    for place in (":memory:", tmp_path / "folder"):
+        with ColbertCollection.create(place, encoder=mini, dim=32) as collection:
+            collection.add(["a text"])
+            with pytest.raises(InvalidQueryError, match=next(iter(wrong))):
+                collection.search("a question", **wrong)

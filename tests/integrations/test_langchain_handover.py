@@ -54,7 +54,7 @@ def client():
             {"page_content": "Tea.", "metadata": {}, "group": "x"},
             jcv2_plugin.Document("Tea.", "7", {}, {"group": "x"}),
         ),
-        ({"page_content": " \n"}, None),
+        ({"page_content": " \n"}, jcv2_plugin.Document(" \n", "7")),
         ({"page_content": None}, None),
         ({"metadata": {"a": 1}}, None),
         ({}, None),

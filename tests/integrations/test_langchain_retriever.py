@@ -329,3 +329,9 @@ def test_tracing_names_the_model(retriever):
     assert params["ls_retriever_name"] == "jinacolbert"
     assert params["ls_vector_store_provider"] == "Qdrant"
     assert params["ls_embedding_model"] == "mini"
+
+
+def test_a_url_given_for_a_collection_is_not_repeated():
+    with pytest.raises(ValidationError) as caught:
+        JinaColbertRetriever(collection="http://user:hunter2pw@host:6333")
+    assert "hunter2pw" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionMismatchError,
     CollectionNotFoundError,
+    DocumentTooLongError,
     InvalidDocumentError,
 )
 from langchain_jcv2 import JinaColbertVectorStore
@@ -298,3 +300,44 @@ def test_a_shallow_copy_shares_the_collection(store):
     twin = copy.copy(store)
     assert twin.collection is store.collection
     assert twin.get_by_ids(["tea"]) == store.get_by_ids(["tea"])
+
+
+@pytest.mark.parametrize("options", [{}, {"long_documents": "error"}])
+def test_a_refused_document_replaces_and_creates_nothing(mini, location, options):
+    """Lengths too are known before a collection is touched."""
+    if location == ":memory:":
+        pytest.skip("nothing is there before")
+    too_long = "word " * (40_000 if not options else 1000)
+    with pytest.raises(DocumentTooLongError, match="word word"):
+        JinaColbertVectorStore.from_texts(["fine", too_long], mini, dim=64, location=location, **options)
+    store = JinaColbertVectorStore.from_texts(["precious"], mini, ids=["kept"], dim=64, location=location)
+    store.collection.close()
+    with pytest.raises(DocumentTooLongError):
+        JinaColbertVectorStore.from_texts(
+            ["fine", too_long], mini, dim=64, location=location, overwrite=True, **options
+        )
+    store = JinaColbertVectorStore.from_existing_collection(location)
+    assert [one.page_content for one in store.get_by_ids(["kept"])] == ["precious"]
+    store.collection.close()
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: JinaColbertVectorStore.from_existing_collection(collection_name="house"), "Write name="),
+        (lambda: JinaColbertVectorStore.from_existing_collection("house", url="http://x:1"), "write name='house'"),
+        (lambda: JinaColbertVectorStore.from_texts(["a"], force_recreate=True), "Write overwrite=True"),
+        (lambda: JinaColbertVectorStore.from_texts(["a"], api_key="k"), "client_options={'api_key': ...}"),
+    ],
+)
+def test_what_other_stores_call_it_is_answered_with_what_to_write(call, said):
+    with pytest.raises(TypeError, match=re.escape(said)):
+        call()
+
+
+def test_texts_ids_and_metadata_may_be_generators(mini):
+    store = JinaColbertVectorStore.from_texts(["first"], mini, dim=64)
+    texts, ids = ["second text", "third text"], (str(number) for number in range(2))
+    assert store.add_texts(texts, ({"n": number} for number in range(2)), ids=ids) == ["0", "1"]
+    assert [one.metadata for one in store.get_by_ids(["0", "1"])] == [{"n": 0}, {"n": 1}]
+    store.collection.close()
