@@ -55,6 +55,7 @@ bench: $(READY)
 # A report that is there is continued; after a change of the model, FORCE=--force starts anew.
 STUDY := OMP_NUM_THREADS=1 $(BIN)/jcv2 study
 STUDIES = --out docs/studies $(FORCE)
+TRAIN = $${JCV2_DATA:-../shared/data}/train
 STUDIED := --model mini --queries 100 --device cpu
 
 studies: $(READY)
@@ -63,6 +64,8 @@ studies: $(READY)
 		--sets xquad-en,xquad-es,xquad-ru,xquad-hi,xquad-zh,tydi-sw,xquad-x-en
 	$(STUDY) masks $(STUDIES) $(STUDIED) --sets xquad-en,cranfield,cosqa-dev --documents 400 --seeds 2
 	$(STUDY) lengths $(STUDIES) --tokens 128,512,2048 --batches 1,4 --device cpu
+	$(STUDY) recipe $(STUDIES) --pairs $(TRAIN)/pairs.jsonl.xz --triplets $(TRAIN)/triplets.jsonl.xz --lang en \
+		--trained heads --steps 40 --batch-size 16 --negatives 2 --document-length 64 --queries 100 --seeds 2 --dims 128,64
 	$(BIN)/python benchmarks/docs_tables.py
 
 train-mini: $(READY)

@@ -106,6 +106,14 @@ def study_masks(report: dict[str, Any]) -> str:
     return by_length(report["settings"], results_of(report)).markdown()
 
 
+def study_recipe(report: dict[str, Any]) -> str:
+    """Routes of training by dimension, and their differences to two stages."""
+    from jcv2_plugin.study.record import results_of
+    from jcv2_trainer.recipe_study import tables
+
+    return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in tables(results_of(report)))
+
+
 def study_lengths(report: dict[str, Any]) -> str:
     """Time of eager attention and of rotary positions, and memory."""
     from jcv2_plugin.study.lengths_report import TO_ABSOLUTE, TO_SDPA, memory, ratios
@@ -147,6 +155,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "study-scenarios": ("studies/matryoshka", None, study_scenarios),
     "study-languages": ("studies/languages", None, study_languages),
     "study-masks": ("studies/masks", None, study_masks),
+    "study-recipe": ("studies/recipe", None, study_recipe),
     "study-lengths": ("studies/lengths", None, study_lengths),
 }
 """For each table the file of results, the part of it where it has parts, and the function that makes the table.

@@ -164,6 +164,7 @@ class RecipeStudy:
             "learning_rate": 2e-5 if budget.trained == "all" else 4e-4,
             "dev_share": 0.0,
             "evaluations": 1,
+            "log_every": steps,  # the study has a bar of its own
         }
         return load_recipe(TrainingRecipe, "train").model_copy(update=changes)
 
@@ -213,7 +214,7 @@ def recipe_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Rep
     routes = [route for route in distinct(results, "route") if route != START]
     if not routes:
         raise StudyError("No route has been trained yet, so there is nothing to report.")
-    dims = [int(name.removeprefix(f"{NDCG}, ")) for name in results[0].samples]
+    dims = _dims(results)
     first = dims[0]
     findings = []
     for route in routes:
@@ -250,6 +251,16 @@ def recipe_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Rep
             "The dev set is drawn from the triplets, so routes that see triplets are trained on its kind of negatives.",
         ],
     )
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """nDCG@10 by route and dimension, and the differences to the two stages."""
+    dims = _dims(results)
+    return [_table(results, dims), _differences(results, dims)]
+
+
+def _dims(results: Sequence[Result]) -> list[int]:
+    return [int(name.removeprefix(f"{NDCG}, ")) for name in results[0].samples]
 
 
 def _draws(results: Sequence[Result], dim: int, route: str, heads: str) -> list[Samples]:
