@@ -147,12 +147,16 @@ class TestLikeness:
 
     def test_shortening_keeps_the_order_of_likeness(self, mini: JinaColbertEncoder) -> None:
         """Of real texts: what is most like a long document stays so when all are compared by fewer vectors."""
-        texts = [" ".join(one.text for one in documents(20, start=start)) for start in (0, 5, 200, 1003, 3017, 7)]
+        starts = (0, 5, 200, 1003, 3017, 7, 40, 80, 11, 500, 3, 900)
+        texts = [" ".join(one.text for one in documents(20, start=start)) for start in starts]
         vectors = mini.document_vectors(texts, DIM, "split")
         assert min(map(len, vectors)) > 250
         exact = [likeness(vectors[0], one) for one in vectors[1:]]
-        fewer = [likeness(shortened(vectors[0], 64), shortened(one, 64)) for one in vectors[1:]]
-        assert np.corrcoef(exact, fewer)[0, 1] > 0.8
+        # Texts of one mould, which are all alike: with runs of two or three vectors the differences are kept, with runs
+        # of five (64 vectors) the correlation is about 0.8.
+        fewer = [likeness(shortened(vectors[0], 128), shortened(one, 128)) for one in vectors[1:]]
+        assert np.corrcoef(exact, fewer)[0, 1] > 0.9
+        assert np.argmax(exact) == np.argmax(fewer)
 
 
 @pytest.fixture(scope="module")

@@ -103,10 +103,11 @@ def options_of(command: Any) -> set[str]:
 
 
 def commands_of(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """A command and those below it, by the words that call them."""
+    """A command and those below it, by the words that call them; those of entry points too."""
     yield words, command
-    for name, below in getattr(command, "commands", {}).items():  # of a group
-        yield from commands_of(below, *words, name)
+    if hasattr(command, "commands"):  # a group
+        for name in command.list_commands(None):
+            yield from commands_of(command.get_command(None, name), *words, name)
 
 
 COMMANDS = {words: command for name, app in APPS.items() for words, command in commands_of(get_command(app), name)}

@@ -86,6 +86,12 @@ def test_ids_and_scores_agree(pair: tuple[ColbertCollection, ColbertCollection],
         strict=True,
     )
     for ours, theirs in results:
-        assert [hit.id for hit in ours] == [hit.id for hit in theirs]
         assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=tolerance)
+        if [hit.id for hit in ours] != [hit.id for hit in theirs]:
+            # Half precision may turn documents round whose exact scores differ by less than its error, and only those.
+            assert edge.schema.storage == "float16"
+            exact = {hit.id: hit.score for hit in theirs}
+            last = theirs[-1].score
+            assert all(abs(exact.get(hit.id, last) - hit.score) < tolerance for hit in ours)
+            continue
         assert [hit.metadata for hit in ours] == [hit.metadata for hit in theirs]
