@@ -21,9 +21,9 @@ def states(count: int, hidden: int = 12, seed: int = 0) -> TokenStates:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
     spectrum = torch.linspace(1, 0.2, hidden)
-    return TokenStates.of(
-        [F.normalize(torch.randn(length, hidden, generator=generator) * spectrum, dim=-1) for length in lengths]
-    )
+    return [
+        F.normalize(torch.randn(length, hidden, generator=generator) * spectrum, dim=-1).half() for length in lengths
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,7 @@ def test_trained_heads_lose_less_of_maxsim_on_other_texts(fitted, texts):
     other = fit_heads(backbone, queries, passages, (384,), steps=0)
     assert other.errors[384] < 1e-5  # a rotation loses nothing
     held_out = [
-        TokenStates.of(
-            [found for _, found in sorted(score_keeping.token_states(backbone, some), key=lambda one: one[0])]
-        )
+        [found.half() for _, found in sorted(score_keeping.token_states(backbone, some), key=lambda one: one[0])]
         for some in (queries, passages)
     ]
     for dim, least in ((64, 0.85), (16, 0.9)):
@@ -107,6 +105,5 @@ def test_the_same_seed_gives_the_same_heads_and_another_other_ones():
 @pytest.mark.parametrize("queries, passages", [(0, 4), (3, 2), (1, 1)])
 def test_too_few_texts_are_refused(queries, passages):
     heads = principal_heads(torch.eye(12, dtype=torch.float64), (4,))
-    few = TokenStates(torch.zeros(0, 12), []) if not queries else states(queries)
     with pytest.raises(ValueError, match=f"got {queries} and {passages}. Give more texts"):
-        keep_scores(heads, few, states(passages), steps=1)
+        keep_scores(heads, states(queries), states(passages), steps=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from sentence_transformers.base.modules import Transformer
@@ -30,29 +31,8 @@ _WHOLE_QUERIES = 0.5
 """Weight of the error of whole scores beside that of single tokens, whose errors partly cancel."""
 
 
-@dataclass(frozen=True)
-class TokenStates:
-    """Token states of some texts, in half precision, one text behind the other.
-
-    Attributes:
-        states: L2-normalised states, of shape ``(tokens of all texts, hidden)``, float16.
-        lengths: Tokens of each text.
-    """
-
-    states: Tensor
-    lengths: list[int]
-
-    @classmethod
-    def of(cls, texts: Sequence[Tensor]) -> TokenStates:
-        """Put texts' states together, each of shape ``(tokens, hidden)``."""
-        return cls(torch.cat([one.half() for one in texts]), [len(one) for one in texts])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """The states of each text, in half precision."""
-        return iter(torch.split(self.states, self.lengths))
+TokenStates = Sequence[Tensor]
+"""Of each text its L2-normalised token states, of shape ``(tokens, hidden)``; half precision will do."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +43,11 @@ class _Step:
     query_lengths: list[int]
     passages: Tensor
     passage_lengths: list[int]
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """:meth:`best` of whole states, which every head is to give."""
+        return self.best(None)
 
     def best(self, weight: Tensor | None) -> Tensor:
         """Each query token's largest cosine with each passage, less its mean over passages: ``(tokens, passages)``."""
@@ -116,7 +101,7 @@ def keep_scores(
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / _WARMUP) * max(0.02, 1 - step / max(steps, 1))
         )
-        for batch in _batches(list(queries), list(passages), steps, seed):
+        for batch in _batches(queries, passages, steps, seed):
             loss = sum((_loss(batch, weight) for weight in trained), start=torch.zeros(()))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -176,7 +161,7 @@ def fit_heads(
     found: list[Tensor] = [torch.empty(0)] * len(texts)
     for place, states in token_states(backbone, texts, progress=texts_done):
         found[place] = states.half()
-    answers, asked = TokenStates.of(found[: len(passages)]), TokenStates.of(found[len(passages) :])
+    answers, asked = found[: len(passages)], found[len(passages) :]
     moment = mean_outer_product(states.float() for states in found)
     components = principal_heads(moment, dims)
     shares = {dim: captured(moment, components.weight(dim)) for dim in components.dims}
@@ -195,19 +180,19 @@ def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, see
     """What a head loses: the squared error of MaxSim's differences as a share of their variance, on some batches."""
     lost, whole = 0.0, 0.0
     with torch.no_grad():
-        for batch in _batches(list(queries), list(passages), steps, seed):
-            wanted = batch.sums(batch.best(None))
+        for batch in _batches(queries, passages, steps, seed):
+            wanted = batch.sums(batch.wanted)
             lost += float((batch.sums(batch.best(weight)) - wanted).square().sum())
             whole += float(wanted.square().sum())
     return lost / whole
 
 
 def _loss(batch: _Step, weight: Tensor) -> Tensor:
-    error = batch.best(weight) - batch.best(None)
+    error = batch.best(weight) - batch.wanted
     return error.square().sum(dim=1).mean() + _WHOLE_QUERIES * batch.sums(error).square().mean()
 
 
-def _batches(queries: list[Tensor], passages: list[Tensor], steps: int, seed: int) -> Iterator[_Step]:
+def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int) -> Iterator[_Step]:
     """Queries with the passages of their own and others, and spans of yet others as queries of more kinds."""
     generator = random.Random(seed)
     for _ in range(steps):
