@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from jcv2_plugin import JinaColbertEncoder, MatryoshkaHeads
 from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation import evaluate_run, run_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")
@@ -38,7 +38,6 @@ DIMS = (128, 64, 32)
 WHOLE = "whole states"
 PACKAGES = ("torch", "sentence-transformers", "transformers", "pytrec-eval-terrier")
 _DOCUMENTS_AT_A_TIME = 256
-_DEPTH = 100
 
 
 def main() -> None:
@@ -90,11 +89,7 @@ def measure(dataset: BeirDataset, encoder: JinaColbertEncoder, heads: dict[str, 
                 scores[key][row, start : start + len(documents)] = best
     figures: dict[str, Any] = {"queries": len(queries), "documents": len(keys)}
     for (name, dim), matrix in scores.items():
-        order = np.argsort(-matrix, axis=1)[:, :_DEPTH]
-        run = {
-            query: {keys[place]: float(matrix[row, place]) for place in order[row]}
-            for row, query in enumerate(dataset.queries)
-        }
+        run = run_of(torch.from_numpy(matrix), list(dataset.queries), keys)
         figures.setdefault(name, {})[str(dim)] = evaluate_run(run, dataset.qrels)["ndcg@10"]
     return figures
 

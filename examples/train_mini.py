@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with a LoRA run that was stopped")
     options = parser.parse_args()
     folder = options.out / "heads-only"
-    if not (folder / "model.safetensors").is_file() and not (folder / "modules.json").is_file():
+    if not (folder / "modules.json").is_file():
         write_heads(options.data, folder)
     if options.ship:
         ship(options.out)

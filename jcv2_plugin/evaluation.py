@@ -12,6 +12,8 @@ import pytrec_eval
 from jcv2_plugin.errors import Jcv2Error
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from jcv2_plugin.beir import BeirDataset
     from jcv2_plugin.collection import ColbertCollection
 
@@ -55,6 +57,21 @@ class Metrics:
 def evaluate_run(run: Run, qrels: Qrels) -> dict[str, float]:
     """The means of :func:`measure_run`, under ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
     return measure_run(run, qrels).as_dict()
+
+
+def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The first hundred documents of each query, which is what is measured.
+
+    Args:
+        scores: Of shape ``(queries, documents)``.
+        queries: Ids, in the order of the rows.
+        documents: Ids, in the order of the columns.
+    """
+    best = scores.topk(min(_RECALL_DEPTH, len(documents)), dim=1)
+    return {
+        query: {documents[place]: score for score, place in zip(own, places, strict=True)}
+        for query, own, places in zip(queries, best.values.tolist(), best.indices.tolist(), strict=True)
+    }
 
 
 def measure_run(run: Run, qrels: Qrels) -> Metrics:

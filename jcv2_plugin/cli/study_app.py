@@ -23,6 +23,8 @@ from jcv2_plugin.study.options import (
     Seeds,
     Sets,
     Split,
+    listed,
+    number,
 )
 
 
@@ -89,9 +91,9 @@ def matryoshka(
     from jcv2_plugin.study.retrieval import Sampling, load_encoder
     from jcv2_plugin.study.running import run_study
 
-    wanted = None if dims is None else tuple(_number(one, "--dims") for one in _listed(dims))
+    wanted = None if dims is None else tuple(number(one, "--dims") for one in listed(dims))
     encoder = load_encoder(model, dims=wanted, device=device, document_length=document_length)
-    sampling = Sampling(data, _listed(sets), split, queries, documents, seeds)
+    sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
     run_study(MatryoshkaStudy(encoder, sampling), out, force=force)
 
 
@@ -116,7 +118,7 @@ def languages(
     from jcv2_plugin.study.running import run_study
 
     encoder = load_encoder(model, dims=dim, device=device, document_length=document_length)
-    sampling = Sampling(data, _listed(sets), split, queries, documents, seeds)
+    sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
     run_study(LanguagesStudy(encoder, encoder.resolve_dim(dim), sampling), out, force=force)
 
 
@@ -142,7 +144,7 @@ def masks(
     from jcv2_plugin.study.running import run_study
 
     encoder = load_encoder(model, dims=dim, device=device, document_length=document_length)
-    sampling = Sampling(data, _listed(sets), split, queries, documents, seeds)
+    sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
     run_study(MasksStudy(encoder, encoder.resolve_dim(dim), sampling, length), out, force=force)
 
 
@@ -181,20 +183,10 @@ def lengths(
     study = LengthsStudy(
         network,
         Limits(cell_seconds, cell_memory),
-        lengths=tuple(_number(one, "--tokens") for one in _listed(tokens)),
-        batches=tuple(_number(one, "--batches") for one in _listed(batches)),
-        attention=_listed(attention),
-        positions=_listed(positions),
+        lengths=tuple(number(one, "--tokens") for one in listed(tokens)),
+        batches=tuple(number(one, "--batches") for one in listed(batches)),
+        attention=listed(attention),
+        positions=listed(positions),
         seeds=seeds,
     )
     run_study(study, out, force=force)
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def _number(text: str, option: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a positive whole number.", param_hint=option)
-    return int(text)

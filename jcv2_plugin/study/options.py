@@ -1,4 +1,7 @@
-"""The options that studies share, as types for typer. Nothing heavy is imported here, so that ``--help`` is quick."""
+"""The options that studies share, as types for typer, and how lists in them are read.
+
+Nothing heavy is imported here, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,19 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there
 Force = Annotated[bool, typer.Option("--force", help="Throw away what was measured before and start anew.")]
 
 DATA = Path("../shared/data")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What an option says with commas between."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def number(text: str, option: str) -> int:
+    """A positive whole number of an option.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not a positive whole number.", param_hint=option)
+    return int(text)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.encoder import JinaColbertEncoder
-from jcv2_plugin.evaluation import MRR, NDCG, RECALL, Metrics
+from jcv2_plugin.evaluation import MRR, NDCG, RECALL, Metrics, run_of
 from jcv2_plugin.study.base import Cell, Result, StudyError, Value
 from jcv2_plugin.study.intervals import Samples, interval
 
@@ -188,11 +188,7 @@ def exact_run(
         for rows in _by_length(queries, _QUERIES_AT_A_TIME):
             block = maxsim([queries[row] for row in rows], part).cpu()
             scores[torch.tensor(rows)[:, None], torch.tensor(columns)] = block
-    best = scores.topk(min(DEPTH, len(document_ids)), dim=1)
-    return {
-        query: {document_ids[place]: score for score, place in zip(own, places, strict=True)}
-        for query, own, places in zip(query_ids, best.values.tolist(), best.indices.tolist(), strict=True)
-    }
+    return run_of(scores, query_ids, document_ids)
 
 
 def _by_length(vectors: Sequence[Tensor], number: int) -> Iterator[list[int]]:

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import Metrics, measure_run
+from jcv2_plugin.evaluation import Metrics, measure_run, run_of
 from jcv2_trainer.lines import DataError
 from jcv2_trainer.rows import read_rows
 
-_DEPTH = 100
 _DOCUMENTS_AT_A_TIME = 512
 
 
@@ -129,18 +128,10 @@ class DevEvaluator(BaseEvaluator):
             for dim in self.dims:
                 parts[dim].append(maxsim(queries[dim], documents[dim]).cpu())
         encoder.train(training)
-        found = {}
-        for dim in self.dims:
-            scores = torch.cat(parts[dim], dim=1)
-            best = scores.topk(min(_DEPTH, len(document_ids)), dim=1)
-            run = {
-                query: {document_ids[place]: score for score, place in zip(row_scores, row_places, strict=True)}
-                for query, row_scores, row_places in zip(
-                    query_ids, best.values.tolist(), best.indices.tolist(), strict=True
-                )
-            }
-            found[dim] = measure_run(run, self.dev.qrels)
-        return found
+        return {
+            dim: measure_run(run_of(torch.cat(own, dim=1), query_ids, document_ids), self.dev.qrels)
+            for dim, own in parts.items()
+        }
 
 
 def metric_name(dim: int) -> str:

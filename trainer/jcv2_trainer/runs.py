@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from jcv2_plugin.files import write_atomically
+from jcv2_plugin.study import environment
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.trainer import last_checkpoint
@@ -120,13 +120,7 @@ def refuse_taken(out: Path, force: bool) -> None:
 
 def versions() -> dict[str, str]:
     """Python's and the packages' that a training depends on; those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **environment.versions(_PACKAGES)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

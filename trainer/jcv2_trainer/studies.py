@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jcv2_plugin.study.options import Device, Force, Model, Out
+from jcv2_plugin.study.options import Device, Force, Model, Out, listed, number
 
 
 def recipe(
@@ -33,7 +33,7 @@ def recipe(
     from jcv2_plugin.study.running import run_study
     from jcv2_trainer.recipe_study import Budget, RecipeStudy
 
-    wanted = None if dims is None else tuple(int(one) for one in dims.split(","))
+    wanted = None if dims is None else tuple(number(one, "--dims") for one in listed(dims))
     budget = Budget(trained, steps, batch_size, negatives, document_length, queries)
     run_study(
         RecipeStudy(model, pairs, triplets, budget, dims=wanted, lang=lang, seeds=seeds, device=device),
