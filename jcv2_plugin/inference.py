@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sentence_transformers.util import batch_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -17,6 +17,7 @@ from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError
 from jcv2_plugin.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.long_documents import LONG_DOCUMENTS, LongDocuments, WindowSplitter, content_capacity
+from jcv2_plugin.parallel import side_by_side
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder as _Base
@@ -24,6 +25,7 @@ else:
     _Base = object
 
 _WINDOW_TEXTS = 1024  # texts tokenised at a time
+_LEAST_TOKENS = 256  # a batch, where few texts are dealt out to several threads: less is mostly overhead
 _NO_CAP = 2**31
 
 
@@ -31,6 +33,7 @@ class TokenBudgetInference(_Base):
     """The encoding methods of :class:`~jcv2_plugin.JinaColbertEncoder`."""
 
     _splitter: WindowSplitter | None
+    _placed: bool
     _tokenizer_lock: threading.RLock
 
     if TYPE_CHECKING:  # of JinaColbertEncoder
@@ -48,6 +51,7 @@ class TokenBudgetInference(_Base):
     def _forget_derived(self) -> None:
         """Drop what was computed from the modules, after one was changed."""
         self._splitter = None
+        self._placed = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks and compiled objects do not travel; a copy and a worker process make their own.
@@ -191,7 +195,7 @@ class TokenBudgetInference(_Base):
         if kwargs["task"] == "document" and long_documents != "truncate":
             inputs, owners = self._windows(inputs, kwargs["prompt"], long_documents)
         vectors: list[Tensor | None] = [None] * len(inputs)
-        kwargs["device"] = self._resolve_inference_device(kwargs.get("device"))
+        kwargs["device"] = self._inference_device(kwargs.get("device"))
         budget = self.tokens_per_batch if tokens_per_batch is None else tokens_per_batch
         for position, encoded in self._encode_batches(inputs, budget, **kwargs):
             vectors[position] = encoded
@@ -213,40 +217,61 @@ class TokenBudgetInference(_Base):
         device: Any = None,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Tensor]]:
-        if any(module.training for module in self.modules()):  # asking costs a third of setting all anew
+        if _in_training(self):  # asking costs a tenth of setting all anew, which a query would feel
             self.eval()
-        # By characters first, so that texts tokenised together are of a length; by tokens within.
-        order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
-        noun = "queries" if task == "query" else "documents"
-        with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress_bar) as progress:
+        threads = self._threads_to_deal_out(device)
+        preprocessing = {key: value for key, value in kwargs.items() if key == "processing_kwargs"}
+
+        def batches() -> Iterator[tuple[list[int], dict[str, Any]]]:
+            # By characters first, so that texts tokenised together are of a length; by tokens within.
+            order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
             for start in range(0, len(texts), _WINDOW_TEXTS):
                 window = order[start : start + _WINDOW_TEXTS]
+                chosen = [texts[position] for position in window]
                 for rows, features in self.feature_batches(
-                    [texts[position] for position in window],
-                    budget,
-                    batch_size,
-                    prompt=prompt,
-                    task=task,
-                    **{key: value for key, value in kwargs.items() if key == "processing_kwargs"},
+                    chosen, budget, batch_size, parts=threads, prompt=prompt, task=task, **preprocessing
                 ):
-                    with torch.inference_mode():
-                        output = self(batch_to_device(features, device), task=task, **kwargs)
-                        mask = output["attention_mask"].bool()
-                        # One selection and one transfer for the batch: on an accelerator each waits for it.
-                        kept = output["token_embeddings"][mask]
-                        if normalize_embeddings:
-                            kept = F.normalize(kept, p=2, dim=-1)
-                        if save_to_cpu:
-                            kept = kept.cpu()
-                        encoded = list(kept.split(mask.sum(dim=1).tolist()))
-                    if token_pooling is not None:
-                        encoded = token_pooling.pool(encoded, task=task)
-                    for row, one in zip(rows, encoded, strict=True):
-                        yield window[row], one
-                    progress.update(len(rows))
+                    yield [window[row] for row in rows], features
+
+        def vectors(batch: tuple[list[int], dict[str, Any]]) -> tuple[list[int], list[Tensor]]:
+            positions, features = batch
+            with torch.inference_mode():
+                output = self(batch_to_device(features, device), task=task, **kwargs)
+                mask = output["attention_mask"].bool()
+                # One selection and one transfer for the batch: on an accelerator each waits for it.
+                kept = output["token_embeddings"][mask]
+                if normalize_embeddings:
+                    kept = F.normalize(kept, p=2, dim=-1)
+                if save_to_cpu:
+                    kept = kept.cpu()
+                encoded = list(kept.split(mask.sum(dim=1).tolist()))
+            if token_pooling is not None:
+                encoded = token_pooling.pool(encoded, task=task)
+            return positions, encoded
+
+        noun = "queries" if task == "query" else "documents"
+        with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress_bar) as progress:
+            for positions, encoded in side_by_side(vectors, batches(), threads):
+                yield from zip(positions, encoded, strict=True)
+                progress.update(len(positions))
+
+    def _inference_device(self, device: Any) -> Any:
+        """Where to encode. That all modules are there is asked once: to look at each tensor costs a query 5 %."""
+        if device is None and self._placed:
+            return self.device
+        resolved = self._resolve_inference_device(device)
+        self._placed = not self._placement_is_delegated
+        return resolved
+
+    def _threads_to_deal_out(self, device: Any) -> int:
+        """Threads of torch that batches are dealt out to; 1 where an operator, or a runtime, has them all."""
+        if torch.device(device).type != "cpu" or getattr(self[0], "runs_own_threads", False):
+            return 1
+        # Autocast holds for the thread that it is called in.
+        return 1 if torch.is_autocast_enabled("cpu") else torch.get_num_threads()
 
     def feature_batches(
-        self, texts: list[str], budget: int, max_texts: int, **preprocess: Any
+        self, texts: list[str], budget: int, max_texts: int, *, parts: int = 1, **preprocess: Any
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Tokenise texts and deal them into batches by length, within a budget of padded tokens.
 
@@ -254,6 +279,7 @@ class TokenBudgetInference(_Base):
             texts: Texts, at least one.
             budget: Padded tokens a batch (real ones where the attention is unpadded).
             max_texts: Texts a batch, at most.
+            parts: Batches to make of few texts too, where they are worked at side by side.
             **preprocess: As sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
 
         Yields:
@@ -269,7 +295,9 @@ class TokenBudgetInference(_Base):
                 yield rows, self.preprocess([texts[row] for row in rows], **preprocess)
             return
         first, last = occupied_columns(features)
-        for rows in plan_batches((last - first).tolist(), budget, max_texts):
+        lengths = (last - first).tolist()
+        budget = min(budget, max(_LEAST_TOKENS, -(-sum(lengths) // parts)))
+        for rows in plan_batches(lengths, budget, max_texts):
             yield rows, take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
 
     def _windows(
@@ -296,6 +324,11 @@ class TokenBudgetInference(_Base):
             if self._splitter is None or self._splitter.capacity != capacity:
                 self._splitter = WindowSplitter(self.tokenizer, capacity)
             return self._splitter
+
+
+def _in_training(module: nn.Module) -> bool:
+    """Whether any module is in training mode. ``modules()`` would cost ten times as much, for names nobody asks for."""
+    return module.training or any(_in_training(child) for child in module._modules.values() if child is not None)
 
 
 def _join_windows(vectors: list[Tensor], owners: list[int]) -> list[Tensor]:
