@@ -19,7 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build"
 STUDIES = ROOT / "docs" / "studies"
-PEER_TABLES = ("encode", "query", "index", "store", "search", "equal_recall", "train", "left_out")
+PEER_TABLES = (
+    "summary",
+    "search_summary",
+    "encode",
+    "query",
+    "index",
+    "store",
+    "search",
+    "equal_recall",
+    "train",
+    "left_out",
+)
 NOT_MEASURED = "Not measured yet on a quiet machine."
 
 
@@ -126,9 +137,10 @@ def study_lengths(report: dict[str, Any]) -> str:
 
 def _peers(name: str) -> Callable[[dict[str, Any]], str]:
     def table(report: dict[str, Any]) -> str:
+        import peer_summary
         import peer_tables
 
-        made: str = getattr(peer_tables, name)(report)
+        made: str = getattr(peer_summary if name.endswith("summary") else peer_tables, name)(report)
         return made
 
     return table
@@ -162,8 +174,9 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
 
 Results of studies lie in docs/studies, where ``jcv2 study`` writes them.
 """
-# One run makes all of these tables; its command and versions stand once, under what was left out.
-_CAPTIONED_ELSEWHERE = {f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name != "left_out"}
+# One run makes all of these tables; its command and versions stand once on a page, under the last of them.
+_CAPTIONED = ("left_out", "search_summary")
+_CAPTIONED_ELSEWHERE = {f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name not in _CAPTIONED}
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

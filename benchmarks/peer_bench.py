@@ -15,6 +15,7 @@ from peer_process import Worker
 from jcv2_plugin import JinaColbertEncoder
 
 OURS = "jcv2"
+INT8 = f"{OURS}, int8"
 WINDOW = 300
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import peer_texts
 from encoded import say
-from peer_bench import OURS, WINDOW, Bench
+from peer_bench import INT8, OURS, WINDOW, Bench
 from peer_measures import ratios, spread, turns, write_json
 from peer_process import Worker
 from worker import read_vectors
 
-ENCODERS = (OURS, "sentence-transformers", "pylate", "fastembed")
+ENCODERS = {OURS: OURS, **{name: name for name in ("sentence-transformers", "pylate", "fastembed")}, INT8: "int8"}
+"""Names of rows, and whose worker each is."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def encode_documents(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]
     """A row for each kind of text, engine and batch size: the default, and the best found."""
     rows: list[dict[str, Any]] = []
     for window, kinds in groupby(scale.documents, key=_window):
-        with bench.workers({name: name for name in ENCODERS}, bench.checkpoint(window)) as workers:
+        with bench.workers(ENCODERS, bench.checkpoint(window)) as workers:
             for kind in kinds:
                 number = scale.documents[kind]
                 texts = peer_texts.documents(kind, number, bench.tokens, bench.source)
@@ -64,6 +65,9 @@ def _measure(
     for name, worker in workers.items():
         if name == OURS or first[name] is None:
             continue
+        if name == INT8:
+            runs.append((name, None))
+            continue
         swept = {size: worker.ask("encode", texts=file, role="document", batch=size)["clock"] for size in sizes}
         best = min(swept, key=lambda size: swept[size])
         runs += [(name, None), (name, best)]
@@ -72,13 +76,14 @@ def _measure(
     for order in turns(runs, scale.rounds):
         for name, size in order:
             times[name, size].append(workers[name].ask("encode", texts=file, role="document", batch=size))
-    ours = times[OURS, None]
+    ours, int8 = times[OURS, None], times.get((INT8, None))
     for (name, size), measured in times.items():
         row = {
             "engine": name,
             "batch": size,
             "documents_per_second": spread([one["texts"] / one["clock"] for one in measured]),
             "over_ours": ratios(measured, ours),
+            "over_int8": None if int8 is None else ratios(measured, int8),
             "peak_bytes": max(one["peak_bytes"] for one in measured),
             "vectors": measured[0]["vectors"],
             **first[name],
@@ -91,7 +96,7 @@ def encode_queries(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]:
     """A row for each engine: one query a call, and all in one."""
     texts = peer_texts.queries(scale.queries, bench.source)
     file = write_json(bench.scratch / "queries.json", texts)
-    with bench.workers({name: name for name in ENCODERS}, bench.checkpoint()) as workers:
+    with bench.workers(ENCODERS, bench.checkpoint()) as workers:
         first = {name: _first(bench, worker, file, "query") for name, worker in workers.items()}
         names = [name for name in workers if first[name] is not None]
         bulk: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -111,6 +116,7 @@ def encode_queries(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]:
             "milliseconds": spread([1000 * one["clock"] for one in each[name]]),
             "single_over_ours": ratios(each[name], each[OURS]),
             "queries_per_second": spread([len(texts) / one["clock"] for one in bulk[name]]),
+            "single_over_int8": ratios(each[name], each[INT8]) if INT8 in each else None,
             "bulk_over_ours": ratios(bulk[name], bulk[OURS]),
             **first[name],
         }

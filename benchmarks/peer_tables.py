@@ -84,7 +84,8 @@ def store(report: dict[str, Any]) -> str:
             row["engine"],
             f"{row['store_seconds']:.2f}",
             f"{row['store_over_ours']:.2f}",
-            f"{row['store_and_search_over_ours']:.1f}",
+            f"{row['opening_seconds']:.2f}",
+            f"{row['whole_over_ours']:.1f}",
             size(row["bytes"]),
             f"{row['bytes'] / row['vectors']:.0f}" if row["bytes"] else "",
             f"{row['peak_bytes'] / MIB:,.0f}",
@@ -92,8 +93,15 @@ def store(report: dict[str, Any]) -> str:
         for row in report["tasks"]["search"]
         if row["effort"] is None
     ]
-    head = ["documents", "engine", "storing, s", "ours is faster by", "with 100 searches", "on disk", "bytes a vector"]
-    return table([*head, "peak MiB"], rows, text_columns=2)
+    head = [
+        "documents",
+        "engine",
+        "storing, s",
+        "ours is faster by",
+        "opening, s",
+        "all and 100 searches: ours is faster by",
+    ]
+    return table([*head, "on disk", "bytes a vector", "peak MiB"], rows, text_columns=2)
 
 
 def equal_recall(report: dict[str, Any]) -> str:

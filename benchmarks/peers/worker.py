@@ -47,6 +47,9 @@ class Engine:
     def settle(self) -> None:
         """Write to disk what :meth:`store` left to be written; its time is not taken."""
 
+    def reopen(self) -> None:
+        """Open what is on disk, as a program does that starts anew. One without files has nothing to do."""
+
     def search(self, vectors: Matrix, text: str, k: int, effort: Any) -> list[int]:
         """Positions of the best documents for one query. ``effort`` is a setting of the package's, None its default."""
         raise NotImplementedError
@@ -90,7 +93,10 @@ class Requests:
         read, matrices = json.loads(Path(texts).read_text(encoding="utf-8")), read_vectors(Path(vectors))
         _, times = timed(lambda: self.engine.store(matrices, read, folder, options))
         self.engine.settle()
-        return {**times, "bytes": bytes_on_disk(Path(folder))}
+        found = {**times, "bytes": bytes_on_disk(Path(folder))}
+        # With a search, as some read their files then only.
+        _, times = timed(lambda: (self.engine.reopen(), self.engine.search(matrices[0][:32], read[0], 10, None)))
+        return {**found, "opening": times["clock"]}
 
     def search(self, vectors: str, texts: str, k: int, effort: Any = None) -> dict[str, Any]:
         """One query after another; the seconds and the results of each."""

@@ -17,8 +17,12 @@ class FastPlaidIndex(Engine):
         torch.set_num_threads(threads)
 
     def store(self, vectors: list[Matrix], texts: list[str], folder: str, options: dict[str, Any]) -> None:
-        self.index = FastPlaid(index=folder, device="cpu")
+        self.folder = folder
+        self.reopen()
         self.index.create([torch.from_numpy(one) for one in vectors], **options)
+
+    def reopen(self) -> None:
+        self.index = FastPlaid(index=self.folder, device="cpu")
 
     def search(self, vectors: Matrix, text: str, k: int, effort: dict[str, int] | None) -> list[int]:
         found = self.index.search([torch.from_numpy(vectors)], top_k=k, show_progress=False, **(effort or {}))

@@ -41,6 +41,8 @@ class Jcv2(Engine):
 
     def settle(self) -> None:
         self.collection.close()
+
+    def reopen(self) -> None:
         self.collection = ColbertCollection.open(self.folder, encoder=self.encoder)
 
     def search(self, vectors: Matrix, text: str, k: int, effort: int | str | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""qdrant-client's local mode in memory, called as its documentation does."""
+"""qdrant-client's local mode, called as its documentation does: in memory, or in a folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ POINTS_A_BATCH = 256
 class QdrantLocal(Engine):
     packages = ("qdrant-client", "numpy")
 
-    def load(self, model: str | None, threads: int) -> None:
-        self.client = QdrantClient(":memory:")
+    folder: str | None = None
 
     def store(self, vectors: list[Matrix], texts: list[str], folder: str, options: dict[str, Any]) -> None:
+        """``options`` may say ``on_disk``."""
+        self.folder = folder if options.get("on_disk") else None
+        self.client = QdrantClient(":memory:") if self.folder is None else QdrantClient(path=self.folder)
         multi = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
-        self.client.delete_collection(NAME)
         self.client.create_collection(
             NAME,
             vectors_config=models.VectorParams(
@@ -34,6 +35,14 @@ class QdrantLocal(Engine):
                     for number in range(start, min(start + POINTS_A_BATCH, len(vectors)))
                 ],
             )
+
+    def settle(self) -> None:
+        if self.folder is not None:
+            self.client.close()
+
+    def reopen(self) -> None:
+        if self.folder is not None:
+            self.client = QdrantClient(path=self.folder)
 
     def search(self, vectors: Matrix, text: str, k: int, effort: Any) -> list[int]:
         return [int(point.id) for point in self.client.query_points(NAME, query=vectors.tolist(), limit=k).points]

@@ -110,8 +110,8 @@ def edge_query(
 
 
 def _as_vector(matrix: Matrix) -> Any:
-    """Edge takes two-dimensional arrays, faster than lists; its type hints know lists only."""
-    return matrix
+    """Edge reads an array number by number through Python; making a list first takes half the time of that."""
+    return matrix.tolist()
 
 
 def _stage(vector: StageVector) -> Any:
