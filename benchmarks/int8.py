@@ -31,7 +31,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
 
 import peer_texts
-from int8_backends import BACKENDS, Setting, samples_of
+from int8_backends import BACKENDS, Setting
 from peer_environments import FOLDER, PEERS, python_of
 from peer_measures import ratios, spread, turns
 from peer_storing import exact_top
@@ -60,10 +60,10 @@ def main() -> None:
     source = peer_texts.docstrings()
     calibration = source[-_SAMPLES:]  # none of them is timed
     setting = Setting(
-        encoder.backbone.model,
+        encoder,
         FOLDER / "models" / f"int8-{encoder.head_fingerprint(options.dim)[:8]}",
         options.threads,
-        samples_of(features for _, features in encoder.feature_batches(calibration, 1, 1, task="document")),
+        calibration,
     )
     models, unavailable = {}, {}
     for name in options.backends:
@@ -141,10 +141,12 @@ def encode(encoder: JinaColbertEncoder, model: nn.Module, texts: list[str], dim:
     backbone: Any = encoder.backbone
     own = backbone.model
     backbone.model = model
+    backbone.runs_own_threads = getattr(model, "runs_own_threads", False)
     try:
         return encoder.query_vectors(texts, dim) if role == "query" else encoder.document_vectors(texts, dim)
     finally:
         backbone.model = own
+        del backbone.runs_own_threads
 
 
 def qualities(

@@ -7,7 +7,7 @@ Needs onnx, onnxruntime, openvino and nncf (benchmarks/peers/int8.txt).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from jcv2_plugin import JinaColbertEncoder, quantize
+from jcv2_plugin.quantized import Int8Model
+
 Features = dict[str, Any]
 
 
@@ -27,16 +30,21 @@ class Setting:
     """What backends are made from.
 
     Attributes:
-        model: The backbone, in float32.
+        encoder: Of which the backbone is run, in float32.
         folder: Where exported and quantised files go.
         threads: Of each runtime.
-        samples: Batches (``input_ids`` and ``attention_mask``, arrays) to calibrate on.
+        texts: To calibrate on.
     """
 
-    model: nn.Module
+    encoder: JinaColbertEncoder
     folder: Path
     threads: int
-    samples: list[Features]
+    texts: list[str]
+
+    @property
+    def model(self) -> Any:
+        """The backbone."""
+        return self.encoder.backbone.model
 
     def onnx(self) -> Path:
         """The backbone as ONNX in float32, exported once."""
@@ -61,6 +69,8 @@ class _States(nn.Module):
 
 class Runtime(nn.Module):
     """A function of two arrays in a transformer's place."""
+
+    runs_own_threads = True
 
     def __init__(self, config: Any, run: Callable[[Features], Any]) -> None:
         super().__init__()
@@ -146,17 +156,24 @@ def openvino_dynamic_int8(setting: Setting) -> nn.Module:
     return _openvino(setting, model, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"})
 
 
-def openvino_int8(setting: Setting) -> nn.Module:
-    """Weights and activations by NNCF's calibration on samples."""
-    import nncf
+class _Packaged(nn.Module):
+    """What ``jcv2_plugin.quantize`` makes, in a transformer's place."""
 
-    model = nncf.quantize(
-        _read(setting),
-        nncf.Dataset(setting.samples),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(setting.samples),
-    )
-    return _openvino(setting, model, {"INFERENCE_PRECISION_HINT": "f32"})
+    runs_own_threads = True
+
+    def __init__(self, config: Any, int8: Int8Model) -> None:
+        super().__init__()
+        self.config = config
+        self.int8 = int8
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **ignored: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self.int8.run(input_ids, attention_mask))
+
+
+def openvino_int8(setting: Setting) -> nn.Module:
+    """Weights and activations by calibration on texts: this package's own."""
+    backbone: Any = quantize(setting.encoder, setting.texts, samples=len(setting.texts)).backbone
+    return _Packaged(setting.model.config, backbone.int8)
 
 
 def _read(setting: Setting) -> Any:
@@ -172,11 +189,6 @@ def _openvino(setting: Setting, model: Any, options: dict[str, str]) -> nn.Modul
     compiled = openvino.Core().compile_model(model, "CPU", {**fixed, **options})
     request = compiled.create_infer_request()
     return Runtime(setting.model.config, lambda features: request.infer(features)[compiled.output(0)].copy())
-
-
-def samples_of(batches: Iterator[Features]) -> list[Features]:
-    """What a calibration wants of the encoder's batches."""
-    return [{name: batch[name].numpy() for name in ("input_ids", "attention_mask")} for batch in batches]
 
 
 BACKENDS: dict[str, Callable[[Setting], nn.Module]] = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jcv2_plugin.explanation import Explanation, TokenMatch, explain
     from jcv2_plugin.handover import HandOverReport, hand_over
     from jcv2_plugin.heads import MatryoshkaHeads
+    from jcv2_plugin.quantizing import quantize
     from jcv2_plugin.reranking import RerankResult, rerank
     from jcv2_plugin.schema import CollectionSchema
 
@@ -37,6 +38,7 @@ _HOMES = {
     "CollectionSchema": "schema",
     "HandOverReport": "handover",
     "hand_over": "handover",
+    "quantize": "quantizing",
     "RerankResult": "reranking",
     "rerank": "reranking",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "explain",
     "hand_over",
+    "quantize",
     "rerank",
 ]
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from jcv2_plugin import loading
 from jcv2_plugin.batching import default_tokens_per_batch
-from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError
+from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelLayoutError
 from jcv2_plugin.fingerprint import weights_fingerprint
 from jcv2_plugin.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.hub import ModelSource, resolve_model
@@ -33,7 +33,6 @@ _NO_PROJECTION = (
     "{name!r} has no late-interaction projection, and one made up at random would retrieve noise. Give a ColBERT "
     "model, or train heads first."
 )
-_OWN_MODULES = {f"{MatryoshkaHeads.__module__}.{MatryoshkaHeads.__name__}": MatryoshkaHeads}
 
 
 class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
@@ -71,6 +70,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         document_length: int | None = None,
         skiplist: Skiplist | Literal["default"] | None = "default",
         tokens_per_batch: int | None = None,
+        quantized: bool = True,
         token: bool | str | None = None,
         cache_folder: str | None = None,
         local_files_only: bool = False,
@@ -96,6 +96,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 :mod:`jcv2_plugin.skiplist`) or None. ``"default"`` keeps the model's, which for the official
                 checkpoint is ``"stanford"``, as its authors evaluated it.
             tokens_per_batch: Padded tokens a batch; None takes the device's default.
+            quantized: Encode on a CPU by the folder's eight-bit copy, if any (:func:`jcv2_plugin.quantize`).
             token: Hub token.
             cache_folder: Hub cache.
             local_files_only: Never ask the hub.
@@ -105,6 +106,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             ModelLayoutError: The folder is no multi-vector model, or needs remote code or pickle.
             UnknownDimError: There is no head for one of ``dims``.
             InvalidOptionError: ``document_length`` or ``tokens_per_batch`` is out of range.
+            MissingPackageError: The eight-bit copy is to be used, and OpenVINO is not installed.
         """
         wanted = None if dims is None else as_dims(dims)
         device = device or get_device_name()
@@ -121,7 +123,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 parts = loading.load_official(source, wanted, kwargs, **hub)
                 encoder = cls(modules=parts.modules, prompts=parts.prompts, device=device)
             else:
-                encoder = cls._from_folder(source, wanted, kwargs, device)
+                encoder = cls._from_folder(source, wanted, kwargs, device, quantized)
         encoder._source = source
         encoder.tokens_per_batch = tokens_per_batch
         if document_length is not None:
@@ -132,17 +134,16 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @classmethod
     def _from_folder(
-        cls, source: ModelSource, dims: tuple[int, ...] | None, kwargs: dict[str, Any], device: str
+        cls, source: ModelSource, dims: tuple[int, ...] | None, kwargs: dict[str, Any], device: str, quantized: bool
     ) -> JinaColbertEncoder:
         try:
-            encoder = cls(
+            encoder: JinaColbertEncoder = cls._load_with_module_classes(
                 str(source.folder),
-                device=device,
-                local_files_only=True,
-                model_kwargs={**kwargs, "use_safetensors": True},
+                {} if quantized else loading.FLOAT_MODULES,
+                **{"device": device, "local_files_only": True, "model_kwargs": {**kwargs, "use_safetensors": True}},
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
-            if isinstance(error, ModelLayoutError):
+            if isinstance(error, Jcv2Error):
                 raise
             raise ModelLayoutError(
                 f"{source.name!r} ({source.folder}) cannot be read as a multi-vector model: {error} "
@@ -192,7 +193,8 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return super()._load_converted_modules(model_name_or_path, *args, **kwargs)
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> Any:
-        return _OWN_MODULES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        known = self._module_classes.get(class_ref) or loading.OWN_MODULES.get(class_ref)
+        return known or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
     def _post_init(self) -> None:
         super()._post_init()

@@ -71,6 +71,10 @@ class ServerBusyError(CollectionError):
     """The server cannot take a request now (a rate limit, overload, a shard that is away). Later it may."""
 
 
+class MissingPackageError(Jcv2Error, ImportError):
+    """Something needs a package that an extra of this one brings."""
+
+
 class InvalidQueryError(Jcv2Error, ValueError):
     """A query is empty or no string, or the number of results asked for is not positive."""
 

@@ -7,14 +7,13 @@ natively, so there it reads exports of other backbones only (BERT, ModernBERT, X
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
 from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.files import new_folder
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
@@ -34,25 +33,13 @@ def export_single_head(encoder: JinaColbertEncoder, path: Path, dim: int) -> Non
             f"{encoder.name!r} cannot be written in PyLate's layout: {obstacle if heads else 'it has no heads'}. Use "
             "save_pretrained(...), which keeps everything."
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{str(path)!r} exists and is not empty. Choose a new folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that a crash leaves no half model behind.
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with new_folder(path) as staging:
         encoder.backbone.model.save_pretrained(staging)
         encoder.tokenizer.save_pretrained(staging)
         for name, content in _configs(encoder, dim).items():
             _write_json(staging / name, content)
         weight = heads.weight(dim).to("cpu").contiguous()
         (staging / "1_Dense" / "model.safetensors").write_bytes(save({"linear.weight": weight}))
-        if path.exists():
-            path.rmdir()
-        staging.rename(path)
-        path.chmod(0o755)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _obstacle(encoder: JinaColbertEncoder, heads: MatryoshkaHeads) -> str | None:

@@ -18,9 +18,19 @@ from jcv2_plugin.errors import UnknownDimError
 from jcv2_plugin.heads import MatryoshkaHeads
 from jcv2_plugin.hub import ModelSource
 from jcv2_plugin.official import ColbertMetadata, load_backbone, load_heads, resolve_markers
+from jcv2_plugin.quantized import QuantizedTransformer
 from jcv2_plugin.safetensors_io import file_reader, read_header
 from jcv2_plugin.shipped import ShippedModel
 from jcv2_plugin.skiplist import Skiplist, skiplist_words
+
+OWN_MODULES: dict[str, type[nn.Module]] = {
+    f"{module.__module__}.{module.__name__}": module for module in (MatryoshkaHeads, QuantizedTransformer)
+}
+"""Classes that a folder may name, and that are code of ours, not the folder's."""
+FLOAT_MODULES: dict[str, type[nn.Module]] = {
+    f"{QuantizedTransformer.__module__}.{QuantizedTransformer.__name__}": Transformer
+}
+"""What reads a quantised folder as if it were not one."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ from jcv2_plugin.cli.options import (
     Workers,
 )
 from jcv2_plugin.cli.plan_app import plan
+from jcv2_plugin.cli.quantize_app import quantize
 from jcv2_plugin.cli.study_app import study_app
 from jcv2_plugin.cli.upkeep_app import migrate, restore, snapshot, verify
 
@@ -274,4 +275,5 @@ for _command in (migrate, verify, snapshot, restore):
 app.add_typer(collections_app, name="collections")
 app.command()(hand_over)
 app.command()(plan)
+app.command()(quantize)
 app.add_typer(study_app, name="study")

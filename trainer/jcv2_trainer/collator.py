@@ -145,7 +145,7 @@ class PackedCollator:
     def _pack(self, texts: list[str], task: str) -> Packed:
         # The document tower may be cut shorter in training than the model is used later.
         cut = {"processing_kwargs": {"text": {"max_length": self.document_length}}}
-        kwargs = cut if task == "document" and self.document_length is not None else {}
+        kwargs: dict[str, Any] = cut if task == "document" and self.document_length is not None else {}
         budget = self.tokens_per_batch or default_tokens_per_batch(self.encoder.device.type)
         batches = list(
             self.encoder.feature_batches(
