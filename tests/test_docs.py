@@ -116,9 +116,11 @@ ALL_OPTIONS = set().union(*(options_of(command) for command in COMMANDS.values()
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_the_commands_shown_exist_with_their_options(page: Path) -> None:
-    for line in re.findall(
-        r"^(?: {4}|[ `|]*)(?:.* \| )?(jcv2(?:-finetune)? .*)$", page.read_text("utf-8"), re.MULTILINE
-    ):
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(
+        r"^\|(?:.*\|)? jcv2(?:,| \|).*$", "", text, flags=re.MULTILINE
+    )  # a table's cell that is only our name
+    for line in re.findall(r"^(?: {4}|[ `|]*)(?:.* \| )?(jcv2(?:-finetune)? .*)$", text, re.MULTILINE):
         check_command(line.partition("    #")[0].partition("`")[0])
 
 
