@@ -70,13 +70,13 @@ SCALES = {
     ),
     "small": Scale(
         EncodingScale(
-            {"short": 100, "100 tokens": 32, "2,000 tokens": 2},
-            {"short": (4, 8), "100 tokens": (4, 8), "2,000 tokens": (1,)},
-            queries=30,
+            {"short": 60, "100 tokens": 24, "2,000 tokens": 2},
+            {"short": (8,), "100 tokens": (4,), "2,000 tokens": (1,)},
+            queries=20,
             rounds=3,
         ),
-        StoringScale(documents=(2000,), queries=10, ingested=120, rounds=2),
-        TrainingScale(rounds=2, steps=1, batch_size=8, negatives=7),
+        StoringScale(documents=(2000,), queries=10, ingested=80, rounds=2),
+        TrainingScale(rounds=2, steps=1, batch_size=4, negatives=7),
     ),
     "full": Scale(
         EncodingScale(
