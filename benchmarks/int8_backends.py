@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from jcv2_plugin import JinaColbertEncoder, quantize
 from jcv2_plugin.quantized import Int8Model
+from jcv2_plugin.quantizing import _States
 
 Features = dict[str, Any]
 
@@ -55,16 +56,6 @@ class Setting:
             self.model.save_pretrained(weights)
             export_onnx(_States(AutoModel.from_pretrained(weights, attn_implementation="eager")), file)
         return file
-
-
-class _States(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return states
 
 
 class Runtime(nn.Module):
