@@ -37,15 +37,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: As :func:`check_new_folder`.
     """
+    path = path.expanduser().resolve()
     check_new_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield staging
+        check_new_folder(path)  # filling it may have taken hours
         if path.exists():
             path.rmdir()
         staging.rename(path)
-        path.chmod(0o755)
+        path.chmod(0o755)  # mkdtemp gives it to its owner alone
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -37,6 +37,7 @@ from jcv2_plugin import (
     TokenMatch,
     explain,
     hand_over,
+    quantize,
     rerank,
 )
 from jcv2_plugin.errors import CollectionNotFoundError, Jcv2Error
@@ -114,6 +115,8 @@ def explaining(collection: ColbertCollection, encoder: JinaColbertEncoder) -> st
     pairs: list[tuple[str, str, float]] = [(one.query.token, one.document.token, one.similarity) for one in matches]
     spans: list[tuple[int, int]] = explanation.matched_spans(least=0.5)
     assert pairs or spans
+    eight_bits: JinaColbertEncoder = quantize(encoder, ["a", "b"], samples=10)
+    assert eight_bits
     ranked: list[RerankResult] = rerank(encoder, "a", ["b", "c"], dim=64, with_explanation=True)
     best: tuple[int, float, float] = ranked[0].index, ranked[0].score, ranked[0].relevance
     assert best

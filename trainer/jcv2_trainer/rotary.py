@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.files import new_folder
 from jcv2_plugin.hub import refuse_pickle_only
 
 ACCEPTED = ("bert", "camembert", "roberta", "xlm-roberta")
@@ -250,39 +248,6 @@ def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 break
         renamed[name] = weight
     return renamed
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that is renamed to it when all went well, and vanishes when not.
-
-    Raises:
-        FileExistsError: If ``out`` is there and not empty.
-    """
-    out = out.expanduser().resolve()
-    refuse_occupied(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield staging
-        refuse_occupied(out)
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-        out.chmod(0o755)  # mkdtemp gives it to its owner alone
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def refuse_occupied(out: Path) -> None:
-    """Raise if ``out`` is there and not an empty folder.
-
-    Raises:
-        FileExistsError: Naming it.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{str(out)!r} exists and is not empty. Choose a new folder.")
 
 
 def _first_line(error: BaseException) -> str:
