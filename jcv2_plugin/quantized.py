@@ -10,8 +10,10 @@ import importlib.util
 import json
 import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from jcv2_plugin.errors import MissingPackageError, ModelLayoutError
 from jcv2_plugin.fingerprint import weights_fingerprint
+
+Result = TypeVar("Result")
 
 FOLDER = "openvino"
 _GRAPH = "openvino_model_qint8_quantized.xml"  # as sentence-transformers names such files
@@ -88,9 +92,6 @@ class Int8Model:
         with self._lock:
             if self._compiled is None:
                 require_openvino()
-                import openvino
-
-                core = openvino.Core()
                 options = {
                     "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
                     "NUM_STREAMS": "1",
@@ -98,8 +99,14 @@ class Int8Model:
                     # What is not quantised stays exact; else it would be bfloat16 where the processor has that.
                     "INFERENCE_PRECISION_HINT": "f32",
                 }
-                self._compiled = core.compile_model(core.read_model(self.graph, self.weights), "CPU", options)
+                self._compiled = in_own_thread(lambda: self._compile_with(options))
             return self._compiled
+
+    def _compile_with(self, options: dict[str, str]) -> Any:
+        import openvino
+
+        core = openvino.Core()
+        return core.compile_model(core.read_model(self.graph, self.weights), "CPU", options)
 
     def _forget_compiled(self) -> None:
         self._compiled = None
@@ -186,6 +193,26 @@ class QuantizedTransformer(Transformer):
                     stacklevel=2,
                 )
         return self._is_current
+
+
+def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambda: None) -> Result:
+    """What ``work`` returns, called in a thread that ends with it: for all that makes OpenVINO load its CPU plugin.
+
+    That gives the thread it is loaded in a stack for signals, and unmaps it when the plugin is released, be it in
+    another thread or after a later plugin: a signal would then end the process with a segmentation fault, be it Ctrl-C
+    (OpenVINO 2026.4, SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894).
+
+    Args:
+        work: What is called.
+        stop: Called when the wait for it is interrupted, to make it end early.
+    """
+    with ThreadPoolExecutor(1, "jcv2-openvino") as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            stop()
+            raise
 
 
 def require_openvino() -> None:

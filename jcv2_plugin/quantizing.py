@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
 from jcv2_plugin.fingerprint import weights_fingerprint
 from jcv2_plugin.long_documents import plain_tokenizer
-from jcv2_plugin.quantized import Int8Model, QuantizedTransformer
+from jcv2_plugin.quantized import Int8Model, QuantizedTransformer, in_own_thread
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
@@ -98,9 +99,30 @@ def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
     """OpenVINO's model in eight bits, ranges taken from what batches put through it."""
     import nncf
 
-    return nncf.quantize(
-        network, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches)
-    )
+    stopped = threading.Event()
+    given = nncf.Dataset(_Batches(batches, stopped))
+
+    def work() -> Any:
+        return nncf.quantize(network, given, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+
+    return in_own_thread(work, stop=stopped.set)
+
+
+class _Batches:
+    """Batches that end in an error once they are not wanted any more."""
+
+    def __init__(self, batches: list[dict[str, Any]], stopped: threading.Event) -> None:
+        self.batches = batches
+        self.stopped = stopped
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.batches:
+            if self.stopped.is_set():
+                raise InterruptedError("Quantising was interrupted.")
+            yield batch
 
 
 class _States(nn.Module):

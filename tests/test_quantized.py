@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import json
 import os
 import pickle
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -64,6 +69,17 @@ def assert_equal(one: list[np.ndarray], other: list[np.ndarray]) -> None:
 
 def mean_cosine(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return float(np.mean(np.concatenate([(a * b).sum(axis=1) for a, b in zip(one, other, strict=True)])))
+
+
+def signal_stack() -> tuple[int | None, int]:
+    """Where the calling thread's is, and its bytes."""
+
+    class Stack(ctypes.Structure):
+        _fields_: ClassVar = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+    stack = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack.start, stack.size
 
 
 class TestConversion:
@@ -122,6 +138,23 @@ class TestQuantize:
         quantize(official, SENTENCES, samples=10)
         assert capfd.readouterr() == ("", "")
         assert "CI" not in os.environ
+
+    def test_ctrl_c_ends_it_early(self, official: JinaColbertEncoder) -> None:
+        class Interrupting(list[dict[str, np.ndarray]]):
+            taken = 0
+
+            def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+                for batch in super().__iter__():
+                    self.taken += 1
+                    if self.taken == 3:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    yield batch
+
+        batch = {name: np.ones((1, 8), np.int64) for name in ("input_ids", "attention_mask")}
+        batches = Interrupting([batch] * 20_000)
+        with quantizing._quiet(), pytest.raises(KeyboardInterrupt):
+            quantizing.calibrated(quantizing.converted(official.backbone.model), batches)
+        assert 3 <= batches.taken < 10_000
 
     def test_what_is_refused(self, official: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidOptionError, match="at least 10 texts that are not empty, got 9"):
@@ -194,6 +227,21 @@ class TestModule:
     def test_the_states_have_the_type_of_the_weights(self, saved: Path, quantized: JinaColbertEncoder) -> None:
         half = JinaColbertEncoder.from_pretrained(saved, device="cpu", dtype="bfloat16")
         assert mean_cosine(both(half), both(quantized)) > 0.999
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets a stack for signals on Linux only")
+def test_signals_keep_their_stack(official: JinaColbertEncoder) -> None:
+    # Else a signal ends the process with a segmentation fault, once a model is released.
+    before = signal_stack()
+    models = [quantize(official, SENTENCES * 3, samples=10) for _ in range(2)]
+    for model in models:
+        both(model)
+        assert signal_stack() == before
+    models.pop(0)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(models.clear).result()
+    gc.collect()
+    assert signal_stack() == before
 
 
 class TestFolder:
