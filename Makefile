@@ -13,7 +13,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train the heads of the model mini, to build/mini (a quarter of an hour on 2 cores)"
-	@echo "make bench  the benchmarks, side by side with PyLate, sentence-transformers, fastembed, fast-plaid"
+	@echo "make bench  the benchmarks, side by side with PyLate, sentence-transformers, fastembed, fast-plaid (< 15 minutes)"
 	@echo "make studies  measure mini again for the reports of docs/studies (a quarter of an hour on one core)"
 
 $(READY): pyproject.toml constraints.txt
@@ -48,7 +48,7 @@ bench: $(READY)
 		--backends 'torch float32' 'OpenVINO int8, calibrated'
 	$(BIN)/python benchmarks/mini_quality.py --sets xquad-en --dims 128 64
 	$(BIN)/python benchmarks/first_stages.py --sets mlqa-en --queries 50 --growth 250 1000
-	$(BIN)/python benchmarks/compression.py --sets mlqa-en --dims 64 --pool-factors 1 1.5 --timed-queries 5
+	$(BIN)/python benchmarks/compression.py --sets xquad-en --dims 64 --pool-factors 1 1.5 --timed-queries 5
 	$(BIN)/python benchmarks/ingestion.py --documents 3000 --overlap-documents 256 --rounds 1
 
 # A report that is there is continued; after a change of the model, FORCE=--force starts anew.
