@@ -22,6 +22,11 @@ from jcv2_plugin.engines import transport
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that are slow as a whole come first, so that none is left to run alone when files run side by side."""
+    items.sort(key=lambda item: item.parent is None or item.parent.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def mini() -> JinaColbertEncoder:
     """The offline model with all its heads. Tests that change an encoder load one of their own."""
