@@ -14,7 +14,7 @@ help:
 	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train the heads of the model mini, to build/mini (a quarter of an hour on 2 cores)"
 	@echo "make bench  the benchmarks, side by side with PyLate, sentence-transformers, fastembed, fast-plaid (< 15 minutes)"
-	@echo "make studies  measure mini again for the reports of docs/studies (a quarter of an hour on one core)"
+	@echo "make studies  measure mini again for the reports of docs/studies (half an hour on one core)"
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -65,7 +65,7 @@ studies: $(READY)
 	$(STUDY) languages $(STUDIES) $(STUDIED) --documents 240 --seeds 3 \
 		--sets xquad-en,xquad-es,xquad-ru,xquad-hi,xquad-zh,tydi-sw,xquad-x-en
 	$(STUDY) masks $(STUDIES) $(STUDIED) --sets xquad-en,cranfield,cosqa-dev --documents 400 --seeds 2
-	$(STUDY) lengths $(STUDIES) --tokens 128,512,2048 --batches 1,4 --device cpu
+	$(STUDY) lengths $(STUDIES) --tokens 128,512,2048,8192 --batches 1,4 --device cpu
 	$(STUDY) recipe $(STUDIES) --pairs $(TRAIN)/pairs.jsonl.xz --triplets $(TRAIN)/triplets.jsonl.xz --lang en \
 		--trained heads --steps 40 --batch-size 16 --negatives 2 --document-length 64 --queries 100 --seeds 2 --dims 128,64
 	$(BIN)/python benchmarks/docs_tables.py
