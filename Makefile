@@ -47,6 +47,7 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/encoding_profile.py --share 0.3
 	$(BIN)/python benchmarks/int8.py --sets xquad-en --texts 100 --rounds 2 \
 		--backends 'torch float32' 'OpenVINO int8, calibrated'
 	$(BIN)/python benchmarks/mini_quality.py --sets xquad-en --dims 128 64

@@ -153,6 +153,13 @@ def mini_heads(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def encoding_profile(report: dict[str, Any]) -> str:
+    """Where the time of encoding goes."""
+    from encoding_profile import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
@@ -162,6 +169,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "mini-heads": ("mini_heads", None, mini_heads),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
+    "encoding-profile": ("encoding_profile", None, encoding_profile),
     "quantised-encoding": ("int8", None, _peers("int8")),
     "study-matryoshka": ("studies/matryoshka", None, study_matryoshka),
     "study-scenarios": ("studies/matryoshka", None, study_scenarios),

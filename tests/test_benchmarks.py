@@ -202,6 +202,19 @@ def test_pins_that_cannot_be_installed_are_told(tmp_path: Path, monkeypatch: pyt
         peer_environments.python_of(peer_environments.Peer("broken"))
 
 
+def test_operators_are_told_apart_in_a_profile(source: list[str], checkpoint: Path) -> None:
+    import encoding_profile
+
+    seconds = {"aten::addmm": 3.0, "aten::_scaled_dot_product_flash_attention_for_cpu": 2.0, "aten::add": 1.0}
+    found = encoding_profile.split(seconds, 10.0)
+    assert found == {"matrices": 3.0, "attention": 2.0, "other operators": 1.0, "outside of torch": 4.0}
+    encoder = JinaColbertEncoder.from_pretrained(checkpoint, device="cpu")
+    measured = encoding_profile.measure(encoder, source[:4])
+    assert sum(measured["shares"].values()) == pytest.approx(1.0, abs=0.05)
+    assert min(measured["shares"][kind] for kind in ("matrices", "attention")) > 0.01
+    assert 0.01 < measured["matrices, of the peak"] < 3
+
+
 def test_a_table_without_results_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import docs_tables
 
