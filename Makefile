@@ -52,7 +52,7 @@ bench: $(READY)
 		--backends 'torch float32' 'OpenVINO int8, calibrated'
 	$(BIN)/python benchmarks/mini_quality.py --sets xquad-en --dims 128 64
 	$(BIN)/python benchmarks/first_stages.py --sets mlqa-en --queries 50 --growth 250 1000
-	$(BIN)/python benchmarks/compression.py --sets xquad-en --dims 64 --pool-factors 1 1.5 --timed-queries 5
+	$(BIN)/python benchmarks/compression.py --sets xquad-en --dims 64 --pool-factors 1 1.5 --profiles float32 float16 turbo4 --timed-queries 5
 	$(BIN)/python benchmarks/ingestion.py --documents 3000 --overlap-documents 256 --rounds 1
 
 # A report that is there is continued; after a change of the model, FORCE=--force starts anew.
