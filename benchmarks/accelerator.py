@@ -20,7 +20,6 @@ import json
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import peer_texts
 import torch
+from arithmetic import matrix_operations, matrix_peak, seconds, token_counts
 from machine import machine
 from peer_measures import spread, turns
 from sentence_transformers import MultiVectorEncoder
@@ -124,10 +124,11 @@ def speed(folder: Path, exported: Path, texts: list[str], options: argparse.Name
     for order in turns(list(runs), options.rounds):
         for name in order:
             times[name].append(seconds(runs[name], options.device))
-    lengths = [len(one) for one in ours.tokenizer([f"{ours.prompts['document']}{text}" for text in texts])["input_ids"]]
-    operations = sum(arithmetic(ours, min(length, ours.document_length)) for length in lengths)
+    lengths = token_counts(ours, texts)
+    operations = sum(text_operations(ours, length) for length in lengths)
     reached = operations / sorted(times[OURS])[len(times[OURS]) // 2]
-    peak = matrix_peak(options.device)
+    side = _SIDE["cuda" if options.device.startswith("cuda") else "cpu"]
+    peak = matrix_peak(side, torch.bfloat16, options.device, repeats=20)
     return {
         "attention": attention,
         "texts": len(texts),
@@ -141,27 +142,11 @@ def speed(folder: Path, exported: Path, texts: list[str], options: argparse.Name
     }
 
 
-def seconds(run: Callable[[], Any], device: str) -> float:
-    start = time.perf_counter()
-    run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def arithmetic(encoder: JinaColbertEncoder, tokens: int) -> float:
-    """Floating point operations of the backbone for a text: its matrices' weights, twice a token, and attention."""
+def text_operations(encoder: JinaColbertEncoder, tokens: int) -> float:
+    """Floating point operations of the backbone for a text: its matrices, and attention."""
     config = encoder.backbone.config
-    weights = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-    return float(config.num_hidden_layers * (2 * tokens * weights + 4 * tokens**2 * config.hidden_size))
-
-
-def matrix_peak(device: str) -> float:
-    """Operations a second of one large multiplication in bfloat16: the best of several."""
-    side = _SIDE["cuda" if device.startswith("cuda") else "cpu"]
-    one, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    taken = [seconds(lambda: one @ other, device) for _ in range(20)]
-    return 2 * float(side) ** 3 / min(taken)
+    attention = 4 * tokens**2 * config.hidden_size * config.num_hidden_layers
+    return float(tokens * matrix_operations(encoder) + attention)
 
 
 if __name__ == "__main__":

@@ -12,25 +12,25 @@ import argparse
 import json
 import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import peer_texts
 import torch
+from arithmetic import matrix_operations, matrix_peak, seconds, token_counts
 from machine import machine
+from peer_bench import Bench, window_of
+from peer_environments import FOLDER
 from torch.profiler import ProfilerActivity, profile
 
 from jcv2_plugin import JinaColbertEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "encoding_profile.json"
-MODELS = ROOT / "build" / "peers" / "models"
 PACKAGES = ("torch", "transformers", "sentence-transformers")
 DIM = 128
-WINDOW = 300
 NUMBERS = {"short": 200, "100 tokens": 60, "2,000 tokens": 3}
 """How many documents of each kind."""
 _MATRICES = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::linear", "mkldnn::", "aten::mkldnn")
@@ -42,8 +42,7 @@ _KINDS = ("matrices", "attention", "other operators", "outside of torch")
 def main() -> None:
     options = parse_options()
     torch.set_num_threads(1)
-    MODELS.mkdir(parents=True, exist_ok=True)
-    source = peer_texts.docstrings()
+    bench = Bench(FOLDER, FOLDER / "models", 1, [], DIM)
     report: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/encoding_profile.py", *sys.argv[1:]]),
         "versions": {name: version(name) for name in PACKAGES},
@@ -51,11 +50,9 @@ def main() -> None:
         "kinds": {},
     }
     for kind in peer_texts.LENGTHS:
-        window = WINDOW if peer_texts.LENGTHS[kind] < WINDOW else peer_texts.LONG
-        folder = peer_texts.checkpoint(MODELS, DIM, window)
-        encoder = JinaColbertEncoder.from_pretrained(folder, device="cpu")
+        encoder = JinaColbertEncoder.from_pretrained(bench.checkpoint(window_of(kind)), device="cpu")
         number = max(1, round(NUMBERS[kind] * options.share))
-        texts = peer_texts.documents(kind, number, counter(encoder), source)
+        texts = peer_texts.documents(kind, number, bench.tokens, bench.source)
         report["kinds"][kind] = measure(encoder, texts)
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -68,53 +65,30 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def counter(encoder: JinaColbertEncoder) -> Callable[[str], int]:
-    """A function that gives the number of a text's tokens."""
-    return lambda text: len(encoder.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def measure(encoder: JinaColbertEncoder, texts: list[str]) -> dict[str, Any]:
     """Shares of the time of a call, and the speed of the backbone's matrices over that of one large product."""
     encoder.encode_document(texts)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        start = time.perf_counter()
-        encoder.encode_document(texts)
-        total = time.perf_counter() - start
-    events = profiler.key_averages()
-    seconds = split({event.key: event.self_cpu_time_total / 1e6 for event in events}, total)
-    prompt = encoder.prompts["document"]
-    ids = encoder.tokenizer([prompt + text for text in texts], verbose=False)["input_ids"]
-    tokens = sum(min(len(one), encoder.document_length) for one in ids)
-    config = encoder.backbone.config
-    weights = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-    reached = 2 * tokens * weights * config.num_hidden_layers / seconds["matrices"]
+        total = seconds(lambda: encoder.encode_document(texts), "cpu")
+    parts = split({event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}, total)
+    tokens = sum(token_counts(encoder, texts))
+    reached = tokens * matrix_operations(encoder) / parts["matrices"]
     return {
         "texts": len(texts),
         "tokens": tokens,
-        "shares": {name: value / total for name, value in seconds.items()},
-        "matrices, of the peak": reached / peak(),
+        "shares": {name: value / total for name, value in parts.items()},
+        "matrices, of the peak": reached / matrix_peak(_SIDE, torch.float32, "cpu", repeats=10),
     }
 
 
-def split(seconds: Mapping[str, float], total: float) -> dict[str, float]:
+def split(operators: Mapping[str, float], total: float) -> dict[str, float]:
     """Seconds of operators, by kind; what no operator took is outside of torch."""
     found = dict.fromkeys(_KINDS, 0.0)
-    for name, value in seconds.items():
+    for name, value in operators.items():
         matrices = name.startswith(_MATRICES)
         found["attention" if _ATTENTION in name else "matrices" if matrices else "other operators"] += value
     found["outside of torch"] = max(0.0, total - sum(found.values()))
     return found
-
-
-def peak() -> float:
-    """Operations a second of one large product in float32: the best of several."""
-    one, other = torch.randn(_SIDE, _SIDE), torch.randn(_SIDE, _SIDE)
-    taken = []
-    for _ in range(10):
-        start = time.perf_counter()
-        one @ other
-        taken.append(time.perf_counter() - start)
-    return 2 * float(_SIDE) ** 3 / min(taken)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -19,6 +19,11 @@ INT8 = f"{OURS}, int8"
 WINDOW = 300
 
 
+def window_of(kind: str) -> int:
+    """Of the model that encodes a kind of :data:`peer_texts.LENGTHS`."""
+    return peer_texts.LONG if peer_texts.LENGTHS[kind] > WINDOW else WINDOW
+
+
 class Bench:
     """Where a run's files lie, and which peers it cannot have.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import peer_texts
 from encoded import say
-from peer_bench import INT8, OURS, WINDOW, Bench
+from peer_bench import INT8, OURS, Bench, window_of
 from peer_measures import ratios, spread, turns, write_json
 from peer_process import Worker
 from worker import read_vectors
@@ -40,7 +40,7 @@ class EncodingScale:
 def encode_documents(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]:
     """A row for each kind of text, engine and batch size: the default, and the best found."""
     rows: list[dict[str, Any]] = []
-    for window, kinds in groupby(scale.documents, key=_window):
+    for window, kinds in groupby(scale.documents, key=window_of):
         with bench.workers(ENCODERS, bench.checkpoint(window)) as workers:
             for kind in kinds:
                 number = scale.documents[kind]
@@ -51,10 +51,6 @@ def encode_documents(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]
                 measured = _measure(bench, workers, file, scale, scale.batch_sizes[kind], kind)
                 rows += [{**about, **row} for row in measured]
     return rows
-
-
-def _window(kind: str) -> int:
-    return peer_texts.LONG if peer_texts.LENGTHS[kind] > WINDOW else WINDOW
 
 
 def _measure(
