@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[mini,langchain,llama-index,train,study,int8,docs,dev]"
+		-e ".[mini,multilingual,langchain,llama-index,train,study,int8,docs,dev]"
 	@touch $(READY)
 
 # Whole files side by side: on two cores that is faster than two threads in each operator of a tiny model.

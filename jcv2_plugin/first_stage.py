@@ -179,8 +179,6 @@ def build_stages(
     first_stage: FirstStage, options: Mapping[str, Any], dim: int, encoder: JinaColbertEncoder
 ) -> list[Stage]:
     """The stages of a collection, with its model's tokenizer where they need one."""
-    from jcv2_plugin.long_documents import plain_tokenizer
-
     stages: list[Stage] = []
     for name in stage_sizes(first_stage, options, dim):
         if name == "pooled":
@@ -188,5 +186,5 @@ def build_stages(
         elif name == "muvera":
             stages.append(MuveraStage(Muvera(dim=dim, **options)))
         else:
-            stages.append(Bm25Stage(plain_tokenizer(encoder.tokenizer)))
+            stages.append(Bm25Stage(encoder.plain_tokenizer))
     return stages

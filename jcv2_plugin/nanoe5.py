@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ _BLOCKS_AT_A_TIME = 2**16
 
 KEPT = "\uff5e\U0001f23b"
 """FULLWIDTH TILDE and a squared ideograph: NFKC replaces them, the file's normalisation table (XLM-R's) does not."""
-_STAND_INS = "\U000ffffe\U000fffff"  # noncharacters, which no text holds
+_STAND_INS = "\x01\x02"  # control characters, which Nmt has taken out of the text before
 
 _EMBEDDINGS = {
     "emb.word": "embeddings.word_embeddings.weight",
@@ -68,17 +71,25 @@ def e5_small_folder() -> Path | None:
 
     Raises:
         ModelNotFoundError: The package is installed without its file.
-        ModelLayoutError: The file is another version's, or damaged.
+        ModelLayoutError: The file is another version's or damaged, or the cache cannot be written.
     """
     if (path := packaged_file()) is None:
         return None
     check_file(path)
-    folder = cached_assets_path("jcv2_plugin", namespace=DISTRIBUTION, subfolder=SHA256[:16])
-    target = folder / f"float32-{_CONVERSION}"
-    if not target.is_dir():
-        with FileLock(folder / "lock"):
-            if not target.is_dir():
-                convert(path, target)
+    try:
+        folder = cached_assets_path("jcv2_plugin", namespace=DISTRIBUTION, subfolder=SHA256[:16])
+        target = folder / f"float32-{_CONVERSION}"
+        if not target.is_dir():
+            with FileLock(folder / "lock"):
+                if not target.is_dir():
+                    for unfinished in folder.glob(f".{target.name}-*"):  # of a process that was killed
+                        shutil.rmtree(unfinished, ignore_errors=True)
+                    convert(path, target)
+    except (OSError, ValueError) as error:  # huggingface_hub's, where a file is in a folder's place, is a ValueError
+        raise ModelLayoutError(
+            f"The weights of {DISTRIBUTION!r} could not be converted: {error}. They take 490 MB. Make room, or "
+            "name another folder in the environment variable HF_ASSETS_CACHE."
+        ) from error
     return target
 
 
@@ -104,15 +115,20 @@ def check_file(path: Path) -> None:
     Raises:
         ModelLayoutError: It is another.
     """
-    content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    content = _content(path) if path.stat().st_size else b""
     found: list[tuple[str, Any, Any]] = [
-        ("the first bytes", content[:4].tobytes(), MAGIC),
-        ("bytes", content.size, BYTES),
+        ("the first bytes", content[:4], MAGIC),
+        ("bytes", len(content), BYTES),
         ("the SHA-256", hashlib.sha256(content).hexdigest(), SHA256),
     ]
     for what, is_, wanted in found:
         if is_ != wanted:
             raise ModelLayoutError(f"{path}: expected {what} {wanted!r}, found {is_!r}. {_advice()}")
+
+
+def _content(path: Path) -> mmap:
+    with path.open("rb") as file:
+        return mmap(file.fileno(), 0, access=ACCESS_READ)
 
 
 def _advice() -> str:
@@ -128,7 +144,7 @@ def convert(path: Path, folder: Path) -> None:
     """
     from transformers import BertConfig
 
-    content = np.memmap(path, np.uint8, "r")
+    content = _content(path)
     hidden, layers, heads, inner, rows, positions, types = _HEADER.unpack_from(content)[2:9]
     config = BertConfig(
         vocab_size=rows,
@@ -139,7 +155,9 @@ def convert(path: Path, folder: Path) -> None:
         max_position_embeddings=positions,
         type_vocab_size=types,
         layer_norm_eps=1e-12,
+        bos_token_id=0,
         pad_token_id=1,
+        eos_token_id=2,
         architectures=["BertModel"],
         dtype="float32",
     )
@@ -149,7 +167,7 @@ def convert(path: Path, folder: Path) -> None:
         _write_weights(staging / "model.safetensors", content, hidden)
 
 
-def _write_weights(path: Path, content: NDArray[np.uint8], hidden: int) -> None:
+def _write_weights(path: Path, content: mmap, hidden: int) -> None:
     """Dequantise into a file, a part of a tensor at a time: all of them together are 470 MB."""
     tensors = list(_tensors(content))
     # The file leaves out the pooler, which late interaction never uses. Without it transformers would report it as
@@ -182,7 +200,7 @@ def _write_weights(path: Path, content: NDArray[np.uint8], hidden: int) -> None:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for tensor in tensors:
             for part in tensor.parts(content):
-                file.write(part)
+                file.write(part.data)
         file.write(bytes(4 * sum(map(math.prod, pooler.values()))))
 
 
@@ -194,8 +212,9 @@ def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: i
     from tokenizers import AddedToken, normalizers
     from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
 
-    pipeline = XLMRobertaTokenizer()
-    specials = {**pipeline.special_tokens_map, "mask_token": AddedToken("<mask>", lstrip=True, normalized=False)}
+    mask = AddedToken("<mask>", lstrip=True, normalized=False)
+    pipeline = XLMRobertaTokenizer(mask_token=mask)  # type: ignore[arg-type]
+    specials = {**pipeline.special_tokens_map, "mask_token": mask}
     kept = list(zip(KEPT, _STAND_INS, strict=True))
     pipeline.backend_tokenizer.normalizer = normalizers.Sequence(
         [
@@ -206,7 +225,7 @@ def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: i
         ]
     )
     # XLMRobertaTokenizer makes its pipeline anew when it is loaded, without this normalizer; the plain class keeps it.
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=pipeline.backend_tokenizer, model_max_length=max_length, **specials
     )
     tokenizer.save_pretrained(str(folder))
@@ -221,35 +240,12 @@ def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: i
 
 def vocabulary(path: Path) -> list[tuple[str, float]]:
     """XLM-RoBERTa's 250,002 pieces with their scores, in the order of their ids."""
-    return _pieces(np.memmap(path, np.uint8, "r"))[0]
-
-
-def xlm_roberta_tokenizer(pieces: list[tuple[str, float]], max_length: int) -> Any:
-    """XLM-RoBERTa's tokenizer over ``pieces``: NFKC as SentencePiece's ``nmt_nfkc`` has it, words, Unigram."""
-    from tokenizers import normalizers
-    from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
-
-    tokenizer = XLMRobertaTokenizer(vocab=pieces)
-    kept = list(zip(KEPT, _STAND_INS, strict=True))
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Nmt(),
-            *(normalizers.Replace(own, stand_in) for own, stand_in in kept),
-            normalizers.NFKC(),
-            *(normalizers.Replace(stand_in, own) for own, stand_in in kept),
-        ]
-    )
-    # XLMRobertaTokenizer makes the pipeline anew when it is loaded, without this normalizer; the plain class keeps it.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        model_max_length=max_length,
-        **tokenizer.special_tokens_map,
-    )
+    return _pieces(_content(path))[0]
 
 
 def normalization(path: Path) -> dict[str, str]:
     """The file's normalisation table: what stands for each character that is not kept as it is."""
-    content = np.memmap(path, np.uint8, "r")
+    content = _content(path)
     place = _pieces(content)[1]
     entries, _ = struct.unpack_from("<iI", content, place)
     place += 8
@@ -261,15 +257,15 @@ def normalization(path: Path) -> dict[str, str]:
     return table
 
 
-def _pieces(content: NDArray[np.uint8]) -> tuple[list[tuple[str, float]], int]:
+def _pieces(content: mmap) -> tuple[list[tuple[str, float]], int]:
     """The pieces with their scores, and where what follows them begins."""
     count, size = _HEADER.unpack_from(content)[11], _HEADER.unpack_from(content)[-1]
     place = _HEADER.size
     bounds = np.frombuffer(content, "<u4", count + 1, place).tolist()
     scores = np.frombuffer(content, "<f4", count, place + 4 * (count + 1)).tolist()
     place += 4 * (count + 1) + 4 * count
-    blob = content[place : place + size].tobytes()
-    texts = [blob[start:end].decode() for start, end in zip(bounds, bounds[1:], strict=False)]
+    blob = content[place : place + size]
+    texts = [blob[start:end].decode() for start, end in pairwise(bounds)]
     return list(zip(texts, scores, strict=True)), place + size
 
 
@@ -283,7 +279,7 @@ class _Tensor:
     start: int
     size: int
 
-    def parts(self, content: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+    def parts(self, content: mmap) -> Iterator[NDArray[np.float32]]:
         """The values, flat, some megabytes at a time."""
         if self.kind == _FLOAT32:
             yield np.frombuffer(content, "<f4", self.elements, self.start)
@@ -293,14 +289,14 @@ class _Tensor:
             yield dequantize(blocks[start : start + _BLOCKS_AT_A_TIME])
 
 
-def _tensors(content: NDArray[np.uint8]) -> Iterator[_Tensor]:
+def _tensors(content: mmap) -> Iterator[_Tensor]:
     place = _pieces(content)[1]
     place += 8 + struct.unpack_from("<iI", content, place)[1]
     (count,) = struct.unpack_from("<i", content, place)
     place += 4
     for _ in range(count):
         (length,) = struct.unpack_from("<H", content, place)
-        name = content[place + 2 : place + 2 + length].tobytes().decode()
+        name = content[place + 2 : place + 2 + length].decode()
         yield _Tensor(name, *_ENTRY.unpack_from(content, place + 2 + length))
         place += 2 + length + _ENTRY.size
 

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
 from jcv2_plugin.fingerprint import weights_fingerprint
-from jcv2_plugin.long_documents import plain_tokenizer
 from jcv2_plugin.quantized import Int8Model, QuantizedTransformer, in_own_thread
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Itera
 
 def _beginnings(encoder: JinaColbertEncoder, texts: list[str], tokens: int) -> list[str]:
     """The first tokens of each text."""
-    encodings = plain_tokenizer(encoder.tokenizer).encode_batch(texts, add_special_tokens=False)
+    encodings = encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
     ends = [encoding.offsets[:tokens][-1:] for encoding in encodings]
     return [text[: end[0][1]] if end else text for text, end in zip(texts, ends, strict=True)]
 

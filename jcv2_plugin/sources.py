@@ -17,7 +17,7 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from jcv2_plugin.documents import Document
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.long_documents import plain_tokenizer
+from jcv2_plugin.long_documents import token_counter
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder import JinaColbertEncoder
@@ -129,9 +129,9 @@ class PassageReader:
                 f"Passages of {chunk_tokens} tokens do not fit the model's window of {window}. Take fewer, or load "
                 "the model with a larger document_length."
             )
-        counter = plain_tokenizer(encoder.tokenizer)
-        self._markdown = MarkdownSplitter.from_huggingface_tokenizer(counter, chunk_tokens)
-        self._plain = TextSplitter.from_huggingface_tokenizer(counter, chunk_tokens)
+        count = token_counter(encoder.plain_tokenizer)
+        self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
+        self._plain = TextSplitter.from_callback(count, chunk_tokens)
         self.bytes_read = 0
 
     def read(self, file: SourceFile) -> Iterator[Document]:

@@ -1,14 +1,19 @@
-"""Tiny random checkpoints in the layout in which jinaai/jina-colbert-v2 is published."""
+"""Tiny random checkpoints in the layout in which jinaai/jina-colbert-v2 is published.
+
+Their vocabulary is a tiny one, unless another is given: :mod:`xlm_roberta` has the real one.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import shutil
 import string
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +56,21 @@ _PREFIXED_SYMBOLS = "(-$"  # punctuation with a piece of its own at the start of
 _NORMALISED = {"ﬁ": "fi", "Ｑ": "Q"}
 
 
-def precompiled_charsmap(replacements: Mapping[str, str]) -> bytes:
-    """SentencePiece's normalisation table: a double-array trie over UTF-8 bytes, then the replacements."""
-    states: dict[bytes, int] = {b"": 0}
-    for source in replacements:
-        encoded = source.encode()
-        for end in range(1, len(encoded) + 1):
-            states.setdefault(encoded[:end], len(states))
-    units = [0] * (256 * (len(states) + 1))
-    place = {prefix: 256 * (number + 1) for prefix, number in states.items()}  # where a state's children lie
-    units[0] = place[b""] << 10
-    leaves = {source.encode(): target for source, target in replacements.items()}
-    blob = b""
-    for prefix in states:
-        if prefix:
-            position = place[prefix[:-1]] ^ prefix[-1]
-            units[position] = (position ^ place[prefix]) << 10 | (prefix in leaves) << 8 | prefix[-1]
-        if prefix in leaves:
-            units[place[prefix]] = 1 << 31 | len(blob)
-            blob += leaves[prefix].encode() + b"\0"
-    trie = struct.pack(f"<{len(units)}I", *units)
-    return struct.pack("<I", len(trie)) + trie + blob
+@dataclass(frozen=True)
+class Vocabulary:
+    """What tokenizers of XLM-R's make differ in.
+
+    Attributes:
+        pieces: With their scores, in the order of their ids; ``<mask>`` is the last.
+        normalised: What stands for a text's characters that are not kept.
+    """
+
+    pieces: Sequence[tuple[str, float]]
+    normalised: Mapping[str, str]
 
 
-def build_tokenizer() -> Tokenizer:
-    """A Unigram tokenizer with XLM-R's pipeline, special ids and the two markers as the last tokens."""
+def tiny_vocabulary() -> Vocabulary:
+    """The words of :data:`SENTENCES`, letters and punctuation."""
     words = sorted({word for sentence in SENTENCES for word in re.findall(r"\w+", sentence)})
     letters = set("".join(SENTENCES)) | set(string.ascii_letters + string.digits + string.punctuation)
     letters -= {" ", ",", "."} | set(_UNKNOWN_SYMBOLS)
@@ -85,8 +80,36 @@ def build_tokenizer() -> Tokenizer:
     pieces += [(f"▁{symbol}", -7.0) for symbol in _PREFIXED_SYMBOLS]
     pieces += [(letter, -10.0) for letter in sorted(letters)]
     pieces += [("<mask>", 0.0)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Precompiled(precompiled_charsmap(_NORMALISED))
+    return Vocabulary(pieces, _NORMALISED)
+
+
+def precompiled_charsmap(replacements: Mapping[str, str]) -> bytes:
+    """SentencePiece's normalisation table: a double-array trie over UTF-8 bytes, then the replacements."""
+    targets = {source.encode(): target.encode() for source, target in replacements.items()}
+    parents = list(dict.fromkeys(source[:end] for source in targets for end in range(len(source))))
+    # Where a state's value lies, and 256 units from there its children. One without children needs its value only.
+    place = {prefix: 256 * number for number, prefix in enumerate(parents, start=1)}
+    childless = [source for source in targets if source not in place]
+    place.update(zip(childless, itertools.count(256 * (len(parents) + 1))))
+    units = [0] * (256 * (max(place.values()) // 256 + 1))
+    units[0] = place[b""] << 10
+    blob = b""
+    for prefix, own in place.items():
+        if prefix:
+            position = place[prefix[:-1]] ^ prefix[-1]
+            units[position] = (position ^ own) << 10 | (prefix in targets) << 8 | prefix[-1]
+        if prefix in targets:
+            units[own] = 1 << 31 | len(blob)
+            blob += targets[prefix] + b"\0"
+    trie = struct.pack(f"<{len(units)}I", *units)
+    return struct.pack("<I", len(trie)) + trie + blob
+
+
+def build_tokenizer(vocabulary: Vocabulary | None = None) -> Tokenizer:
+    """A Unigram tokenizer with XLM-R's pipeline, special ids and the two markers as the last tokens."""
+    vocabulary = vocabulary or tiny_vocabulary()
+    tokenizer = Tokenizer(models.Unigram(list(vocabulary.pieces), unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Precompiled(precompiled_charsmap(vocabulary.normalised))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
@@ -102,9 +125,9 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path, vocabulary: Vocabulary | None = None) -> int:
     """Write ``tokenizer.json`` and its two companions; give the vocabulary's size."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(vocabulary)
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {
         str(token_id): {
@@ -193,6 +216,7 @@ def write_checkpoint(
     with_model_type: bool = False,
     with_pooler: bool = True,
     backbone_from: Path | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Path:
     """Write a random checkpoint in the official layout.
 
@@ -210,9 +234,10 @@ def write_checkpoint(
         with_model_type: Write a ``model_type``, which is the one of the remote code's configuration class.
         with_pooler: Store the pooler, which nothing uses.
         backbone_from: A folder written before, to take everything but the head from.
+        vocabulary: None is the tiny one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vocab = write_tokenizer(folder)
+    vocab = write_tokenizer(folder, vocabulary)
     tensors = random_tensors(
         dim=dim, vocab=vocab, layers=layers, hidden=hidden, inner=inner, with_pooler=with_pooler, seed=seed
     )
