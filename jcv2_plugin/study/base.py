@@ -57,10 +57,12 @@ class Measured:
         values: By name; all of them are shown in the report.
         samples: Of a measure the value of each query (or of what else was drawn), by its id: what intervals are
             computed from. They are kept in the file, not shown one by one.
+        languages: Of each query its language, where those of a cell differ.
     """
 
     values: Mapping[str, Value]
     samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    languages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Result:
     parameters: Mapping[str, Value]
     values: Mapping[str, Value]
     samples: Mapping[str, Mapping[str, float]]
+    languages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 _DODGE = 0.03
+_ROW = 0.8  # how much of a row its dots take
 _LABELS_WIDTH = 60  # characters that fit below a chart without being turned
 _STYLE = (
     "<style>svg{color:#1b1f24;background:#fff;max-width:100%;height:auto}"
@@ -49,8 +50,6 @@ def line_chart(
     *,
     x_label: str,
     y_label: str,
-    x_ticks: Sequence[float] | None = None,
-    log_x: bool = True,
     log_y: bool = False,
     reference: float | None = None,
 ) -> str:
@@ -61,21 +60,17 @@ def line_chart(
         lines: Eight at most are told apart.
         x_label: Under the chart.
         y_label: Beside it.
-        x_ticks: Where the axis is labelled; all ``x`` if not given.
-        log_x: Whether equal steps are equal factors.
-        log_y: Likewise.
+        log_y: Whether equal steps upwards are equal factors, as they are along the chart.
         reference: A value to draw a thin line at.
     """
     figure, axes = _figure(7.2, 4.2)
     for number, line in enumerate(lines):
         # Beside each other, so that one's interval does not hide another's.
-        shift = 2 ** (_DODGE * (number - (len(lines) - 1) / 2)) if log_x else 1
-        low = [max(0.0, one.mean - one.low) for one in line.y]
-        high = [max(0.0, one.high - one.mean) for one in line.y]
+        shift = 2 ** (_DODGE * (number - (len(lines) - 1) / 2))
         axes.errorbar(
             [x * shift for x in line.x],
             [one.mean for one in line.y],
-            yerr=[low, high],
+            yerr=_ends(line.y),
             label=line.label,
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
@@ -86,12 +81,11 @@ def line_chart(
         )
     if reference is not None:
         axes.axhline(reference, color=_INK, linewidth=0.8)
-    if log_x:
-        axes.set_xscale("log", base=2)
+    axes.set_xscale("log", base=2)
     if log_y:
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ticks = sorted({x for line in lines for x in line.x}) if x_ticks is None else list(x_ticks)
+    ticks = sorted({x for line in lines for x in line.x})
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(x_label)
@@ -118,10 +112,7 @@ def bar_chart(
             [x for x, _ in shown],
             [value.mean for _, value in shown],
             width * 0.92,
-            yerr=[
-                [max(0.0, value.mean - value.low) for _, value in shown],
-                [max(0.0, value.high - value.mean) for _, value in shown],
-            ],
+            yerr=_ends([value for _, value in shown]),
             label=group.label,
             color=_COLOURS[number % len(_COLOURS)],
             hatch=_HATCHES[number % len(_HATCHES)],
@@ -139,12 +130,52 @@ def bar_chart(
     return _svg(figure, description)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def dot_chart(
+    description: str,
+    categories: Sequence[str],
+    groups: Sequence[Bars],
+    *,
+    x_label: str,
+    reference: float | None = None,
+) -> str:
+    """A row for each category, with a dot for each series and the ends of its interval; see :func:`line_chart`."""
+    figure, axes = _figure(7.2, 1.3 + len(categories) * (0.1 + 0.085 * len(groups)), grid="x")
+    for number, group in enumerate(groups):
+        shift = (number - (len(groups) - 1) / 2) * _ROW / len(groups)
+        shown = [(place + shift, value) for place, value in enumerate(group.values) if value is not None]
+        axes.errorbar(
+            [value.mean for _, value in shown],
+            [y for y, _ in shown],
+            xerr=_ends([value for _, value in shown]),
+            label=group.label,
+            color=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            linestyle="none",
+            linewidth=1.2,
+            markersize=4,
+        )
+    for place in range(1, len(categories), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color=_GRID, alpha=0.12, linewidth=0)
+    if reference is not None:
+        axes.axvline(reference, color=_INK, linewidth=0.8)
+    axes.set_yticks(range(len(categories)), categories)
+    axes.set_ylim(len(categories) - 0.5, -0.5)
+    axes.set_xlabel(x_label)
+    _legend(axes, len(groups))
+    return _svg(figure, description)
+
+
+def _ends(values: Sequence[Interval]) -> list[list[float]]:
+    """How far down and up the ends are."""
+    return [[max(0.0, one.mean - one.low) for one in values], [max(0.0, one.high - one.mean) for one in values]]
+
+
+def _figure(width: float, height: float, grid: str = "y") -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes: Any = figure.subplots()
-    axes.grid(axis="y", color=_GRID, alpha=0.35, linewidth=0.6)
+    axes.grid(axis=grid, color=_GRID, alpha=0.35, linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -158,7 +189,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _legend(axes: Any, series: int) -> None:
     if series > 1:
-        axes.figure.legend(loc="outside upper left", ncols=min(series, 4), frameon=False, labelcolor=_INK)
+        axes.figure.legend(loc="outside upper left", ncols=min(series, 5), frameon=False, labelcolor=_INK)
 
 
 def _svg(figure: Any, description: str) -> str:

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from jcv2_plugin.study.base import StudyError
 
+FEW = 20
+"""A bootstrap of fewer queries knows too little of the others for a verdict."""
 RESAMPLES = 1000
+_ENDS = (0.025, 0.975)
 METHOD = (
     f"Intervals hold 95 % of {RESAMPLES:,} bootstrap means. A bootstrap draws the queries anew with replacement, each "
     "with all its values from the draws it is in; over several sets it does so within each and averages the sets."
@@ -53,6 +56,26 @@ def difference(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Inter
     return interval([subtract(one, other) for one, other in draws], seed)
 
 
+def share(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval | None:
+    """The mean of the first in % of that of the second, for the queries that both have; both are resampled as one.
+
+    Args:
+        draws: As :func:`difference` takes them.
+        seed: Of the bootstrap.
+
+    Returns:
+        None where so few of the second are above 0 that a bootstrap can miss them all.
+    """
+    parts, _ = _by_query([{query: value for query, value in one.items() if query in other} for one, other in draws])
+    wholes, _ = _by_query([{query: other[query] for query in one if query in other} for one, other in draws])
+    weights = _weights(len(wholes), np.random.default_rng(seed))
+    resampled = weights @ wholes
+    if not resampled.all():
+        return None
+    low, high = np.quantile(100 * (weights @ parts) / resampled, _ENDS)
+    return Interval(float(100 * parts.sum() / wholes.sum()), float(low), float(high))
+
+
 def subtract(one: Samples, other: Samples) -> dict[str, float]:
     """Differences by query, for those in both."""
     return {query: value - other[query] for query, value in one.items() if query in other}
@@ -66,11 +89,11 @@ def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval
     for draws in sets:
         sums, counts = _by_query(draws)
         means.append(float(sums.sum() / counts.sum()))
-        weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+        weights = _weights(len(sums), rng)
         resampled.append((weights @ sums) / (weights @ counts))
     if not means:
         raise StudyError("There is no value to take the mean of.")
-    low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975))
+    low, high = np.quantile(np.mean(resampled, axis=0), _ENDS)
     return Interval(math.fsum(means) / len(means), float(low), float(high))
 
 
@@ -85,6 +108,11 @@ def median_interval(values: Sequence[float]) -> Interval:
     while cut < number // 2 and 2 * sum(math.comb(number, heads) for heads in range(cut + 2)) <= 0.05 * 2**number:
         cut += 1
     return Interval(median(ordered), ordered[cut], ordered[number - 1 - cut])
+
+
+def _weights(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each bootstrap draws each query."""
+    return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
 
 
 def _by_query(draws: Sequence[Samples]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,17 +10,19 @@ from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.bm25 import bm25_run
 from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.evaluation import NDCG, RECALL, measure_run
-from jcv2_plugin.study.base import Cell, Chart, Measured, Report, Result, Section, Table, Value
-from jcv2_plugin.study.charts import Bars, bar_chart
-from jcv2_plugin.study.intervals import METHOD, Interval, difference, interval, mean_over_sets
+from jcv2_plugin.study.base import Cell, Chart, Measured, Report, Result, Section, Table
+from jcv2_plugin.study.charts import Bars, dot_chart
+from jcv2_plugin.study.intervals import FEW, METHOD, Interval, difference, interval, mean_over_sets
 from jcv2_plugin.study.retrieval import (
     DEPTH,
     EncodedSets,
     Sampling,
+    by_language,
+    by_set,
     cells_of,
-    distinct,
     exact_run,
     model_settings,
+    number_of_queries,
     paired,
     quality,
     sample_limits,
@@ -65,12 +67,15 @@ class LanguagesStudy:
         dataset = self.sampling.dataset(cell.parameters)
         values = sizes(dataset)
         if cell.parameters["system"] == BM25:
-            figures, samples = quality(measure_run(bm25_run(dataset, k=DEPTH), dataset.qrels))
-            return Measured({**values, **figures, _UNKNOWN: None}, samples)
-        documents = self._sets.documents(cell.parameters, dataset)[self.dim]
-        run = exact_run(dataset, self._sets.queries(dataset, self.dim), documents)
+            run, unknown = bm25_run(dataset, k=DEPTH), None
+        else:
+            queries = self._sets.queries(cell.parameters, dataset)[self.dim]
+            run = exact_run(dataset, queries, self._sets.documents(cell.parameters, dataset)[self.dim])
+            unknown = _unknown_share(self.encoder, dataset)
         figures, samples = quality(measure_run(run, dataset.qrels))
-        return Measured({**values, **figures, _UNKNOWN: _unknown_share(self.encoder, dataset)}, samples)
+        return Measured(
+            {**values, **figures, _UNKNOWN: unknown}, samples, self.sampling.languages(cell.parameters, dataset)
+        )
 
     def report(self, results: Sequence[Result]) -> Report:
         """The report."""
@@ -91,36 +96,36 @@ def _unknown_share(encoder: JinaColbertEncoder, dataset: BeirDataset) -> float |
 def languages_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
     """The report of what was measured."""
     results = whole_draws(results, "system", (MODEL, BM25))
-    sets = distinct(results, "set")
-    languages = {one.parameters["set"]: str(one.values["language"] or "not said") for one in results}
-    crossing = [name for name in sets if "->" in languages[name] or "+" in languages[name]]
-    gaps = {name: _gap(results, name) for name in sets}
-    ahead = [name for name in sets if gaps[name].low > 0]
-    behind = [name for name in sets if gaps[name].high < 0]
+    languages = _languages(results)
+    gaps = {name: _gap(own) for name, own in languages.items() if number_of_queries(own) >= FEW}
+    ahead = [name for name, gap in gaps.items() if gap.low > 0]
+    behind = [name for name, gap in gaps.items() if gap.high < 0]
     findings = [
         f"{settings['model']} at {settings['dim']} dims is ahead of BM25 in {_named(ahead)}, and behind in "
-        f"{_named(behind)}; by nDCG@10, where the interval of the difference is on one side of 0."
+        f"{_named(behind)}; by nDCG@10, where the interval of the difference is on one side of 0 and there are {FEW} "
+        "queries or more."
     ]
-    parts = {"one language": [name for name in sets if name not in crossing], "several languages": crossing}
-    for what, own in parts.items():
-        if own:
-            both = {
-                system: mean_over_sets([samples_of(results, NDCG, set=name, system=system) for name in own])
+    crossing = [name for name in languages if "->" in name or "+" in name]
+    kinds = {"In one language": [name for name in languages if name not in crossing], "Across languages": crossing}
+    for what, names in kinds.items():
+        if names:
+            model, bm25 = (
+                mean_over_sets([samples_of(languages[name], NDCG, system=system) for name in names])
                 for system in (MODEL, BM25)
-            }
-            findings.append(
-                f"Sets in {what} ({len(own)}), on average: {both[MODEL].text()} against {both[BM25].text()} of BM25."
             )
-    if blind := [name for name in sets if (_unknown(results, name) or 0) > 0.05]:
+            findings.append(f"{what} ({len(names)}), on average: {model.text()} against {bm25.text()} of BM25.")
+    if blind := [name for name, own in by_set(results).items() if (_unknown(own) or 0) > 0.05]:
         findings.append(
             f"Over 5 % of the tokens of {_named(blind)} are unknown to the model's vocabulary: these texts it cannot "
             "read."
         )
-    items: list[Table | Chart] = [_chart(results, sets, settings), languages_table(results)]
     return Report(
         question=f"In which languages does {settings['model']} find more than BM25, and in which less?",
         findings=findings,
-        sections=[Section("Beside BM25", [METHOD], items)],
+        sections=[
+            Section("By language", [METHOD], [_chart(languages, settings), by_language_table(results)]),
+            Section("By set", [], [languages_table(results)]),
+        ],
         limits=[
             *sample_limits(results, settings),
             "BM25 splits words and stems them where a stemmer exists, and takes character bigrams where words are not "
@@ -131,62 +136,60 @@ def languages_report(settings: Mapping[str, Any], results: Sequence[Result]) -> 
     )
 
 
+_FIGURES = ("nDCG@10, model", "BM25", "paired difference", "Recall@100, model", "BM25", "unknown tokens")
+
+
+def by_language_table(results: Sequence[Result]) -> Table:
+    """Both systems by language of the queries, the one in which the model gains most first."""
+    languages = _languages(whole_draws(results, "system", (MODEL, BM25)))
+    rows = [[name, f"{number_of_queries(own):,}", *_figures(own)] for name, own in languages.items()]
+    note = (
+        "de->en asks for English documents in German, de->mixed for documents in several languages. Queries of several "
+        "sets are taken together, each counting the same. Unknown tokens: of the documents."
+    )
+    return Table("Each language", ["language", "queries", *_FIGURES], rows, note)
+
+
 def languages_table(results: Sequence[Result]) -> Table:
     """Both systems in each set."""
-    results = whole_draws(results, "system", (MODEL, BM25))
-    rows = []
-    for name in distinct(results, "set"):
-        own = [one for one in results if one.parameters["set"] == name]
-        unknown = _unknown(results, name)
-        rows.append(
-            [
-                name,
-                str(own[0].values["language"] or "not said"),
-                *(_figure(own, NDCG, system) for system in (MODEL, BM25)),
-                _gap(results, name).text(signed=True),
-                *(_figure(own, RECALL, system) for system in (MODEL, BM25)),
-                "–" if unknown is None else f"{unknown:.1%}",
-            ]
-        )
-    columns = [
-        "set",
-        "language",
-        "nDCG@10, model",
-        "BM25",
-        "paired difference",
-        "Recall@100, model",
-        "BM25",
-        "unknown tokens",
-    ]
+    sets = by_set(whole_draws(results, "system", (MODEL, BM25)))
+    rows = [[name, str(own[0].values["language"] or "not said"), *_figures(own)] for name, own in sets.items()]
     note = "de->en asks an English corpus in German; de+zh is a corpus of both. Unknown tokens: of the documents."
-    return Table("Each set", columns, rows, note, labels=2)
+    return Table("Each set", ["set", "language", *_FIGURES], rows, note, labels=2)
 
 
-def _figure(results: Sequence[Result], measure: str, system: str) -> str:
-    return interval(samples_of(results, measure, system=system)).text()
+def _languages(results: Sequence[Result]) -> dict[str, list[Result]]:
+    return dict(sorted(by_language(results).items(), key=lambda item: -_gap(item[1]).mean))
 
 
-def _gap(results: Sequence[Result], name: str) -> Interval:
-    pairs = paired(results, NDCG, {"set": name, "system": MODEL}, {"set": name, "system": BM25})
-    return difference(pairs)
+def _figures(results: Sequence[Result]) -> list[str]:
+    ndcg, recall = (
+        [interval(samples_of(results, measure, system=system)).text() for system in (MODEL, BM25)]
+        for measure in (NDCG, RECALL)
+    )
+    unknown = _unknown(results)
+    return [*ndcg, _gap(results).text(signed=True), *recall, "–" if unknown is None else f"{unknown:.1%}"]
 
 
-def _unknown(results: Sequence[Result], name: str) -> float | None:
-    shares: list[Value] = [
-        one.values[_UNKNOWN] for one in results if one.parameters["set"] == name and one.values[_UNKNOWN] is not None
+def _gap(results: Sequence[Result]) -> Interval:
+    return difference(paired(results, NDCG, {"system": MODEL}, {"system": BM25}))
+
+
+def _unknown(results: Sequence[Result]) -> float | None:
+    shares = [float(share) for one in results if (share := one.values[_UNKNOWN]) is not None]
+    return mean(shares) if shares else None
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+def _chart(languages: Mapping[str, Sequence[Result]], settings: Mapping[str, Any]) -> Chart:
+    systems = {MODEL: f"{settings['model']}, {settings['dim']} dims", BM25: "BM25"}
+    groups = [
+        Bars(label, [interval(samples_of(own, NDCG, system=system)) for own in languages.values()])
+        for system, label in systems.items()
     ]
-    return mean(float(share or 0) for share in shares) if shares else None
-
-
-def _named(sets: Sequence[str]) -> str:
-    return ", ".join(sets) if sets else "none"
-
-
-def _chart(results: Sequence[Result], sets: Sequence[str], settings: Mapping[str, Any]) -> Chart:
-    groups = []
-    for system, label in ((MODEL, f"{settings['model']}, {settings['dim']} dims"), (BM25, "BM25")):
-        own = [samples_of(results, NDCG, set=name, system=system) for name in sets]
-        groups.append(Bars(label, [interval(one) for one in own]))
-    description = f"nDCG@10 of {settings['model']} beside BM25 in each set: {', '.join(sets)}."
-    svg = bar_chart(description, sets, groups, y_label="nDCG@10")
-    return Chart("nDCG@10 in each set", svg, "Ends are 95 % intervals over queries.")
+    description = f"nDCG@10 of {settings['model']} beside BM25 in each language: {', '.join(languages)}."
+    svg = dot_chart(description, list(languages), groups, x_label="nDCG@10")
+    return Chart("nDCG@10 in each language", svg, "Ends are 95 % intervals over queries.")

@@ -10,7 +10,7 @@ from typing import Any
 from jcv2_plugin.study.base import Chart, Report, Result, Section, Table
 from jcv2_plugin.study.charts import Line, line_chart
 from jcv2_plugin.study.intervals import Interval, median_interval
-from jcv2_plugin.study.retrieval import distinct
+from jcv2_plugin.study.retrieval import distinct, having
 
 EAGER, SDPA, FLASH = "eager", "sdpa", "flash_attention_2"
 ROTARY, ABSOLUTE = "rotary", "absolute"
@@ -124,13 +124,8 @@ def _grid(
     lengths = sorted(distinct(results, "tokens"))
     columns, cells = [], []
     for attention, kind, batch in product(*(distinct(results, name) for name in ("attention", "positions", "batch"))):
-        own = [
-            one
-            for one in results
-            if (one.parameters["attention"], one.parameters["positions"], one.parameters["batch"])
-            == (attention, kind, batch)
-        ]
-        column = [text([one for one in own if one.parameters["tokens"] == length]) for length in lengths]
+        own = having(results, attention=attention, positions=kind, batch=batch)
+        column = [text(having(own, tokens=length)) for length in lengths]
         if any(column):
             columns.append(f"{attention}, {kind}, batch {batch}")
             cells.append(column)
@@ -139,23 +134,23 @@ def _grid(
     return Table(title, ["", *(f"{length:,} tokens" for length in lengths)], rows, note)
 
 
-def _growth_chart(settings: Mapping[str, Any], results: Sequence[Result]) -> list[Chart]:
-    smallest, shortest = settings["smallest batch"], settings["shortest"]
+def _lines(results: Sequence[Result], batch: int, value: Callable[[Sequence[Result]], Interval | None]) -> list[Line]:
+    """A value by length, for each kind of attention and positions that has it."""
     lines = []
     for attention, kind in product(distinct(results, "attention"), distinct(results, "positions")):
-        points = []
-        for length in sorted(distinct(results, "tokens")):
-            cells = [
-                one
-                for one in results
-                if (one.parameters["attention"], one.parameters["positions"]) == (attention, kind)
-                and (one.parameters["batch"], one.parameters["tokens"]) == (smallest, length)
-            ]
-            if (found := _spread(cells, TO_LENGTH)) is not None:
-                points.append((length, found))
-        if points:
-            points.insert(0, (shortest, Interval(1.0, 1.0, 1.0)))
-            lines.append(Line(f"{attention}, {kind}", [x for x, _ in points], [y for _, y in points]))
+        own = having(results, attention=attention, positions=kind, batch=batch)
+        values = {length: value(having(own, tokens=length)) for length in sorted(distinct(results, "tokens"))}
+        if points := {length: found for length, found in values.items() if found is not None}:
+            lines.append(Line(f"{attention}, {kind}", list(points), list(points.values())))
+    return lines
+
+
+def _growth_chart(settings: Mapping[str, Any], results: Sequence[Result]) -> list[Chart]:
+    smallest, shortest = settings["smallest batch"], settings["shortest"]
+    lines = [
+        Line(line.label, [shortest, *line.x], [Interval(1.0, 1.0, 1.0), *line.y])
+        for line in _lines(results, smallest, lambda cells: _spread(cells, TO_LENGTH))
+    ]
     if not lines:
         return []
     description = f"Time a token at each length, to that at {shortest} tokens, batch {smallest}; a line for each kind."
@@ -165,23 +160,12 @@ def _growth_chart(settings: Mapping[str, Any], results: Sequence[Result]) -> lis
 
 
 def _memory_chart(results: Sequence[Result]) -> list[Chart]:
+    def value(cells: Sequence[Result]) -> Interval | None:
+        found = [float(one.values[PASS_MEMORY] or 0) for one in cells if one.values[PASS_MEMORY]]
+        return Interval(median(found), min(found), max(found)) if found else None
+
     batch = max((int(one.parameters["batch"] or 0) for one in results), default=0)
-    lines = []
-    for attention, kind in product(distinct(results, "attention"), distinct(results, "positions")):
-        points = []
-        for length in sorted(distinct(results, "tokens")):
-            found = [
-                float(one.values[PASS_MEMORY] or 0)
-                for one in results
-                if (one.parameters["attention"], one.parameters["positions"]) == (attention, kind)
-                and (one.parameters["batch"], one.parameters["tokens"]) == (batch, length)
-                and one.values[PASS_MEMORY]
-            ]
-            if found:
-                points.append((length, Interval(median(found), min(found), max(found))))
-        if points:
-            lines.append(Line(f"{attention}, {kind}", [x for x, _ in points], [y for _, y in points]))
-    if not lines:
+    if not (lines := _lines(results, batch, value)):
         return []
     description = f"Memory of a pass at each length, batch {batch}; a line for each kind of attention and positions."
     svg = line_chart(description, lines, x_label="tokens a text", y_label="MiB", log_y=True)

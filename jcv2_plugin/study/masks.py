@@ -11,14 +11,16 @@ from jcv2_plugin.errors import InvalidOptionError
 from jcv2_plugin.evaluation import NDCG, RECALL, measure_run
 from jcv2_plugin.study.base import Cell, Chart, Measured, Report, Result, Section, Table
 from jcv2_plugin.study.charts import Bars, bar_chart
-from jcv2_plugin.study.intervals import METHOD, Interval, Samples, difference, interval, mean_over_sets, subtract
+from jcv2_plugin.study.intervals import FEW, METHOD, Interval, Samples, difference, interval, mean_over_sets, subtract
 from jcv2_plugin.study.retrieval import (
     EncodedSets,
     Sampling,
+    by_bucket,
     cells_of,
     distinct,
     exact_run,
     model_settings,
+    number_of_queries,
     paired,
     quality,
     sample_limits,
@@ -30,7 +32,6 @@ from jcv2_plugin.study.retrieval import (
 ATTENDED, UNATTENDED, NONE = VARIANTS = ("attended", "unattended", "none")
 _TOKENS = "query tokens"
 _OWN = "the model's own expansion"
-_ENOUGH = 20
 _PARTS = 4  # of the expanded length, for the buckets
 
 
@@ -78,7 +79,8 @@ class MasksStudy:
         dataset = self.sampling.dataset(cell.parameters)
         documents = self._sets.documents(cell.parameters, dataset)[self.dim]
         with self._expansion(str(cell.parameters["expansion"])):
-            queries = self._sets.queries(dataset, self.dim)
+            texts = list(dataset.queries.values())
+            queries = self.encoder.encode_query(texts, dim=self.dim, show_progress_bar=False)
         figures, samples = quality(measure_run(exact_run(dataset, queries, documents), dataset.qrels))
         figures["vectors a query"] = sum(len(one) for one in queries) / len(queries)
         return Measured({**sizes(dataset), **figures}, {**samples, _TOKENS: self._query_tokens(dataset.queries)})
@@ -115,12 +117,11 @@ def masks_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Repo
     """The report of what was measured."""
     results = whole_draws(results, "expansion", VARIANTS)
     sets = distinct(results, "set")
-    over_all = {variant: _over_sets(results, sets, variant) for variant in (ATTENDED, UNATTENDED)}
+    over_all = {variant: _over_sets(results, variant) for variant in (ATTENDED, UNATTENDED)}
     findings = [
         f"{variant.capitalize()} [MASK] tokens change nDCG@10 by {gap.text(signed=True)} on average: {_verdict(gap)}."
         for variant, gap in over_all.items()
     ]
-    buckets = _buckets(settings["length"], results)
     return Report(
         question=(
             f"Does padding queries to {settings['length']} tokens with [MASK] help {settings['model']}, and should the "
@@ -135,7 +136,7 @@ def masks_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Repo
                     f"Lengths are tokens before expansion, markers included. Queries over {settings['length']} tokens "
                     "are cut where they are expanded, and whole where they are not.",
                 ],
-                [_chart(results, sets, buckets), by_length(settings, results)],
+                [_chart(settings, results), by_length(settings, results)],
             ),
             Section("By set", [], [_by_set(results, sets)]),
         ],
@@ -149,89 +150,48 @@ def masks_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Repo
     )
 
 
-def _verdict(gap: Interval, queries: int = _ENOUGH) -> str:
-    if queries < _ENOUGH:  # a bootstrap of so few knows nothing of the others
+def _verdict(gap: Interval, queries: int = FEW) -> str:
+    if queries < FEW:
         return "too few queries to say"
     if gap.low > 0:
         return "they help"
     return "they harm" if gap.high < 0 else "no difference is shown"
 
 
-def _over_sets(results: Sequence[Result], sets: Sequence[str], variant: str, measure: str = NDCG) -> Interval:
-    return mean_over_sets([[subtract(*pair) for pair in _pairs(results, name, variant, measure)] for name in sets])
+def _over_sets(results: Sequence[Result], variant: str) -> Interval:
+    sets = distinct(results, "set")
+    return mean_over_sets([[subtract(*pair) for pair in _pairs(results, name, variant, NDCG)] for name in sets])
 
 
 def _pairs(results: Sequence[Result], name: str, variant: str, measure: str) -> list[tuple[Samples, Samples]]:
     return paired(results, measure, {"set": name, "expansion": variant}, {"set": name, "expansion": NONE})
 
 
-Bucket = tuple[int, int | None]
-"""From so many tokens to so many; None is without end."""
-
-
-def _buckets(length: int, results: Sequence[Result]) -> list[Bucket]:
-    """Quarters of the expanded length, and what is longer; those that hold a query."""
-    step = length // _PARTS
-    ends = [step * part for part in range(1, _PARTS)] + [length]
-    all_buckets: list[Bucket] = [(low + 1, high) for low, high in zip([0, *ends[:-1]], ends, strict=True)]
-    all_buckets.append((length + 1, None))
-    counts = [tokens for one in results for tokens in one.samples[_TOKENS].values()]
-    return [bucket for bucket in all_buckets if any(_within(tokens, bucket) for tokens in counts)]
-
-
-def _within(tokens: float, bucket: Bucket) -> bool:
-    return bucket[0] <= tokens and (bucket[1] is None or tokens <= bucket[1])
-
-
-def _label(bucket: Bucket) -> str:
-    return f"{bucket[0]}–{bucket[1]}" if bucket[1] is not None else f"{bucket[0]} and more"
-
-
-def _in_bucket(
-    results: Sequence[Result], sets: Sequence[str], variant: str, bucket: Bucket
-) -> tuple[Interval | None, int]:
-    """The difference to no expansion over all sets that have such queries, and how many queries there are."""
-    parts: list[list[dict[str, float]]] = []
-    queries: set[tuple[str, str]] = set()
-    for name in sets:
-        tokens = {key: value for own in samples_of(results, _TOKENS, set=name) for key, value in own.items()}
-        own = [
-            {query: value for query, value in subtract(*pair).items() if _within(tokens[query], bucket)}
-            for pair in _pairs(results, name, variant, NDCG)
-        ]
-        if any(own):
-            parts.append(own)
-            queries.update((name, query) for one in own for query in one)
-    return (mean_over_sets(parts) if parts else None), len(queries)
+def _buckets(settings: Mapping[str, Any], results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Quarters of the expanded length, and what is longer."""
+    step = settings["length"] // _PARTS
+    return by_bucket(results, _TOKENS, [*(step * part for part in range(1, _PARTS)), settings["length"]])
 
 
 def by_length(settings: Mapping[str, Any], results: Sequence[Result]) -> Table:
     """Differences to no expansion by query length."""
-    results = whole_draws(results, "expansion", VARIANTS)
-    sets = distinct(results, "set")
     rows = []
-    for bucket in _buckets(settings["length"], results):
-        cells = [_in_bucket(results, sets, variant, bucket) for variant in (ATTENDED, UNATTENDED)]
-        rows.append(
-            [
-                _label(bucket),
-                f"{cells[0][1]:,}",
-                *("–" if own is None else own.text(signed=True) for own, _ in cells),
-                *("–" if own is None else _verdict(own, queries) for own, queries in cells),
-            ]
-        )
+    for label, own in _buckets(settings, whole_draws(results, "expansion", VARIANTS)).items():
+        queries = number_of_queries(own)
+        gaps = [_over_sets(own, variant) for variant in (ATTENDED, UNATTENDED)]
+        verdicts = [_verdict(gap, queries) for gap in gaps]
+        rows.append([label, f"{queries:,}", *(gap.text(signed=True) for gap in gaps), *verdicts])
     columns = ["query tokens", "queries", "attended", "unattended", "attended: verdict", "unattended: verdict"]
     return Table("Paired difference in nDCG@10 to no expansion, averaged over the sets", columns, rows)
 
 
-def _chart(results: Sequence[Result], sets: Sequence[str], buckets: Sequence[Bucket]) -> Chart:
+def _chart(settings: Mapping[str, Any], results: Sequence[Result]) -> Chart:
+    buckets = _buckets(settings, results)
     groups = [
-        Bars(variant, [_in_bucket(results, sets, variant, bucket)[0] for bucket in buckets])
-        for variant in (ATTENDED, UNATTENDED)
+        Bars(variant, [_over_sets(own, variant) for own in buckets.values()]) for variant in (ATTENDED, UNATTENDED)
     ]
-    labels = [_label(bucket) for bucket in buckets]
-    description = f"Paired difference in nDCG@10 to no expansion, by query tokens: {', '.join(labels)}."
-    svg = bar_chart(description, labels, groups, y_label="nDCG@10, less that of no expansion", zero_line=True)
+    description = f"Paired difference in nDCG@10 to no expansion, by query tokens: {', '.join(buckets)}."
+    svg = bar_chart(description, list(buckets), groups, y_label="nDCG@10, less that of no expansion", zero_line=True)
     return Chart("What expansion changes, by query tokens", svg, "Ends are 95 % intervals of paired differences.")
 
 

@@ -16,7 +16,7 @@ from jcv2_plugin.encoder import JinaColbertEncoder
 from jcv2_plugin.evaluation import measure_run
 from jcv2_plugin.study.base import Cell, Measured, Report, Result, Value
 from jcv2_plugin.study.environment import clock, synchronize
-from jcv2_plugin.study.matryoshka_report import matryoshka_report
+from jcv2_plugin.study.matryoshka_report import RELEVANT, matryoshka_report
 from jcv2_plugin.study.retrieval import (
     EncodedSets,
     Sampling,
@@ -27,7 +27,7 @@ from jcv2_plugin.study.retrieval import (
     sizes,
 )
 
-_TIMED_QUERIES = 20
+_TIMED_QUERIES = 10
 _TIMED_DOCUMENTS = 300  # as many as a first stage hands on
 
 
@@ -62,8 +62,8 @@ class MatryoshkaStudy:
         dim = int(cell.parameters["dim"] or 0)
         dataset = self.sampling.dataset(cell.parameters)
         documents = self._sets.documents(cell.parameters, dataset)
-        queries = self._sets.queries(dataset, dim)
-        metrics = measure_run(exact_run(dataset, queries, documents[dim]), dataset.qrels)
+        queries = self._sets.queries(cell.parameters, dataset)
+        metrics = measure_run(exact_run(dataset, queries[dim], documents[dim]), dataset.qrels)
         figures, samples = quality(metrics)
         tokens = [len(one) for one in documents[dim]]
         mean_tokens = sum(tokens) / len(tokens)
@@ -78,11 +78,12 @@ class MatryoshkaStudy:
         }
         largest = self.dims[0]
         values.update(
-            _scoring_time((queries, documents[dim]), (self._sets.queries(dataset, largest), documents[largest]))
+            _scoring_time((queries[dim], documents[dim]), (queries[largest], documents[largest]))
             if dim != largest
             else {"scoring time, to the largest head": 1.0}
         )
-        return Measured(values, {**samples, "relevant tokens": _relevant_tokens(dataset, tokens)})
+        samples[RELEVANT] = _relevant_tokens(dataset, tokens)
+        return Measured(values, samples, self.sampling.languages(cell.parameters, dataset))
 
     def report(self, results: Sequence[Result]) -> Report:
         """The report."""

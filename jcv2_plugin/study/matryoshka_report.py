@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, quantiles
+from statistics import mean
 from typing import Any, NamedTuple
 
 from jcv2_plugin.evaluation import NDCG, RECALL
 from jcv2_plugin.study.base import Chart, Report, Result, Section, Table
-from jcv2_plugin.study.charts import Line, line_chart
-from jcv2_plugin.study.intervals import METHOD, Interval, Samples, interval, mean_over_sets, subtract
-from jcv2_plugin.study.retrieval import distinct, paired, sample_limits, samples_of, whole_draws
+from jcv2_plugin.study.charts import Bars, dot_chart
+from jcv2_plugin.study.intervals import FEW, METHOD, Interval, interval, mean_over_sets, share
+from jcv2_plugin.study.retrieval import (
+    by_bucket,
+    by_language,
+    by_set,
+    distinct,
+    having,
+    number_of_queries,
+    paired,
+    sample_limits,
+    samples_of,
+    whole_draws,
+)
 
 _TIME = "scoring time, to the largest head"
 _NEAR = (0.01, 0.03)
 _BUDGETS = (64, 128, 256, 512)
-_THIRDS = ("short", "middle", "long")
+_LENGTHS = (64, 128, 256)
+_ENOUGH = 97
+_PAIRED = (
+    "Queries of several sets are taken together, each counting the same. Shares are paired by query, so that their "
+    "intervals are narrower than those of the figures themselves. The last column goes by means, and says nothing of "
+    f"fewer than {FEW} queries."
+)
+RELEVANT = "relevant tokens"
 
 
 class Head(NamedTuple):
@@ -33,33 +51,33 @@ def matryoshka_report(settings: Mapping[str, Any], results: Sequence[Result]) ->
     sets = distinct(results, "set")
     heads = heads_of(results)
     best = max(heads, key=lambda head: head.ndcg.mean)
-    smallest, largest = heads[-1], heads[0]
+    smallest = heads[-1]
+    languages, lengths = languages_of(results), lengths_of(results)
     findings = [
-        f"Best over {_sets(sets)}: {best.dim} dims with nDCG@10 {best.ndcg.text()}.",
+        f"Best over {sets[0] if len(sets) == 1 else f'{len(sets)} sets'}: {best.dim} dims with nDCG@10 "
+        f"{best.ndcg.text()}.",
         f"{smallest.dim} dims keep {smallest.ndcg.mean / best.ndcg.mean:.1%} of it, with {2 * smallest.dim} instead of "
         f"{2 * best.dim} bytes a token in float16.",
         *(f"{row[0]}: {row[1]} dims." for row in scenarios(heads).rows),
+        *_by_enough(languages),
     ]
     return Report(
         question=f"What does each Matryoshka dimension of {settings['model']} cost, and what does it keep?",
         findings=findings,
         sections=[
             Section(
-                "Quality against size",
-                [METHOD],
-                [_curve(results, sets), overview(results), _difference_chart(results, sets, largest.dim)],
+                "By language",
+                [METHOD, "de->en asks for English documents in German, de->mixed for documents in several languages."],
+                [*_kept_chart("language", languages), kept_table("language", languages)],
             ),
-            Section("Which dimension for which scenario", [_RULE], [scenarios(heads)]),
-            Section("By set", [], [_by_set(results, sets, largest.dim)]),
-            Section("By language", [], [_by_language(results, largest.dim)]),
             Section(
                 "By document length",
-                [
-                    "The queries of a set in three parts by the length of their relevant documents, as token vectors; "
-                    f"figures are paired differences in nDCG@10 to {largest.dim} dims, averaged over the sets."
-                ],
-                [_by_length(results, sets, largest.dim)],
+                ["Lengths are of the documents that are relevant to a query, as token vectors; the mean of several."],
+                [*_kept_chart("length", lengths), kept_table("length", lengths)],
             ),
+            Section("Quality against size", [], [overview(results)]),
+            Section("Which dimension for which scenario", [_RULE], [scenarios(heads)]),
+            Section("By set", [], [kept_table("set", _parts(by_set(results)))]),
         ],
         limits=_limits(settings, results),
     )
@@ -69,7 +87,7 @@ def heads_of(results: Sequence[Result]) -> list[Head]:
     """The heads, largest first, with their figures averaged over the sets."""
     found = []
     for dim in sorted(distinct(results, "dim"), reverse=True):
-        own = [one for one in results if one.parameters["dim"] == dim]
+        own = having(results, dim=dim)
         found.append(
             Head(
                 dim,
@@ -132,9 +150,9 @@ def scenarios(heads: Sequence[Head]) -> Table:
     best = max(heads, key=lambda head: head.ndcg.mean)
     deepest = max(head.recall.mean for head in heads)
     rows = [_scenario("Nothing may be lost: the best nDCG@10", best, best)]
-    for share in _NEAR:
-        near = min((head for head in heads if head.ndcg.mean >= (1 - share) * best.ndcg.mean), key=_dim)
-        rows.append(_scenario(f"Within {share:.0%} of the best nDCG@10", near, best))
+    for loss in _NEAR:
+        near = min((head for head in heads if head.ndcg.mean >= (1 - loss) * best.ndcg.mean), key=_dim)
+        rows.append(_scenario(f"Within {loss:.0%} of the best nDCG@10", near, best))
     first_stage = min((head for head in heads if head.recall.mean >= 0.99 * deepest), key=_dim)
     rows.append(_scenario("Finding candidates: within 1% of the best Recall@100", first_stage, best))
     for budget in _BUDGETS:
@@ -153,133 +171,77 @@ def _scenario(name: str, head: Head, best: Head) -> list[str]:
     return [name, str(head.dim), str(2 * head.dim), head.ndcg.text(), f"{kept:.1%}"]
 
 
-def _sets(sets: Sequence[str]) -> str:
-    return sets[0] if len(sets) == 1 else f"{len(sets)} sets ({', '.join(sets)})"
+def _by_enough(languages: Mapping[str, Part]) -> list[str]:
+    found: dict[int, list[str]] = {}
+    for name, part in sorted(languages.items()):
+        if part.enough:
+            found.setdefault(part.enough, []).append(name)
+    return [f"{dim} dims are the fewest that keep {_ENOUGH} % in {', '.join(found[dim])}." for dim in sorted(found)]
 
 
-def _curve(results: Sequence[Result], sets: Sequence[str]) -> Chart:
-    lines = []
-    for name in sets:
-        dims = sorted(distinct([one for one in results if one.parameters["set"] == name], "dim"))
-        lines.append(
-            Line(
-                name,
-                [2 * dim for dim in dims],
-                [interval(samples_of(results, NDCG, set=name, dim=dim)) for dim in dims],
-            )
-        )
-    description = f"nDCG@10 against bytes a token in float16, a line for each set: {', '.join(sets)}."
-    svg = line_chart(description, lines, x_label="bytes a token, float16 (twice the dimension)", y_label="nDCG@10")
-    return Chart("nDCG@10 against bytes a token", svg, "Bars are 95 % intervals over queries.")
+class Part(NamedTuple):
+    """Some queries: how many, nDCG@10 at the largest head, and the % of it that each smaller head keeps."""
+
+    largest: int
+    queries: int
+    ndcg: Interval
+    kept: dict[int, Interval | None]
+
+    @property
+    def enough(self) -> int | None:
+        """The smallest head that keeps enough; None where there are too few queries to say."""
+        heads = [dim for dim, one in self.kept.items() if one and one.mean >= _ENOUGH]
+        return min(heads, default=self.largest) if self.queries >= FEW else None
 
 
-def _difference_chart(results: Sequence[Result], sets: Sequence[str], largest: int) -> Chart:
-    lines = []
-    for name in sets:
-        dims = sorted(distinct([one for one in results if one.parameters["set"] == name], "dim"))
-        lines.append(Line(name, dims, [_to_largest(results, name, dim, largest) for dim in dims]))
-    description = f"Paired differences in nDCG@10 to {largest} dims, a line for each set: {', '.join(sets)}."
-    svg = line_chart(description, lines, x_label="dims", y_label=f"nDCG@10, less that of {largest} dims", reference=0)
-    return Chart(
-        f"What a smaller head costs, beside {largest} dims",
-        svg,
-        "Paired by query, so that these intervals are narrower than those of the figures themselves.",
-    )
+def languages_of(results: Sequence[Result]) -> dict[str, Part]:
+    """By language of the queries, the one of which the smallest head keeps the least first."""
+    parts = _parts(by_language(whole_draws(results, "dim", distinct(results, "dim"))))
+    return dict(sorted(parts.items(), key=lambda item: [one.mean for one in item[1].kept.values() if one][-1:]))
 
 
-def _to_largest(results: Sequence[Result], name: str, dim: int, largest: int) -> Interval:
-    pairs = paired(results, NDCG, {"set": name, "dim": dim}, {"set": name, "dim": largest})
-    return interval([subtract(one, other) for one, other in pairs])
+def lengths_of(results: Sequence[Result]) -> dict[str, Part]:
+    """By length of the documents that are relevant to a query."""
+    return _parts(by_bucket(whole_draws(results, "dim", distinct(results, "dim")), RELEVANT, _LENGTHS))
 
 
-def _by_set(results: Sequence[Result], sets: Sequence[str], largest: int) -> Table:
-    rows = []
-    for name in sets:
-        own = [one for one in results if one.parameters["set"] == name]
-        for dim in sorted(distinct(own, "dim"), reverse=True):
-            cells = [one for one in own if one.parameters["dim"] == dim]
-            rows.append(
-                [
-                    name,
-                    str(dim),
-                    interval(samples_of(own, NDCG, dim=dim)).text(),
-                    _to_largest(results, name, dim, largest).text(signed=True) if dim != largest else "–",
-                    interval(samples_of(own, RECALL, dim=dim)).text(),
-                    f"{mean(float(one.values['bytes a document, float16'] or 0) for one in cells):,.0f}",
-                    f"{mean(float(one.values[_TIME] or 0) for one in cells):.2f}",
-                ]
-            )
-    return Table(
-        "Each head in each set",
-        [
-            "set",
-            "dims",
-            "nDCG@10",
-            f"paired difference to {largest}",
-            "Recall@100",
-            "bytes a document, float16",
-            "scoring time, to the largest head",
-        ],
-        rows,
-        labels=2,
-    )
-
-
-def _by_language(results: Sequence[Result], largest: int) -> Table:
-    languages: dict[str, list[str]] = {}
-    for one in results:
-        own = languages.setdefault(str(one.values["language"] or "not said"), [])
-        if one.parameters["set"] not in own:
-            own.append(str(one.parameters["set"]))
-    dims = sorted(distinct(results, "dim"), reverse=True)
-    rows = []
-    for language, sets in languages.items():
-        figures = [mean_over_sets([samples_of(results, NDCG, set=name, dim=dim) for name in sets]) for dim in dims]
-        rows.append([language, ", ".join(sets), *(figure.text() for figure in figures)])
-    note = f"As far as the sets say their language. {largest} dims is the largest head measured."
-    return Table("nDCG@10 by language", ["language", "sets", *(f"{dim} dims" for dim in dims)], rows, note, labels=2)
-
-
-def _by_length(results: Sequence[Result], sets: Sequence[str], largest: int) -> Table:
-    lengths = {name: _lengths(results, name) for name in sets}
-    bounds = {name: quantiles(own.values(), n=3) for name, own in lengths.items() if len(set(own.values())) > 2}
-    rows = []
-    for dim in sorted(distinct(results, "dim"), reverse=True):
-        if dim == largest:
-            continue
-        row = [str(dim)]
-        for third in range(len(_THIRDS)):
-            parts = []
-            for name, (low, high) in bounds.items():
-                pairs = paired(results, NDCG, {"set": name, "dim": dim}, {"set": name, "dim": largest})
-                own = [_in_third(subtract(*pair), lengths[name], third, low, high) for pair in pairs]
-                if any(own):
-                    parts.append(own)
-            row.append(mean_over_sets(parts).text(signed=True) if parts else "–")
-        rows.append(row)
-    where = "; ".join(f"{name} {low:.0f} and {high:.0f}" for name, (low, high) in bounds.items())
-    return Table(
-        f"Difference in nDCG@10 to {largest} dims, by length of the relevant document",
-        ["dims", *_THIRDS],
-        rows,
-        f"The parts are cut at these numbers of token vectors: {where}." if where else "",
-    )
-
-
-def _lengths(results: Sequence[Result], name: str) -> Samples:
-    found: dict[str, float] = {}
-    for one in results:
-        if one.parameters["set"] == name:
-            found.update(one.samples["relevant tokens"])
+def _parts(groups: Mapping[str, Sequence[Result]]) -> dict[str, Part]:
+    found = {}
+    for name, results in groups.items():
+        largest, *smaller = sorted(distinct(results, "dim"), reverse=True)
+        kept = {dim: share(paired(results, NDCG, {"dim": dim}, {"dim": largest})) for dim in smaller}
+        ndcg = interval(samples_of(results, NDCG, dim=largest))
+        found[name] = Part(largest, number_of_queries(results), ndcg, kept)
     return found
 
 
-def _in_third(differences: Samples, lengths: Samples, third: int, low: float, high: float) -> dict[str, float]:
-    return {
-        query: value
-        for query, value in differences.items()
-        if query in lengths and (lengths[query] > low) + (lengths[query] > high) == third
-    }
+def kept_table(heading: str, parts: Mapping[str, Part]) -> Table:
+    """What smaller heads keep of each part, by its name."""
+    some = next(iter(parts.values()))
+    columns = [heading, "queries", f"nDCG@10, {some.largest} dims", *(f"{dim} dims, %" for dim in some.kept)]
+    rows = [
+        [
+            name,
+            f"{part.queries:,}",
+            part.ndcg.text(),
+            *("–" if one is None else one.text(1) for one in part.kept.values()),
+            str(part.enough or "–"),
+        ]
+        for name, part in parts.items()
+    ]
+    title = f"nDCG@10 by {heading}, and the % of it that smaller heads keep"
+    return Table(title, [*columns, f"dims that keep {_ENOUGH} %"], rows, _PAIRED)
+
+
+def _kept_chart(heading: str, parts: Mapping[str, Part]) -> list[Chart]:
+    some = next(iter(parts.values()))
+    if not some.kept:
+        return []
+    groups = [Bars(f"{dim} dims", [part.kept[dim] for part in parts.values()]) for dim in some.kept]
+    label = f"% of nDCG@10 at {some.largest} dims"
+    description = f"{label} that smaller heads keep, by {heading}: {', '.join(parts)}."
+    svg = dot_chart(description, list(parts), groups, x_label=label, reference=100)
+    return [Chart(f"What smaller heads keep, by {heading}", svg, "Ends are 95 % intervals, paired by query.")]
 
 
 def _limits(settings: Mapping[str, Any], results: Sequence[Result]) -> list[str]:
@@ -287,6 +249,7 @@ def _limits(settings: Mapping[str, Any], results: Sequence[Result]) -> list[str]
         *sample_limits(results, settings),
         f"One model was measured, {settings['model']}. How much a small head keeps is a matter of how its heads were "
         "trained: other models lose more or less.",
+        "Languages and lengths are those of different sets, so that a difference between rows may be one of the sets.",
         "Times are of scoring alone, on this machine, and relative. An index with a first stage, or vectors on a disk, "
         "shifts them.",
     ]

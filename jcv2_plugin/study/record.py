@@ -89,6 +89,8 @@ class Record:
         }
         row: dict[str, Any] = {"parameters": dict(cell.parameters), "values": dict(measured.values), "samples": samples}
         _check_finite(cell, row["values"])
+        if measured.languages:
+            row["languages"] = dict(measured.languages)
         row["run"] = self._run
         self._content["cells"].append(row)
         self._rows.append(_dumps(row))
@@ -132,7 +134,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def results_of(content: Mapping[str, Any]) -> list[Result]:
     """The cells of a file's content."""
-    return [Result(cell["parameters"], cell["values"], cell["samples"]) for cell in content["cells"]]
+    return [
+        Result(cell["parameters"], cell["values"], cell["samples"], cell.get("languages", {}))
+        for cell in content["cells"]
+    ]
 
 
 @contextmanager

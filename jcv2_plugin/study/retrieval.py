@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +23,8 @@ from jcv2_plugin.study.base import Cell, Result, StudyError, Value
 from jcv2_plugin.study.intervals import Samples, interval
 
 DEPTH = 100
-_DOCUMENTS_AT_A_TIME = 256
-_QUERIES_AT_A_TIME = 32
+_ENCODED_AT_A_TIME = 256
+_SCORED_AT_A_TIME = 32  # queries, and documents: similarities of all their tokens stay in a processor's cache
 _SMALL_CORPUS = 1000
 
 
@@ -103,6 +106,14 @@ class Sampling:
             corpus = _some_documents(whole, qrels, int(self.documents or 0), rng)
         return replace(whole, queries=queries, qrels=qrels, corpus=corpus)
 
+    def languages(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[str, str]:
+        """Of the queries whose set says their ``lang``: as ``de``, or ``de->en`` where documents are in another."""
+        documents = (dataset.language or "").rpartition("->")[2]
+        documents = "mixed" if "+" in documents else documents
+        known = _query_languages(self.data / str(parameters["set"]) / "queries.jsonl")
+        own = {query: known[query] for query in dataset.queries if query in known}
+        return {query: one if documents in ("", one) else f"{one}->{documents}" for query, one in own.items()}
+
     def corpus_key(self, parameters: Mapping[str, Value]) -> tuple[Value, ...]:
         """Equal for cells that search the same documents."""
         whole = _read(self.data / str(parameters["set"]), self.split)
@@ -115,6 +126,13 @@ class Sampling:
 @lru_cache(maxsize=32)
 def _read(folder: Path, split: str) -> BeirDataset:
     return BeirDataset.read(folder, split=split)
+
+
+@lru_cache(maxsize=32)
+def _query_languages(file: Path) -> dict[str, str]:
+    with file.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    return {row["_id"]: str(row["lang"]) for row in rows if row.get("lang")}
 
 
 def _some_documents(
@@ -132,9 +150,9 @@ Vectors = list[Tensor]
 
 
 class EncodedSets:
-    """The documents of one draw at a time, encoded at several heads in one pass and kept for the cells that follow.
+    """The texts of one draw at a time, encoded at several heads in one pass and kept for the cells that follow.
 
-    They are held as float16, as ``jcv2 eval`` stores them.
+    Documents are held as float16, as ``jcv2 eval`` stores them.
 
     Args:
         encoder: The model.
@@ -148,6 +166,8 @@ class EncodedSets:
         self.dims = tuple(dims)
         self._key: tuple[Value, ...] | None = None
         self._documents: dict[int, Vectors] = {}
+        self._draw: tuple[Value, ...] | None = None
+        self._queries: dict[int, Vectors] = {}
 
     def documents(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[int, Vectors]:
         """By head, those of a cell's draw, in the order of its corpus."""
@@ -156,18 +176,22 @@ class EncodedSets:
             self._key, self._documents = None, {dim: [] for dim in self.dims}
             texts = [passage.full_text for passage in dataset.corpus.values()]
             # A part at a time: in float32 the vectors of all heads would take twice the memory.
-            for start in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
-                part = texts[start : start + _DOCUMENTS_AT_A_TIME]
+            for start in range(0, len(texts), _ENCODED_AT_A_TIME):
+                part = texts[start : start + _ENCODED_AT_A_TIME]
                 encoded = self.encoder.encode_document(part, dim=self.dims, show_progress_bar=False)
                 for dim in self.dims:
                     self._documents[dim].extend(one.half() for one in encoded[dim])
             self._key = key
         return self._documents
 
-    def queries(self, dataset: BeirDataset, dim: int) -> Vectors:
-        """Those of a draw at one head, in its order."""
-        vectors: Vectors = self.encoder.encode_query(list(dataset.queries.values()), dim=dim, show_progress_bar=False)
-        return vectors
+    def queries(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[int, Vectors]:
+        """By head, those of a cell's draw, in its order."""
+        draw = (parameters["set"], parameters["seed"])
+        if draw != self._draw:
+            texts = list(dataset.queries.values())
+            self._queries = self.encoder.encode_query(texts, dim=self.dims, show_progress_bar=False)
+            self._draw = draw
+        return self._queries
 
 
 def exact_run(
@@ -183,18 +207,18 @@ def exact_run(
     query_ids, document_ids = list(dataset.queries), list(dataset.corpus)
     scores = torch.empty(len(query_ids), len(document_ids))
     # Those of a length together, since all of a part are padded to its longest.
-    for columns in _by_length(documents, _DOCUMENTS_AT_A_TIME):
+    for columns in _by_length(documents):
         part = [documents[column].to(queries[0].device, queries[0].dtype) for column in columns]
-        for rows in _by_length(queries, _QUERIES_AT_A_TIME):
+        for rows in _by_length(queries):
             block = maxsim([queries[row] for row in rows], part).cpu()
             scores[torch.tensor(rows)[:, None], torch.tensor(columns)] = block
     return run_of(scores, query_ids, document_ids)
 
 
-def _by_length(vectors: Sequence[Tensor], number: int) -> Iterator[list[int]]:
+def _by_length(vectors: Sequence[Tensor]) -> Iterator[list[int]]:
     order = sorted(range(len(vectors)), key=lambda place: len(vectors[place]))
-    for start in range(0, len(order), number):
-        yield order[start : start + number]
+    for start in range(0, len(order), _SCORED_AT_A_TIME):
+        yield order[start : start + _SCORED_AT_A_TIME]
 
 
 def quality(metrics: Metrics) -> tuple[dict[str, Value], dict[str, dict[str, float]]]:
@@ -215,25 +239,78 @@ def cells_of(sampling: Sampling, name: str, values: Sequence[Value]) -> list[Cel
     return [Cell({**draw, name: value}) for draw in sampling.draws() for value in values]
 
 
+def having(results: Sequence[Result], **parameters: Value) -> list[Result]:
+    """The results of the cells with these parameters."""
+    return [one for one in results if all(one.parameters.get(name) == value for name, value in parameters.items())]
+
+
 def samples_of(results: Sequence[Result], measure: str, **parameters: Value) -> list[Samples]:
-    """A measure's samples in each draw, of the cells with these parameters, by seed."""
-    found = [one for one in results if all(one.parameters.get(name) == value for name, value in parameters.items())]
-    return [one.samples[measure] for one in sorted(found, key=lambda one: int(one.parameters["seed"] or 0))]
+    """A measure's samples in each draw, of the cells with these parameters."""
+    return list(draws_of(results, measure, **parameters).values())
 
 
-def draws_of(results: Sequence[Result], measure: str, **parameters: Value) -> dict[Value, Samples]:
-    """The same by seed, to pair draws of cells that differ in another parameter."""
-    return {
-        one.parameters["seed"]: one.samples[measure]
-        for one in results
-        if all(one.parameters.get(name) == value for name, value in parameters.items())
-    }
+def draws_of(results: Sequence[Result], measure: str, **parameters: Value) -> dict[tuple[Value, Value], Samples]:
+    """The same by set, if there are sets, and seed, to pair draws of cells that differ in another parameter."""
+    found = having(results, **parameters)
+    return {(one.parameters.get("set"), one.parameters["seed"]): one.samples[measure] for one in found}
 
 
 def paired(results: Sequence[Result], measure: str, one: Mapping[str, Value], other: Mapping[str, Value]) -> list[Any]:
     """Pairs of samples of the same draw, for :func:`jcv2_plugin.study.intervals.difference`."""
     first, second = draws_of(results, measure, **one), draws_of(results, measure, **other)
-    return [(first[seed], second[seed]) for seed in first if seed in second]
+    return [(first[draw], second[draw]) for draw in first if draw in second]
+
+
+def split(results: Sequence[Result], label: Callable[[Result, str], str | None]) -> dict[str, list[Result]]:
+    """The results apart by a label of each query; queries that it gives None are left out.
+
+    The set becomes part of a query's name, so that the queries of several sets can be taken together.
+    """
+    parts: dict[str, list[Result]] = {}
+    for one in results:
+        labels = {query: label(one, query) for query in one.samples[NDCG]}
+        for name in dict.fromkeys(labels.values()):
+            if name is None:
+                continue
+            samples = {
+                measure: {
+                    f"{one.parameters['set']} {query}": value
+                    for query, value in values.items()
+                    if labels.get(query) == name
+                }
+                for measure, values in one.samples.items()
+            }
+            parts.setdefault(name, []).append(Result(one.parameters, one.values, samples))
+    return parts
+
+
+def by_set(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """See :func:`split`."""
+    return split(results, lambda one, _: str(one.parameters["set"]))
+
+
+def by_language(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """By that of each query where the set says it, else by that of the set; see :func:`split`."""
+    return split(results, lambda one, query: one.languages.get(query, str(one.values["language"] or "not said")))
+
+
+def by_bucket(results: Sequence[Result], lengths: str, ends: Sequence[int]) -> dict[str, list[Result]]:
+    """By a sample that is a length, in parts that end at these, the shortest first; see :func:`split`."""
+
+    def label(one: Result, query: str) -> str | None:
+        if (length := one.samples[lengths].get(query)) is None:
+            return None
+        place = bisect_left(ends, length)
+        low = ends[place - 1] + 1 if place else 1
+        return f"{low}–{ends[place]}" if place < len(ends) else f"{low} and more"
+
+    parts = split(results, label)
+    return {name: parts[name] for name in sorted(parts, key=lambda name: int(re.split(r"\D", name)[0]))}
+
+
+def number_of_queries(results: Sequence[Result]) -> int:
+    """How many there are in a part of :func:`split`."""
+    return len({query for one in results for query in one.samples[NDCG]})
 
 
 def distinct(results: Sequence[Result], name: str) -> list[Any]:

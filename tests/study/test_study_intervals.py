@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jcv2_plugin.study import StudyError
-from jcv2_plugin.study.intervals import Interval, difference, interval, mean_over_sets, median_interval
+from jcv2_plugin.study.intervals import Interval, difference, interval, mean_over_sets, median_interval, share
 
 
 def test_equal_values_have_no_spread() -> None:
@@ -40,6 +40,18 @@ def test_paired_differences_are_narrower_than_the_figures() -> None:
 
 def test_a_difference_is_of_the_queries_that_both_have() -> None:
     assert difference([({"a": 1.0, "b": 0.0}, {"a": 0.5, "c": 9.0})]).mean == 0.5
+
+
+def test_a_share_is_of_means_and_paired() -> None:
+    whole = {"a": 0.5, "b": 1.0, "c": 0.25}
+    assert share([({name: value / 2 for name, value in whole.items()}, whole)]) == pytest.approx((50, 50, 50))
+    found = share([({"a": 1.0, "b": 0.0, "z": 1.0}, {"a": 0.5, "b": 1.0, "y": 1.0})])
+    assert found is not None
+    assert found == pytest.approx((100 / 1.5, 0, 200))
+
+
+def test_there_is_no_share_of_what_a_bootstrap_may_miss() -> None:
+    assert share([({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 1.0})]) is None
 
 
 def test_each_set_counts_the_same() -> None:

@@ -30,6 +30,14 @@ def test_a_second_run_measures_only_what_is_missing(tmp_path: Path) -> None:
     assert read(tmp_path / "counting.json")["cells"][:3] == before
 
 
+def test_languages_of_queries_are_kept(tmp_path: Path) -> None:
+    record = Record(tmp_path / "some.json", "some", {})
+    record.add(Cell({"number": 1}), Measured({}, {"value": {"q": 1.0}}, {"q": "de->en"}))
+    record.add(Cell({"number": 2}), Measured({}, {"value": {"q": 1.0}}))
+    again = Record(record.path, "some", {})
+    assert [one.languages for one in again.results] == [{"q": "de->en"}, {}]
+
+
 def test_fewer_cells_than_before_keep_the_others(tmp_path: Path) -> None:
     run_study(Counting(range(3)), tmp_path)
     run_study(fewer := Counting(range(1)), tmp_path)

@@ -14,12 +14,12 @@ from study_samples import Counting, write_sets
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.study import Result, Study, StudyError, Table, rendering, run_study
 from jcv2_plugin.study.base import Chart
-from jcv2_plugin.study.charts import Bars, bar_chart
+from jcv2_plugin.study.charts import Bars, bar_chart, dot_chart
 from jcv2_plugin.study.intervals import Interval
-from jcv2_plugin.study.languages import LanguagesStudy
+from jcv2_plugin.study.languages import LanguagesStudy, by_language_table, languages_table
 from jcv2_plugin.study.masks import MasksStudy
 from jcv2_plugin.study.matryoshka import MatryoshkaStudy
-from jcv2_plugin.study.matryoshka_report import Head, scenarios
+from jcv2_plugin.study.matryoshka_report import Head, kept_table, languages_of, lengths_of, scenarios
 from jcv2_plugin.study.record import read, results_of
 from jcv2_plugin.study.rendering import shown
 from jcv2_plugin.study.retrieval import Sampling
@@ -146,6 +146,18 @@ def test_series_differ_in_more_than_colour() -> None:
     assert len(set(re.findall(r"fill: url\(#([\w]+)\)", without_colour))) >= 2
 
 
+def test_dots_have_a_row_for_each_category_and_differ_in_more_than_colour() -> None:
+    languages = [f"language {n}" for n in range(25)]
+    one = Interval(0.5, 0.4, 0.6)
+    svg = dot_chart("Dots", languages, [Bars("a", [one, None] * 12 + [one]), Bars("b", [one] * 25)], x_label="x")
+    assert re.findall(r">(language \d+)</text>", svg) == languages
+    markers = {found[1]: found[2] for found in re.finditer(r'<path id="(\w+)" d="([^"]+)"', svg)}
+    used = [markers[name] for name in re.findall(r'<use xlink:href="#(\w+)"', svg) if name in markers]
+    assert {used.count(shape) for shape in set(used)} >= {13 + 1, 25 + 1}  # one more in the legend
+    height = float(ElementTree.fromstring(svg).get("height", "").removesuffix("pt"))
+    assert height / 72 > 25 * 0.2  # rows do not run into each other
+
+
 def test_which_dimension_follows_the_rules() -> None:
     def head(dim: int, ndcg: float, recall: float) -> Head:
         return Head(dim, Interval(ndcg, ndcg, ndcg), Interval(recall, recall, recall), 1.0)
@@ -167,10 +179,9 @@ def test_which_dimension_follows_the_rules() -> None:
 def test_a_part_that_cannot_be_compared_is_left_out(studies: dict[str, tuple[Study, Path]]) -> None:
     study, folder = studies["languages"]
     results = results_of(read(folder / "languages.json"))
-    table = next(
-        item for section in study.report(results[:3]).sections for item in section.items if isinstance(item, Table)
-    )
-    assert [row[0] for row in table.rows] == ["one"]
+    assert study.report(results[:3])
+    assert [row[0] for row in languages_table(results[:3]).rows] == ["one"]
+    assert [row[0] for row in by_language_table(results[:3]).rows] == ["en"]
     with pytest.raises(StudyError, match="nothing to report"):
         study.report(results[:1])
 
@@ -184,8 +195,53 @@ def test_a_difference_of_systems_is_paired(studies: dict[str, tuple[Study, Path]
         if one.parameters["system"] == "model"
         for system in ("model", "BM25")
     ]
-    tables = [item for section in study.report(same).sections for item in section.items if isinstance(item, Table)]
-    assert tables[0].rows[0][4] == "+0.000 [+0.000, +0.000]"
+    assert study.report(same)
+    for table in (languages_table(same), by_language_table(same)):
+        assert table.rows[0][4] == "+0.000 [+0.000, +0.000]"
+
+
+def kept(ndcg: dict[str, dict[int, float]], queries: int = 30) -> list[Result]:
+    """Results of a set across languages and of an English one, with nDCG@10 by language and dimension."""
+    return [
+        Result(
+            {"set": name, "seed": 0, "dim": dim},
+            {"language": "en"},
+            {
+                "ndcg@10": {f"{language}{n}": ndcg[language][dim] for language in own for n in range(queries)},
+                "relevant tokens": {f"{language}{n}": 50.0 + 100 * (n % 2) for language in own for n in range(queries)},
+            },
+            {} if name == "plain" else {f"{language}{n}": language for language in own for n in range(queries)},
+        )
+        for name, own in (("plain", ["en"]), ("crossing", ["de->en", "sw->en"]))
+        for dim in (128, 64, 32)
+    ]
+
+
+def test_what_heads_keep_is_told_by_language() -> None:
+    results = kept(
+        {
+            "en": {128: 0.8, 64: 0.8, 32: 0.78},
+            "de->en": {128: 0.5, 64: 0.49, 32: 0.25},
+            "sw->en": {128: 0.4, 64: 0.3, 32: 0.3},
+        }
+    )
+    assert list(kept_table("language", languages_of(results)).rows) == [
+        ["de->en", "30", "0.500 [0.500, 0.500]", "98.0 [98.0, 98.0]", "50.0 [50.0, 50.0]", "64"],
+        ["sw->en", "30", "0.400 [0.400, 0.400]", "75.0 [75.0, 75.0]", "75.0 [75.0, 75.0]", "128"],
+        ["en", "30", "0.800 [0.800, 0.800]", "100.0 [100.0, 100.0]", "97.5 [97.5, 97.5]", "32"],
+    ]
+    assert [[row[0], row[1]] for row in kept_table("length", lengths_of(results)).rows] == [
+        ["1–64", "45"],
+        ["129–256", "45"],
+    ]
+
+
+def test_little_is_said_of_few_queries_and_of_languages_in_which_nothing_is_found() -> None:
+    nothing = {128: 0.0, 64: 0.0, 32: 0.0}
+    results = kept({"en": {128: 0.8, 64: 0.7, 32: 0.6}, "de->en": nothing, "sw->en": nothing}, queries=19)
+    rows = {row[0]: row[3:] for row in kept_table("language", languages_of(results)).rows}
+    assert rows["de->en"] == ["–", "–", "–"]
+    assert rows["en"] == ["87.5 [87.5, 87.5]", "75.0 [75.0, 75.0]", "–"]
 
 
 def test_charts_come_first_in_reports(studies: dict[str, tuple[Study, Path]]) -> None:

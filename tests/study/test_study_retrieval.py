@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 from study_samples import write_set, write_sets
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.bm25 import bm25_run
 from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
-from jcv2_plugin.study import Cell, StudyError
+from jcv2_plugin.study import Cell, Result, StudyError
 from jcv2_plugin.study.languages import LanguagesStudy
 from jcv2_plugin.study.masks import MasksStudy
 from jcv2_plugin.study.matryoshka import MatryoshkaStudy
-from jcv2_plugin.study.retrieval import Sampling
+from jcv2_plugin.study.retrieval import Sampling, by_bucket, by_language, number_of_queries, paired
 
 
 def sampling(data: Path, sets: tuple[str, ...] = ("one", "two"), **changes: object) -> Sampling:
@@ -88,6 +90,65 @@ def test_what_a_draw_takes_whole_is_drawn_once(data: Path) -> None:
 
 def test_all_judged_documents_are_searched_even_if_they_are_more(data: Path) -> None:
     assert len(sampling(data, documents=3).dataset({"set": "one", "seed": 0}).corpus) == 8
+
+
+def mixed(folder: Path, language: str) -> Path:
+    """A set whose queries take turns in being German, English, and in a language that is not said."""
+    write_set(folder, language=language, queries=6)
+    rows = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    for row, said in zip(rows, ("de", "en", None) * 2, strict=True):
+        row.update({"lang": said} if said else {})
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("language", "german", "english"),
+    [("de+es->en", "de->en", "en"), ("de+en", "de->mixed", "en->mixed"), ("en", "de->en", "en")],
+)
+def test_a_query_has_a_language_where_its_set_says_so(
+    data: Path, mini: JinaColbertEncoder, language: str, german: str, english: str
+) -> None:
+    mixed(data / "mixed", language)
+    for study, cell in (
+        (MatryoshkaStudy(mini, sampling(data)), Cell({"set": "mixed", "seed": 0, "dim": 32})),
+        (LanguagesStudy(mini, 32, sampling(data)), Cell({"set": "mixed", "seed": 0, "system": "BM25"})),
+    ):
+        measured = study.measure(cell)
+        assert measured.languages == {"q0": german, "q1": english, "q3": german, "q4": english}
+        parts = by_language([Result(cell.parameters, measured.values, measured.samples, measured.languages)])
+        assert {name: number_of_queries(own) for name, own in parts.items()} == (
+            {german: 2, english: 4} if english == language else {german: 2, english: 2, language: 2}
+        )
+    assert MatryoshkaStudy(mini, sampling(data)).measure(Cell({"set": "one", "seed": 0, "dim": 32})).languages == {}
+
+
+def test_parts_end_at_their_ends_and_take_sets_together() -> None:
+    lengths = {"a": 300.0, "b": 64.0, "c": 64.5, "d": 128.0, "e": 257.0}
+    results = [
+        Result(
+            {"set": name, "seed": 0, "dim": dim},
+            {"language": "en"},
+            {"ndcg@10": {query: dim + place for place, query in enumerate("abcdef")}, "length": lengths},
+        )
+        for name in ("one", "two")
+        for dim in (2, 1)
+    ]
+    parts = by_bucket(results, "length", (64, 128, 256))
+    assert {name: number_of_queries(own) for name, own in parts.items()} == {"1–64": 2, "65–128": 4, "257 and more": 4}
+    pairs = paired(parts["65–128"], "ndcg@10", {"dim": 2}, {"dim": 1})
+    assert pairs == [({f"{name} c": 4, f"{name} d": 5}, {f"{name} c": 3, f"{name} d": 4}) for name in ("one", "two")]
+
+
+def test_texts_are_encoded_once_for_all_heads(data: Path, mini: JinaColbertEncoder, mocker: MockerFixture) -> None:
+    documents, queries = (mocker.spy(mini, f"encode_{kind}") for kind in ("document", "query"))
+    study = MatryoshkaStudy(mini, sampling(data, queries=10))
+    for cell in study.cells():
+        study.measure(cell)
+    assert len(study.cells()) == 18
+    # Both draws of two are of all its documents, and of other queries.
+    assert [len(call.args[0]) for call in documents.call_args_list] == [24, 30]
+    assert [len(call.args[0]) for call in queries.call_args_list] == [8, 10, 10]
 
 
 def test_no_sets_are_refused(data: Path) -> None:
