@@ -5,6 +5,7 @@ The documentation site is tested in ``test_docs_site.py``.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -78,6 +79,16 @@ def test_no_fenced_block_of_a_page_goes_untested(page: Path) -> None:
 def test_the_page_of_examples_has_all_of_them() -> None:
     shown = re.findall(r'^--8<-- "(.*)"$', (ROOT / "docs" / "examples.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(shown) == sorted(str(file.relative_to(ROOT)) for file in (ROOT / "examples").glob("*/*.py"))
+
+
+def test_the_demo_asks_what_no_page_says_in_these_words() -> None:
+    """What it finds has to be an answer, not the question."""
+    tree = ast.parse((ROOT / "examples" / "demo.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Question"]
+    asked = [ast.literal_eval(argument) for call in calls for argument in call.args[1:]]
+    assert len(asked) == 6
+    text = "\n".join(" ".join(page.read_text(encoding="utf-8").split()) for page in PAGES).lower()
+    assert [question for question in asked if question.lower().rstrip("?؟？") in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

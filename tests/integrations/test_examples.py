@@ -75,6 +75,28 @@ def test_every_example_is_tested_here_and_short():
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
+def found_by(printed: str) -> list[str]:
+    """The ids of what was found, each on the line after its question."""
+    return re.findall(r"^  relevance 0\.\d\d  (\w+): ", printed, re.MULTILINE)
+
+
+@of("langchain/cross_lingual.py")
+def test_questions_in_four_languages_find_english_notices(printed):
+    assert found_by(printed) == ["buses", "refunds", "dogs", "bicycles"]
+    matches = answers(printed)["Best matches"]
+    assert "último -> last" in matches
+    assert "autobús -> bus" in matches
+    assert answers(printed)["Added"] == "dining"
+    assert answers(printed)["In English only"] != "dining"
+
+
+@of("llama_index/cross_lingual.py")
+def test_questions_find_rules_in_five_languages_none_of_which_is_theirs(printed):
+    assert found_by(printed) == ["en", "de", "fr", "es", "zh"]
+    assert answers(printed)["In Chinese only"] == "zh"
+    assert answers(printed)["The query engine's source"] == "fr"
+
+
 @of("langchain/chain.py")
 def test_a_chain_answers_from_the_best_passage(printed):
     assert "Answer:   Bicycles belong in the shed" in printed
