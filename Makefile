@@ -5,16 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench studies train-mini clean
+.PHONY: help demo test lint format docs bench studies train-mini train-multilingual clean
 
 help:
-	@echo "make demo   index this project's docs, ask three questions through LangChain and LlamaIndex"
+	@echo "make demo   ask this project's docs in German, Arabic and Chinese, through LangChain and LlamaIndex"
 	@echo "make test   run the tests (offline, a quarter of an hour on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train the heads of the model mini, to build/mini (a quarter of an hour on 2 cores)"
+	@echo "make train-multilingual  train the heads of mini-multilingual, to build/multilingual (half an hour on 2 cores)"
 	@echo "make bench  the benchmarks, side by side with PyLate, sentence-transformers, fastembed, fast-plaid (< 15 minutes)"
-	@echo "make studies  measure mini again for the reports of docs/studies (half an hour on one core)"
+	@echo "make studies  measure the models again for the reports of docs/studies (an hour on 2 cores)"
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,11 +61,12 @@ STUDY := OMP_NUM_THREADS=1 $(BIN)/jcv2 study
 STUDIES = --out docs/studies $(FORCE)
 TRAIN = $${JCV2_DATA:-../shared/data}/train
 STUDIED := --model mini --queries 100 --device cpu
+MULTILINGUAL = --model mini-multilingual --queries 200 --documents 400 --seeds 1 --device cpu --sets \
+	$$(cd "$${JCV2_DATA:-../shared/data}" && ls -d */corpus.jsonl | cut -d/ -f1 | paste -sd,)
 
 studies: $(READY)
-	$(STUDY) matryoshka $(STUDIES) $(STUDIED) --sets xquad-en,cranfield,cosqa-dev --documents 400 --seeds 2
-	$(STUDY) languages $(STUDIES) $(STUDIED) --documents 240 --seeds 3 \
-		--sets xquad-en,xquad-es,xquad-ru,xquad-hi,xquad-zh,tydi-sw,xquad-x-en
+	$(BIN)/jcv2 study matryoshka $(STUDIES) $(MULTILINGUAL)
+	$(BIN)/jcv2 study languages $(STUDIES) $(MULTILINGUAL) --dim 128
 	$(STUDY) masks $(STUDIES) $(STUDIED) --sets xquad-en,cranfield,cosqa-dev --documents 400 --seeds 2
 	$(STUDY) lengths $(STUDIES) --tokens 128,512,2048,8192 --batches 1,4 --device cpu
 	$(STUDY) recipe $(STUDIES) --pairs $(TRAIN)/pairs.jsonl.xz --triplets $(TRAIN)/triplets.jsonl.xz --lang en \
@@ -73,6 +75,9 @@ studies: $(READY)
 
 train-mini: $(READY)
 	$(BIN)/python examples/train_mini.py
+
+train-multilingual: $(READY)
+	$(BIN)/python examples/train_multilingual.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

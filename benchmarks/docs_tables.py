@@ -109,6 +109,30 @@ def study_languages(report: dict[str, Any]) -> str:
     return languages_table(results_of(report)).markdown()
 
 
+def study_dims_by_language(report: dict[str, Any]) -> str:
+    """What each dimension keeps of the largest, by the language of the queries."""
+    from jcv2_plugin.study.matryoshka_report import kept_table, languages_of
+    from jcv2_plugin.study.record import results_of
+
+    return kept_table("language", languages_of(results_of(report))).markdown()
+
+
+def study_dims_by_length(report: dict[str, Any]) -> str:
+    """What each dimension keeps of the largest, by the length of the relevant document."""
+    from jcv2_plugin.study.matryoshka_report import kept_table, lengths_of
+    from jcv2_plugin.study.record import results_of
+
+    return kept_table("length", lengths_of(results_of(report))).markdown()
+
+
+def study_by_language(report: dict[str, Any]) -> str:
+    """The model beside BM25 in each language and direction."""
+    from jcv2_plugin.study.languages import by_language_table
+    from jcv2_plugin.study.record import results_of
+
+    return by_language_table(results_of(report)).markdown()
+
+
 def study_masks(report: dict[str, Any]) -> str:
     """What expansion changes, by query length."""
     from jcv2_plugin.study.masks import by_length
@@ -153,6 +177,13 @@ def mini_heads(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def multilingual(report: dict[str, Any]) -> str:
+    """mini-multilingual on every set, beside BM25 and untrained components."""
+    from multilingual_quality import markdown
+
+    return markdown(report)
+
+
 def encoding_profile(report: dict[str, Any]) -> str:
     """Where the time of encoding goes."""
     from encoding_profile import markdown
@@ -167,6 +198,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
     "mini-heads": ("mini_heads", None, mini_heads),
+    "multilingual": ("multilingual_quality", None, multilingual),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
     "encoding-profile": ("encoding_profile", None, encoding_profile),
@@ -174,6 +206,9 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "study-matryoshka": ("studies/matryoshka", None, study_matryoshka),
     "study-scenarios": ("studies/matryoshka", None, study_scenarios),
     "study-languages": ("studies/languages", None, study_languages),
+    "study-dims-by-language": ("studies/matryoshka", None, study_dims_by_language),
+    "study-dims-by-length": ("studies/matryoshka", None, study_dims_by_length),
+    "study-by-language": ("studies/languages", None, study_by_language),
     "study-masks": ("studies/masks", None, study_masks),
     "study-recipe": ("studies/recipe", None, study_recipe),
     "study-lengths": ("studies/lengths", None, study_lengths),

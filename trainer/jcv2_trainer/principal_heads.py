@@ -50,6 +50,12 @@ def load_backbone(name_or_folder: str) -> Transformer:
         ) from error
 
 
+def prompts_of(name_or_folder: str) -> dict[str, str]:
+    """What a shipped model puts before each ``"query"`` and each ``"document"``; empty for a folder."""
+    shipped = shipped_model(name_or_folder)
+    return {} if shipped is None else dict(shipped.settings["prompts"])
+
+
 def second_moment(
     backbone: Transformer,
     texts: Sequence[str],

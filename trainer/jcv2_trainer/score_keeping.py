@@ -9,7 +9,7 @@ Matryoshka-Adaptor (arXiv 2407.20243: keep the similarities of texts when dimens
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -138,6 +138,7 @@ def fit_heads(
     passages: Sequence[str],
     dims: Sequence[int],
     *,
+    prompts: Mapping[str, str] | None = None,
     steps: int = STEPS,
     seed: int = 0,
     texts_done: Callable[[int], object] | None = None,
@@ -152,12 +153,15 @@ def fit_heads(
         queries: Queries.
         passages: The passages that answer them, in the same order; there may be more.
         dims: Sizes of the heads, the default one first.
+        prompts: What stands before each ``"query"`` and each ``"document"``, as a model's ``prompts`` say.
         steps: Of :func:`keep_scores`; 0 leaves the principal components.
         seed: Of the batches.
         texts_done: Called with a number of texts, after each batch of them.
         steps_done: Called with 1 after each step.
     """
-    texts = [*passages, *queries]
+    prompts = prompts or {}
+    texts = [prompts.get("document", "") + text for text in passages]
+    texts += [prompts.get("query", "") + text for text in queries]
     found: list[Tensor] = [torch.empty(0)] * len(texts)
     for place, states in token_states(backbone, texts, progress=texts_done):
         found[place] = states.half()

@@ -1,0 +1,242 @@
+"""Heads trained on a frozen backbone's states."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers.util.similarity import maxsim
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from jcv2_plugin.heads import MatryoshkaHeads
+from jcv2_trainer.cli import app
+from jcv2_trainer.frozen_heads import (
+    Example,
+    FrozenTexts,
+    TokenStates,
+    dev_ndcg,
+    maxsim_scores,
+    moment_of,
+    train_heads,
+    whitened_heads,
+)
+from jcv2_trainer.lines import DataError
+from jcv2_trainer.principal_heads import load_backbone, principal_heads
+
+HIDDEN = 12
+LENGTHS = [3, 1, 5]
+
+
+def packed(lengths: list[int], seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(sum(lengths), HIDDEN, generator=generator, dtype=dtype)
+
+
+def padded(states: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+    return list(torch.split(states, lengths))
+
+
+class TestScores:
+    def test_are_maxsim_of_the_heads_vectors(self) -> None:
+        weight = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(0))
+        queries, passages = packed([2, 4], 1), packed(LENGTHS, 2)
+        scores = maxsim_scores(weight, queries, [2, 4], passages, LENGTHS)
+        asked, read = (F.normalize(states @ weight.T, dim=-1) for states in (queries, passages))
+        expected = maxsim(padded(asked, [2, 4]), padded(read, LENGTHS))
+        torch.testing.assert_close(scores, expected)
+
+    def test_have_the_gradient_of_a_dense_product_and_maximum(self) -> None:
+        queries, passages = packed([2, 4], 1), packed(LENGTHS, 2)
+        upstream = torch.randn(2, 3, generator=torch.Generator().manual_seed(3))
+        gradients = []
+        for sparse in (True, False):
+            weight = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            if sparse:
+                scores = maxsim_scores(weight, queries, [2, 4], passages, LENGTHS)
+            else:
+                asked, read = (F.normalize(states @ weight.T, dim=-1) for states in (queries, passages))
+                best = torch.stack([part.max(dim=1).values for part in (asked @ read.T).split(LENGTHS, dim=1)], dim=1)
+                scores = torch.stack([part.sum(dim=0) for part in best.split([2, 4])])
+            (scores * upstream).sum().backward()  # type: ignore[no-untyped-call]
+            gradients.append(weight.grad)
+        torch.testing.assert_close(*gradients)
+
+
+class TestStart:
+    def test_is_principal_components_with_other_lengths(self) -> None:
+        states = packed([200], 5) * torch.linspace(3, 0.5, HIDDEN)
+        moment = states.double().T @ states.double() / 200
+        start, components = whitened_heads(moment, (6, 3), 0.2, 0.25), principal_heads(moment, (6,))
+        weight = start.weight(6)
+        torch.testing.assert_close(F.normalize(weight, dim=1), components.weight(6))
+        lengths = weight.norm(dim=1)
+        assert lengths[0] == pytest.approx(0.2)
+        assert lengths[1] == pytest.approx(1)
+        values = torch.linalg.eigvalsh(moment).flip(0)
+        assert lengths[5] == pytest.approx(float((values[5] / values[1]) ** -0.25), rel=1e-4)
+        assert torch.equal(start.weight(3), weight[:3])
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def triplets(count: int, lang: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "query": f"{lang} question {number}",
+            "positive": f"{lang} passage {number}",
+            "negatives": [f"{lang} passage {number + other}" for other in (1, 2, 3, 4)],
+            "lang": lang,
+            "source": "made",
+        }
+        for number in range(count)
+    ]
+
+
+def read(files: list[Path], **changes: int) -> FrozenTexts:
+    options = {"rows": 100, "negatives": 2, "dev_every": 4, "dev_rows": 100, "seed": 1, **changes}
+    return FrozenTexts.read(files, **options)
+
+
+class TestTexts:
+    def test_the_dev_set_shares_no_positive_and_no_question(self, tmp_path: Path) -> None:
+        rows = triplets(60, "de") + triplets(60, "ar-de")
+        rows += [{**row, "positive": rows[number]["positive"]} for number, row in enumerate(rows[5:20])]
+        texts = read([write(tmp_path / "rows.jsonl", rows)])
+        assert len(texts.dev) > 10
+        assert len(texts.examples) > 60
+        assert {one.positive for one in texts.dev}.isdisjoint(one.positive for one in texts.examples)
+        assert {one.query for one in texts.dev}.isdisjoint(one.query for one in texts.examples)
+        assert all(len(one.negatives) == 4 for one in texts.dev)
+        assert all(len(one.negatives) == 2 for one in texts.examples)
+
+    def test_questions_go_with_the_language_of_their_passages(self, tmp_path: Path) -> None:
+        texts = read([write(tmp_path / "rows.jsonl", triplets(20, "de") + triplets(20, "ar-de"))], dev_every=0)
+        assert {one.language for one in texts.examples} == {"de"}
+        assert not texts.dev
+
+    def test_rows_are_capped_but_pairs_about_drawn_passages_come_on_top(self, tmp_path: Path) -> None:
+        rows = triplets(40, "de")
+        about = [{"query": f"more {row['query']}", "positive": row["positive"], "lang": "de", "source": "made"}
+                 for row in rows]  # fmt: skip
+        other = [{"query": f"other {n}", "positive": f"unseen {n}", "lang": "de", "source": "made"} for n in range(30)]
+        files = [write(tmp_path / "pairs.jsonl", about + other), write(tmp_path / "triplets.jsonl", rows)]
+        texts = read(files, rows=10, dev_every=0)
+        assert sum(bool(one.negatives) for one in texts.examples) == 10
+        assert not any(text.startswith("unseen") for text in texts.passages)
+        drawn = {texts.passages[one.positive] for one in texts.examples if one.negatives}
+        pairs = {texts.queries[one.query] for one in texts.examples if not one.negatives}
+        assert {f"more {text.replace('passage', 'question')}" for text in drawn} <= pairs
+
+    def test_all_answers_to_a_question_are_known(self, tmp_path: Path) -> None:
+        rows = triplets(8, "de")
+        rows.append({**rows[0], "positive": rows[5]["positive"]})
+        texts = read([write(tmp_path / "rows.jsonl", rows)], dev_every=0)
+        asked = texts.queries.index("de question 0")
+        assert {texts.passages[place] for place in texts.known[asked]} == {"de passage 0", "de passage 5"}
+
+    def test_no_rows(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="no row to train on"):
+            read([write(tmp_path / "rows.jsonl", [])])
+
+
+def task(count: int = 40) -> tuple[FrozenTexts, TokenStates, TokenStates]:
+    """Questions and passages that agree in faint components and differ at random in loud ones."""
+    generator = torch.Generator().manual_seed(0)
+    faint = torch.randn(count, 1, 4, generator=generator)
+
+    def states(tokens: int) -> TokenStates:
+        loud = 3 * torch.randn(count, tokens, HIDDEN - 4, generator=generator)
+        both = torch.cat([loud, faint.expand(-1, tokens, -1)], dim=2)
+        return TokenStates(list(F.normalize(both, dim=-1).half()))
+
+    numbers = random.Random(1)
+    rows = [
+        Example(one, one, tuple(numbers.sample([other for other in range(count) if other != one], 5)), "de")
+        for one in range(count)
+    ]
+    texts = FrozenTexts([""] * count, [""] * count, rows[: count // 2], rows[count // 2 :])
+    for one in rows:
+        texts.known[one.query].add(one.positive)
+    return texts, states(3), states(6)
+
+
+class TestTraining:
+    def test_heads_learn_what_tells_passages_apart(self) -> None:
+        texts, queries, passages = task()
+        start = whitened_heads(moment_of(queries, passages, 40, 0), (12, 4, 2))
+        heads = train_heads(start, texts, queries, passages, steps=160, batch_size=12, learning_rate=2e-2)
+        before, after = (
+            dev_ndcg({dim: one.weight(dim) for dim in one.dims}, texts, queries, passages)["de"]
+            for one in (start, heads)
+        )
+        assert max(before.values()) < 0.3
+        assert after[12] > 0.9
+        assert after[4] > 0.6
+        assert after[2] > before[2] + 0.1
+
+    def test_smaller_heads_learn_from_the_largest(self) -> None:
+        texts, queries, passages = task()
+        start = whitened_heads(moment_of(queries, passages, 40, 0), (4, 12))
+        alone, taught = (
+            train_heads(start, texts, queries, passages, steps=30, batch_size=12, distillation=share)
+            for share in (0.0, 0.5)
+        )
+        assert torch.equal(alone.weight(12), taught.weight(12))
+        assert not torch.equal(alone.weight(4), taught.weight(4))
+
+    def test_a_seed_gives_the_same_heads(self) -> None:
+        texts, queries, passages = task()
+        start = principal_heads(moment_of(queries, passages, 40, 0), (4,))
+        made = [
+            train_heads(start, texts, queries, passages, steps=5, batch_size=8, seed=seed).weight(4)
+            for seed in (3, 3, 4)
+        ]
+        assert torch.equal(made[0], made[1])
+        assert not torch.equal(made[0], made[2])
+
+
+def test_states_are_those_of_the_prompt_and_the_text() -> None:
+    backbone = load_backbone("mini")
+    (part,) = TokenStates.of(backbone, ["late interaction"], "query: ").parts
+    with torch.inference_mode():
+        states = backbone(backbone.preprocess(["query: late interaction"]))["token_embeddings"][0]
+    torch.testing.assert_close(part.float(), F.normalize(states, dim=-1), atol=1e-3, rtol=0)
+
+
+class TestCommand:
+    def run(self, data: Path, out: Path, *more: Any) -> Any:
+        options = ["--model", "mini", "--dims", "16,8", "--steps", "3", "--batch-size", "4", "--dev-every", "4"]
+        return CliRunner().invoke(app, ["heads", str(data), "--out", str(out), *options, *map(str, more)])
+
+    def test_writes_heads_and_says_what_they_gained(self, tmp_path: Path) -> None:
+        data, out = write(tmp_path / "rows.jsonl", triplets(16, "en")), tmp_path / "heads"
+        result = self.run(data, out)
+        assert result.exit_code == 0, result.output
+        assert "rows that were set aside" in result.stdout
+        assert re.search(r"^ +8 dimensions  0\.\d{4} -> 0\.\d{4}$", result.stdout, re.MULTILINE)
+        heads = MatryoshkaHeads.load(str(out))
+        assert (heads.in_features, heads.dims, heads.normalize) == (384, (16, 8), True)
+        assert self.run(data, out).exit_code == 2
+        assert self.run(data, out, "--force").exit_code == 0
+
+    @pytest.mark.parametrize(
+        "more, message",
+        [
+            (["--dims", "512"], "no head of 512 can be fitted"),
+            (["--model", "no/such/model"], "'no/such/model' is neither a folder nor a shipped model"),
+        ],
+    )
+    def test_bad_requests(self, tmp_path: Path, more: list[str], message: str) -> None:
+        result = self.run(write(tmp_path / "rows.jsonl", triplets(4, "en")), tmp_path / "heads", *more)
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
+        assert not (tmp_path / "heads").exists()
