@@ -29,7 +29,7 @@ def main() -> None:
     encoder = JinaColbertEncoder.from_pretrained("mini", dims=64)
     reader = PassageReader(encoder, chunk_tokens=200)
     with tempfile.TemporaryDirectory() as place:
-        folder = shutil.copytree(DOCS, Path(place) / "docs")
+        folder = shutil.copytree(DOCS, Path(place) / "docs", ignore=shutil.ignore_patterns("*.html"))
         store = JinaColbertVectorStore.from_texts([], encoder=encoder, dim=64, location=Path(place) / "index")
         records = InMemoryRecordManager(namespace="docs")  # SQLRecordManager keeps them between runs
         records.create_schema()
