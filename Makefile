@@ -13,7 +13,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train the heads of the model mini, to build/mini (a quarter of an hour on 2 cores)"
-	@echo "make train-multilingual  train the heads of mini-multilingual, to build/multilingual (half an hour on 2 cores)"
+	@echo "make train-multilingual  train mini-multilingual: heads and a LoRA adapter, to build/multilingual (an hour and a half on 2 cores)"
 	@echo "make bench  the benchmarks, side by side with PyLate, sentence-transformers, fastembed, fast-plaid (< 15 minutes)"
 	@echo "make studies  measure the models again for the reports of docs/studies (an hour on 2 cores)"
 

@@ -3,8 +3,9 @@
     make train-multilingual                 # also writes untrained components
     python benchmarks/multilingual_quality.py --other build/multilingual/components
 
-The backbone is the same whatever the heads are, so each text is encoded once: its token states are kept in
-build/states. Vectors are rounded to float16, as collections store them, and every document is scored. With ``--stored``
+Each text is encoded once, whatever the heads are: its token states are kept in build/states. Components belong to the
+backbone without our adapter, so texts are encoded with that one too; ``--components`` keeps their figures of a run
+before. Vectors are rounded to float16, as collections store them, and every document is scored. With ``--stored``
 each head fills a collection on disk (Qdrant Edge) that is searched exactly, as ``jcv2 eval`` does: the figures are the
 same to the third decimal, and take hours instead of minutes. BM25 is that of ``bm25_baselines.json``, with the
 tokenizer that is best for the set. A set that was measured is kept in build/multilingual_quality.json, so that a run
@@ -35,6 +36,8 @@ import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, MatryoshkaHeads
 from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.evaluation import evaluate_collection, measure_run, run_of
+from jcv2_plugin.fingerprint import weights_fingerprint
+from jcv2_plugin.shipped import shipped_model
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")
@@ -53,6 +56,7 @@ class StatesOnce(JinaColbertEncoder):
     """The encoder, whose texts were encoded before: their states are projected by the heads to be measured."""
 
     measured: MatryoshkaHeads
+    prefix: str
     states: dict[tuple[str, str], NDArray[np.float16]]
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
@@ -72,7 +76,7 @@ class StatesOnce(JinaColbertEncoder):
         documents = [passage.full_text for passage in dataset.corpus.values()]
         self.states = {}
         for task, texts in (("query", list(dataset.queries.values())), ("document", documents)):
-            file = STATES / f"{dataset.name}-{task}-{self.document_length}-{self.dtype}.npz"
+            file = STATES / f"{self.prefix}-{dataset.name}-{task}-{self.document_length}-{self.dtype}.npz"
             if not file.is_file():
                 self._encode(task, texts, file)
             with np.load(file) as kept:
@@ -99,11 +103,16 @@ class StatesOnce(JinaColbertEncoder):
 def main() -> None:
     options = parse_options()
     dtype = getattr(torch, options.dtype)
-    encoder = StatesOnce.from_pretrained(MODEL, device="cpu", dtype=dtype)
+    encoder, plain = (StatesOnce.from_pretrained(MODEL, device="cpu", dtype=dtype) for _ in range(2))
+    plain.backbone.model.load_state_dict(shipped_model(MODEL).plain_backbone({}).model.state_dict())
+    encoder.prefix, plain.prefix = (weights_fingerprint([one.backbone])[:12] for one in (encoder, plain))
     shipped = Path(jcv2_plugin.__file__).parent / "models" / MODEL / "heads"
     heads = {TRAINED: MatryoshkaHeads.load(str(options.heads or shipped))}
     dims = {TRAINED: tuple(options.dims)}
-    if options.other is not None:
+    before: dict[str, Any] = {}
+    if options.components is not None:
+        before = json.loads(options.components.read_text("utf-8"))["sets"]
+    elif options.other is not None:
         heads[COMPONENTS], dims[COMPONENTS] = MatryoshkaHeads.load(str(options.other)), COMPONENT_DIMS
     kept = {f"{kind}, {dim}": _digest(heads[kind].weight(dim)) for kind in heads for dim in dims[kind]}
     report: dict[str, Any] = {"heads": kept, "sets": {}}
@@ -113,16 +122,20 @@ def main() -> None:
     for name in options.sets or sorted(folder.parent.name for folder in options.data.glob("*/corpus.jsonl")):
         dataset = BeirDataset.read(options.data / name)
         if name not in report["sets"]:
-            encoder.read(dataset)
+            for one in (encoder, plain)[: len(heads)]:
+                one.read(dataset)
             if options.encode_only:
                 continue
             figures: dict[str, Any] = {"queries": len(dataset.queries), "documents": len(dataset.corpus)}
             figures["language"] = baselines[name]["lang"]
             figures["BM25"] = max(baselines[name][one][0] for one in TOKENIZERS if one in baselines[name])
+            if name in before:
+                figures[COMPONENTS] = before[name][COMPONENTS]
             for kind in heads:
-                encoder.measured = heads[kind]
+                used = encoder if kind == TRAINED else plain
+                used.measured = heads[kind]
                 measure = stored if options.stored else in_memory
-                figures[kind] = {str(dim): measure(dataset, encoder, dim) for dim in dims[kind]}
+                figures[kind] = {str(dim): measure(dataset, used, dim) for dim in dims[kind]}
             report["sets"][name] = figures
             say(f"{name}: {figures}")
         write(report, options.dtype, encoder.document_length)
@@ -135,6 +148,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS), help="Matryoshka dimensions")
     parser.add_argument("--heads", type=Path, help="folder of heads to measure instead of the shipped ones")
     parser.add_argument("--other", type=Path, help="folder of untrained components to measure beside them")
+    parser.add_argument("--components", type=Path, help="results whose components to keep instead of measuring --other")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the backbone")
     parser.add_argument("--stored", action="store_true", help="search collections on disk")
     parser.add_argument("--encode-only", action="store_true", help="only compute the token states")

@@ -48,7 +48,13 @@ class Example:
     query: int
     positive: int
     negatives: tuple[int, ...]
-    language: str
+    source: str
+    lang: str
+
+    @property
+    def language(self) -> str:
+        """That of the passages: ``ar-de`` is an Arabic question and a German passage."""
+        return self.lang.rpartition("-")[2]
 
 
 @dataclass
@@ -108,7 +114,8 @@ class FrozenTexts:
                 place(0, row.query),
                 place(1, row.positive),
                 tuple(place(1, text) for text in kept),
-                f"{row.source}, {row.lang}" if aside else row.lang.rpartition("-")[2],
+                row.source,
+                row.lang,
             )
             (texts.dev if aside else texts.examples).append(example)
         texts.queries, texts.passages = list(places[0]), list(places[1])
@@ -311,7 +318,7 @@ def dev_ndcg(
     """nDCG@10 of the rows set aside, by source and language, then by dimension: each among its own passages."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in texts.dev:
-        groups[example.language].append(example)
+        groups[f"{example.source}, {example.lang}"].append(example)
     figures: dict[str, dict[int, float]] = {}
     for name, rows in sorted(groups.items()):
         read = list(dict.fromkeys(place for one in rows for place in (one.positive, *one.negatives)))[:_DEV_PASSAGES]

@@ -33,7 +33,7 @@ def load_backbone(name_or_folder: str) -> Transformer:
         ModelLayoutError: If transformers cannot read the folder.
     """
     if (shipped := shipped_model(name_or_folder)) is not None:
-        return shipped.plain_backbone({})
+        return shipped.backbone({})
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
         raise ModelNotFoundError(
