@@ -35,8 +35,8 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
-from jcv2_plugin.evaluation import evaluate_run
-from jcv2_plugin.storage import STORAGES
+from jcv2_plugin.engines.storage import STORAGES
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 OUTPUT = ROOT / "build" / "compression.json"
 CANDIDATES = 500

@@ -28,7 +28,7 @@ from machine import machine
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.documents import ID_KEY
 from jcv2_plugin.engines.base import Candidates, SearchRequest
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 STAGES = ("pooled", "bm25", "hybrid", "muvera")
 CANDIDATES = (50, 100, 200, 300, 500)

@@ -39,8 +39,8 @@ from peer_tables import int8
 from worker import timed
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 OUTPUT = ROOT / "build" / "int8.json"
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf")

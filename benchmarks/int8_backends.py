@@ -20,8 +20,8 @@ from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from jcv2_plugin import JinaColbertEncoder, quantize
-from jcv2_plugin.quantized import Int8Model
-from jcv2_plugin.quantizing import _States
+from jcv2_plugin.encoder.int8 import Int8Model
+from jcv2_plugin.encoder.quantization import _States
 
 Features = dict[str, Any]
 

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, MatryoshkaHeads
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_collection, measure_run, run_of
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import evaluate_collection, measure_run, run_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")

@@ -23,7 +23,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from jcv2_plugin import ColbertCollection, Document, Explanation, JinaColbertEncoder
-from jcv2_plugin.cli.console import quiet_libraries
+from jcv2_plugin.console import quiet_libraries
 from langchain_jcv2 import JinaColbertRetriever
 from llama_index_jcv2 import JinaColbertIndex, ScoredNode
 

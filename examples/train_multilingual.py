@@ -21,11 +21,11 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_trainer.card import CURVE, curve
-from jcv2_trainer.frozen_heads import FrozenTexts, TokenStates, dev_ndcg, moment_of, train_heads, whitened_heads
-from jcv2_trainer.principal_heads import load_backbone, principal_heads, prompts_of
-from jcv2_trainer.runs import versions
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_trainer.heads.frozen import FrozenTexts, TokenStates, dev_ndcg, moment_of, train_heads, whitened_heads
+from jcv2_trainer.heads.principal import load_backbone, principal_heads, prompts_of
+from jcv2_trainer.training.card import CURVE, curve
+from jcv2_trainer.training.runs import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data") / "train"

@@ -14,33 +14,33 @@ from jcv2_plugin.lazy import lazy_exports
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jcv2_plugin.collection import ColbertCollection, IngestReport
+    from jcv2_plugin.collection.collection import ColbertCollection, IngestReport
+    from jcv2_plugin.collection.qdrant_import import HandOverReport, hand_over
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
-    from jcv2_plugin.encoder import JinaColbertEncoder
-    from jcv2_plugin.explanation import Explanation, TokenMatch, explain
-    from jcv2_plugin.handover import HandOverReport, hand_over
-    from jcv2_plugin.heads import MatryoshkaHeads
-    from jcv2_plugin.quantizing import quantize
-    from jcv2_plugin.reranking import RerankResult, rerank
-    from jcv2_plugin.schema import CollectionSchema
+    from jcv2_plugin.encoder.heads import MatryoshkaHeads
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.quantization import quantize
+    from jcv2_plugin.engines.schema import CollectionSchema
+    from jcv2_plugin.scoring.explanation import Explanation, TokenMatch, explain
+    from jcv2_plugin.scoring.rerank import RerankResult, rerank
 
 _HOMES = {
-    "ColbertCollection": "collection",
-    "IngestReport": "collection",
+    "ColbertCollection": "collection.collection",
+    "IngestReport": "collection.collection",
     "Document": "documents",
     "SearchHit": "documents",
     "StoredDocument": "documents",
-    "JinaColbertEncoder": "encoder",
-    "Explanation": "explanation",
-    "TokenMatch": "explanation",
-    "explain": "explanation",
-    "MatryoshkaHeads": "heads",
-    "CollectionSchema": "schema",
-    "HandOverReport": "handover",
-    "hand_over": "handover",
-    "quantize": "quantizing",
-    "RerankResult": "reranking",
-    "rerank": "reranking",
+    "JinaColbertEncoder": "encoder.model",
+    "Explanation": "scoring.explanation",
+    "TokenMatch": "scoring.explanation",
+    "explain": "scoring.explanation",
+    "MatryoshkaHeads": "encoder.heads",
+    "CollectionSchema": "engines.schema",
+    "HandOverReport": "collection.qdrant_import",
+    "hand_over": "collection.qdrant_import",
+    "quantize": "encoder.quantization",
+    "RerankResult": "scoring.rerank",
+    "rerank": "scoring.rerank",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from jcv2_plugin.errors import InvalidDocumentError
 
 if TYPE_CHECKING:
     # Imports the tokenizers, which reading or deleting needs none of.
-    from jcv2_plugin.explanation import Explanation
+    from jcv2_plugin.scoring.explanation import Explanation
 
 TEXT_KEY = "page_content"
 METADATA_KEY = "metadata"

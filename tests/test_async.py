@@ -16,7 +16,7 @@ from collection_samples import DIM, QUERIES, contents, documents, encoded, expec
 from qdrant_client import models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, asynchronous
-from jcv2_plugin.asynchronous import AsyncMethods
+from jcv2_plugin.collection.asynchronous import AsyncMethods
 from jcv2_plugin.engines.base import Matrix, Point
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcv2_plugin.batching import occupied_columns, plan_batches, take_rows
+from jcv2_plugin.encoder.batching import occupied_columns, plan_batches, take_rows
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from jcv2_plugin import Document
-from jcv2_plugin.beir import BeirDataset, BeirFormatError, Passage, iter_corpus
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.evaluation.beir import BeirDataset, BeirFormatError, Passage, iter_corpus
 
 CORPUS = [
     {"_id": "d1", "title": "Sea", "text": "The sea is salt."},

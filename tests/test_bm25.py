@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jcv2_plugin.beir import BeirDataset, Passage
-from jcv2_plugin.bm25 import UnknownLanguageError, bm25_run, tokenizer_for
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation.beir import BeirDataset, Passage
+from jcv2_plugin.evaluation.bm25 import UnknownLanguageError, bm25_run, tokenizer_for
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
-from jcv2_plugin.diversity import MOST_VECTORS, DocumentSimilarities, maximal_marginal_relevance, shortened
 from jcv2_plugin.errors import InvalidQueryError
+from jcv2_plugin.scoring.mmr import MOST_VECTORS, DocumentSimilarities, maximal_marginal_relevance, shortened
 
 ITEMS = documents(120)
 

@@ -18,11 +18,11 @@ from loopback_qdrant import LoopbackQdrant
 from typer.main import get_command
 
 import jcv2_plugin.cli
-import jcv2_trainer.cli
+import jcv2_trainer.cli.app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-APPS = {"jcv2": jcv2_plugin.cli.app, "jcv2-finetune": jcv2_trainer.cli.app}
+APPS = {"jcv2": jcv2_plugin.cli.app, "jcv2-finetune": jcv2_trainer.cli.app.app}
 OTHERS_COMMANDS = re.compile(r"(accelerate|pip|python)\s[^`]*")
 
 

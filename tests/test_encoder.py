@@ -12,6 +12,8 @@ from reference import maxsim
 from safetensors.torch import save_file
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.encoder.loading import transformer_kwargs
+from jcv2_plugin.encoder.tokens import scored_tokens
 from jcv2_plugin.errors import (
     DocumentTooLongError,
     InvalidOptionError,
@@ -19,8 +21,6 @@ from jcv2_plugin.errors import (
     ModelNotFoundError,
     UnknownDimError,
 )
-from jcv2_plugin.loading import transformer_kwargs
-from jcv2_plugin.tokens import scored_tokens
 
 TEXTS = [
     "A short one.",
@@ -44,7 +44,7 @@ class TestBatching:
         self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = mini.encode_document(TEXTS * 3, dim=32)
-        monkeypatch.setattr("jcv2_plugin.inference._WINDOW_TEXTS", 4)
+        monkeypatch.setattr("jcv2_plugin.encoder.inference._WINDOW_TEXTS", 4)
         for one, other in zip(expected, mini.encode_document(TEXTS * 3, dim=32), strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
-from jcv2_plugin.beir import BeirDataset, Passage
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.evaluation import EvaluationError, evaluate_collection, evaluate_run, measure_run
+from jcv2_plugin.evaluation.beir import BeirDataset, Passage
+from jcv2_plugin.evaluation.metrics import EvaluationError, evaluate_collection, evaluate_run, measure_run
 
 KEYS = ["ndcg@10", "recall@100", "mrr@10"]
 

@@ -10,8 +10,8 @@ import pytest
 from official_checkpoint import write_checkpoint
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, explain
+from jcv2_plugin.encoder.tokens import scored_tokens
 from jcv2_plugin.errors import InvalidDocumentError
-from jcv2_plugin.tokens import scored_tokens
 
 QUERY = "when does the ferry sail?"
 TEXT = "The ferry doesn't sail <b>before</b> noon; in winter, it stays in the harbour."

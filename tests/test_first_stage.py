@@ -13,12 +13,13 @@ import pytest
 from collection_samples import DIM, QUERIES, documents, encoded, group, okapi, store
 from qdrant_client import models
 
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder, searching
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.collection import search as searching
+from jcv2_plugin.encoder.windows import plain_tokenizer
 from jcv2_plugin.engines.base import Matrix, SearchRequest
+from jcv2_plugin.engines.first_stage import BM25_B, BM25_K1, BM25_LENGTH, Bm25Stage, SparseVector
+from jcv2_plugin.engines.muvera import Muvera
 from jcv2_plugin.errors import CollectionCorruptError, InvalidOptionError, InvalidQueryError
-from jcv2_plugin.first_stage import BM25_B, BM25_K1, BM25_LENGTH, Bm25Stage, SparseVector
-from jcv2_plugin.long_documents import plain_tokenizer
-from jcv2_plugin.muvera import Muvera
 
 DOCUMENTS = documents(300)
 STAGES = ("pooled", "muvera", "bm25", "hybrid")

@@ -14,13 +14,13 @@ from collection_samples import DIM, contents
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, hand_over, handover
-from jcv2_plugin.engines import client as client_engine
+from jcv2_plugin.collection.qdrant_import import Skipped, layouts, load_layout
+from jcv2_plugin.engines import qdrant as client_engine
 from jcv2_plugin.errors import (
     CollectionNotFoundError,
     InvalidDocumentError,
     InvalidOptionError,
 )
-from jcv2_plugin.handover import Skipped, layouts, load_layout
 
 UUID = "0b6a1a30-0000-4000-8000-{:012d}"
 

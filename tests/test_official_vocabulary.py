@@ -30,7 +30,7 @@ from transformers import XLMRobertaTokenizer
 from xlm_roberta import BEGIN, BY_LANGUAGE, END, MASK, PAD, UNKNOWN, ReferenceTokenizer, real_vocabulary
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.official import tensor_shapes
+from jcv2_plugin.encoder.official import tensor_shapes
 
 QUERY, DOCUMENT = 250_002, 250_003
 COMMA, FULL_STOP, SPACE = 4, 5, 6

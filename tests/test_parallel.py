@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.parallel import MOST_WORKERS, side_by_side
+from jcv2_plugin.encoder.parallel import MOST_WORKERS, side_by_side
 
 TEXTS = [f"Document {number} says {'many words ' * (number % 17)}." for number in range(60)]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.collection.planning import Workload, measured, parse_number, plan, vector_bytes
 from jcv2_plugin.documents import Document, payload_of, point_id
 from jcv2_plugin.engines.base import Point
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.planning import Workload, measured, parse_number, plan, vector_bytes
 
 SIZES = {
     "vector_bytes": {

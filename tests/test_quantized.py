@@ -23,14 +23,14 @@ from official_checkpoint import SENTENCES, TEXTS, write_checkpoint
 from sentence_transformers.base.modules import Transformer
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, quantize
+from jcv2_plugin.collection.workers import EncoderPool
+from jcv2_plugin.encoder.int8 import FOLDER, QuantizedTransformer
 from jcv2_plugin.errors import InvalidOptionError, MissingPackageError, ModelLayoutError
-from jcv2_plugin.quantized import FOLDER, QuantizedTransformer
-from jcv2_plugin.workers import EncoderPool
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
-from jcv2_plugin import quantizing  # noqa: E402
+from jcv2_plugin.encoder import quantization as quantizing  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 128

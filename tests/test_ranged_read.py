@@ -16,12 +16,12 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from official_checkpoint import write_checkpoint, write_sibling
 from safetensors.torch import load_file, save_file
 
-from jcv2_plugin import safetensors_io
-from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.encoder import safetensors_io
+from jcv2_plugin.encoder.hub import ModelSource
+from jcv2_plugin.encoder.model import JinaColbertEncoder
+from jcv2_plugin.encoder.official import load_heads
+from jcv2_plugin.encoder.safetensors_io import ReadRange, file_reader, hub_reader, read_header, read_tensor
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
-from jcv2_plugin.hub import ModelSource
-from jcv2_plugin.official import load_heads
-from jcv2_plugin.safetensors_io import ReadRange, file_reader, hub_reader, read_header, read_tensor
 
 REPOSITORY = "acme/tiny-colbert"
 HEAD = "linear.weight"

@@ -14,7 +14,8 @@ import server_site
 from collection_samples import DIM, QUERIES, documents, encoded, store
 from numpy.typing import NDArray
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, SearchHit, searching
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, SearchHit
+from jcv2_plugin.collection import search as searching
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import SearchRequest
 from jcv2_plugin.errors import InvalidQueryError

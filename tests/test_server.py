@@ -17,10 +17,10 @@ from server_site import Site
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
+from jcv2_plugin.engines.first_stage import FIRST_STAGES
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.engines.storage import STORAGES
 from jcv2_plugin.errors import CollectionError, CollectionExistsError, CollectionNotFoundError, InvalidOptionError
-from jcv2_plugin.first_stage import FIRST_STAGES
-from jcv2_plugin.schema import CollectionSchema
-from jcv2_plugin.storage import STORAGES
 
 ITEMS = documents(30)
 QUERY = "who sells bread at the market?"

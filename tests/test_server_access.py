@@ -15,7 +15,8 @@ from loopback_samples import remote
 from qdrant_client import QdrantClient
 from server_site import LOOPBACKS, Site, open_site
 
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder, places
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.collection import location as places
 from jcv2_plugin.engines.base import Matrix
 from jcv2_plugin.errors import (
     CollectionAccessError,

@@ -274,7 +274,7 @@ class TestExactness:
     ) -> None:
         """Documents are listed, by ids alone, since an estimate may be far off."""
         collection = strict("pooled", search_allow_exact=False)
-        monkeypatch.setattr("jcv2_plugin.engines.client._SCROLL_PAGE", 15)
+        monkeypatch.setattr("jcv2_plugin.engines.qdrant._SCROLL_PAGE", 15)
         assert (collection.count(), len(collection)) == (24, 24)
         assert collection.count(group("g7")) == 1
         assert collection.verify(sample=3).problems == []

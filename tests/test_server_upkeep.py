@@ -141,7 +141,7 @@ class TestUpkeep:
     ) -> None:
         collection = loopback.create(mini, first_stage="hybrid")
         store(collection, ITEMS, vectors)
-        monkeypatch.setattr("jcv2_plugin.migration.BATCH_DOCUMENTS", 10)
+        monkeypatch.setattr("jcv2_plugin.collection.migrate.BATCH_DOCUMENTS", 10)
         path = "/points" if loopback.kind == "rest" else "Points/Upsert"
 
         def break_down(number: int) -> None:

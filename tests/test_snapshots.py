@@ -17,11 +17,11 @@ from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, snapshots
+from jcv2_plugin.collection.snapshot import SnapshotError, check_snapshot, read_info, read_points
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import Matrix, Point
+from jcv2_plugin.engines.first_stage import SparseVector
 from jcv2_plugin.errors import CollectionCorruptError, CollectionExistsError
-from jcv2_plugin.first_stage import SparseVector
-from jcv2_plugin.snapshots import SnapshotError, check_snapshot, read_info, read_points
 
 ITEMS = [
     *documents(40),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.sources import PassageReader, SourceError, SourceFile, find_files, html_text
+from jcv2_plugin.collection.sources import PassageReader, SourceError, SourceFile, find_files, html_text
 
 
 def write(path: Path, text: str) -> Path:

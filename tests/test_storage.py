@@ -13,8 +13,8 @@ from collection_samples import QUERIES, documents, encoded, maxsim, store, store
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
+from jcv2_plugin.engines.storage import STORAGES, storage_profile
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.storage import STORAGES, storage_profile
 
 DIMS = (64, 128)
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from collection_samples import DIM, documents, encoded, store
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import Matrix, Point
-from jcv2_plugin.storage import storage_profile
+from jcv2_plugin.engines.storage import storage_profile
 
 ITEMS = documents(90)
 

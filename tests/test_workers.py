@@ -17,8 +17,8 @@ import torch
 from collection_samples import DIM, contents, documents, encoded, expected_contents, stored_vectors
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, workers
+from jcv2_plugin.collection.workers import EncoderPool, WorkerError, as_devices
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, ModelNotFoundError
-from jcv2_plugin.workers import EncoderPool, WorkerError, as_devices
 
 ITEMS = documents(40)
 

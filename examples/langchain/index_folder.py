@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.sources import PassageReader, find_files
+from jcv2_plugin.collection.sources import PassageReader, find_files
 from langchain_jcv2 import JinaColbertVectorStore
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

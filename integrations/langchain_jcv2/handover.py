@@ -10,9 +10,9 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection.opening import take_over
 from jcv2_plugin.documents import METADATA_KEY, TEXT_KEY
 from jcv2_plugin.errors import InvalidDocumentError
-from jcv2_plugin.opening import take_over
 from langchain_jcv2.vectorstores import JinaColbertVectorStore
 
 

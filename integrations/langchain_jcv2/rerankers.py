@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 
 import jcv2_plugin
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.long_documents import LongDocuments
+from jcv2_plugin.encoder.windows import LongDocuments
 from langchain_jcv2.documents import MATCHES_KEY, MAXSIM_KEY, RELEVANCE_KEY, scores_of, token_matches, with_metadata
 
 

@@ -16,9 +16,9 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
+from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
 from jcv2_plugin.documents import as_documents
-from jcv2_plugin.first_stage import FirstStage
-from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.engines.first_stage import FirstStage
 from langchain_jcv2.documents import (
     MATCHES_KEY,
     scores_of,

@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
+from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
 from jcv2_plugin.documents import as_documents
-from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
 from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 

@@ -13,8 +13,8 @@ from llama_index.core.vector_stores.utils import DEFAULT_TEXT_KEY, legacy_metada
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection.opening import take_over
 from jcv2_plugin.errors import InvalidDocumentError
-from jcv2_plugin.opening import take_over
 from llama_index_jcv2 import nodes
 from llama_index_jcv2.indices import JinaColbertIndex
 from llama_index_jcv2.opening import create_collection

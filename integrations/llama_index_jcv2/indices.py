@@ -18,7 +18,7 @@ from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
 from llama_index_jcv2.nodes import document_of, has_text, naming_sources, warn_of_nodes_without_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jcv2_plugin import ColbertCollection, opening
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.collection import opening
 from llama_index_jcv2.nodes import SOURCE_KEY
 
 

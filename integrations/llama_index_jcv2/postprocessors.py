@@ -14,8 +14,8 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
 from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
+from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
-from jcv2_plugin.long_documents import LongDocuments
 from llama_index_jcv2.nodes import embedded_text, has_text
 from llama_index_jcv2.results import ScoredNode
 

@@ -16,8 +16,8 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
 
 from jcv2_plugin import ColbertCollection, SearchHit
-from jcv2_plugin.first_stage import FirstStage
-from jcv2_plugin.opening import open_collection
+from jcv2_plugin.collection.opening import open_collection
+from jcv2_plugin.engines.first_stage import FirstStage
 from llama_index_jcv2.nodes import node_of
 from llama_index_jcv2.results import ScoredNode
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore

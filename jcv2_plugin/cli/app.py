@@ -103,7 +103,7 @@ def index(
     Text files are split into passages; .jsonl files hold a document a line, as {"_id", "title", "text"} (BEIR)
     or {"id", "text", "metadata"}.
     """
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.indexing import IndexOptions, run_index
     from jcv2_plugin.cli.opening import Wanted
 
@@ -157,7 +157,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Print the best passages, with the words that matched highlighted."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.searching import run_search
 
     run_search(
@@ -189,7 +189,7 @@ def explain(
     grpc: Grpc = False,
 ) -> None:
     """Show which document token each query token matched, and how well."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.searching import run_explain
 
     run_explain(
@@ -264,7 +264,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Print what a collection was made with, and how many documents it has."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.searching import run_info
 
     run_info(Connection(collection, name, api_key, timeout, grpc), as_json=as_json)

@@ -20,7 +20,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the collections of a server or in a folder, and what they were made with."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.listing import run_list
 
     run_list(Connection(location, api_key=api_key, timeout=timeout, grpc=grpc), as_json=as_json)
@@ -36,7 +36,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Print what a collection was made with, and how many documents it has; as jcv2 info."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.searching import run_info
 
     run_info(Connection(collection, name, api_key, timeout, grpc), as_json=as_json)
@@ -52,7 +52,7 @@ def drop(
     grpc: Grpc = False,
 ) -> None:
     """Remove a collection with all its documents."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.dropping import run_drop
 
     run_drop(Connection(collection, name, api_key, timeout, grpc), yes=yes)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 from qdrant_client import models
 
-from jcv2_plugin.cli.console import Connection, err, remark
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import locked, remove
 from jcv2_plugin.cli.listing import of_folder, on_server
+from jcv2_plugin.console import err, remark
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.errors import CollectionError, CollectionMismatchError, CollectionNotFoundError
 

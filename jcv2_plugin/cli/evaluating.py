@@ -13,13 +13,13 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.bm25 import bm25_run
-from jcv2_plugin.cli.console import print_table, progress_bar, quiet_libraries
-from jcv2_plugin.collection import ColbertCollection
-from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.console import print_table, progress_bar, quiet_libraries
+from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.errors import CollectionMismatchError
-from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.bm25 import bm25_run
+from jcv2_plugin.evaluation.metrics import evaluate_collection, evaluate_run
 
 KEYS = ("ndcg@10", "recall@100", "mrr@10")
 

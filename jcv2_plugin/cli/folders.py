@@ -14,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.engines.edge import DESCRIPTION
+from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.schema import CollectionSchema
 
 _JOURNAL = "ingest.journal"
 _LOCK = "lock"

@@ -76,7 +76,7 @@ def hand_over(
     The other collection is only read. Stopped, the same command goes on; repeated, it encodes only what is new or has
     changed.
     """
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.handing_over import Source, run_hand_over
     from jcv2_plugin.cli.opening import Wanted
 

@@ -13,11 +13,12 @@ from typing import Any
 import typer
 from qdrant_client import QdrantClient
 
-from jcv2_plugin.cli.console import Connection, out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.opening import Wanted, open_or_create
-from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.qdrant_import import DocumentOf, HandOverReport, hand_over, load_layout, open_source
+from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.handover import DocumentOf, HandOverReport, hand_over, load_layout, open_source
 
 _LOCAL_DESCRIPTION = "meta.json"
 _NOTHING = 1

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jcv2_plugin.cli.console import Connection, out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import journal_of
 from jcv2_plugin.cli.opening import Wanted, open_or_create
 from jcv2_plugin.cli.seen import SeenIds
 from jcv2_plugin.cli.stream import DocumentStream, remove_stale
-from jcv2_plugin.collection import ColbertCollection
-from jcv2_plugin.journal import IngestJournal
-from jcv2_plugin.sources import PassageReader, SourceFile, find_files
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.journal import IngestJournal
+from jcv2_plugin.collection.sources import PassageReader, SourceFile, find_files
+from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.console import Connection, out, print_table
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import is_described, read_schema
+from jcv2_plugin.console import out, print_table
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.edge import EdgeEngine
+from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.schema import METADATA_FIELD, CollectionSchema
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

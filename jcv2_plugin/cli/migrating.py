@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from jcv2_plugin.cli.console import Connection, progress_bar, quiet_libraries, remark
+from jcv2_plugin.cli.connection import Connection
+from jcv2_plugin.console import progress_bar, quiet_libraries, remark
+from jcv2_plugin.engines.first_stage import FIRST_STAGES
+from jcv2_plugin.engines.storage import storage_profile
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.first_stage import FIRST_STAGES
-from jcv2_plugin.storage import storage_profile
 
 if TYPE_CHECKING:
-    from jcv2_plugin.first_stage import FirstStage
-    from jcv2_plugin.storage import Storage
+    from jcv2_plugin.engines.first_stage import FirstStage
+    from jcv2_plugin.engines.storage import Storage
 
 
 @dataclass(frozen=True)

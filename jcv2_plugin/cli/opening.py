@@ -9,16 +9,17 @@ from typing import Any
 import typer
 from qdrant_client import models
 
-from jcv2_plugin.cli.console import Connection, quiet_libraries
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import OFFICIAL
-from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.sources import FILE_KEY
+from jcv2_plugin.console import quiet_libraries
 from jcv2_plugin.documents import ID_KEY, TEXT_KEY
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
-from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.first_stage import FIRST_STAGES
+from jcv2_plugin.engines.qdrant import ClientEngine
+from jcv2_plugin.engines.storage import storage_profile
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError, InvalidOptionError
-from jcv2_plugin.first_stage import FIRST_STAGES
-from jcv2_plugin.sources import FILE_KEY
-from jcv2_plugin.storage import storage_profile
 
 _METADATA = "metadata."
 _FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)
@@ -128,7 +129,7 @@ def open_or_create(connection: Connection, wanted: Wanted) -> ColbertCollection:
 
 def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
     quiet_libraries()
-    from jcv2_plugin.encoder import JinaColbertEncoder
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     encoder = JinaColbertEncoder.from_pretrained(
         wanted.model or OFFICIAL,

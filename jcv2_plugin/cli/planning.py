@@ -10,8 +10,8 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from jcv2_plugin.cli.console import err, out, quiet_libraries
-from jcv2_plugin.planning import Plan, Workload, parse_number, plan
+from jcv2_plugin.collection.planning import Plan, Workload, parse_number, plan
+from jcv2_plugin.console import err, out, quiet_libraries
 
 _GIB = 2**30
 _PROBE_SECONDS = 3.0
@@ -67,7 +67,7 @@ def run_plan(options: PlanOptions) -> None:
 
 def measure_speed(model: str, tokens: float, device: str | None) -> float:
     """Tokens a second that a model encodes here, of texts of about so many tokens, in a few seconds."""
-    from jcv2_plugin.encoder import JinaColbertEncoder
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     quiet_libraries()
     encoder = JinaColbertEncoder.from_pretrained(model, device=device)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jcv2_plugin.cli.console import quiet_libraries, remark
-from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.collection.sources import PassageReader, SourceError, SourceFile, find_files
+from jcv2_plugin.console import quiet_libraries, remark
+from jcv2_plugin.encoder.int8 import FOLDER
+from jcv2_plugin.encoder.model import JinaColbertEncoder
+from jcv2_plugin.encoder.quantization import quantize, require_packages
 from jcv2_plugin.files import check_new_folder, new_folder
-from jcv2_plugin.quantized import FOLDER
-from jcv2_plugin.quantizing import quantize, require_packages
-from jcv2_plugin.sources import PassageReader, SourceError, SourceFile, find_files
 
 
 def run_quantize(model: str, sources: Sequence[str], out: Path, *, samples: int, chunk_tokens: int) -> None:

@@ -12,13 +12,14 @@ from qdrant_client import models
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.console import Connection, out, print_table, quiet_libraries
-from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.cli.connection import Connection
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.console import out, print_table, quiet_libraries
 from jcv2_plugin.documents import SearchHit
-from jcv2_plugin.explanation import Explanation, explain
+from jcv2_plugin.scoring.explanation import Explanation, explain
 
 if TYPE_CHECKING:
-    from jcv2_plugin.first_stage import FirstStage
+    from jcv2_plugin.engines.first_stage import FirstStage
 
 _HIGHLIGHT = "bold dark_orange3"
 
@@ -112,7 +113,7 @@ def run_explain(
         raise typer.BadParameter("Give either --collection or --text.")
     if connection is None:
         quiet_libraries()
-        from jcv2_plugin.encoder import JinaColbertEncoder
+        from jcv2_plugin.encoder.model import JinaColbertEncoder
 
         encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
         explanation, title = explain(encoder, query, str(text), dim=dim, long_documents="split"), "the text given"

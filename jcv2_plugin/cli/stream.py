@@ -7,11 +7,11 @@ from pathlib import Path
 
 from qdrant_client import models
 
-from jcv2_plugin.cli.console import remark
 from jcv2_plugin.cli.seen import SeenIds
-from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.sources import FILE_KEY, PassageReader, SourceError, SourceFile, source_name
+from jcv2_plugin.console import remark
 from jcv2_plugin.documents import ID_KEY, Document
-from jcv2_plugin.sources import FILE_KEY, PassageReader, SourceError, SourceFile, source_name
 
 _FILES_A_FILTER = 100
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jcv2_plugin.study.base import STUDIES, StudyError
-from jcv2_plugin.study.options import (
+from jcv2_plugin.evaluation.study.base import STUDIES, StudyError
+from jcv2_plugin.evaluation.study.options import (
     DATA,
     Data,
     Device,
@@ -87,9 +87,9 @@ def matryoshka(
     force: Force = False,
 ) -> None:
     """Quality, bytes and time of scoring at each Matryoshka dimension, by set, language and document length."""
-    from jcv2_plugin.study.matryoshka import MatryoshkaStudy
-    from jcv2_plugin.study.retrieval import Sampling, load_encoder
-    from jcv2_plugin.study.running import run_study
+    from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
+    from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
+    from jcv2_plugin.evaluation.study.running import run_study
 
     wanted = None if dims is None else tuple(number(one, "--dims") for one in listed(dims))
     encoder = load_encoder(model, dims=wanted, device=device, document_length=document_length)
@@ -113,9 +113,9 @@ def languages(
     force: Force = False,
 ) -> None:
     """A model beside BM25 in each language, and across languages."""
-    from jcv2_plugin.study.languages import LanguagesStudy
-    from jcv2_plugin.study.retrieval import Sampling, load_encoder
-    from jcv2_plugin.study.running import run_study
+    from jcv2_plugin.evaluation.study.languages import LanguagesStudy
+    from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
+    from jcv2_plugin.evaluation.study.running import run_study
 
     encoder = load_encoder(model, dims=dim, device=device, document_length=document_length)
     sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
@@ -139,9 +139,9 @@ def masks(
     force: Force = False,
 ) -> None:
     """Queries padded with attended [MASK] tokens, with unattended ones, and with none, by query length."""
-    from jcv2_plugin.study.masks import MasksStudy
-    from jcv2_plugin.study.retrieval import Sampling, load_encoder
-    from jcv2_plugin.study.running import run_study
+    from jcv2_plugin.evaluation.study.masks import MasksStudy
+    from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
+    from jcv2_plugin.evaluation.study.running import run_study
 
     encoder = load_encoder(model, dims=dim, device=device, document_length=document_length)
     sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
@@ -176,8 +176,8 @@ def lengths(
     force: Force = False,
 ) -> None:
     """Time and memory by length and batch, of kinds of attention, and of rotary against absolute positions."""
-    from jcv2_plugin.study.lengths import LengthsStudy, Limits, Network
-    from jcv2_plugin.study.running import run_study
+    from jcv2_plugin.evaluation.study.lengths import LengthsStudy, Limits, Network
+    from jcv2_plugin.evaluation.study.running import run_study
 
     network = Network.of(layers, hidden, heads, dtype=dtype, device=device)
     study = LengthsStudy(

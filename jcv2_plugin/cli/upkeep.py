@@ -8,10 +8,11 @@ from pathlib import Path
 
 import typer
 
-from jcv2_plugin.cli.console import Connection, out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import journal_of
-from jcv2_plugin.collection import ColbertCollection
-from jcv2_plugin.snapshots import read_info
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.snapshot import read_info
+from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 
 
 def run_verify(connection: Connection, *, sample: int, device: str | None, as_json: bool) -> None:

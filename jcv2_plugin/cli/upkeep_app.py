@@ -46,7 +46,7 @@ def migrate(
     The new collection is built beside the old one, which is searched until the new one takes its place. Stopped
     before that, nothing has changed, and the same command goes on where it stopped.
     """
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.migrating import MigrateOptions, run_migrate
 
     run_migrate(
@@ -75,7 +75,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every document of a collection, and encode some anew; exit status 1 if anything is wrong."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.upkeep import run_verify
 
     run_verify(Connection(collection, name, api_key, timeout, grpc), sample=sample, device=device, as_json=as_json)
@@ -90,7 +90,7 @@ def snapshot(
     grpc: Grpc = False,
 ) -> None:
     """Write a whole collection to one file, from which it can be restored anywhere without encoding."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.upkeep import run_snapshot
 
     run_snapshot(file, Connection(collection, name, api_key, timeout, grpc))
@@ -107,7 +107,7 @@ def restore(
     retries: Retries = None,
 ) -> None:
     """Make a collection of a snapshot, in a folder or on a server; nothing is encoded."""
-    from jcv2_plugin.cli.console import Connection
+    from jcv2_plugin.cli.connection import Connection
     from jcv2_plugin.cli.upkeep import run_restore
 
     run_restore(file, Connection(collection, name, api_key, timeout, grpc, retries), overwrite=overwrite)

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin.engines.failures import failure_of
+from jcv2_plugin.engines.schema import METADATA_FIELD
 from jcv2_plugin.errors import CollectionError
-from jcv2_plugin.schema import METADATA_FIELD
 
 T = TypeVar("T")
 

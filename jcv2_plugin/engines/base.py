@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector
+from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.first_stage import SparseVector, StageVector
-from jcv2_plugin.schema import VECTOR_NAME, CollectionSchema
 
 PayloadIndex = Literal["keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"]
 PAYLOAD_INDEXES: tuple[PayloadIndex, ...] = get_args(PayloadIndex)

@@ -20,7 +20,9 @@ from qdrant_client import models
 
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes, record_of
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
-from jcv2_plugin.engines.filters import to_edge_filter
+from jcv2_plugin.engines.edge_filters import to_edge_filter
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
     CollectionCorruptError,
     CollectionError,
@@ -29,8 +31,6 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
 )
 from jcv2_plugin.files import write_atomically
-from jcv2_plugin.schema import CollectionSchema
-from jcv2_plugin.storage import oversampling_of
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from typing import Any
 import qdrant_edge as edge
 
 from jcv2_plugin.engines.base import Matrix, Point, SearchRequest
-from jcv2_plugin.first_stage import SparseVector, StageVector, stage_sizes
-from jcv2_plugin.schema import VECTOR_NAME, CollectionSchema
-from jcv2_plugin.storage import storage_profile
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
+from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
+from jcv2_plugin.engines.storage import storage_profile
 
 _DATATYPES = {
     "float16": edge.VectorStorageDatatype.Float16,

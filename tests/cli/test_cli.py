@@ -11,8 +11,8 @@ from cli_helpers import SHIPS, jcv2, run, run_json
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.cli import _AS_OPTIONS
+from jcv2_plugin.collection.sources import SourceError
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
-from jcv2_plugin.sources import SourceError
 
 
 def sources(collection: Path) -> list[str]:

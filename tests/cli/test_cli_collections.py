@@ -12,8 +12,8 @@ import pytest
 from cli_helpers import MINI, PROGRAM, jcv2, run, run_both, run_json, wait_until
 
 from jcv2_plugin import ColbertCollection
+from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.schema import CollectionSchema
 
 
 class TestList:

@@ -14,7 +14,7 @@ from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, handover
-from jcv2_plugin.cli.console import Connection
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.handing_over import Source
 from jcv2_plugin.errors import (
     CollectionLockedError,

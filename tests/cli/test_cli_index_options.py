@@ -13,10 +13,10 @@ import qdrant_edge
 from cli_helpers import MINI, ids, jcv2, run, run_both, run_json, write_rows
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection.sources import FILE_KEY, SourceError
 from jcv2_plugin.documents import payload_of, point_id
 from jcv2_plugin.engines.base import Point
 from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError
-from jcv2_plugin.sources import FILE_KEY, SourceError
 
 
 def payload_indexes(folder: Path) -> dict[str, str]:

@@ -8,8 +8,8 @@ import pytest
 from cli_helpers import run as run_command
 
 from jcv2_plugin.cli.planning import size
+from jcv2_plugin.collection.planning import Workload, plan
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.planning import Workload, plan
 
 
 def run(*arguments: str) -> str:

@@ -12,8 +12,9 @@ from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, places
-from jcv2_plugin.cli.console import Connection
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.cli.connection import Connection
+from jcv2_plugin.collection import location as places
 from jcv2_plugin.errors import (
     CollectionAccessError,
     CollectionError,
@@ -243,7 +244,7 @@ class TestUpkeep:
     def test_a_restore_that_fails_halfway_says_so(
         self, url: str, server: LoopbackQdrant, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("jcv2_plugin.snapshots._FLOATS_A_PART", 3000)
+        monkeypatch.setattr("jcv2_plugin.collection.snapshot._FLOATS_A_PART", 3000)
         run("snapshot", "-c", url, "documents.snapshot")
         monkeypatch.setattr(server, "check_key", refuse_after(server, 2, "/points"))
         said: list[str] = []

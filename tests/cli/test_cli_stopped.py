@@ -11,7 +11,7 @@ import pytest
 from cli_helpers import MINI, jcv2, run, run_both, run_json, start, wait_until, write_rows
 from loopback_qdrant import LoopbackQdrant
 
-from jcv2_plugin.journal import JournalError
+from jcv2_plugin.collection.journal import JournalError
 
 DOCUMENTS = 3000
 

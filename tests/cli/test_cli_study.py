@@ -14,9 +14,9 @@ from cli_helpers import PROGRAM, jcv2, run, run_both, wait_until
 from study_samples import Counting, write_sets
 
 from jcv2_plugin.cli import study_app
-from jcv2_plugin.study import StudyError, run_study
-from jcv2_plugin.study.options import Force, Out
-from jcv2_plugin.study.record import read
+from jcv2_plugin.evaluation.study import StudyError, run_study
+from jcv2_plugin.evaluation.study.options import Force, Out
+from jcv2_plugin.evaluation.study.record import read
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import create_model
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin.engines.filters import to_edge_filter
+from jcv2_plugin.engines.edge_filters import to_edge_filter
 from jcv2_plugin.errors import Jcv2Error, UnsupportedFilterError
 
 Field, Filter = models.FieldCondition, models.Filter

@@ -15,7 +15,7 @@ from loopback_qdrant import LoopbackQdrant
 from loopback_samples import FakeRpcError, params, points, query, topic
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin.engines.transport import Retry, translated_errors
+from jcv2_plugin.engines.retries import Retry, translated_errors
 from jcv2_plugin.errors import (
     CollectionAccessError,
     CollectionError,

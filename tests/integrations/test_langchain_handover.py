@@ -12,6 +12,7 @@ from qdrant_client import QdrantClient, models
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection
+from jcv2_plugin.collection.qdrant_import import load_layout
 from jcv2_plugin.errors import (
     CollectionCorruptError,
     CollectionMismatchError,
@@ -19,7 +20,6 @@ from jcv2_plugin.errors import (
     InvalidDocumentError,
     InvalidOptionError,
 )
-from jcv2_plugin.handover import load_layout
 from langchain_jcv2 import JinaColbertVectorStore, from_qdrant
 from langchain_jcv2.handover import document_of
 

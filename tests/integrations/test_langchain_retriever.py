@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, CollectionSchema
-from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionNotFoundError,

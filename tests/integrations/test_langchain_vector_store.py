@@ -16,7 +16,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests, Vector
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, CollectionSchema
-from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionMismatchError,

@@ -13,13 +13,13 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection
+from jcv2_plugin.collection.qdrant_import import hand_over, load_layout
 from jcv2_plugin.errors import (
     CollectionMismatchError,
     CollectionNotFoundError,
     InvalidDocumentError,
     InvalidOptionError,
 )
-from jcv2_plugin.handover import hand_over, load_layout
 from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore, from_qdrant
 from llama_index_jcv2.handover import document_of
 

@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcv2_plugin.study import StudyError
-from jcv2_plugin.study.intervals import Interval, difference, interval, mean_over_sets, median_interval, share
+from jcv2_plugin.evaluation.study import StudyError
+from jcv2_plugin.evaluation.study.intervals import (
+    Interval,
+    difference,
+    interval,
+    mean_over_sets,
+    median_interval,
+    share,
+)
 
 
 def test_equal_values_have_no_spread() -> None:

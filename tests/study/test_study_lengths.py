@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from jcv2_plugin.encoder.official import DEFAULT_ROPE_THETA
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.official import DEFAULT_ROPE_THETA
-from jcv2_plugin.study import Cell, Measured, StudyError, Table, lengths, run_study
-from jcv2_plugin.study.length_worker import build
-from jcv2_plugin.study.lengths import LengthsStudy, Limits, Network, _watch, flash_missing
-from jcv2_plugin.study.lengths_report import PASS_MEMORY, TO_ABSOLUTE, TO_BATCH, TO_LENGTH, TO_SDPA
-from jcv2_plugin.study.record import read, results_of
+from jcv2_plugin.evaluation.study import Cell, Measured, StudyError, Table, lengths, run_study
+from jcv2_plugin.evaluation.study.length_worker import build
+from jcv2_plugin.evaluation.study.lengths import LengthsStudy, Limits, Network, _watch, flash_missing
+from jcv2_plugin.evaluation.study.lengths_report import PASS_MEMORY, TO_ABSOLUTE, TO_BATCH, TO_LENGTH, TO_SDPA
+from jcv2_plugin.evaluation.study.record import read, results_of
 
 SMALL = Network(1, 16, 2, "float32", "cpu")
 

@@ -13,8 +13,8 @@ import pytest
 import typer
 from study_samples import Counting
 
-from jcv2_plugin.study import Cell, Measured, StudyError, run_study
-from jcv2_plugin.study.record import Record, locked, read
+from jcv2_plugin.evaluation.study import Cell, Measured, StudyError, run_study
+from jcv2_plugin.evaluation.study.record import Record, locked, read
 
 
 def cells(out: Path) -> list[int]:
@@ -93,7 +93,7 @@ def test_a_killed_run_loses_one_cell_at_most(tmp_path: Path) -> None:
         import sys, time
         sys.path.insert(0, sys.argv[1])
         from study_samples import Counting
-        from jcv2_plugin.study import run_study
+        from jcv2_plugin.evaluation.study import run_study
         class Slow(Counting):
             def measure(self, cell):
                 print(cell.parameters["number"], flush=True)

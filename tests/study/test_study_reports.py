@@ -12,17 +12,17 @@ import pytest
 from study_samples import Counting, write_sets
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.study import Result, Study, StudyError, Table, rendering, run_study
-from jcv2_plugin.study.base import Chart
-from jcv2_plugin.study.charts import Bars, bar_chart, dot_chart
-from jcv2_plugin.study.intervals import Interval
-from jcv2_plugin.study.languages import LanguagesStudy, by_language_table, languages_table
-from jcv2_plugin.study.masks import MasksStudy
-from jcv2_plugin.study.matryoshka import MatryoshkaStudy
-from jcv2_plugin.study.matryoshka_report import Head, kept_table, languages_of, lengths_of, scenarios
-from jcv2_plugin.study.record import read, results_of
-from jcv2_plugin.study.rendering import shown
-from jcv2_plugin.study.retrieval import Sampling
+from jcv2_plugin.evaluation.study import Result, Study, StudyError, Table, rendering, run_study
+from jcv2_plugin.evaluation.study.base import Chart
+from jcv2_plugin.evaluation.study.charts import Bars, bar_chart, dot_chart
+from jcv2_plugin.evaluation.study.intervals import Interval
+from jcv2_plugin.evaluation.study.languages import LanguagesStudy, by_language_table, languages_table
+from jcv2_plugin.evaluation.study.masks import MasksStudy
+from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
+from jcv2_plugin.evaluation.study.matryoshka_report import Head, kept_table, languages_of, lengths_of, scenarios
+from jcv2_plugin.evaluation.study.record import read, results_of
+from jcv2_plugin.evaluation.study.rendering import shown
+from jcv2_plugin.evaluation.study.retrieval import Sampling
 
 
 class Reader(HTMLParser):

@@ -10,14 +10,14 @@ from pytest_mock import MockerFixture
 from study_samples import write_set, write_sets
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.bm25 import bm25_run
-from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
-from jcv2_plugin.study import Cell, Result, StudyError
-from jcv2_plugin.study.languages import LanguagesStudy
-from jcv2_plugin.study.masks import MasksStudy
-from jcv2_plugin.study.matryoshka import MatryoshkaStudy
-from jcv2_plugin.study.retrieval import Sampling, by_bucket, by_language, number_of_queries, paired
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.bm25 import bm25_run
+from jcv2_plugin.evaluation.metrics import evaluate_collection, evaluate_run
+from jcv2_plugin.evaluation.study import Cell, Result, StudyError
+from jcv2_plugin.evaluation.study.languages import LanguagesStudy
+from jcv2_plugin.evaluation.study.masks import MasksStudy
+from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
+from jcv2_plugin.evaluation.study.retrieval import Sampling, by_bucket, by_language, number_of_queries, paired
 
 
 def sampling(data: Path, sets: tuple[str, ...] = ("one", "two"), **changes: object) -> Sampling:

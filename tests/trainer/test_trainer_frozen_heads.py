@@ -14,9 +14,10 @@ from sentence_transformers.util.similarity import maxsim
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_trainer.cli import app
-from jcv2_trainer.frozen_heads import (
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_trainer.cli.app import app
+from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.heads.frozen import (
     Example,
     FrozenTexts,
     TokenStates,
@@ -26,8 +27,7 @@ from jcv2_trainer.frozen_heads import (
     train_heads,
     whitened_heads,
 )
-from jcv2_trainer.lines import DataError
-from jcv2_trainer.principal_heads import load_backbone, principal_heads
+from jcv2_trainer.heads.principal import load_backbone, principal_heads
 
 HIDDEN = 12
 LENGTHS = [3, 1, 5]

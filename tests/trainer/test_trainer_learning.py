@@ -12,10 +12,10 @@ import pytest
 import torch
 from training_samples import settings, write_jsonl
 
-from jcv2_trainer.report import Report
-from jcv2_trainer.requests import Request
-from jcv2_trainer.rows import Row, read_rows
-from jcv2_trainer.training import train
+from jcv2_trainer.data.rows import Row, read_rows
+from jcv2_trainer.training.report import Report
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.train import train
 
 SEEDS = (1, 2, 3)
 MARGIN = 0.01

@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_plugin.shipped import shipped_model
-from jcv2_trainer.cli import app
+from jcv2_trainer.cli.app import app
 from jcv2_trainer.folders import replacing
-from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
+from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, second_moment
 
 TEXTS = [
     "Who wrote the first computer program?",

@@ -17,10 +17,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jcv2_trainer.check import check_file
-from jcv2_trainer.data import DataError, sample_texts
-from jcv2_trainer.lines import read_lines
-from jcv2_trainer.records import normalise, read_entries, read_records
+from jcv2_trainer.data.check import check_file
+from jcv2_trainer.data.lines import read_lines
+from jcv2_trainer.data.reading import DataError, sample_texts
+from jcv2_trainer.data.records import normalise, read_entries, read_records
 
 ROWS: list[dict[str, Any]] = [
     {"query": f"q{i}", "positive": f"p{i}\u2028", "negatives": [f"n{i}", "m"], "scores": [2.0, 1.0, 0.5]}
@@ -136,7 +136,7 @@ def test_a_zst_file_that_expands_far_is_read_in_little_memory(tmp_path):
         for _ in range(400):
             file.write(b"x" * 2**20 + b"\n")
     code = (
-        "import resource, sys; from pathlib import Path; from jcv2_trainer.lines import read_lines\n"
+        "import resource, sys; from pathlib import Path; from jcv2_trainer.data.lines import read_lines\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "count = sum(1 for _ in read_lines(Path(sys.argv[1])))\n"
         "print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
@@ -151,7 +151,7 @@ def test_without_zstandard_the_error_says_what_to_install(tmp_path):
     path = save(tmp_path, "jsonl.zst", ROWS[:1])
     code = (
         "import sys; sys.modules['zstandard'] = None\n"
-        "from pathlib import Path; from jcv2_trainer.lines import read_lines\n"
+        "from pathlib import Path; from jcv2_trainer.data.lines import read_lines\n"
         "list(read_lines(Path(sys.argv[1])))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)

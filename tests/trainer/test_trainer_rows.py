@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcv2_trainer.check import FIELDS, KINDS, row_faults
-from jcv2_trainer.data import DataError
-from jcv2_trainer.rows import Row, read_rows
+from jcv2_trainer.data.check import FIELDS, KINDS, row_faults
+from jcv2_trainer.data.reading import DataError
+from jcv2_trainer.data.rows import Row, read_rows
 
 PAIR = {"query": " who?", "positive": "she"}
 

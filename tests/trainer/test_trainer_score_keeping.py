@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_trainer import score_keeping
-from jcv2_trainer.principal_heads import load_backbone, principal_heads
-from jcv2_trainer.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_trainer.heads import score_keeping
+from jcv2_trainer.heads.principal import load_backbone, principal_heads
+from jcv2_trainer.heads.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
 
 ROOT = Path(__file__).parents[2]
 DIMS = (64, 16, 384)

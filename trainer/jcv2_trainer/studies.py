@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jcv2_plugin.study.options import Device, Force, Model, Out, listed, number
+from jcv2_plugin.evaluation.study.options import Device, Force, Model, Out, listed, number
 
 
 def recipe(
@@ -30,8 +30,8 @@ def recipe(
     force: Force = False,
 ) -> None:
     """Two stages against one, at equal steps: pairs then triplets, either alone, both at once; tied against untied."""
-    from jcv2_plugin.study.running import run_study
-    from jcv2_trainer.recipe_study import Budget, RecipeStudy
+    from jcv2_plugin.evaluation.study.running import run_study
+    from jcv2_trainer.training.recipe_study import Budget, RecipeStudy
 
     wanted = None if dims is None else tuple(number(one, "--dims") for one in listed(dims))
     budget = Budget(trained, steps, batch_size, negatives, document_length, queries)

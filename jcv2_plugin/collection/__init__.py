@@ -1,0 +1,1 @@
+"""Collections of multivectors: opening, writing, searching, and keeping them in order."""

@@ -1,0 +1,231 @@
+"""Documents of a foreign Qdrant collection, such as one of dense vectors, into one of ours.
+
+Their payloads are read and their texts encoded: a multivector cannot be made of a dense vector. What document is in a
+payload is said by a function; those of well-known layouts are found by name, as entry points of the group
+``jcv2_plugin.layouts``, which any installed package may have.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from qdrant_client import QdrantClient, models
+
+from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS
+from jcv2_plugin.documents import Document
+from jcv2_plugin.engines.qdrant import ClientEngine
+from jcv2_plugin.errors import CollectionNotFoundError, InvalidDocumentError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.collection.collection import ColbertCollection
+
+DocumentOf = Callable[[str, Mapping[str, Any]], Document | None]
+"""Of a point's id and payload its document, or None where it has none."""
+
+LAYOUTS = "jcv2_plugin.layouts"
+"""The group of entry points."""
+_SKIPPED_NAMED = 10
+_KEYS_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A point that was left out, by its id in the source, and why."""
+
+    point_id: str
+    reason: str
+
+
+@dataclass
+class HandOverReport:
+    """What :func:`hand_over` did.
+
+    Attributes:
+        read: Points of the source.
+        written: Documents encoded and stored.
+        unchanged: Documents that were stored just so already, as by an earlier call.
+        skipped: Points left out, since they hold no text.
+        first_skipped: The first ten of these.
+    """
+
+    read: int = 0
+    written: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    first_skipped: list[Skipped] = field(default_factory=list)
+
+
+def hand_over(
+    source: QdrantClient,
+    source_name: str,
+    target: ColbertCollection,
+    document_of: DocumentOf,
+    *,
+    filter: models.Filter | None = None,
+    batch_documents: int = BATCH_DOCUMENTS,
+    progress: Callable[[int], None] | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    workers: int | Sequence[str] = 0,
+) -> HandOverReport:
+    """Add the documents of another Qdrant collection to one of ours.
+
+    The source is read page by page, without its vectors, and never written to. The target may hold documents already;
+    those of the same ids are replaced. A call that was stopped, even killed, is repeated to go on: what is stored is
+    not encoded again.
+
+    Args:
+        source: Where the other collection is.
+        source_name: Its name, or an alias of it.
+        target: The collection to add to.
+        document_of: Says what document a point is, given its id and payload; None leaves the point out, as does a
+            blank text. A document without an id gets the point's. See :func:`load_layout` for those of well-known
+            layouts.
+        filter: Take only the points that it selects.
+        batch_documents: As for :meth:`ColbertCollection.ingest`.
+        progress: Called after each batch with the number of points done since the last call, skipped ones included.
+        journal: As for :meth:`ColbertCollection.ingest`.
+        workers: As for :meth:`ColbertCollection.ingest`.
+
+    Raises:
+        CollectionNotFoundError: There is no such source.
+        InvalidOptionError: Source and target are the same collection.
+        InvalidDocumentError: A document cannot be stored; those of the batches before it are.
+    """
+    if not callable(document_of):
+        raise InvalidOptionError(
+            f"document_of must be a function of a point's id and payload, got {document_of!r:.80}. For a layout by "
+            "name, take load_layout(name)."
+        )
+    engine = open_source(source, source_name)
+    _check_different(engine, target)
+    reader = _Reader(document_of)
+    done = target.ingest(
+        reader.documents(engine, filter),
+        batch_documents=batch_documents,
+        progress=None if progress is None else lambda stored: progress(stored + reader.newly_skipped()),
+        journal=journal,
+        workers=workers,
+    )
+    if progress is not None and (rest := reader.newly_skipped()):
+        progress(rest)
+    report = reader.report
+    report.written, report.unchanged = done.written, done.unchanged
+    return report
+
+
+def open_source(client: QdrantClient, name: str) -> ClientEngine:
+    """The other collection, to be read.
+
+    Raises:
+        CollectionNotFoundError: There is none of this name.
+    """
+    try:
+        return ClientEngine.open(client, name)
+    except CollectionNotFoundError as error:
+        found = str(error).removesuffix(" Create it first.")
+        raise CollectionNotFoundError(f"Nothing to hand over: {found} Check the source's name.") from error
+
+
+class _Reader:
+    """Turns points into documents, and counts."""
+
+    def __init__(self, document_of: DocumentOf) -> None:
+        self.report = HandOverReport()
+        self._document_of = document_of
+        self._told = 0
+
+    def documents(self, engine: ClientEngine, filter: models.Filter | None) -> Iterator[Document]:
+        """Those of all points that a filter selects, in the order of their ids."""
+        for record in engine.scroll(filter, with_payload=True):
+            self.report.read += 1
+            document = self._document_of(record.id, record.payload)
+            if document is not None and not isinstance(document, Document):
+                raise InvalidDocumentError(
+                    f"document_of gave {type(document).__name__} for the point {record.id!r}. It must give a Document, "
+                    "or None to leave the point out."
+                )
+            if document is None:
+                self._skip(record.id, f"no document in its payload, whose keys are {_named(record.payload)}")
+            elif isinstance(document.text, str) and not document.text.strip():
+                self._skip(record.id, "its text is blank")
+            else:
+                yield document if document.id is not None else replace(document, id=record.id)
+
+    def newly_skipped(self) -> int:
+        """How many were left out since this was asked last."""
+        new, self._told = self.report.skipped - self._told, self.report.skipped
+        return new
+
+    def _skip(self, point_id: str, reason: str) -> None:
+        self.report.skipped += 1
+        if len(self.report.first_skipped) < _SKIPPED_NAMED:
+            self.report.first_skipped.append(Skipped(point_id, reason))
+
+
+def _named(payload: Mapping[str, Any]) -> str:
+    keys = sorted(map(str, payload))
+    return ", ".join(map(repr, keys[:_KEYS_NAMED])) + (", ..." if len(keys) > _KEYS_NAMED else "") or "none"
+
+
+def _check_different(source: ClientEngine, target: ColbertCollection) -> None:
+    into = target._engine
+    if not isinstance(into, ClientEngine) or into.physical != source.physical:
+        return
+    if into.client is source.client or (not source.is_local and into.address == source.address):
+        raise InvalidOptionError(f"{into.place} is both source and target. Hand over to a collection of another name.")
+
+
+def layouts() -> list[str]:
+    """The names of the layouts that installed packages can read, for :func:`load_layout`."""
+    return sorted({one.name for one in entry_points(group=LAYOUTS)})
+
+
+def load_layout(name: str, options: Mapping[str, Any] | None = None) -> DocumentOf:
+    """The function that says what document is in a point of a well-known layout, for :func:`hand_over`.
+
+    Args:
+        name: One of :func:`layouts`.
+        options: Keyword arguments for the layout's function, such as the payload key of the text.
+
+    Raises:
+        InvalidOptionError: There is no such layout, what it needs is not installed, or it has no such option.
+    """
+    found = [one for one in entry_points(group=LAYOUTS) if one.name == name]
+    if not found:
+        there = f"Installed are {layouts()}" if layouts() else "None is installed"
+        raise InvalidOptionError(
+            f"There is no layout {name!r}. {there}; for another layout give hand_over a function of your own."
+        )
+    try:
+        document_of = found[0].load()
+    except ImportError as error:
+        raise InvalidOptionError(
+            f"The layout {name!r} needs a package that is not installed ({error}). Install it with: "
+            f"pip install {_requirement(found[0])!r}"
+        ) from error
+    given = dict(options or {})
+    known = _options_of(document_of)
+    if wrong := sorted(set(given) - set(known)):
+        raise InvalidOptionError(f"The layout {name!r} has no option {wrong[0]!r}; there are {known}.")
+    layout: DocumentOf = partial(document_of, **given) if given else document_of
+    return layout
+
+
+def _requirement(layout: EntryPoint) -> str:
+    """What to install for a layout: its distribution, with the extra that has the layout's name, if there is one."""
+    distribution = layout.dist
+    if distribution is None:
+        return layout.module.partition(".")[0]
+    extras = distribution.metadata.get_all("Provides-Extra") or []
+    return f"{distribution.name}[{layout.name}]" if layout.name in extras else distribution.name
+
+
+def _options_of(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -1,0 +1,183 @@
+"""What the parts of a collection share: an engine, a description, and the model they need, loaded at its first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jcv2_plugin.engines.base import Engine
+from jcv2_plugin.engines.first_stage import Stage, StageVector, build_stages
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.errors import CollectionError, CollectionNotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    # Imported when a model is loaded: that takes seconds, and reading or deleting needs none.
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+_SIZE_IS_KNOWN_FOR = 30.0  # seconds
+
+T = TypeVar("T")
+
+
+class OpenCollection:
+    """One collection as it was opened. A migration puts another one in its place, and changes none."""
+
+    def __init__(
+        self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None
+    ) -> None:
+        self.engine = engine
+        self.schema = schema
+        self.device = device
+        self._encoder = encoder
+        self._stages: list[Stage] | None = None
+        self._lock = threading.RLock()
+        self._size: int | None = None
+        self._size_from = 0.0
+
+    @property
+    def encoder(self) -> JinaColbertEncoder:
+        """The model, loaded at the first use."""
+        with self._lock:
+            if self._encoder is None:
+                encoder = load_for(self.schema, self.schema.model, self.device)
+                self.schema.check_encoder(encoder, self.engine.place)
+                self._encoder = encoder
+            return self._encoder
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The first stage's vectors."""
+        with self._lock:
+            if self._stages is None:
+                schema = self.schema
+                self._stages = (
+                    build_stages(schema.first_stage, schema.stage_options, schema.dim, self.encoder)
+                    if schema.first_stage != "none"
+                    else []
+                )
+            return self._stages
+
+    def stage_vectors(self, text: str, vectors: NDArray[np.float32]) -> dict[str, StageVector]:
+        """What the first stage stores for a document."""
+        return {stage.name: stage.document(text, vectors) for stage in self.stages}
+
+    def size(self) -> int:
+        """About how many documents there are, asked for now and then."""
+        now = time.monotonic()
+        if self._size is None or now - self._size_from > _SIZE_IS_KNOWN_FOR:
+            self._size, self._size_from = self.engine.size(), now
+        return self._size
+
+    def has_changed(self) -> None:
+        """Ask for the size again, after documents were written or deleted."""
+        self._size = None
+
+
+class CollectionState:
+    """The base of :class:`~jcv2_plugin.ColbertCollection`'s parts."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        schema: CollectionSchema,
+        encoder: JinaColbertEncoder | None,
+        device: str | None = None,
+    ) -> None:
+        self._current = OpenCollection(engine, schema, encoder, device)
+        # One writer at a time: a migration or a snapshot must see all of a write or nothing.
+        self._writing = threading.RLock()
+        self._migrating = threading.Lock()
+        self._following = threading.Lock()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._current.engine
+
+    @property
+    def schema(self) -> CollectionSchema:
+        """With which model, dimension and preprocessing the vectors are made."""
+        return self._current.schema
+
+    @property
+    def dim(self) -> int:
+        """The Matryoshka dimension."""
+        return self.schema.dim
+
+    @property
+    def encoder(self) -> JinaColbertEncoder:
+        """The model, loaded at the first use.
+
+        Raises:
+            ModelNotFoundError: The model the collection was made with is not to be had.
+            CollectionMismatchError: What now goes by its name has other weights.
+        """
+        return self._current.encoder
+
+    def close(self) -> None:
+        """Release the folder or client; a second call does nothing."""
+        self._engine.close()
+
+    def _with_current(self, work: Callable[[OpenCollection], T]) -> T:
+        """Do something with the collection, and again if it was migrated meanwhile, here or by another process."""
+        while True:
+            current = self._current
+            try:
+                return work(current)
+            except CollectionError as error:
+                if not self._replaced(current, error):
+                    raise
+
+    def _replaced(self, current: OpenCollection, error: CollectionError) -> bool:
+        """Whether another collection has taken this one's place, so that what failed is to be done again."""
+        return self._current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
+
+    def _follow(self, current: OpenCollection) -> bool:
+        """Open what the collection's name stands for by now, if that is another one."""
+        with self._following:
+            if self._current is not current:
+                return True
+            moved = current.engine.moved()
+            if moved is None:
+                return False
+            schema = CollectionSchema.from_dict(moved.describe(), moved.place)
+            self._current = OpenCollection(moved, schema, _fitting(current, schema), current.device)
+            return True
+
+
+def _fitting(current: OpenCollection, schema: CollectionSchema) -> JinaColbertEncoder | None:
+    """The model that is loaded, if the other collection was made with it too."""
+    encoder = current._encoder
+    if encoder is None:
+        return None
+    try:
+        schema.check_encoder(encoder, "")
+    except CollectionError:
+        return None
+    return encoder
+
+
+def load_encoder(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:
+    """Load a model by name."""
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+    return JinaColbertEncoder.from_pretrained(name, **options)
+
+
+def load_for(schema: CollectionSchema, model: str, device: str | None) -> JinaColbertEncoder:
+    """Load a model with the settings that a collection was made with."""
+    same = model == schema.model
+    skiplist: Any = schema.skiplist if schema.skiplist != "custom" else "default"
+    return load_encoder(
+        model,
+        dims=schema.dim,
+        device=device,
+        revision=schema.revision if same else None,
+        document_length=schema.document_length,
+        skiplist=skiplist,
+    )

@@ -1,0 +1,1 @@
+"""Encode texts: the model, its projection heads, every layout it is loaded from, and int8."""

@@ -1,0 +1,216 @@
+"""Make an encoder that runs in eight bits on a CPU, by calibration on texts of its use.
+
+OpenVINO's model is converted from torch's; NNCF then looks at what goes through it on some texts, and chooses for each
+weight and activation the range of its eight bits (SmoothQuant evens out the channels of a transformer before).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import os
+import random
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from jcv2_plugin.encoder.fingerprint import weights_fingerprint
+from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer, in_own_thread
+from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+LEAST_TEXTS = 10
+"""Fewer say too little about what activations there are."""
+SAMPLES = 100
+_TEXTS_A_QUERY = 4
+_QUERY_SHARE = 3  # of a query, its text takes a third and [MASK] the rest
+
+
+def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int = SAMPLES) -> JinaColbertEncoder:
+    """An encoder with the same weights, which runs in eight bits on a CPU; the one given stays as it is.
+
+    Save it and load it from there: ``save_pretrained(folder)``, ``from_pretrained(folder)``. Its fingerprint is that of
+    the one given, so a collection made with either is searched with either.
+
+    Args:
+        encoder: Any encoder. A copy of it is made, in float32 and on the CPU.
+        texts: Texts like those to be encoded: passages, as :meth:`~jcv2_plugin.JinaColbertEncoder.encode_document`
+            would be given. Of more than ``samples``, some are drawn, always the same.
+        samples: Texts to calibrate on; more take longer, and change little.
+
+    Raises:
+        InvalidOptionError: ``samples`` or the number of texts is too small.
+        TypeError: A text is not a string.
+        MissingPackageError: OpenVINO or NNCF is not installed.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"quantize takes several texts, not the single string {texts!r:.60}.")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < LEAST_TEXTS:
+        raise InvalidOptionError(f"samples must be at least {LEAST_TEXTS}, got {samples!r}.")
+    require_packages()
+    drawn = _draw(texts, samples)
+    if len(drawn) < LEAST_TEXTS:
+        raise InvalidOptionError(
+            f"Calibration needs at least {LEAST_TEXTS} texts that are not empty, got {len(drawn)}. Give more texts of "
+            "the kind that will be encoded; 100 are enough."
+        )
+    made = copy.deepcopy(encoder).to("cpu", torch.float32).eval()
+    made._source = None  # it is no longer what that name stands for
+    backbone = made.backbone
+    backbone.model.set_attn_implementation("sdpa")
+    backbone.unpad_inputs = None if backbone.unpad_inputs else backbone.unpad_inputs
+    batches = [
+        {name: features[name].numpy() for name in ("input_ids", "attention_mask")}
+        for features in _calibration_batches(made, drawn)
+    ]
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing; that it holds for other shapes too is tested
+        network = calibrated(converted(backbone.model), batches)
+    made[0] = QuantizedTransformer.around(backbone, _in_memory(network, weights_fingerprint([backbone.model])))
+    made._forget_derived()
+    return made
+
+
+def converted(model: nn.Module) -> Any:
+    """A transformer as OpenVINO's model of ids and mask, for any number of texts and tokens, nothing quantised."""
+    import openvino
+
+    # Two texts of which one is padded: the path through masks must be in the trace.
+    ids = torch.ones(2, 16, dtype=torch.int64)
+    mask = torch.ones(2, 16, dtype=torch.int64)
+    mask[1, 9:] = 0
+    with torch.no_grad():
+        return openvino.convert_model(_States(model).eval(), example_input={"input_ids": ids, "attention_mask": mask})
+
+
+def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
+    """OpenVINO's model in eight bits, ranges taken from what batches put through it."""
+    import nncf
+
+    stopped = threading.Event()
+    given = nncf.Dataset(_Batches(batches, stopped))
+
+    def work() -> Any:
+        return nncf.quantize(network, given, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+
+    return in_own_thread(work, stop=stopped.set)
+
+
+class _Batches:
+    """Batches that end in an error once they are not wanted any more."""
+
+    def __init__(self, batches: list[dict[str, Any]], stopped: threading.Event) -> None:
+        self.batches = batches
+        self.stopped = stopped
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.batches:
+            if self.stopped.is_set():
+                raise InterruptedError("Quantising was interrupted.")
+            yield batch
+
+
+class _States(nn.Module):
+    """A transformer with nothing but what is converted: two inputs, one output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states
+
+
+def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Iterator[dict[str, Any]]:
+    """One text a batch, so that no padding is looked at."""
+    roles = {"document": texts}
+    if encoder.query_length is not None:
+        # Attended [MASK] tokens are what documents never have.
+        roles["query"] = _beginnings(encoder, texts[::_TEXTS_A_QUERY], encoder.query_length // _QUERY_SHARE)
+    for role, given in roles.items():
+        for _, features in encoder.feature_batches(given, 1, 1, prompt=encoder.prompts.get(role), task=role):
+            yield features
+
+
+def _beginnings(encoder: JinaColbertEncoder, texts: list[str], tokens: int) -> list[str]:
+    """The first tokens of each text."""
+    encodings = encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
+    ends = [encoding.offsets[:tokens][-1:] for encoding in encodings]
+    return [text[: end[0][1]] if end else text for text, end in zip(texts, ends, strict=True)]
+
+
+def _draw(texts: Iterable[str], samples: int) -> list[str]:
+    """So many of any number of texts, each as likely, the same at each call; without those that are empty."""
+    chance = random.Random(0)
+    drawn: list[str] = []
+    seen = 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
+        if not text.strip():
+            continue
+        seen += 1
+        if len(drawn) < samples:
+            drawn.append(text)
+        elif (place := chance.randrange(seen)) < samples:
+            drawn[place] = text
+    return drawn
+
+
+def _in_memory(network: Any, made_from: str) -> Int8Model:
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="jcv2-int8-") as folder:
+        graph, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+        openvino.serialize(network, graph, weights)
+        return Int8Model(graph.read_bytes(), weights.read_bytes(), made_from)
+
+
+def require_packages() -> None:
+    """Raise where OpenVINO or NNCF is not installed.
+
+    Raises:
+        MissingPackageError: Saying how to install them.
+    """
+    absent = [name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise MissingPackageError(f"Quantising needs {' and '.join(absent)}: pip install 'jcv2-plugin[int8]'")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep bars and logs of OpenVINO and NNCF out of the output, and their reports of use off the network."""
+    from transformers.utils import logging as its_logging
+
+    transformers_logging: Any = its_logging
+    before, logger_class = os.environ.get("CI"), logging.getLoggerClass()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    os.environ["CI"] = "true"  # both send usage to their makers unless this is set at their first use
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import nncf  # noqa: F401  # sets a class of loggers for everybody
+
+            logging.setLoggerClass(logger_class)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

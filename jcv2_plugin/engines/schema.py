@@ -1,0 +1,164 @@
+"""A collection's description: with which model, dimension and preprocessing its vectors were made.
+
+It is stored with the collection (as collection metadata on a server, in ``jcv2.json`` beside an Edge shard)
+and decides whether an encoder may be used with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
+from jcv2_plugin.engines.first_stage import FirstStage, check_first_stage
+from jcv2_plugin.engines.storage import Storage, storage_profile
+from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+FORMAT = 2
+"""Format 1 had neither a first stage nor token pooling, and is still read."""
+VECTOR_NAME = "colbert"
+METADATA_FIELD = "jcv2"
+MAX_FLOATS = 1024 * 1024
+"""A multivector must have fewer floats (rows x dim): Qdrant's hard limit, which local engines do not enforce."""
+_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "stage_options": dict, "pool_factor": (int, float)}
+_REMEDIES = {
+    "document_length": "Load the encoder with document_length={!r}.",
+    "query_length": "Set the backbone's query_expansion to a length of {!r}.",
+    "skiplist": "Load the encoder with skiplist={!r}.",
+}
+
+
+@dataclass(frozen=True)
+class CollectionSchema:
+    """See the module.
+
+    Attributes:
+        model: With ``revision``, what loads the model again.
+        revision: Of the model; None for a local folder.
+        fingerprint: Of the weights that make vectors of this ``dim``.
+        dim: The Matryoshka dimension.
+        document_length: The model's window, in tokens.
+        query_length: Vectors a query has where it is padded; else None.
+        skiplist: Which document tokens are not stored.
+        long_documents: What is done with documents over the window.
+        storage: How vectors are kept, see :mod:`jcv2_plugin.engines.storage`.
+        format: Of this description.
+        first_stage: What finds candidates for MaxSim, see :mod:`jcv2_plugin.engines.first_stage`.
+        stage_options: The first stage's settings.
+        pool_factor: Token pooling: about one vector is stored for so many tokens of a document.
+    """
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    dim: int
+    document_length: int
+    query_length: int | None
+    skiplist: str | None
+    long_documents: LongDocuments
+    storage: Storage
+    format: int = FORMAT
+    first_stage: FirstStage = "none"
+    stage_options: dict[str, Any] = field(default_factory=dict)
+    pool_factor: float = 1.0
+
+    @classmethod
+    def describe(
+        cls,
+        encoder: JinaColbertEncoder,
+        dim: int,
+        long_documents: LongDocuments,
+        storage: Storage,
+        *,
+        first_stage: FirstStage = "none",
+        stage_options: Mapping[str, Any] | None = None,
+        pool_factor: float = 1.0,
+    ) -> CollectionSchema:
+        """The description of a new collection.
+
+        Raises:
+            InvalidOptionError: If an option is none of those known.
+        """
+        if long_documents not in LONG_DOCUMENTS:
+            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+        storage_profile(storage)
+        if isinstance(pool_factor, bool) or not isinstance(pool_factor, (int, float)) or not 1 <= pool_factor < 100:
+            raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {pool_factor!r}.")
+        return cls(
+            model=encoder.reference,
+            revision=encoder.revision,
+            fingerprint=encoder.head_fingerprint(dim),
+            dim=dim,
+            document_length=encoder.document_length,
+            query_length=encoder.query_length,
+            skiplist=encoder.skiplist,
+            long_documents=long_documents,
+            storage=storage,
+            first_stage=first_stage,
+            stage_options=check_first_stage(first_stage, stage_options or {}, dim),
+            pool_factor=float(pool_factor),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any, place: str) -> CollectionSchema:
+        """Read a stored description.
+
+        Raises:
+            CollectionCorruptError: If it is none, or of a newer format.
+        """
+        if not isinstance(raw, Mapping):
+            raise CollectionCorruptError(
+                f"{place} has no description of ours (found {raw!r:.60}): it was not made by jcv2-plugin, or the "
+                "description was lost. Create a new collection and add the documents to it."
+            )
+        if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+            raise CollectionCorruptError(
+                f"{place} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
+            )
+        names = {one.name for one in fields(cls)}
+        newer = {"first_stage", "stage_options", "pool_factor"} if raw.get("format") == 1 else set()
+        missing = sorted(names - newer - set(raw))
+        wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
+        wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
+        wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
+        if missing or wrong:
+            raise CollectionCorruptError(
+                f"{place}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
+                "Restore it from a backup, or create the collection anew."
+            )
+        return cls(**{name: raw[name] for name in names if name in raw})
+
+    def check_encoder(self, encoder: JinaColbertEncoder, place: str) -> None:
+        """Refuse an encoder whose vectors would not compare with those stored.
+
+        Raises:
+            CollectionMismatchError: Naming what differs and the way out.
+        """
+        if self.dim not in encoder.dims:
+            raise CollectionMismatchError(
+                f"{place} holds vectors of dim={self.dim}; the model {encoder.name!r} has heads for "
+                f"{list(encoder.dims)}. Load it with dims={self.dim}, or open the collection without naming a model."
+            )
+        found = CollectionSchema.describe(encoder, self.dim, self.long_documents, self.storage)
+        if found.fingerprint != self.fingerprint:
+            raise CollectionMismatchError(
+                f"{place} was made with the model {self.model!r} (revision {self.revision}, weights "
+                f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
+                f"{found.fingerprint}). Open it with that model, in float32 or bfloat16 (rounding to float16 changes "
+                "the weights), or create a new collection with this one."
+            )
+        for name in ("document_length", "query_length", "skiplist"):
+            ours, theirs = getattr(self, name), getattr(found, name)
+            if ours != theirs:
+                raise CollectionMismatchError(
+                    f"{place} was made with {name}={ours!r}, the encoder has {theirs!r}. "
+                    f"{_REMEDIES[name].format(ours)} Or open the collection without naming a model."
+                )

@@ -1,0 +1,1 @@
+"""Measure retrieval: test sets in BEIR layout, metrics, BM25 and studies."""

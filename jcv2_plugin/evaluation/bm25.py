@@ -1,0 +1,183 @@
+"""BM25, the lexical baseline: words with a stemmer, or character bigrams where words are not spaced."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bm25s
+import Stemmer
+
+from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.evaluation.beir import BeirDataset
+
+K1 = 1.5
+B = 0.75
+
+_UNSPACED = frozenset({"bo", "dz", "ja", "km", "ko", "lo", "my", "th", "yue", "zh"})
+"""Written without spaces between words; in Korean, spaces part phrases with their particles."""
+
+_STEMMERS = {
+    "ar": "arabic",
+    "ca": "catalan",
+    "cs": "czech",
+    "da": "danish",
+    "de": "german",
+    "el": "greek",
+    "en": "english",
+    "eo": "esperanto",
+    "es": "spanish",
+    "et": "estonian",
+    "eu": "basque",
+    "fa": "persian",
+    "fi": "finnish",
+    "fr": "french",
+    "ga": "irish",
+    "hi": "hindi",
+    "hu": "hungarian",
+    "hy": "armenian",
+    "id": "indonesian",
+    "it": "italian",
+    "lt": "lithuanian",
+    "nb": "norwegian",
+    "ne": "nepali",
+    "nl": "dutch",
+    "nn": "norwegian",
+    "no": "norwegian",
+    "pl": "polish",
+    "pt": "portuguese",
+    "ro": "romanian",
+    "ru": "russian",
+    "sr": "serbian",
+    "st": "sesotho",
+    "sv": "swedish",
+    "ta": "tamil",
+    "tr": "turkish",
+    "yi": "yiddish",
+}
+
+_LANGUAGE = re.compile(r"([a-z]{2,3})([-_][a-z0-9]+)*", re.IGNORECASE)
+_CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LATIN = re.compile(r"((?:[\da-z\u00df-\u00f6\u00f8-\u02af\u1e00-\u1eff][\u0300-\u036f]*)+)")
+
+Tokenizer = Callable[[str], list[str]]
+
+
+class UnknownLanguageError(Jcv2Error, ValueError):
+    """What names a language is not the code of one."""
+
+
+def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dict[str, dict[str, float]]:
+    """Search a data set with BM25 (k1 = 1.5, b = 0.75, Lucene's idf; no stop words).
+
+    Args:
+        dataset: Title and text of its documents are indexed as one field.
+        lang: Decides the tokens, see :func:`tokenizer_for`; None takes the data set's, or else English.
+        k: Results a query at most. Documents that share no token with the query are none.
+
+    Returns:
+        Score by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`. A query without
+        results has an empty dict.
+
+    Raises:
+        UnknownLanguageError: ``lang`` is not a language code.
+        ValueError: ``k`` is not positive.
+    """
+    if k < 1:
+        raise ValueError(f"k must be a positive integer, got {k!r}.")
+    tokenize = tokenizer_for(lang or dataset.language or "en")
+    corpus = [tokenize(passage.full_text) for passage in dataset.corpus.values()]
+    run: dict[str, dict[str, float]] = {query: {} for query in dataset.queries}
+    if not any(corpus):
+        return run
+    index = bm25s.BM25(k1=K1, b=B, method="lucene")
+    index.index(corpus, show_progress=False)
+    queries = {query: tokenize(text) for query, text in dataset.queries.items()}
+    ids = list(dataset.corpus)
+    for query, tokens in queries.items():
+        if tokens:
+            run[query] = _search(index, tokens, ids, k)
+    return run
+
+
+def _search(index: Any, tokens: list[str], ids: list[str], k: int) -> dict[str, float]:
+    positions, scores = index.retrieve([tokens], k=min(k, len(ids)), show_progress=False)
+    pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+    return {ids[position]: score for position, score in pairs if score > 0}
+
+
+def tokenizer_for(lang: str) -> Tokenizer:
+    """The function that takes a text of a language apart.
+
+    Words are runs of letters, marks and digits after NFKC, lower-cased, and stemmed where Snowball knows the
+    language. Languages written without spaces (and Korean) give character bigrams of such runs instead, with
+    Latin words and numbers whole.
+
+    Args:
+        lang: An ISO 639 code such as ``"en"``; a region or script after it (``"en-GB"``) changes nothing.
+            ``"en-python"`` is English beside code, whose identifiers are split on case and underscore;
+            ``"de+zh"`` a mixture, which has no stemmer, and bigrams if one of its languages has;
+            ``"de+zh->en"`` asks a corpus in English and is that.
+
+    Raises:
+        UnknownLanguageError: It is none of these.
+    """
+    documents = lang.rpartition("->")[2]
+    matches = [_LANGUAGE.fullmatch(one.strip()) for one in documents.split("+")]
+    languages = {match[1].lower() for match in matches if match}
+    if not all(matches):
+        raise UnknownLanguageError(
+            f"{lang!r} is not a language. Give a code such as 'en', 'zh', 'en-python', 'de+fr' or 'de+fr->en'."
+        )
+    if not _UNSPACED.isdisjoint(languages):
+        return _bigrams
+    stem = _stemmer(next(iter(languages))) if len(languages) == 1 else None
+    split = _split_identifiers if documents.strip().endswith("-python") else None
+
+    def words(text: str) -> list[str]:
+        found = _words(split(text) if split else text)
+        return stem(found) if stem else found
+
+    return words
+
+
+def _stemmer(language: str) -> Callable[[list[str]], list[str]] | None:
+    name = _STEMMERS.get(language)
+    # Which languages there are depends on PyStemmer's version.
+    if name is None or name not in Stemmer.algorithms():
+        return None
+    stem: Callable[[list[str]], list[str]] = Stemmer.Stemmer(name).stemWords
+    return stem
+
+
+class _Separators(dict[int, int]):
+    """For ``str.translate``: what is no letter, mark or digit becomes a space. Filled as characters come."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else ord(" ")
+        return self[code]
+
+
+_SEPARATORS = _Separators()
+
+
+def _words(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).lower().translate(_SEPARATORS).split()
+
+
+def _split_identifiers(text: str) -> str:
+    return _CASE_CHANGE.sub(" ", text)
+
+
+def _bigrams(text: str) -> list[str]:
+    return [token for word in _words(text) for token in _bigrams_of(word)]
+
+
+def _bigrams_of(word: str) -> Iterator[str]:
+    for position, part in enumerate(_LATIN.split(word)):
+        if position % 2 or len(part) == 1:
+            yield part
+        else:
+            yield from (part[start : start + 2] for start in range(len(part) - 1))

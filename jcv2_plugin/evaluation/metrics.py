@@ -1,0 +1,187 @@
+"""nDCG@10, recall@100 and MRR@10 of a run or of a stored collection, computed by trec_eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytrec_eval
+
+from jcv2_plugin.errors import Jcv2Error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jcv2_plugin.collection.collection import ColbertCollection
+    from jcv2_plugin.evaluation.beir import BeirDataset
+
+Run = Mapping[str, Mapping[str, float]]
+"""Score by query id and document id; larger is better."""
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Relevance by query id and document id; 1 and more is relevant."""
+
+NDCG, RECALL, MRR = "ndcg@10", "recall@100", "mrr@10"
+_RECALL_DEPTH = 100
+_MRR_DEPTH = 10
+_QUERIES_PER_BATCH = 64
+
+
+class EvaluationError(Jcv2Error, ValueError):
+    """A run, its judgments or a collection cannot be evaluated, or the figures would not be what they say."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over all queries with judgments, each between 0 and 1; a query without results counts 0.
+
+    Attributes:
+        ndcg_at_10: nDCG of the first ten, linear gains.
+        recall_at_100: Share of the relevant documents among the first hundred.
+        mrr_at_10: Reciprocal rank of the first relevant document, 0 if it is not among the first ten.
+        per_query: The three values of each query, under the keys of :meth:`as_dict`.
+    """
+
+    ndcg_at_10: float
+    recall_at_100: float
+    mrr_at_10: float
+    per_query: Mapping[str, Mapping[str, float]] = field(repr=False)
+
+    def as_dict(self) -> dict[str, float]:
+        """The three means under ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
+        return {NDCG: self.ndcg_at_10, RECALL: self.recall_at_100, MRR: self.mrr_at_10}
+
+
+def evaluate_run(run: Run, qrels: Qrels) -> dict[str, float]:
+    """The means of :func:`measure_run`, under ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
+    return measure_run(run, qrels).as_dict()
+
+
+def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The first hundred documents of each query, which is what is measured.
+
+    Args:
+        scores: Of shape ``(queries, documents)``.
+        queries: Ids, in the order of the rows.
+        documents: Ids, in the order of the columns.
+    """
+    best = scores.topk(min(_RECALL_DEPTH, len(documents)), dim=1)
+    return {
+        query: {documents[place]: score for score, place in zip(own, places, strict=True)}
+        for query, own, places in zip(queries, best.values.tolist(), best.indices.tolist(), strict=True)
+    }
+
+
+def measure_run(run: Run, qrels: Qrels) -> Metrics:
+    """Measure a run as trec_eval does: of equal scores, the document with the larger id comes first.
+
+    Queries of the run without judgments are ignored. Relevance is linear in nDCG; 1 and more is relevant in
+    the other two.
+
+    Raises:
+        EvaluationError: There are no judgments, or a score is not finite.
+    """
+    if not qrels or not all(qrels.values()):
+        bare = [query for query, judgments in qrels.items() if not judgments]
+        what = f"The queries {bare[:5]!r} have no judgments." if bare else "There are no judgments."
+        raise EvaluationError(f"{what} Leave such queries out of qrels.")
+    evaluator = pytrec_eval.RelevanceEvaluator(
+        {query: dict(judgments) for query, judgments in qrels.items()},
+        {"ndcg_cut.10", f"recall.{_RECALL_DEPTH}", "recip_rank"},
+    )
+    found = evaluator.evaluate(dict(_checked_results(run, qrels)))
+    per_query = {query: _values(found.get(query)) for query in qrels}
+    ndcg, recall, mrr = (
+        math.fsum(values[key] for values in per_query.values()) / len(per_query) for key in (NDCG, RECALL, MRR)
+    )
+    return Metrics(ndcg, recall, mrr, per_query)
+
+
+def _checked_results(run: Run, qrels: Qrels) -> Iterator[tuple[str, dict[str, float]]]:
+    for query in qrels:
+        results = {document: float(score) for document, score in run.get(query, {}).items()}
+        for document, score in results.items():
+            if not math.isfinite(score):
+                raise EvaluationError(
+                    f"Query {query!r}: document {document!r} has the score {score}, which has no place in a "
+                    "ranking. Leave such documents out of the run."
+                )
+        if results:
+            yield query, results
+
+
+def _values(measures: Mapping[str, float] | None) -> dict[str, float]:
+    if measures is None:
+        return {NDCG: 0.0, RECALL: 0.0, MRR: 0.0}
+    # trec_eval's recip_rank has no cut. It is 1/rank, so cutting it is the same as ranking only the first ten,
+    # and leaves the order of equal scores to trec_eval.
+    reciprocal = measures["recip_rank"]
+    within = reciprocal * (_MRR_DEPTH + 0.5) > 1
+    return {
+        NDCG: measures["ndcg_cut_10"],
+        RECALL: measures[f"recall_{_RECALL_DEPTH}"],
+        MRR: reciprocal if within else 0.0,
+    }
+
+
+def evaluate_collection(
+    collection: ColbertCollection,
+    dataset: BeirDataset,
+    k: int = _RECALL_DEPTH,
+    progress: Callable[[int], None] | None = None,
+    *,
+    candidates: int | None = None,
+    exact: bool | None = True,
+) -> Metrics:
+    """Search a stored collection with the queries of a data set, and measure what is found.
+
+    Args:
+        collection: Holding the data set's corpus under its own ids.
+        dataset: The queries and judgments.
+        k: Results a query, 100 at least.
+        progress: Called after each batch of at most 64 queries with the number of queries in it.
+        candidates: As for :meth:`~jcv2_plugin.ColbertCollection.search`.
+        exact: Likewise; the default ranks all documents, as published figures do.
+
+    Raises:
+        EvaluationError: ``k`` is too small for recall@100, or the collection does not hold the corpus.
+    """
+    if k < _RECALL_DEPTH:
+        raise EvaluationError(f"recall@100 needs {_RECALL_DEPTH} results a query, got k={k!r}. Leave k out.")
+    _check_holds(collection, dataset)
+    run: dict[str, dict[str, float]] = {}
+    query_ids = list(dataset.queries)
+    for batch in _batches(query_ids):
+        texts = [dataset.queries[query] for query in batch]
+        found = collection.search_many(texts, k, candidates=candidates, exact=exact)
+        for query, hits in zip(batch, found, strict=True):
+            run[query] = {hit.id: hit.score for hit in hits}
+        if progress is not None:
+            progress(len(batch))
+    _check_overlap(run, collection, dataset)
+    return measure_run(run, dataset.qrels)
+
+
+def _check_holds(collection: ColbertCollection, dataset: BeirDataset) -> None:
+    held = collection.count()
+    if held < len(dataset.corpus):
+        raise EvaluationError(
+            f"{collection!r} holds {held} documents, the corpus of {dataset.name!r} {len(dataset.corpus)}: searching "
+            "a part of it would be too easy. Ingest dataset.documents() to its end."
+        )
+
+
+def _check_overlap(run: Run, collection: ColbertCollection, dataset: BeirDataset) -> None:
+    found = {document for results in run.values() for document in results}
+    if found.isdisjoint(dataset.corpus):
+        raise EvaluationError(
+            f"None of the documents found in {collection!r} is one of {dataset.name!r}; found are "
+            f"{sorted(found)[:3]!r}. Ingest dataset.documents(), which keeps their ids."
+        )
+
+
+def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), _QUERIES_PER_BATCH):
+        yield items[start : start + _QUERIES_PER_BATCH]

@@ -1,0 +1,1 @@
+"""Projection heads: made from a backbone, fitted, or trained on frozen states."""

@@ -1,0 +1,1 @@
+"""The training loss: MaxSim of every head, InfoNCE and KL divergence."""
