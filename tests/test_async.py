@@ -15,7 +15,8 @@ import pytest
 from collection_samples import DIM, QUERIES, contents, documents, encoded, expected_contents, group, store
 from qdrant_client import models
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, asynchronous
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection import asynchronous
 from jcv2_plugin.collection.asynchronous import AsyncMethods
 from jcv2_plugin.engines.base import Matrix, Point
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError

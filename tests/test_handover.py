@@ -13,7 +13,8 @@ import server_site
 from collection_samples import DIM, contents
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, hand_over, handover
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, hand_over
+from jcv2_plugin.collection import qdrant_import as handover
 from jcv2_plugin.collection.qdrant_import import Skipped, layouts, load_layout
 from jcv2_plugin.engines import qdrant as client_engine
 from jcv2_plugin.errors import (

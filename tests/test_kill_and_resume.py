@@ -48,7 +48,8 @@ with ColbertCollection.open(sys.argv[1]) as collection:
 """
 MIGRATE = """
 import sys
-from jcv2_plugin import ColbertCollection, migration
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.collection import migrate as migration
 migration.BATCH_DOCUMENTS = 16
 with ColbertCollection.open(sys.argv[1]) as collection:
     report = collection.migrate(dim=64, storage="turbo8", progress=lambda n: print("batch", flush=True))

@@ -22,7 +22,8 @@ from collection_samples import DIM, contents, documents, encoded, expected_conte
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, migration
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection import migrate as migration
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.base import Candidates, Matrix, NewCollection, Point, SearchRequest

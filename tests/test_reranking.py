@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from collection_samples import DIM, QUERIES, documents
 
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder, rerank, reranking
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder, rerank
 from jcv2_plugin.errors import (
     DocumentTooLongError,
     InvalidDocumentError,
@@ -18,6 +18,7 @@ from jcv2_plugin.errors import (
     InvalidVectorError,
     UnknownDimError,
 )
+from jcv2_plugin.scoring import rerank as reranking
 
 LONG = "The tide comes in, and the ferry waits in the harbour. " * 60 + "Only here is a rhinoceros."
 TEXTS = [*(one.text for one in documents(30)), LONG, "漢字と仮名 mixed", "a"]

@@ -16,7 +16,8 @@ from collection_samples import DIM, contents, documents, encoded, expected_conte
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, snapshots
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection import snapshot as snapshots
 from jcv2_plugin.collection.snapshot import SnapshotError, check_snapshot, read_info, read_points
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import Matrix, Point

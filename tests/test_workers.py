@@ -16,7 +16,8 @@ import pytest
 import torch
 from collection_samples import DIM, contents, documents, encoded, expected_contents, stored_vectors
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, workers
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection import workers
 from jcv2_plugin.collection.workers import EncoderPool, WorkerError, as_devices
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, ModelNotFoundError
 

@@ -13,9 +13,10 @@ from cli_helpers import MINI, ids, jcv2, run, run_both, run_json
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, Document, handover
+from jcv2_plugin import ColbertCollection, Document
 from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.handing_over import Source
+from jcv2_plugin.collection import qdrant_import as handover
 from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionMismatchError,
