@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data_dir() -> Path:
-    path = Path(os.environ.get("JCV2_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+    path = Path(os.environ.get("JCV2_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
     if not path.is_dir():
         pytest.skip(f"no data sets in {path}; name their folder in JCV2_DATA")
     return path

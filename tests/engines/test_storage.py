@@ -17,7 +17,7 @@ from jcv2_plugin.engines.storage import STORAGES, storage_profile
 from jcv2_plugin.errors import InvalidOptionError
 
 DIMS = (64, 128)
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # The largest errors (1 - cosine) over 35,000 token vectors of English, Chinese and Arabic passages and of code, at 32,
 # 64, 128 and 384 dimensions, were 2.1e-7, 1.5e-7, 1.5e-7, 7.4e-5 and 3.6e-2. At least so much is lost on average:

@@ -101,7 +101,7 @@ def test_a_killed_run_loses_one_cell_at_most(tmp_path: Path) -> None:
                 return super().measure(cell)
         run_study(Slow(range(1000)), sys.argv[2])
     """)
-    command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), str(tmp_path)]
+    command = [sys.executable, "-c", program, str(Path(__file__).parents[2]), str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     begun = 0
