@@ -115,6 +115,7 @@ def options_of(command: Any) -> set[str]:
 
 def commands_of(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """A command and those below it, by the words that call them; those of entry points too."""
+    command = command.load() if hasattr(command, "load") else command
     yield words, command
     if hasattr(command, "commands"):  # a group
         for name in command.list_commands(None):

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document
 from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.handing_over import Source
+from jcv2_plugin.cli.hand_over import Source
 from jcv2_plugin.collection import qdrant_import as handover
 from jcv2_plugin.errors import (
     CollectionLockedError,

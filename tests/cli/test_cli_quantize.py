@@ -11,7 +11,7 @@ from official_checkpoint import SENTENCES, write_checkpoint
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
-from jcv2_plugin.cli import quantizing
+from jcv2_plugin.encoder import quantization
 from jcv2_plugin.errors import InvalidOptionError
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_left_of_a_failure(model: str, place: Path, monkeypatch: pyte
             Path(path, "config.json").write_text("{}")
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(quantizing, "quantize", lambda *_, **__: Unwritable())
+    monkeypatch.setattr(quantization, "quantize", lambda *_, **__: Unwritable())
     with pytest.raises(OSError, match="the disk is full"):
         run("quantize", model, "docs", "--out", "eight")
     assert sorted(place.iterdir()) == before

@@ -248,7 +248,7 @@ class TestUpkeep:
         run("snapshot", "-c", url, "documents.snapshot")
         monkeypatch.setattr(server, "check_key", refuse_after(server, 2, "/points"))
         said: list[str] = []
-        monkeypatch.setattr("jcv2_plugin.cli.upkeep.remark", said.append)
+        monkeypatch.setattr("jcv2_plugin.cli.snapshot.remark", said.append)
         with pytest.raises(CollectionError):
             run("restore", "documents.snapshot", "-c", url, "--name", "half", "--retries", "1")
         place = f"the collection 'half' at {url}"

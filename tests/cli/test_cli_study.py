@@ -13,7 +13,7 @@ import pytest
 from cli_helpers import PROGRAM, jcv2, run, run_both, wait_until
 from study_samples import Counting, write_sets
 
-from jcv2_plugin.cli import study_app
+from jcv2_plugin.cli import study as study_app
 from jcv2_plugin.evaluation.study import StudyError, run_study
 from jcv2_plugin.evaluation.study.options import Force, Out
 from jcv2_plugin.evaluation.study.record import read

@@ -306,7 +306,9 @@ class TestFolder:
 
 @pytest.mark.slow
 def test_mini_keeps_its_vectors(mini: JinaColbertEncoder) -> None:
-    lines = [line for line in Path(__file__).parents[1].joinpath("official_checkpoint.py").read_text().splitlines() if line]
+    lines = [
+        line for line in Path(__file__).parents[1].joinpath("official_checkpoint.py").read_text().splitlines() if line
+    ]
     eight = quantize(mini, lines[:80], samples=80)
     assert eight.dims == mini.dims
     unseen = lines[80:140]

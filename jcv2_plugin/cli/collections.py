@@ -1,4 +1,4 @@
-"""``jcv2 collections`` and its options: list, info, drop."""
+"""``jcv2 collections``: list, describe and drop them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
+from jcv2_plugin.cli.connection import Connection
+from jcv2_plugin.cli.dropping import run_drop
+from jcv2_plugin.cli.info import info
+from jcv2_plugin.cli.listing import run_list
 from jcv2_plugin.cli.options import ApiKey, Collection, Grpc, Json, Name, Timeout
 
-collections_app = typer.Typer(help="List, describe and drop collections.", no_args_is_help=True)
+collections_app = typer.Typer(help="List, describe and drop collections.", no_args_is_help=True, add_completion=False)
 
 
 @collections_app.command("list")
@@ -20,26 +24,10 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the collections of a server or in a folder, and what they were made with."""
-    from jcv2_plugin.cli.connection import Connection
-    from jcv2_plugin.cli.listing import run_list
-
     run_list(Connection(location, api_key=api_key, timeout=timeout, grpc=grpc), as_json=as_json)
 
 
-@collections_app.command()
-def info(
-    collection: Collection,
-    name: Name = "documents",
-    api_key: ApiKey = None,
-    timeout: Timeout = None,
-    grpc: Grpc = False,
-    as_json: Json = False,
-) -> None:
-    """Print what a collection was made with, and how many documents it has; as jcv2 info."""
-    from jcv2_plugin.cli.connection import Connection
-    from jcv2_plugin.cli.searching import run_info
-
-    run_info(Connection(collection, name, api_key, timeout, grpc), as_json=as_json)
+collections_app.command()(info)
 
 
 @collections_app.command()
@@ -52,7 +40,4 @@ def drop(
     grpc: Grpc = False,
 ) -> None:
     """Remove a collection with all its documents."""
-    from jcv2_plugin.cli.connection import Connection
-    from jcv2_plugin.cli.dropping import run_drop
-
     run_drop(Connection(collection, name, api_key, timeout, grpc), yes=yes)

@@ -1,30 +1,44 @@
-"""``jcv2 quantize``."""
+"""``jcv2 quantize``: a model that runs in eight bits on a CPU."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from jcv2_plugin.collection.sources import PassageReader, SourceError, SourceFile, find_files
 from jcv2_plugin.console import quiet_libraries, remark
+from jcv2_plugin.encoder import quantization
 from jcv2_plugin.encoder.int8 import FOLDER
 from jcv2_plugin.encoder.model import JinaColbertEncoder
-from jcv2_plugin.encoder.quantization import quantize, require_packages
 from jcv2_plugin.files import check_new_folder, new_folder
 
 
-def run_quantize(model: str, sources: Sequence[str], out: Path, *, samples: int, chunk_tokens: int) -> None:
-    """Calibrate a model on the passages of files, and write it to a new folder."""
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model, by name or folder.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Texts like those to be encoded: files and folders, as for jcv2 index.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new, or empty.")],
+    samples: Annotated[int, typer.Option(min=10, help="Passages to calibrate on, drawn from all.")] = 100,
+    chunk_tokens: Annotated[int, typer.Option(min=1, help="Largest passage, in tokens, as for jcv2 index.")] = 200,
+) -> None:
+    """Make a model that runs in eight bits on a CPU, beside its float weights.
+
+    Use it by its folder: jcv2 index docs --model FOLDER. A collection made with either is searched with either.
+    """
     # Before anything that takes time.
     check_new_folder(out)
-    require_packages()
+    quantization.require_packages()
     files = find_files(sources)
     quiet_libraries()
     start = time.perf_counter()
     encoder = JinaColbertEncoder.from_pretrained(model, device="cpu")
     reader = PassageReader(encoder, chunk_tokens)
-    made = quantize(encoder, _texts(reader, files), samples=samples)
+    made = quantization.quantize(encoder, _texts(reader, files), samples=samples)
     with new_folder(out) as folder:
         # No card: sentence-transformers' would encode examples of its own, and remark on them.
         made.save_pretrained(str(folder), create_model_card=False)

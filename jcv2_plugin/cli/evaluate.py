@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from jcv2_plugin.cli.options import FIRST_STAGES_HELP, OFFICIAL, POOL_HELP, STORAGES_HELP, Device
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import print_table, progress_bar, quiet_libraries
 from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -25,58 +26,78 @@ KEYS = ("ndcg@10", "recall@100", "mrr@10")
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """The command's options."""
+class _Options:
+    """How collections for evaluation are made and searched; see the command."""
 
     model: str
-    dims: tuple[int, ...]
-    split: str
-    bm25: bool
     storage: str
     first_stage: str
     candidates: int | None
     pool_factor: float
-    document_length: int | None
     long_documents: str
     collection: str | None
-    device: str | None
-    as_json: bool
 
 
-def run_eval(folder: Path, options: EvalOptions) -> None:
-    """Evaluate each dim, and BM25 if asked, and print the figures."""
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="A BEIR folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.")],
+    model: Annotated[str, typer.Option(help="A model by name or folder.")] = OFFICIAL,
+    dim: Annotated[list[int] | None, typer.Option(help="Matryoshka dimension; repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
+    bm25: Annotated[bool, typer.Option("--bm25", help="Also evaluate BM25.")] = False,
+    storage: Annotated[str, typer.Option(help=f"{STORAGES_HELP}.")] = "float16",
+    first_stage: Annotated[
+        str, typer.Option(help=f"{FIRST_STAGES_HELP}; with none, as published figures, MaxSim ranks everything.")
+    ] = "none",
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="How many candidates the first stage finds; at least 400 if not given.")
+    ] = None,
+    pool_factor: Annotated[float, typer.Option(help=f"{POOL_HELP}.")] = 1.0,
+    document_length: Annotated[int | None, typer.Option(help="The model's window, in tokens.")] = None,
+    long_documents: Annotated[
+        str, typer.Option(help="split, truncate (as published figures do) or error.")
+    ] = "truncate",
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", help="Keep the collection in this folder, and reuse it."),
+    ] = None,
+    device: Device = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per dim with ndcg@10, recall@100, mrr@10.")
+    ] = False,
+) -> None:
+    """Evaluate a model on a BEIR folder, searching a stored collection."""
+    options = _Options(model, storage, first_stage, candidates, pool_factor, long_documents, collection)
     _check(options)
-    dataset = BeirDataset.read(folder, split=options.split)
+    read = BeirDataset.read(dataset, split=split)
     quiet_libraries()
     encoder = JinaColbertEncoder.from_pretrained(
-        options.model,
-        dims=options.dims or None,
-        device=options.device,
-        document_length=options.document_length,
+        model, dims=dim or None, device=device, document_length=document_length
     )
     rows: list[tuple[str, dict[str, float]]] = []
-    for dim in options.dims or encoder.dims[:1]:
-        figures = _evaluate_dim(dataset, encoder, dim, options)
-        rows.append((f"{options.model}, {dim} dims{_settings(options)}", figures))
-        row = {
-            "model": options.model,
-            "dim": dim,
-            "dataset": dataset.name,
-            "storage": options.storage,
-            "first_stage": options.first_stage,
-            "candidates": options.candidates,
-            "pool_factor": options.pool_factor,
-        }
-        _print_json({**row, **figures}, options)
-    if options.bm25:
-        figures = evaluate_run(bm25_run(dataset), dataset.qrels)
+    for one in dim or encoder.dims[:1]:
+        figures = _evaluate_dim(read, encoder, one, options)
+        rows.append((f"{model}, {one} dims{_settings(options)}", figures))
+        if as_json:
+            row = {
+                "model": model,
+                "dim": one,
+                "dataset": read.name,
+                "storage": storage,
+                "first_stage": first_stage,
+                "candidates": candidates,
+                "pool_factor": pool_factor,
+            }
+            typer.echo(json.dumps({**row, **figures}))
+    if bm25:
+        figures = evaluate_run(bm25_run(read), read.qrels)
         rows.append(("BM25", figures))
-        _print_json({"model": "bm25", "dataset": dataset.name, **figures}, options)
-    if not options.as_json:
-        _print_table(f"{dataset.name}: {len(dataset.corpus)} documents, {len(dataset.queries)} queries", rows)
+        if as_json:
+            typer.echo(json.dumps({"model": "bm25", "dataset": read.name, **figures}))
+    if not as_json:
+        _print_table(f"{read.name}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
 
 
-def _check(options: EvalOptions) -> None:
+def _check(options: _Options) -> None:
     if options.candidates is not None and options.first_stage == "none":
         raise typer.BadParameter(
             "Without a first stage there are no candidates. Add --first-stage hybrid, or another one.",
@@ -89,7 +110,7 @@ def _check(options: EvalOptions) -> None:
         )
 
 
-def _settings(options: EvalOptions) -> str:
+def _settings(options: _Options) -> str:
     """What is not as for published figures, for the table."""
     pooled = f", pooled by {options.pool_factor:g}" if options.pool_factor != 1 else ""
     stage = f", first stage {options.first_stage}" if options.first_stage != "none" else ""
@@ -97,9 +118,7 @@ def _settings(options: EvalOptions) -> str:
     return f"{storage}{pooled}{stage}"
 
 
-def _evaluate_dim(
-    dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: EvalOptions
-) -> dict[str, float]:
+def _evaluate_dim(dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: _Options) -> dict[str, float]:
     with _collection(encoder, dim, options) as collection:
         with progress_bar(f"Indexing at {dim} dims", len(dataset.corpus)) as advance:
             collection.ingest(dataset.documents(), progress=advance)
@@ -120,7 +139,7 @@ def _evaluate_dim(
 
 
 @contextmanager
-def _collection(encoder: JinaColbertEncoder, dim: int, options: EvalOptions) -> Iterator[ColbertCollection]:
+def _collection(encoder: JinaColbertEncoder, dim: int, options: _Options) -> Iterator[ColbertCollection]:
     settings: dict[str, Any] = {
         "storage": options.storage,
         "first_stage": options.first_stage,
@@ -144,11 +163,6 @@ def _collection(encoder: JinaColbertEncoder, dim: int, options: EvalOptions) -> 
     else:
         with ColbertCollection.create(path, encoder=encoder, dim=dim, **settings) as made:
             yield made
-
-
-def _print_json(row: dict[str, Any], options: EvalOptions) -> None:
-    if options.as_json:
-        typer.echo(json.dumps(row))
 
 
 def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:

@@ -65,6 +65,7 @@ def _load(study: EntryPoint) -> Callable[..., None]:
 study_app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
+    add_completion=False,
     help="Measure what the figures of other models and sets would be on yours, and write reports with pictures.",
 )
 

@@ -1,4 +1,4 @@
-"""``jcv2 hand-over``."""
+"""``jcv2 hand-over``: the documents of another Qdrant collection into one of ours."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from qdrant_client import QdrantClient
 
 from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.opening import Wanted, open_or_create
+from jcv2_plugin.cli.options import (
+    FIRST_STAGES_HELP,
+    OFFICIAL,
+    POOL_HELP,
+    STORAGES_HELP,
+    ApiKey,
+    Collection,
+    Device,
+    Grpc,
+    Json,
+    Name,
+    Retries,
+    Timeout,
+    Workers,
+)
+from jcv2_plugin.cli.target import Wanted, open_or_create
+from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.collection.qdrant_import import DocumentOf, HandOverReport, hand_over, load_layout, open_source
+from jcv2_plugin.collection.qdrant_import import DocumentOf, HandOverReport, load_layout, open_source
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
 
@@ -85,18 +101,75 @@ class Source:
             local.close()
 
 
-def run_hand_over(
-    source: Source,
-    layout: str,
-    options: Sequence[str],
-    connection: Connection,
-    wanted: Wanted,
-    *,
-    workers: int,
-    as_json: bool,
+def hand_over(
+    collection: Collection,
+    from_collection: Annotated[str, typer.Option(help="The other collection's name.")],
+    layout: Annotated[str, typer.Option(help="How its payloads are laid out, such as langchain or llama-index.")],
+    from_url: Annotated[str | None, typer.Option(help="The Qdrant server where it is.")] = None,
+    from_path: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a server: a folder that qdrant-client keeps, QdrantClient(path=...)."),
+    ] = None,
+    from_api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QDRANT_FROM_API_KEY",
+            show_envvar=True,
+            help="For that server; --api-key if not given and both are on one.",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the layout, such as content_key=text. Repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"A model by name or folder, for a new collection; {OFFICIAL} if not given."),
+    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help=f"{STORAGES_HELP}; for a new collection, float16 if not given.")
+    ] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help=f"{FIRST_STAGES_HELP}; for a new collection, hybrid if not given.")
+    ] = None,
+    pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}; for a new collection.")] = None,
+    document_length: Annotated[int | None, typer.Option(help="The model's window, for a new collection.")] = None,
+    payload_index: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=KIND", help="Index metadata for filters, such as topic=keyword. Repeatable."),
+    ] = None,
+    workers: Workers = 0,
+    name: Name = "documents",
+    api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
+    retries: Retries = None,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
-    """Hand over, making the target if there is none, and say what was done; exit status 1 if nothing was a document."""
-    document_of = load_layout(layout, _options(options))
+    """Encode the documents of another Qdrant collection, such as LangChain's or LlamaIndex's, into one of ours.
+
+    The other collection is only read. Stopped, the same command goes on; repeated, it encodes only what is new or has
+    changed.
+    """
+    connection = Connection(collection, name, api_key, timeout, grpc, retries)
+    source = Source.of(from_url, from_path, from_collection, from_api_key, connection)
+    wanted = Wanted(
+        model=model,
+        dim=dim,
+        storage=storage,
+        first_stage=first_stage,
+        pool_factor=pool_factor,
+        document_length=document_length,
+        payload_indexes=tuple(payload_index or ()),
+        shard_key=None,
+        shards=None,
+        replicas=None,
+        device=device,
+        by_file=False,
+    )
+    document_of = load_layout(layout, _options(option or []))
     with source.client() as client:
         # Counted first: where there is no source, no target is made.
         points = open_source(client, source.collection).count(None)
@@ -124,7 +197,9 @@ def _handed_over(
 ) -> HandOverReport:
     try:
         with progress_bar("Handing over", points) as advance:
-            return hand_over(client, source.collection, target, document_of, progress=advance, workers=workers)
+            return qdrant_import.hand_over(
+                client, source.collection, target, document_of, progress=advance, workers=workers
+            )
     except KeyboardInterrupt:
         remark(f"Stopped with {target.count()} documents stored. Run the command again to go on.")
         raise

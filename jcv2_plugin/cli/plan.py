@@ -1,16 +1,17 @@
-"""``jcv2 plan``."""
+"""``jcv2 plan``: how large a collection will be."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from jcv2_plugin.collection.planning import Plan, Workload, parse_number, plan
+from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device, Json
+from jcv2_plugin.collection import planning
+from jcv2_plugin.collection.planning import Plan, Workload, parse_number
 from jcv2_plugin.console import err, out, quiet_libraries
 
 _GIB = 2**30
@@ -18,48 +19,52 @@ _PROBE_SECONDS = 3.0
 _SENTENCE = "The harbour master keeps a ledger of every ship that calls, with its cargo and the hour of the tide. "
 
 
-@dataclass(frozen=True)
-class PlanOptions:
-    """The command's options; node sizes in GiB."""
+def plan(
+    docs: Annotated[str, typer.Option("--docs", help="Documents, such as 7000, 2.5M or 100M.")],
+    tokens: Annotated[float, typer.Option(min=1, help="Tokens a document, on average.")] = 120,
+    dim: Annotated[int, typer.Option(min=1, help="Matryoshka dimension.")] = 128,
+    profile: Annotated[str, typer.Option("--profile", "--storage", help=f"{STORAGES_HELP}.")] = "float16",
+    first_stage: Annotated[str, typer.Option(help=f"{FIRST_STAGES_HELP}.")] = "hybrid",
+    pool_factor: Annotated[float, typer.Option(min=1, help=f"{POOL_HELP}.")] = 1.0,
+    text_bytes: Annotated[
+        float | None, typer.Option(help="Bytes of text and metadata a document; estimated from --tokens if not given.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of each shard.")] = 1,
+    node_memory: Annotated[float, typer.Option(help="GiB of memory a node.")] = 64,
+    node_disk: Annotated[float, typer.Option(help="GiB of disk a node.")] = 1000,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="What one encoder encodes, where you know it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model, by name or folder, whose speed is measured here for some seconds.")
+    ] = None,
+    encoders: Annotated[int, typer.Option(min=1, help="Encoders at work, such as GPUs.")] = 1,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Add up the disk, memory, shards and encoding time that a collection will need.
 
-    docs: str
-    tokens: float
-    dim: int
-    profile: str
-    first_stage: str
-    pool_factor: float
-    text_bytes: float | None
-    replicas: int
-    node_memory: float
-    node_disk: float
-    tokens_per_second: float | None
-    model: str | None
-    encoders: int
-    device: str | None
-    as_json: bool
-
-
-def run_plan(options: PlanOptions) -> None:
-    """Print what a workload needs."""
-    speed = options.tokens_per_second
-    if speed is None and options.model is not None:
-        speed = measure_speed(options.model, options.tokens, options.device)
-    names: dict[str, Any] = {"storage": options.profile, "first_stage": options.first_stage}
+    Sizes are those measured on Qdrant's engine; see docs/scaling.md.
+    """
+    speed = tokens_per_second
+    if speed is None and model is not None:
+        speed = measure_speed(model, tokens, device)
+    names: dict[str, Any] = {"storage": profile, "first_stage": first_stage}
     workload = Workload(
-        documents=parse_number(options.docs),
-        tokens=options.tokens,
-        dim=options.dim,
-        pool_factor=options.pool_factor,
-        text_bytes=options.text_bytes,
-        replicas=options.replicas,
-        node_memory=options.node_memory * _GIB,
-        node_disk=options.node_disk * _GIB,
+        documents=parse_number(docs),
+        tokens=tokens,
+        dim=dim,
+        pool_factor=pool_factor,
+        text_bytes=text_bytes,
+        replicas=replicas,
+        node_memory=node_memory * _GIB,
+        node_disk=node_disk * _GIB,
         tokens_per_second=speed,
-        workers=options.encoders,
+        workers=encoders,
         **names,
     )
-    made = plan(workload)
-    if options.as_json:
+    made = planning.plan(workload)
+    if as_json:
         typer.echo(json.dumps({**made.to_dict(), "tokens_per_second": speed}))
         return
     _print(workload, made, speed)
