@@ -28,11 +28,11 @@ from jcv2_trainer.data.rows import read_rows
 from jcv2_trainer.heads.principal import load_backbone
 from jcv2_trainer.heads.score_keeping import FittedHeads, fit_heads
 from jcv2_trainer.recipes import load_recipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.card import CURVE, curve
 from jcv2_trainer.training.dev import DevEvaluator, DevSet
 from jcv2_trainer.training.requests import Request
 from jcv2_trainer.training.runs import versions
-from jcv2_trainer.training.settings import TrainingRecipe
 from jcv2_trainer.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]

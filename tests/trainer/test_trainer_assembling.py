@@ -21,8 +21,8 @@ from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER, is_offic
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
 from jcv2_trainer.cli.app import app
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.heads.assemble import Assembly, add_markers, assemble
 from jcv2_trainer.heads.principal import captured, load_backbone, second_moment
+from jcv2_trainer.training.assemble import Assembly, add_markers, assemble
 from jcv2_trainer.training.rotary import to_rotary
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -39,8 +39,8 @@ from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, describe, load_pack
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.heads.principal import load_backbone
 from jcv2_trainer.recipes import load_recipe
+from jcv2_trainer.recipes.mlm_settings import MlmRecipe
 from jcv2_trainer.training.mlm import MlmReport, _predict_masked_only, train_mlm
-from jcv2_trainer.training.mlm_settings import MlmRecipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ from official_checkpoint import SENTENCES, write_checkpoint
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.training.settings import TrainingRecipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 
 WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()})
 

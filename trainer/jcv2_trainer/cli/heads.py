@@ -59,7 +59,7 @@ def _assemble(
     wanted = tuple(_parse_dims(dims))
     with failing_politely():
         quiet_libraries()
-        from jcv2_trainer.heads.assemble import Assembly, assemble
+        from jcv2_trainer.training.assemble import Assembly, assemble
 
         settings = Assembly(
             dims=wanted,

@@ -12,7 +12,7 @@ import typer
 from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
-from jcv2_trainer.training.mlm_settings import MlmRecipe
+from jcv2_trainer.recipes.mlm_settings import MlmRecipe
 
 _STOPPED = "Stopped at once. If there was a checkpoint, it is whole; go on with --resume."
 

@@ -11,7 +11,7 @@ import typer
 from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
-from jcv2_trainer.training.settings import TrainingRecipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 
 if TYPE_CHECKING:
     from jcv2_trainer.training.report import Report

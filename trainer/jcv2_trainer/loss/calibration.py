@@ -20,7 +20,7 @@ from jcv2_trainer.data.sampler import GroupedBatchSampler
 from jcv2_trainer.loss.losses import contrastive_loss
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss, targets
 from jcv2_trainer.loss.scoring import all_scores
-from jcv2_trainer.training.settings import TrainingRecipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 
 _ROWS = 128
 _SHARPER = 2.0

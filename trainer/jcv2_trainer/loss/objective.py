@@ -23,7 +23,7 @@ from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.collator import Batch, Packed
 from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
 from jcv2_trainer.loss.scoring import TokenVectors, all_scores, candidate_scores, head_slices
-from jcv2_trainer.training.settings import TrainingRecipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 
 
 class MatryoshkaLateInteractionLoss(nn.Module):

@@ -13,8 +13,8 @@ from jcv2_plugin.encoder.loading import keep_heads
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.heads.matryoshka import TiedHeads, with_dims
 from jcv2_trainer.heads.principal import second_moment
+from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.lora import add_lora, merge_lora
-from jcv2_trainer.training.settings import TrainingRecipe
 
 _MOMENT_TEXTS = 1000
 

@@ -24,9 +24,9 @@ from jcv2_plugin.evaluation.study.intervals import METHOD, Samples, difference, 
 from jcv2_plugin.evaluation.study.retrieval import distinct, draws_of, load_encoder, model_settings, paired
 from jcv2_trainer.data.datasets_io import split_dev, training_dataset
 from jcv2_trainer.recipes import load_recipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.dev import DevEvaluator, DevSet
 from jcv2_trainer.training.requests import Request
-from jcv2_trainer.training.settings import TrainingRecipe
 from jcv2_trainer.training.train import train
 
 Stage = Literal["pairs", "triplets", "joint"]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.datasets_io import split_dev
 from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.dev import DevSet
 from jcv2_trainer.training.report import Report
-from jcv2_trainer.training.settings import TrainingRecipe
 
 Stage = Literal["train", "pairs", "triplets"]
 

@@ -27,6 +27,7 @@ from jcv2_trainer.folders import replacing
 from jcv2_trainer.loss.calibration import best_scale
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.processes import is_first_process
+from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.card import write_card
 from jcv2_trainer.training.dev import DevEvaluator, metric_name
 from jcv2_trainer.training.lora import save_lora
@@ -34,7 +35,6 @@ from jcv2_trainer.training.prepare import finish, interpolate, prepare
 from jcv2_trainer.training.report import Report
 from jcv2_trainer.training.requests import Request, split
 from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory
-from jcv2_trainer.training.settings import TrainingRecipe
 from jcv2_trainer.training.trainer import (
     ColbertTrainer,
     EpochOfData,
