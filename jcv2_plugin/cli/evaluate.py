@@ -20,9 +20,7 @@ from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.errors import CollectionMismatchError
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.bm25 import bm25_run
-from jcv2_plugin.evaluation.metrics import evaluate_collection, evaluate_run
-
-KEYS = ("ndcg@10", "recall@100", "mrr@10")
+from jcv2_plugin.evaluation.metrics import METRICS, evaluate_collection, evaluate_run
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def evaluate(
     ] = None,
     device: Device = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON per dim with ndcg@10, recall@100, mrr@10.")
+        bool, typer.Option("--json", help=f"Print one line of JSON per dim with {', '.join(METRICS)}.")
     ] = False,
 ) -> None:
     """Evaluate a model on a BEIR folder, searching a stored collection."""
@@ -166,7 +164,7 @@ def _collection(encoder: JinaColbertEncoder, dim: int, options: _Options) -> Ite
 
 
 def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
-    table = Table("", *KEYS, title=title, title_justify="left")
+    table = Table("", *METRICS, title=title, title_justify="left")
     for label, figures in rows:
-        table.add_row(label, *(f"{figures[key]:.4f}" for key in KEYS))
+        table.add_row(label, *(f"{figures[key]:.4f}" for key in METRICS))
     print_table(table)

@@ -23,7 +23,9 @@ Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 """Relevance by query id and document id; 1 and more is relevant."""
 
-NDCG, RECALL, MRR = "ndcg@10", "recall@100", "mrr@10"
+METRICS = NDCG, RECALL, MRR = "ndcg@10", "recall@100", "mrr@10"
+"""The keys of :meth:`Metrics.as_dict`."""
+
 _RECALL_DEPTH = 100
 _MRR_DEPTH = 10
 _QUERIES_PER_BATCH = 64

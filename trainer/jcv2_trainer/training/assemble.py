@@ -20,7 +20,7 @@ from transformers import AutoModel
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
-from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER
+from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER, ColbertMetadata
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError
@@ -51,8 +51,8 @@ class Assembly:
     """
 
     dims: tuple[int, ...] = PAPER_DIMS
-    query_length: int = 32
-    document_length: int = 300
+    query_length: int = ColbertMetadata.query_length
+    document_length: int = ColbertMetadata.document_length
     skiplist: Skiplist | None = "stanford"
     markers: bool = True
     texts: int = 3000
