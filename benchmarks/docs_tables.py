@@ -184,6 +184,13 @@ def multilingual(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def multilingual_summary(report: dict[str, Any]) -> str:
+    """mini-multilingual in each language, beside BM25."""
+    from multilingual_quality import summary
+
+    return summary(report)
+
+
 def encoding_profile(report: dict[str, Any]) -> str:
     """Where the time of encoding goes."""
     from encoding_profile import markdown
@@ -199,6 +206,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "ingestion-overlap": ("ingestion", "overlap", overlap),
     "mini-heads": ("mini_heads", None, mini_heads),
     "multilingual": ("multilingual_quality", None, multilingual),
+    "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
     "encoding-profile": ("encoding_profile", None, encoding_profile),
@@ -218,8 +226,10 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
 Results of studies lie in docs/studies, where ``jcv2 study`` writes them.
 """
 # One run makes all of these tables; its command and versions stand once on a page, under the last of them.
-_CAPTIONED = ("left_out", "search_summary")
-_CAPTIONED_ELSEWHERE = {f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name not in _CAPTIONED}
+_CAPTIONED = ("left_out",)
+_CAPTIONED_ELSEWHERE = {"multilingual-summary"} | {
+    f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name not in _CAPTIONED
+}
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

@@ -205,6 +205,23 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+SUMMARY_DIMS = (128, 64, 32)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A row for each language or direction, the mean over its sets, and one for the mean over all sets."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for figures in report["sets"].values():
+        groups.setdefault(figures["language"], []).append(figures)
+    lines = [["language", "sets", "BM25", *(f"{dim} dims" for dim in SUMMARY_DIMS)], ["---", *["--:"] * 5]]
+    ordered = sorted(groups.items(), key=lambda group: (not {"+", ">"}.isdisjoint(group[0]), group[0]))
+    for name, sets in [*ordered, ("**mean over sets**", list(report["sets"].values()))]:
+        bm25 = np.mean([one["BM25"] for one in sets])
+        ours = (np.mean([one[TRAINED][str(dim)] for one in sets]) for dim in SUMMARY_DIMS)
+        lines.append([name, str(len(sets)), *(f"{value:.3f}" for value in (bm25, *ours))])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def _digest(weight: torch.Tensor) -> str:
     return hashlib.sha256(weight.numpy().tobytes()).hexdigest()[:16]
 
