@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection, IngestReport
-    from jcv2_plugin.collection.qdrant_import import HandOverReport, hand_over
+    from jcv2_plugin.collection.qdrant_import import ImportReport, import_qdrant
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
     from jcv2_plugin.encoder.heads import MatryoshkaHeads
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -36,8 +36,8 @@ _HOMES = {
     "explain": "scoring.explanation",
     "MatryoshkaHeads": "encoder.heads",
     "CollectionSchema": "engines.schema",
-    "HandOverReport": "collection.qdrant_import",
-    "hand_over": "collection.qdrant_import",
+    "ImportReport": "collection.qdrant_import",
+    "import_qdrant": "collection.qdrant_import",
     "quantize": "encoder.quantization",
     "RerankResult": "scoring.rerank",
     "rerank": "scoring.rerank",
@@ -48,7 +48,7 @@ __all__ = [
     "CollectionSchema",
     "Document",
     "Explanation",
-    "HandOverReport",
+    "ImportReport",
     "IngestReport",
     "JinaColbertEncoder",
     "MatryoshkaHeads",
@@ -58,7 +58,7 @@ __all__ = [
     "TokenMatch",
     "__version__",
     "explain",
-    "hand_over",
+    "import_qdrant",
     "quantize",
     "rerank",
 ]

@@ -328,12 +328,12 @@ class JinaColbertVectorStore(VectorStore):
             fetch_k: Out of how many of the largest MaxSim they are chosen; at least ``k`` are.
             lambda_mult: 1 is relevance alone, 0 is diversity alone.
             filter: Search only what it selects.
-            **kwargs: Further arguments of ``ColbertCollection.search_diverse``.
+            **kwargs: Further arguments of ``ColbertCollection.search_mmr``.
 
         Raises:
             InvalidQueryError: As :meth:`similarity_search`, or ``lambda_mult`` is not in 0..1.
         """
-        hits = self._collection.search_diverse(
+        hits = self._collection.search_mmr(
             query,
             k,
             fetch_k=fetch_k if fetch_k < 1 else max(fetch_k, k),  # the collection refuses what is not positive

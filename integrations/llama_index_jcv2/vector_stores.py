@@ -208,7 +208,7 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             if mmr_prefetch_k is None and mmr_prefetch_factor is not None:
                 mmr_prefetch_k = int(limit * mmr_prefetch_factor)
             threshold = 0.5 if mmr_threshold is None else mmr_threshold
-            return self._collection.search_diverse(
+            return self._collection.search_mmr(
                 query.query_str, limit, fetch_k=mmr_prefetch_k, lambda_mult=threshold, **kwargs
             )
         if query.mode != VectorStoreQueryMode.DEFAULT:

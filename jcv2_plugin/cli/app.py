@@ -44,8 +44,8 @@ class _Commands(LazyGroup):
             "Make a collection of a snapshot, in a folder or on a server; nothing is encoded.",
         ),
         "collections": ("collections:collections_app", "List, describe and drop collections."),
-        "hand-over": (
-            "hand_over:hand_over",
+        "import-qdrant": (
+            "import_qdrant:import_qdrant",
             "Encode the documents of another Qdrant collection, such as LangChain's or LlamaIndex's, into one of ours.",
         ),
         "plan": (

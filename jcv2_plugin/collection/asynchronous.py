@@ -121,7 +121,7 @@ class AsyncMethods(_Collection):
             with_explanation=with_explanation,
         )
 
-    async def asearch_diverse(
+    async def asearch_mmr(
         self,
         query: str,
         k: int = 10,
@@ -135,9 +135,9 @@ class AsyncMethods(_Collection):
         first_stage: FirstStage | None = None,
         with_explanation: bool = False,
     ) -> list[SearchHit]:
-        """See :meth:`search_diverse`."""
+        """See :meth:`search_mmr`."""
         return await asyncio.to_thread(
-            self.search_diverse,
+            self.search_mmr,
             query,
             k,
             fetch_k=fetch_k,

@@ -12,7 +12,7 @@ from qdrant_client import QdrantClient, models
 
 from jcv2_plugin.collection.checks import check_lengths
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.collection.qdrant_import import DocumentOf, hand_over
+from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
 from jcv2_plugin.collection.state import load_encoder
 from jcv2_plugin.documents import Document, validate
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -126,7 +126,7 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
     return create(**options)
 
 
-def take_over(
+def import_into(
     client: QdrantClient,
     collection_name: str,
     document_of: DocumentOf,
@@ -138,7 +138,7 @@ def take_over(
     filter: models.Filter | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ColbertCollection:
-    """A collection of ours with the documents of a foreign one, as :func:`~jcv2_plugin.hand_over` gives it.
+    """A collection of ours with the documents of a foreign one, as :func:`~jcv2_plugin.import_qdrant` gives it.
 
     Args:
         client: Where the foreign one is.
@@ -159,7 +159,7 @@ def take_over(
         raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
     into = open_or_create(create, **place) if target is None else target
     try:
-        report = hand_over(client, collection_name, into, document_of, filter=filter, progress=progress)
+        report = import_qdrant(client, collection_name, into, document_of, filter=filter, progress=progress)
         if report.read and report.skipped == report.read:
             option, key = text_option
             raise InvalidOptionError(

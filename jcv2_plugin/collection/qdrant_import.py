@@ -43,8 +43,8 @@ class Skipped:
 
 
 @dataclass
-class HandOverReport:
-    """What :func:`hand_over` did.
+class ImportReport:
+    """What :func:`import_qdrant` did.
 
     Attributes:
         read: Points of the source.
@@ -61,7 +61,7 @@ class HandOverReport:
     first_skipped: list[Skipped] = field(default_factory=list)
 
 
-def hand_over(
+def import_qdrant(
     source: QdrantClient,
     source_name: str,
     target: ColbertCollection,
@@ -72,7 +72,7 @@ def hand_over(
     progress: Callable[[int], None] | None = None,
     journal: str | os.PathLike[str] | None = None,
     workers: int | Sequence[str] = 0,
-) -> HandOverReport:
+) -> ImportReport:
     """Add the documents of another Qdrant collection to one of ours.
 
     The source is read page by page, without its vectors, and never written to. The target may hold documents already;
@@ -102,7 +102,7 @@ def hand_over(
             f"document_of must be a function of a point's id and payload, got {document_of!r:.80}. For a layout by "
             "name, take load_layout(name)."
         )
-    engine = open_source(source, source_name)
+    engine = source_engine(source, source_name)
     _check_different(engine, target)
     reader = _Reader(document_of)
     done = target.ingest(
@@ -119,7 +119,7 @@ def hand_over(
     return report
 
 
-def open_source(client: QdrantClient, name: str) -> ClientEngine:
+def source_engine(client: QdrantClient, name: str) -> ClientEngine:
     """The other collection, to be read.
 
     Raises:
@@ -129,14 +129,14 @@ def open_source(client: QdrantClient, name: str) -> ClientEngine:
         return ClientEngine.open(client, name)
     except CollectionNotFoundError as error:
         found = str(error).removesuffix(" Create it first.")
-        raise CollectionNotFoundError(f"Nothing to hand over: {found} Check the source's name.") from error
+        raise CollectionNotFoundError(f"Nothing to import: {found} Check the source's name.") from error
 
 
 class _Reader:
     """Turns points into documents, and counts."""
 
     def __init__(self, document_of: DocumentOf) -> None:
-        self.report = HandOverReport()
+        self.report = ImportReport()
         self._document_of = document_of
         self._told = 0
 
@@ -178,7 +178,7 @@ def _check_different(source: ClientEngine, target: ColbertCollection) -> None:
     if not isinstance(into, ClientEngine) or into.physical != source.physical:
         return
     if into.client is source.client or (not source.is_local and into.address == source.address):
-        raise InvalidOptionError(f"{into.place} is both source and target. Hand over to a collection of another name.")
+        raise InvalidOptionError(f"{into.place} is both source and target. Import into a collection of another name.")
 
 
 def layouts() -> list[str]:
@@ -187,7 +187,7 @@ def layouts() -> list[str]:
 
 
 def load_layout(name: str, options: Mapping[str, Any] | None = None) -> DocumentOf:
-    """The function that says what document is in a point of a well-known layout, for :func:`hand_over`.
+    """The function that says what document is in a point of a well-known layout, for :func:`import_qdrant`.
 
     Args:
         name: One of :func:`layouts`.
@@ -200,7 +200,7 @@ def load_layout(name: str, options: Mapping[str, Any] | None = None) -> Document
     if not found:
         there = f"Installed are {layouts()}" if layouts() else "None is installed"
         raise InvalidOptionError(
-            f"There is no layout {name!r}. {there}; for another layout give hand_over a function of your own."
+            f"There is no layout {name!r}. {there}; for another layout give import_qdrant a function of your own."
         )
     try:
         document_of = found[0].load()

@@ -133,7 +133,7 @@ class Searching(CollectionState):
 
         return self._with_current(work)
 
-    def search_diverse(
+    def search_mmr(
         self,
         query: str,
         k: int = 10,

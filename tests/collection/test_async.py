@@ -53,7 +53,7 @@ def test_there_are_ten() -> None:
         "adelete",
         "asearch",
         "asearch_many",
-        "asearch_diverse",
+        "asearch_mmr",
         "aget",
         "acount",
         "aexplain",

@@ -13,8 +13,8 @@ import server_site
 from collection_samples import DIM, contents
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, hand_over
-from jcv2_plugin.collection import qdrant_import as handover
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, import_qdrant
+from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.qdrant_import import Skipped, layouts, load_layout
 from jcv2_plugin.engines import qdrant as client_engine
 from jcv2_plugin.errors import (
@@ -80,10 +80,10 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-class TestHandOver:
+class TestImport:
     def test_all_documents_come_over_and_are_found(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(23))
-        report = hand_over(source, "dense", target, document_of)
+        report = import_qdrant(source, "dense", target, document_of)
         assert (report.read, report.written, report.unchanged, report.skipped) == (23, 23, 0, 0)
         expected = {f"mine-{n}": (f"Report {n} of the harbour master.", {"n": n}) for n in range(23)}
         assert contents(target) == expected
@@ -92,19 +92,19 @@ class TestHandOver:
     def test_the_source_stays_as_it_is(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(5))
         before = source.scroll("dense", limit=100, with_vectors=True)
-        hand_over(source, "dense", target, document_of)
+        import_qdrant(source, "dense", target, document_of)
         assert source.scroll("dense", limit=100, with_vectors=True) == before
 
     def test_again_nothing_is_encoded(
         self, source: QdrantClient, target: ColbertCollection, encoded: list[str]
     ) -> None:
         fill(source, "dense", payloads(9))
-        hand_over(source, "dense", target, document_of)
+        import_qdrant(source, "dense", target, document_of)
         assert len(encoded) == 9
         encoded.clear()
         source.set_payload("dense", {"body": "Another text."}, points=[4])
         source.upsert("dense", [models.PointStruct(id=99, vector=[1, 0, 0, 0], payload={"body": "A new one."})])
-        report = hand_over(source, "dense", target, document_of)
+        report = import_qdrant(source, "dense", target, document_of)
         assert (report.written, report.unchanged) == (2, 8)
         assert sorted(encoded) == ["A new one.", "Another text."]
 
@@ -118,18 +118,18 @@ class TestHandOver:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            hand_over(source, "dense", target, document_of, batch_documents=4, progress=stopping)
+            import_qdrant(source, "dense", target, document_of, batch_documents=4, progress=stopping)
         stored = target.count()
         assert 4 <= stored < 20
         encoded.clear()
-        report = hand_over(source, "dense", target, document_of, batch_documents=4)
+        report = import_qdrant(source, "dense", target, document_of, batch_documents=4)
         assert (report.written, report.unchanged) == (20 - stored, stored)
         assert len(encoded) == 20 - stored
 
     def test_what_is_there_already_stays(self, source: QdrantClient, target: ColbertCollection) -> None:
         target.add(["Mine.", "To be replaced."], ids=["own", "mine-1"])
         fill(source, "dense", payloads(3))
-        hand_over(source, "dense", target, document_of)
+        import_qdrant(source, "dense", target, document_of)
         assert set(target.ids()) == {"own", "mine-0", "mine-1", "mine-2"}
         assert target.get(["mine-1"])[0].text == "Report 1 of the harbour master."
 
@@ -140,14 +140,14 @@ class TestHandOver:
         fill(source, "uuids", payloads(3), uuids=True)
         for _ in range(2):
             for name in ("numbers", "uuids"):
-                hand_over(source, name, target, lambda _, payload: Document(payload["body"]))
+                import_qdrant(source, name, target, lambda _, payload: Document(payload["body"]))
         assert set(target.ids()) == {"0", "1", "2", *(UUID.format(n) for n in range(3))}
         assert len(encoded) == 6
 
     def test_a_filter(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(10))
         few = models.Filter(must=[models.FieldCondition(key="about.n", range=models.Range(gte=7))])
-        report = hand_over(source, "dense", target, document_of, filter=few)
+        report = import_qdrant(source, "dense", target, document_of, filter=few)
         assert (report.read, report.written) == (3, 3)
         assert set(target.ids()) == {"mine-7", "mine-8", "mine-9"}
 
@@ -155,13 +155,13 @@ class TestHandOver:
         fill(source, "dense.7", payloads(2))
         alias = models.CreateAlias(collection_name="dense.7", alias_name="dense")
         source.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
-        assert hand_over(source, "dense", target, document_of).written == 2
+        assert import_qdrant(source, "dense", target, document_of).written == 2
 
     def test_an_empty_one(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(1))
         source.delete("dense", [0])
         progress: list[int] = []
-        report = hand_over(source, "dense", target, document_of, progress=progress.append)
+        report = import_qdrant(source, "dense", target, document_of, progress=progress.append)
         assert (report.read, report.written, progress) == (0, 0, [])
 
     def test_pages_are_read_without_vectors(
@@ -177,7 +177,7 @@ class TestHandOver:
             return scroll(name, **options)
 
         monkeypatch.setattr(source, "scroll", watched)
-        assert hand_over(source, "dense", target, document_of).written == 20
+        assert import_qdrant(source, "dense", target, document_of).written == 20
         assert [one for one in pages if one[0] == "dense"] == [("dense", False, 7)] * 3
 
 
@@ -185,7 +185,7 @@ class TestSkipped:
     def test_they_are_counted_and_the_first_are_named(self, source: QdrantClient, target: ColbertCollection) -> None:
         rows: list[dict[str, Any] | None] = [{"body": "A text."}, {"title": "x", "extra": 1}, {"body": " \n"}, None]
         fill(source, "dense", [*rows, *({"other": n} for n in range(20))])
-        report = hand_over(source, "dense", target, document_of)
+        report = import_qdrant(source, "dense", target, document_of)
         assert (report.read, report.written, report.skipped) == (24, 1, 23)
         assert report.first_skipped[:3] == [
             Skipped("1", "no document in its payload, whose keys are 'extra', 'title'"),
@@ -197,21 +197,21 @@ class TestSkipped:
 
     def test_many_keys_are_not_all_named(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", [{f"key{n}": n for n in range(9)}])
-        (one,) = hand_over(source, "dense", target, document_of).first_skipped
+        (one,) = import_qdrant(source, "dense", target, document_of).first_skipped
         assert one.reason.endswith("'key6', 'key7', ...")
 
     @pytest.mark.parametrize("every", [1, 2, 3, 100])
     def test_progress_adds_up_to_all_points(self, source: QdrantClient, target: ColbertCollection, every: int) -> None:
         fill(source, "dense", [row if n % every == 0 else None for n, row in enumerate(payloads(25))])
         progress: list[int] = []
-        report = hand_over(source, "dense", target, document_of, batch_documents=4, progress=progress.append)
+        report = import_qdrant(source, "dense", target, document_of, batch_documents=4, progress=progress.append)
         assert sum(progress) == report.read == 25
         assert report.written + report.skipped == 25
 
     def test_progress_where_all_are_skipped(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", [None] * 5)
         progress: list[int] = []
-        hand_over(source, "dense", target, document_of, progress=progress.append)
+        import_qdrant(source, "dense", target, document_of, progress=progress.append)
         assert progress == [5]
 
 
@@ -219,37 +219,37 @@ class TestRefused:
     def test_no_such_source(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(1))
         with pytest.raises(CollectionNotFoundError, match=r"no collection 'dance'; there are \['dense'.*Check the so"):
-            hand_over(source, "dance", target, document_of)
+            import_qdrant(source, "dance", target, document_of)
 
     @pytest.mark.parametrize("name", ["documents", "documents.1"])
     def test_into_itself(self, mini: JinaColbertEncoder, source: QdrantClient, name: str) -> None:
         with ColbertCollection.create(client=source, encoder=mini, dim=DIM) as target:
             target.add(["A text."], ids=["a"])
             with pytest.raises(InvalidOptionError, match="both source and target"):
-                hand_over(source, name, target, document_of)
+                import_qdrant(source, name, target, document_of)
             assert set(target.ids()) == {"a"}
 
     def test_the_same_name_elsewhere_is_another(self, mini: JinaColbertEncoder, source: QdrantClient) -> None:
         fill(source, "documents.1", payloads(2))
         with ColbertCollection.create(":memory:", encoder=mini, dim=DIM) as target:
-            assert hand_over(source, "documents.1", target, document_of).written == 2
+            assert import_qdrant(source, "documents.1", target, document_of).written == 2
 
     def test_what_is_no_function(self, source: QdrantClient, target: ColbertCollection) -> None:
         layout: Any = "langchain"
         with pytest.raises(InvalidOptionError, match=r"document_of must be a function.*load_layout"):
-            hand_over(source, "dense", target, layout)
+            import_qdrant(source, "dense", target, layout)
 
     def test_a_function_that_gives_something_else(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(1))
         wrong: Any = lambda _, payload: payload["body"]  # noqa: E731
         with pytest.raises(InvalidDocumentError, match=r"gave str for the point '0'"):
-            hand_over(source, "dense", target, wrong)
+            import_qdrant(source, "dense", target, wrong)
 
     def test_a_document_that_cannot_be_stored(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(8))
         bad = {"n": float("nan")}
         with pytest.raises(InvalidDocumentError, match=r"Document 1 \(id '5'\): metadata cannot be stored as JSON"):
-            hand_over(
+            import_qdrant(
                 source,
                 "dense",
                 target,
@@ -277,7 +277,7 @@ class TestServer:
         fill(loopback.client, "dense", payloads(12))
         with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=DIM) as target:
             loopback.loopback.fail(status=503, path_contains="croll")
-            report = hand_over(client, "dense", target, document_of)
+            report = import_qdrant(client, "dense", target, document_of)
             assert (report.read, report.written, len(waits)) == (12, 12, 1)
             assert target.count() == 12
 
@@ -286,7 +286,7 @@ class TestServer:
     ) -> None:
         target = loopback.create(mini)
         with pytest.raises(InvalidOptionError, match="both source and target"):
-            hand_over(client, loopback.name, target, document_of)
+            import_qdrant(client, loopback.name, target, document_of)
 
 
 def numbered(point_id: str, payload: Mapping[str, Any], *, key: str = "body", prefix: str = "") -> Document | None:
@@ -297,23 +297,25 @@ class TestLayouts:
     @pytest.fixture(autouse=True)
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found = [
-            EntryPoint("numbered", f"{__name__}:numbered", handover.LAYOUTS),
-            EntryPoint("broken", "no_such_package.layout:document_of", handover.LAYOUTS),
+            EntryPoint("numbered", f"{__name__}:numbered", qdrant_import.LAYOUTS),
+            EntryPoint("broken", "no_such_package.layout:document_of", qdrant_import.LAYOUTS),
         ]
         monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-        monkeypatch.setattr(handover, "entry_points", lambda group: found if group == handover.LAYOUTS else [])
+        monkeypatch.setattr(
+            qdrant_import, "entry_points", lambda group: found if group == qdrant_import.LAYOUTS else []
+        )
 
     def test_by_name(self, source: QdrantClient, target: ColbertCollection) -> None:
         assert layouts() == ["broken", "numbered"]
         fill(source, "dense", [{"text": "One."}])
-        hand_over(source, "dense", target, load_layout("numbered", {"key": "text", "prefix": "No. "}))
+        import_qdrant(source, "dense", target, load_layout("numbered", {"key": "text", "prefix": "No. "}))
         assert contents(target) == {"0": ("No. One.", {})}
         assert load_layout("numbered") is numbered
 
     def test_no_such_layout(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidOptionError, match=r"no layout 'other'. Installed are \['broken', 'numbered'\]"):
             load_layout("other")
-        monkeypatch.setattr(handover, "entry_points", lambda group: [])
+        monkeypatch.setattr(qdrant_import, "entry_points", lambda group: [])
         with pytest.raises(InvalidOptionError, match="None is installed"):
             load_layout("other")
 
@@ -331,6 +333,6 @@ class TestOurOwnLayouts:
         assert set(layouts()) >= {"langchain", "llama-index"}
 
     def test_what_is_missing_is_named_with_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "langchain_jcv2.handover", None)
+        monkeypatch.setitem(sys.modules, "langchain_jcv2.qdrant_import", None)
         with pytest.raises(InvalidOptionError, match=r"pip install 'jcv2-plugin\[langchain\]'"):
             load_layout("langchain")

@@ -250,7 +250,7 @@ class TestFirstStage:
         calls = Calls(collection, monkeypatch)
         collection.search(QUERIES[0], candidates=9, first_stage=stage)
         collection.search(QUERIES[0], exact=False, first_stage=stage)
-        collection.search_diverse(QUERIES[0], 3, candidates=25, first_stage=stage)
+        collection.search_mmr(QUERIES[0], 3, candidates=25, first_stage=stage)
         asked = [request.candidates for request in calls.requests]
         assert [sorted(one.stages) for one in asked if one is not None] == [names] * 3
         assert [one.limit for one in asked if one is not None] == [10, 300, 25]
@@ -309,7 +309,7 @@ def test_on_a_server(mini: JinaColbertEncoder, loopback: server_site.Site) -> No
         for hit in collection.search(QUERIES[0], 4, first_stage="pooled", with_explanation=True):
             assert hit.explanation is not None
             assert hit.explanation.score == pytest.approx(hit.score, abs=1e-2)
-        assert len(collection.search_diverse(QUERIES[0], 4, lambda_mult=0.2)) == 4
+        assert len(collection.search_mmr(QUERIES[0], 4, lambda_mult=0.2)) == 4
 
 
 @pytest.mark.parametrize(

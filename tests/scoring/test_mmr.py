@@ -177,7 +177,7 @@ def collection(
         yield made
 
 
-class TestSearchDiverse:
+class TestSearchMmr:
     @pytest.mark.parametrize("lambda_mult", [0.0, 0.3, 0.7, 1.0])
     def test_it_is_the_rule_over_the_fetched_hits(
         self, collection: ColbertCollection, vectors: list[NDArray[np.float32]], lambda_mult: float
@@ -187,7 +187,7 @@ class TestSearchDiverse:
             matrices = [vectors[int(hit.id[1:])] for hit in fetched]
             similarity = [[likeness(one, other) for other in matrices] for one in matrices]
             expected = by_definition([hit.relevance for hit in fetched], similarity, 6, lambda_mult)
-            found = collection.search_diverse(query, 6, fetch_k=25, lambda_mult=lambda_mult)
+            found = collection.search_mmr(query, 6, fetch_k=25, lambda_mult=lambda_mult)
             assert [hit.id for hit in found] == [fetched[position].id for position in expected]
             assert [hit.score for hit in found] == [fetched[position].score for position in expected]
 
@@ -197,7 +197,7 @@ class TestSearchDiverse:
             others = [Document("A ferry may be late in winter.", "late"), Document("Rice is cooked in water.", "rice")]
             collection.add([*copies, *others])
             plain = collection.search("when does the ferry sail?", 3)
-            diverse = collection.search_diverse("when does the ferry sail?", 3)
+            diverse = collection.search_mmr("when does the ferry sail?", 3)
             assert all(hit.id.startswith("copy-") for hit in plain)
             assert diverse[0].id == plain[0].id
             assert {hit.id for hit in diverse[1:]} == {"late", "rice"}
@@ -210,27 +210,27 @@ class TestSearchDiverse:
             engine, "search", lambda requests, limit, **more: limits.append(limit) or original(requests, limit, **more)
         )
         for arguments in ({"k": 2}, {"k": 8}, {"k": 2, "fetch_k": 7}, {"k": 6, "fetch_k": 3}):
-            assert len(collection.search_diverse(QUERIES[0], **arguments)) == arguments["k"]
+            assert len(collection.search_mmr(QUERIES[0], **arguments)) == arguments["k"]
         assert limits == [20, 32, 7, 6]
 
     def test_filter_and_threshold(self, collection: ColbertCollection) -> None:
-        found = collection.search_diverse(QUERIES[0], 10, filter=group("g7"))
+        found = collection.search_mmr(QUERIES[0], 10, filter=group("g7"))
         assert sorted(hit.id for hit in found) == ["d107", "d57", "d7"]
         scores = [hit.score for hit in collection.search(QUERIES[0], 10)]
-        few = collection.search_diverse(QUERIES[0], 10, lambda_mult=0.0, score_threshold=(scores[3] + scores[4]) / 2)
+        few = collection.search_mmr(QUERIES[0], 10, lambda_mult=0.0, score_threshold=(scores[3] + scores[4]) / 2)
         assert len(few) == 4
-        assert collection.search_diverse(QUERIES[0], filter=group("none")) == []
+        assert collection.search_mmr(QUERIES[0], filter=group("none")) == []
 
     def test_explanations_of_those_chosen(self, collection: ColbertCollection) -> None:
-        found = collection.search_diverse(QUERIES[0], 4, lambda_mult=0.2, with_explanation=True)
+        found = collection.search_mmr(QUERIES[0], 4, lambda_mult=0.2, with_explanation=True)
         for hit in found:
             assert hit.explanation is not None
             assert (hit.explanation.text, hit.explanation.score) == (hit.text, pytest.approx(hit.score, abs=1e-4))
 
     def test_the_twin(self, collection: ColbertCollection) -> None:
         options: dict[str, Any] = {"fetch_k": 15, "lambda_mult": 0.1, "first_stage": "bm25"}
-        found = asyncio.run(collection.asearch_diverse(QUERIES[1], 4, **options))
-        assert found == collection.search_diverse(QUERIES[1], 4, **options)
+        found = asyncio.run(collection.asearch_mmr(QUERIES[1], 4, **options))
+        assert found == collection.search_mmr(QUERIES[1], 4, **options)
 
     def test_pooled_collections(
         self, mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -239,16 +239,16 @@ class TestSearchDiverse:
         with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=DIM, pool_factor=2) as collection:
             collection.add(ITEMS[:30])
             monkeypatch.setattr(JinaColbertEncoder, "document_vectors", None)
-            assert len(collection.search_diverse(QUERIES[0], 5)) == 5
+            assert len(collection.search_mmr(QUERIES[0], 5)) == 5
 
     @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5", None, True])
     def test_lambda_that_cannot_be(self, collection: ColbertCollection, value: Any) -> None:
         with pytest.raises(InvalidQueryError, match=r"lambda_mult must be a number from 0"):
-            collection.search_diverse(QUERIES[0], lambda_mult=value)
+            collection.search_mmr(QUERIES[0], lambda_mult=value)
 
     @pytest.mark.parametrize("arguments", [{"k": 0}, {"fetch_k": 0}, {"fetch_k": 2.5}, {"candidates": -1}])
     def test_numbers_that_cannot_be(self, collection: ColbertCollection, arguments: dict[str, Any]) -> None:
         with pytest.raises(InvalidQueryError, match=f"{next(iter(arguments))} must be a positive integer"):
-            collection.search_diverse(QUERIES[0], **arguments)
+            collection.search_mmr(QUERIES[0], **arguments)
         with pytest.raises(InvalidQueryError, match="non-empty str"):
-            collection.search_diverse(" ")
+            collection.search_mmr(" ")

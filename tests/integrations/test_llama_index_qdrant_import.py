@@ -13,15 +13,16 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection
-from jcv2_plugin.collection.qdrant_import import hand_over, load_layout
+from jcv2_plugin.collection import qdrant_import as core
+from jcv2_plugin.collection.qdrant_import import load_layout
 from jcv2_plugin.errors import (
     CollectionMismatchError,
     CollectionNotFoundError,
     InvalidDocumentError,
     InvalidOptionError,
 )
-from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore, from_qdrant
-from llama_index_jcv2.handover import document_of
+from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore, import_qdrant
+from llama_index_jcv2.qdrant_import import document_of
 
 
 def key(number):
@@ -67,7 +68,7 @@ def by_id(index):
 def test_all_of_the_nodes_arrive(client, mini, location):
     before = client.scroll("dense", with_vectors=True)[0]
     progress = []
-    index = from_qdrant(client, "dense", location=location, encoder=mini, dim=64, progress=progress.append)
+    index = import_qdrant(client, "dense", location=location, encoder=mini, dim=64, progress=progress.append)
     assert by_id(index) == nodes()
     assert index.collection.dim == 64
     assert sum(progress) == 6
@@ -84,7 +85,7 @@ def test_all_of_the_nodes_arrive(client, mini, location):
 def test_a_call_is_repeated_to_go_on(client, mini, tmp_path, monkeypatch):
     folder = tmp_path / "collection"
     only = models.Filter(must=[models.FieldCondition(key="number", range=models.Range(lt=2))])
-    from_qdrant(client, "dense", location=folder, encoder=mini, dim=64, filter=only).collection.close()
+    import_qdrant(client, "dense", location=folder, encoder=mini, dim=64, filter=only).collection.close()
     encoded = []
     original = type(mini).document_vectors
     monkeypatch.setattr(
@@ -92,46 +93,46 @@ def test_a_call_is_repeated_to_go_on(client, mini, tmp_path, monkeypatch):
         "document_vectors",
         lambda self, texts, *a, **k: encoded.extend(texts) or original(self, texts, *a, **k),
     )
-    index = from_qdrant(client, "dense", location=folder, encoder=mini)
+    index = import_qdrant(client, "dense", location=folder, encoder=mini)
     assert index.collection.count() == 6
     assert len(encoded) == 4
     index.collection.close()
     with pytest.raises(CollectionMismatchError, match="dim=64"):
-        from_qdrant(client, "dense", location=folder, encoder=mini, dim=128)
+        import_qdrant(client, "dense", location=folder, encoder=mini, dim=128)
     ColbertCollection.open(folder).close()
 
 
 def test_into_an_open_collection_of_the_same_client(client, mini):
     with ColbertCollection.create(client=client, name="ours", encoder=mini, dim=64) as target:
-        index = from_qdrant(client, "dense", target=target)
+        index = import_qdrant(client, "dense", target=target)
         assert index.collection is target
         assert target.count() == 6
         with pytest.raises(TypeError, match=r"\['dim', 'encoder'\] can no longer be chosen"):
-            from_qdrant(client, "dense", target=target, encoder=mini, dim=64)
+            import_qdrant(client, "dense", target=target, encoder=mini, dim=64)
         with pytest.raises(InvalidOptionError, match="both source and target"):
-            from_qdrant(client, "ours", target=target)
+            import_qdrant(client, "ours", target=target)
         assert target.count() == 6
 
 
 def test_wrong_sources_are_refused(client, mini, tmp_path):
     with pytest.raises(CollectionNotFoundError, match="nowhere"):
-        from_qdrant(client, "nowhere", encoder=mini, location=tmp_path / "a")
+        import_qdrant(client, "nowhere", encoder=mini, location=tmp_path / "a")
     fill(client, [{"title": "no text"}], name="other")
     with pytest.raises(InvalidOptionError, match="text_key"):
-        from_qdrant(client, "other", encoder=mini)
+        import_qdrant(client, "other", encoder=mini)
     fill(client, [{"_node_content": "{", "_node_type": "TextNode"}], name="broken")
     with pytest.raises(InvalidDocumentError, match=f"Point {key(0)}: its payload is not that of a LlamaIndex node"):
-        from_qdrant(client, "broken", encoder=mini)
+        import_qdrant(client, "broken", encoder=mini)
 
 
 def test_nodes_without_text_are_left_out_and_told(client, mini, caplog):
     blank = node_to_metadata_dict(TextNode(text=" ", id_=key(9)))
     fill(client, [blank, node_to_metadata_dict(nodes()[0])], name="some")
-    index = from_qdrant(client, "some", encoder=mini, dim=64)
+    index = import_qdrant(client, "some", encoder=mini, dim=64)
     assert [node.node_id for node in by_id(index)] == [key(0)]
     assert "Of some 1 of 2 points were left out: no text" in caplog.text
     with ColbertCollection.create(":memory:", encoder=mini, dim=64) as target:
-        report = hand_over(client, "some", target, document_of)
+        report = core.import_qdrant(client, "some", target, document_of)
     assert [one.reason for one in report.first_skipped] == ["its text is blank"]
 
 
@@ -202,4 +203,4 @@ def test_llama_index_reads_our_collections_and_we_its(mini):
     for node in given:
         node.embedding = [0.5, 1.0]
     qdrant.QdrantVectorStore("dense", client=client).add(given)
-    assert by_id(from_qdrant(client, "dense", encoder=mini, dim=64)) == nodes()
+    assert by_id(import_qdrant(client, "dense", encoder=mini, dim=64)) == nodes()

@@ -1,4 +1,4 @@
-"""``jcv2 hand-over``: the documents of another Qdrant collection into one of ours."""
+"""``jcv2 import-qdrant``: the documents of another Qdrant collection into one of ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from jcv2_plugin.cli.options import (
 from jcv2_plugin.cli.target import Wanted, open_or_create
 from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.collection.qdrant_import import DocumentOf, HandOverReport, load_layout, open_source
+from jcv2_plugin.collection.qdrant_import import DocumentOf, ImportReport, load_layout, source_engine
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
 
@@ -101,7 +101,7 @@ class Source:
             local.close()
 
 
-def hand_over(
+def import_qdrant(
     collection: Collection,
     from_collection: Annotated[str, typer.Option(help="The other collection's name.")],
     layout: Annotated[str, typer.Option(help="How its payloads are laid out, such as langchain or llama-index.")],
@@ -172,11 +172,11 @@ def hand_over(
     document_of = load_layout(layout, _options(option or []))
     with source.client() as client:
         # Counted first: where there is no source, no target is made.
-        points = open_source(client, source.collection).count(None)
+        points = source_engine(client, source.collection).count(None)
         with open_or_create(connection, wanted) as target:
             quiet_libraries()
             start = time.perf_counter()
-            report = _handed_over(client, source, target, document_of, points, workers)
+            report = _imported(client, source, target, document_of, points, workers)
             result = {
                 **asdict(report),
                 "documents": target.count(),
@@ -187,17 +187,17 @@ def hand_over(
         raise typer.Exit(_NOTHING)
 
 
-def _handed_over(
+def _imported(
     client: QdrantClient,
     source: Source,
     target: ColbertCollection,
     document_of: DocumentOf,
     points: int,
     workers: int,
-) -> HandOverReport:
+) -> ImportReport:
     try:
-        with progress_bar("Handing over", points) as advance:
-            return qdrant_import.hand_over(
+        with progress_bar("Importing", points) as advance:
+            return qdrant_import.import_qdrant(
                 client, source.collection, target, document_of, progress=advance, workers=workers
             )
     except KeyboardInterrupt:
@@ -215,7 +215,7 @@ def _options(given: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _print(result: dict[str, Any], report: HandOverReport, target: ColbertCollection, *, as_json: bool) -> None:
+def _print(result: dict[str, Any], report: ImportReport, target: ColbertCollection, *, as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(result), indent=None)
     else:

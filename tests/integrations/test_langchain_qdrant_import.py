@@ -1,4 +1,4 @@
-"""``from_qdrant``: langchain-qdrant's collections become ours."""
+"""``import_qdrant``: langchain-qdrant's collections become ours."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jcv2_plugin.errors import (
     InvalidDocumentError,
     InvalidOptionError,
 )
-from langchain_jcv2 import JinaColbertVectorStore, from_qdrant
-from langchain_jcv2.handover import document_of
+from langchain_jcv2 import JinaColbertVectorStore, import_qdrant
+from langchain_jcv2.qdrant_import import document_of
 
 POINTS = [str(uuid.UUID(int=n + 1)) for n in range(4)]
 QUESTION = "what do bees make?"
@@ -77,10 +77,10 @@ def test_another_layout_is_named(payload):
         document_of("7", payload)
 
 
-def test_everything_is_handed_over_and_the_source_stays(client, mini, location):
+def test_everything_is_imported_and_the_source_stays(client, mini, location):
     before = client.scroll("dense", limit=10, with_payload=True, with_vectors=True)
     stored = []
-    store = from_qdrant(client, "dense", location=location, encoder=mini, dim=64, progress=stored.append)
+    store = import_qdrant(client, "dense", location=location, encoder=mini, dim=64, progress=stored.append)
     assert store.get_by_ids(POINTS) == [
         Document(id=id, page_content=one.page_content, metadata=one.metadata)
         for id, one in zip(POINTS, documents(), strict=True)
@@ -96,43 +96,43 @@ def test_everything_is_handed_over_and_the_source_stays(client, mini, location):
 
 def test_a_repeated_call_encodes_nothing_and_takes_over_what_is_new(client, mini, tmp_path, monkeypatch):
     folder = tmp_path / "ours"
-    from_qdrant(client, "dense", location=folder, encoder=mini, dim=64).collection.close()
+    import_qdrant(client, "dense", location=folder, encoder=mini, dim=64).collection.close()
     encoded = []
     vectors = mini.document_vectors
     monkeypatch.setattr(mini, "document_vectors", lambda texts, *rest: encoded.extend(texts) or vectors(texts, *rest))
     client.upsert("dense", [models.PointStruct(id=9, vector=[1, 1, 1], payload={"page_content": "A lamp."})])
-    store = from_qdrant(client, "dense", location=folder, encoder=mini)  # its dim is known
+    store = import_qdrant(client, "dense", location=folder, encoder=mini)  # its dim is known
     assert encoded == ["A lamp."]
     assert store.get_by_ids(["9"]) == [Document(id="9", page_content="A lamp.")]
     store.collection.close()
     with pytest.raises(CollectionMismatchError, match="dim=64, not 128"):
-        from_qdrant(client, "dense", location=folder, encoder=mini, dim=128)
-    from_qdrant(client, "dense", location=folder).collection.close()  # and so is its model
+        import_qdrant(client, "dense", location=folder, encoder=mini, dim=128)
+    import_qdrant(client, "dense", location=folder).collection.close()  # and so is its model
     with ColbertCollection.open(folder) as opened:
         assert opened.count() == 5
 
 
 def test_into_the_same_client_or_an_open_collection(client, mini):
-    store = from_qdrant(client, "dense", filter=_room("hall"), target=_collection(client, mini, "ours"))
+    store = import_qdrant(client, "dense", filter=_room("hall"), target=_collection(client, mini, "ours"))
     assert isinstance(store, JinaColbertVectorStore)
     assert client.count("ours").count == 1
     with pytest.raises(TypeError, match=r"\['dim', 'location'\]"):
-        from_qdrant(client, "dense", target=store.collection, dim=64, location=":memory:")
+        import_qdrant(client, "dense", target=store.collection, dim=64, location=":memory:")
     with pytest.raises(CollectionNotFoundError, match="other"):
-        from_qdrant(client, "other", target=store.collection)
+        import_qdrant(client, "other", target=store.collection)
     assert store.collection.count() == 1  # and it is open still
 
 
 def test_onto_a_server_but_never_into_a_foreign_collection(client, mini):
     with LoopbackQdrant() as server:
         for _ in range(2):  # the second finds what the first has made
-            store = from_qdrant(client, "dense", location=server.url, name="ours", encoder=mini, dim=64)
+            store = import_qdrant(client, "dense", location=server.url, name="ours", encoder=mini, dim=64)
             assert store.collection.count() == 4
             store.collection.close()
         other = QdrantClient(server.url, check_compatibility=False)
         dense_collection(other)
         with pytest.raises(CollectionCorruptError, match="not made by jcv2-plugin"):
-            from_qdrant(client, "dense", location=server.url, name="dense", encoder=mini)
+            import_qdrant(client, "dense", location=server.url, name="dense", encoder=mini)
         assert other.count("dense").count == 4
         other.close()
 
@@ -141,8 +141,8 @@ def test_a_wrong_payload_key_is_named(mini, tmp_path):
     source = QdrantClient(":memory:")
     dense_collection(source, content="text", metadata="about")
     with pytest.raises(InvalidOptionError, match="None of the 4 points of 'dense' has text under 'page_content'"):
-        from_qdrant(source, "dense", location=tmp_path / "ours", encoder=mini)
-    store = from_qdrant(
+        import_qdrant(source, "dense", location=tmp_path / "ours", encoder=mini)
+    store = import_qdrant(
         source,
         "dense",
         location=tmp_path / "ours",
@@ -158,7 +158,7 @@ def test_a_wrong_payload_key_is_named(mini, tmp_path):
 def test_points_without_text_are_left_out_and_said(client, mini, caplog):
     client.upsert("dense", [models.PointStruct(id=9, vector=[1, 1, 1], payload={"page_content": " "})])
     with caplog.at_level("WARNING"):
-        store = from_qdrant(client, "dense", encoder=mini, dim=32)
+        store = import_qdrant(client, "dense", encoder=mini, dim=32)
     assert store.collection.count() == len(IDS)
     assert "Of dense 1 of 5 points were left out" in caplog.text
 

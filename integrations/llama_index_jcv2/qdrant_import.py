@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.utils import DEFAULT_TEXT_KEY, legacy_metada
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
-from jcv2_plugin.collection.opening import take_over
+from jcv2_plugin.collection.opening import import_into
 from jcv2_plugin.errors import InvalidDocumentError
 from llama_index_jcv2 import nodes
 from llama_index_jcv2.indices import JinaColbertIndex
@@ -69,7 +69,7 @@ def _legacy_node(point_id: str, payload: Mapping[str, Any], text: str, text_key:
     )
 
 
-def from_qdrant(
+def import_qdrant(
     client: QdrantClient,
     collection_name: str,
     *,
@@ -109,7 +109,7 @@ def from_qdrant(
         CollectionMismatchError: The collection that is there was made with another model or dimension.
         TypeError: A target is given together with what describes one.
     """
-    into = take_over(
+    into = import_into(
         client,
         collection_name,
         functools.partial(document_of, text_key=text_key),

@@ -1,4 +1,4 @@
-"""``jcv2 hand-over``: from folders and servers, into new collections and old ones."""
+"""``jcv2 import-qdrant``: from folders and servers, into new collections and old ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document
 from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.hand_over import Source
-from jcv2_plugin.collection import qdrant_import as handover
+from jcv2_plugin.cli.import_qdrant import Source
+from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionMismatchError,
@@ -34,8 +34,8 @@ def bodies(point_id: str, payload: Mapping[str, Any], *, text_key: str = "body")
 
 @pytest.fixture(autouse=True)
 def layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [EntryPoint("bodies", f"{__name__}:bodies", handover.LAYOUTS)]
-    monkeypatch.setattr(handover, "entry_points", lambda group: found)
+    found = [EntryPoint("bodies", f"{__name__}:bodies", qdrant_import.LAYOUTS)]
+    monkeypatch.setattr(qdrant_import, "entry_points", lambda group: found)
 
 
 def fill(client: QdrantClient, number: int, *, name: str = "dense", key: str = "body") -> None:
@@ -53,7 +53,7 @@ def folder(place: Path) -> Path:
     return place / "theirs"
 
 
-FROM = ("hand-over", "--from-path", "theirs", "--from-collection", "dense", "--layout", "bodies")
+FROM = ("import-qdrant", "--from-path", "theirs", "--from-collection", "dense", "--layout", "bodies")
 
 
 class TestFolder:
@@ -94,7 +94,7 @@ class TestFolder:
         client = QdrantClient(path=str(folder))
         fill(client, 3, name="other", key="content")
         client.close()
-        other = ("hand-over", "--from-path", "theirs", "--from-collection", "other", "--layout", "bodies")
+        other = ("import-qdrant", "--from-path", "theirs", "--from-collection", "other", "--layout", "bodies")
         _, said = run_both(*other, "-c", "store", *MINI, code=1)
         assert "3 points read: 0 documents written, 0 unchanged, 3 skipped" in said
         assert "skipped 0: no document in its payload, whose keys are 'content', 'topic'" in said
@@ -125,14 +125,14 @@ class TestServer:
         return server
 
     def test_from_a_server_to_itself(self, filled: LoopbackQdrant) -> None:
-        source = ("hand-over", "--from-url", filled.url, "--from-collection", "dense", "--layout", "bodies")
+        source = ("import-qdrant", "--from-url", filled.url, "--from-collection", "dense", "--layout", "bodies")
         done = run_json(*source, "-c", filled.url, "--name", "ours", *MINI)
         assert (done["written"], done["documents"]) == (5, 5)
         with pytest.raises(CollectionMismatchError):
             run(*source, "-c", filled.url, "--name", "ours", "--dim", "64")
 
     def test_no_such_collection_leaves_nothing_behind(self, filled: LoopbackQdrant, place: Path) -> None:
-        wrong = ("hand-over", "--from-url", filled.url, "--from-collection", "dance", "--layout", "bodies")
+        wrong = ("import-qdrant", "--from-url", filled.url, "--from-collection", "dance", "--layout", "bodies")
         with pytest.raises(CollectionNotFoundError, match=r"no collection 'dance'; there are \['dense'\]"):
             run(*wrong, "-c", "store", *MINI)
         assert not (place / "store").exists()
@@ -155,7 +155,7 @@ class TestServer:
 class TestRefused:
     @pytest.mark.parametrize("more", [(), ("--from-url", "http://host:6333", "--from-path", "theirs")])
     def test_one_source(self, folder: Path, more: tuple[str, ...]) -> None:
-        run("hand-over", *more, "--from-collection", "dense", "--layout", "bodies", "-c", "store", code=2)
+        run("import-qdrant", *more, "--from-collection", "dense", "--layout", "bodies", "-c", "store", code=2)
 
     @pytest.mark.parametrize("more", [("--option", "nonsense"), ("--option", "=x"), ("--payload-index", "topic")])
     def test_wrong_options(self, folder: Path, more: tuple[str, str]) -> None:
@@ -163,7 +163,7 @@ class TestRefused:
         assert not Path("store").exists()
 
     def test_a_folder_is_no_url(self, folder: Path) -> None:
-        run("hand-over", "--from-url", "theirs", *FROM[3:], "-c", "store", code=2)
+        run("import-qdrant", "--from-url", "theirs", *FROM[3:], "-c", "store", code=2)
 
     def test_layouts_and_options_that_there_are_not(self, folder: Path) -> None:
         with pytest.raises(InvalidOptionError, match=r"no layout 'dance'. Installed are \['bodies'\]"):
@@ -174,7 +174,7 @@ class TestRefused:
     def test_a_folder_that_is_none_is_not_made(self, place: Path) -> None:
         for name in ("nowhere", "docs"):
             with pytest.raises(CollectionNotFoundError, match=r"no folder of QdrantClient\(path=\.\.\.\)"):
-                run("hand-over", "--from-path", name, *FROM[3:], "-c", "store", *MINI)
+                run("import-qdrant", "--from-path", name, *FROM[3:], "-c", "store", *MINI)
         assert not (place / "nowhere").exists()
         assert not (place / "docs" / "meta.json").exists()
 
@@ -193,7 +193,7 @@ def test_as_typed_in_a_shell(folder: Path, place: Path) -> None:
     client = QdrantClient(path=str(folder))
     fill(client, 2, name="chain", key="page_content")
     client.close()
-    command = ("hand-over", "--from-path", "theirs", "--from-collection", "chain", "--layout", "langchain")
+    command = ("import-qdrant", "--from-path", "theirs", "--from-collection", "chain", "--layout", "langchain")
     done = jcv2(*command, "-c", "store", *MINI, cwd=place)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert done.stderr.startswith("2 points read: 2 documents written")

@@ -10,7 +10,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
-from jcv2_plugin.collection.opening import take_over
+from jcv2_plugin.collection.opening import import_into
 from jcv2_plugin.documents import METADATA_KEY, TEXT_KEY
 from jcv2_plugin.errors import InvalidDocumentError
 from langchain_jcv2.vectorstores import JinaColbertVectorStore
@@ -55,7 +55,7 @@ def document_of(
     return Document(text, str(point_id), metadata, rest)
 
 
-def from_qdrant(
+def import_qdrant(
     client: QdrantClient,
     collection_name: str,
     *,
@@ -99,7 +99,7 @@ def from_qdrant(
     """
     layout = functools.partial(document_of, content_key=content_payload_key, metadata_key=metadata_payload_key)
     place = {"location": location, "encoder": encoder, "dim": dim, **options}
-    into = take_over(
+    into = import_into(
         client,
         collection_name,
         layout,
