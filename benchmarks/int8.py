@@ -159,7 +159,7 @@ def qualities(
         vectors = encode(encoder, model, [one.text for one in documents], dim)
         queries = encode(encoder, model, list(data.queries.values()), dim, "query")
         run = {
-            query: {str(documents[place].id): score for place, score in best.items()}
+            query: {str(documents[index].id): score for index, score in best.items()}
             for query, best in zip(data.queries, exact_top(queries, vectors, DEPTH), strict=True)
         }
         figures[name] = evaluate_run(run, data.qrels)["ndcg@10"]

@@ -68,7 +68,7 @@ def write_heads(data: Path, folder: Path) -> None:
     fitted = fit_heads(load_backbone("mini"), queries, positives, DIMS, steps=STEPS, seed=SEED)
     encoder = plain_encoder()
     rows = (row for row in read_rows(data / "triplets.jsonl.xz") if row.lang == "en")
-    dev = dev_set(row for place, row in enumerate(rows) if place % DEV_EVERY == 0)
+    dev = dev_set(row for index, row in enumerate(rows) if index % DEV_EVERY == 0)
     figures = []
     for heads in (fitted.components, fitted.heads):
         encoder.set_heads(heads)
@@ -129,7 +129,7 @@ Versions: {package_versions}.
 
 
 def ship(out: Path) -> None:
-    """Put heads and card in the place of the package's."""
+    """Replace the package's heads and card."""
     heads = out / "heads"
     (SHIPPED / "heads").mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):

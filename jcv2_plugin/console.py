@@ -31,7 +31,7 @@ def quiet_libraries() -> None:
 def quiet_client() -> None:
     """Keep qdrant-client's advice out of the output."""
     warnings.filterwarnings("ignore", category=UserWarning, module="qdrant_client")
-    # Its place in the code is named as that of the caller. Connection says it in words of its own.
+    # It is attributed to the caller's module, so its text is matched. Connection says it in words of its own.
     warnings.filterwarnings("ignore", category=UserWarning, message="Api key is used with an insecure connection")
 
 

@@ -40,11 +40,11 @@ class CollectionError(Jcv2Error):
 
 
 class CollectionNotFoundError(CollectionError, FileNotFoundError):
-    """There is no collection at this place."""
+    """There is no collection at this location."""
 
 
 class CollectionExistsError(CollectionError, FileExistsError):
-    """There is a collection at this place already."""
+    """There is a collection at this location already."""
 
 
 class CollectionLockedError(CollectionError):

@@ -52,7 +52,7 @@ def token_matches(explanation: Explanation) -> list[dict[str, Any]]:
     """The best match of each query token in a form that JSON takes.
 
     Markers and [MASK] tokens of the query are left out: no character of it stands behind them. ``start`` and ``end``
-    are the document token's place in the text, equal for a special token.
+    are the document token's offsets in the text, equal for a special token.
     """
     return [
         {

@@ -98,13 +98,13 @@ def import_qdrant(
         TypeError: A target is given together with what describes one.
     """
     layout = functools.partial(document_of, content_key=content_payload_key, metadata_key=metadata_payload_key)
-    place = {"location": location, "encoder": encoder, "dim": dim, **options}
+    options = {"location": location, "encoder": encoder, "dim": dim, **options}
     into = import_into(
         client,
         collection_name,
         layout,
         target,
-        place,
+        options,
         text_option=("content_payload_key", content_payload_key),
         filter=filter,
         progress=progress,

@@ -39,7 +39,7 @@ class JinaColbertRetriever(BaseRetriever):
 
     A document comes back as it was added: its ``id``, ``page_content`` and ``metadata``. ``k``, ``filter``,
     ``candidates``, ``first_stage``, ``with_explanation`` and whatever else ``ColbertCollection.search`` takes can be
-    given for one call, as in ``invoke(question, k=3)``; a filter given so takes the place of the retriever's own, and
+    given for one call, as in ``invoke(question, k=3)``; a filter given so replaces the retriever's own, and
     None keeps that.
 
     Close ``retriever.collection`` to release a folder or client.
@@ -50,7 +50,7 @@ class JinaColbertRetriever(BaseRetriever):
         'Tokens meet tokens.'
     """
 
-    # What is wrong may be the URL of a place, with a password in it.
+    # What is wrong may be a URL with a password in it.
     model_config = ConfigDict(
         arbitrary_types_allowed=True, extra="forbid", validate_assignment=True, hide_input_in_errors=True
     )

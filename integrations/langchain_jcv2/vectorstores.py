@@ -85,7 +85,7 @@ class JinaColbertVectorStore(VectorStore):
 
         Args:
             texts: What to store.
-            embedding: The same as ``encoder``, in the place where LangChain has it. An ``Embeddings`` is refused.
+            embedding: The same as ``encoder``, under LangChain's name. An ``Embeddings`` is refused.
             metadatas: A dict for each text.
             ids: An id for each text; None draws random ones.
             encoder: The model, loaded or by name; None takes ``"mini"``.

@@ -194,7 +194,7 @@ class JinaColbertIndex(VectorStoreIndex):
         return await asyncio.to_thread(self._store.ref_doc_info)
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """Put the nodes of a document in the place of those that it has.
+        """Replace the nodes of a document.
 
         The new ones are stored before the old ones are removed, so a document that is refused leaves those it had.
         Calls for one document at the same time follow each other.

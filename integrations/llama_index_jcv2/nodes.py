@@ -62,7 +62,7 @@ def document_of(node: BaseNode) -> Document:
         raise InvalidDocumentError(
             f"{_named(node)} cannot be stored as JSON ({error}): metadata {node.metadata!r:.120}."
         ) from error
-    # The dump has null in their place.
+    # The dump has null instead of NaN and infinities.
     if (path := _not_finite(node.metadata, "metadata")) is not None:
         raise InvalidDocumentError(
             f"{_named(node)} cannot be stored as JSON: {path}, which JSON does not have. Leave such entries out, or "

@@ -10,7 +10,7 @@ from llama_index_jcv2.nodes import SOURCE_KEY
 
 
 def create_collection(**options: Any) -> ColbertCollection:
-    """A new collection, in memory if no place is named, with an index of source documents.
+    """A new collection, in memory if no location is given, with an index of source documents.
 
     Args:
         **options: Those of ``ColbertCollection.create``, ``location`` included.

@@ -33,8 +33,8 @@ class JinaColbertRetriever(BaseRetriever):
 
     Args:
         index: Where to search: a :class:`~llama_index_jcv2.JinaColbertIndex` or another index over a
-            :class:`~llama_index_jcv2.JinaColbertVectorStore`, such a store, an open collection, or the place of one (a
-            folder or a server's URL). See :meth:`from_collection` for options of opening.
+            :class:`~llama_index_jcv2.JinaColbertVectorStore`, such a store, an open collection, or the location of one
+            (a folder or a server's URL). See :meth:`from_collection` for options of opening.
         similarity_top_k: How many nodes.
         vector_store_query_mode: ``"default"``, or ``"mmr"`` for nodes that are relevant and not all the same.
         filters: Search only nodes whose metadata satisfies these.
@@ -191,8 +191,8 @@ def _store_of(
         store = JinaColbertVectorStore(open_collection(store))
     if not isinstance(store, JinaColbertVectorStore):
         raise TypeError(
-            f"JinaColbertRetriever searches a JinaColbertIndex or a JinaColbertVectorStore, a collection or the place "
-            f"of one, not {type(index).__name__}({type(store).__name__})."
+            f"JinaColbertRetriever searches a JinaColbertIndex or a JinaColbertVectorStore, a collection or the "
+            f"location of one, not {type(index).__name__}({type(store).__name__})."
         )
     return store
 

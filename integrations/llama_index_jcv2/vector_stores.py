@@ -56,7 +56,7 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         collection: An open collection. It stays the caller's to close.
 
     Raises:
-        TypeError: It is something else, such as the place of one.
+        TypeError: It is something else, such as the location of one.
     """
 
     stores_text: bool = True

@@ -60,7 +60,7 @@ class Connection:
         return without_credentials(self.location) if self.is_server else self.location
 
     @property
-    def place(self) -> str:
+    def title(self) -> str:
         """What to call the collection in messages; without credentials, which a URL may have."""
         if not self.is_server:
             return f"the collection in {self.location!r}"

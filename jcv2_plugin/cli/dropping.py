@@ -85,15 +85,15 @@ def _confirm(connection: Connection, found: Listed, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            f"Dropping {connection.place} cannot be undone, and nobody can be asked here. Add --yes.",
+            f"Dropping {connection.title} cannot be undone, and nobody can be asked here. Add --yes.",
             param_hint="--yes",
         )
     count = "an unknown number of" if found.documents is None else f"{found.documents:,}"
-    answer = err.input(f"Drop {connection.place} with {count} documents? [y/N]: ", markup=False)
+    answer = err.input(f"Drop {connection.title} with {count} documents? [y/N]: ", markup=False)
     if answer.strip().lower() not in ("y", "yes"):
         raise typer.Abort
 
 
 def _say(connection: Connection) -> None:
-    place = connection.place
-    remark(f"{place[0].upper()}{place[1:]} is dropped.")
+    title = connection.title
+    remark(f"{title[0].upper()}{title[1:]} is dropped.")

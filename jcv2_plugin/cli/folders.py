@@ -28,7 +28,7 @@ _OURS = re.compile(
 
 
 def journal_of(folder: Path) -> Path:
-    """Where the journal of indexing runs into a folder is kept, unless another place is given."""
+    """Where the journal of indexing runs into a folder is kept, unless another path is given."""
     return folder / _JOURNAL
 
 
@@ -43,12 +43,12 @@ def read_schema(folder: Path) -> CollectionSchema:
     Raises:
         CollectionCorruptError: It is unreadable.
     """
-    place = f"The collection in {str(folder)!r}"
+    title = f"The collection in {str(folder)!r}"
     try:
         raw: Any = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CollectionCorruptError(f"{place}: {DESCRIPTION} is unreadable ({error}).") from error
-    return CollectionSchema.from_dict(raw, place)
+        raise CollectionCorruptError(f"{title}: {DESCRIPTION} is unreadable ({error}).") from error
+    return CollectionSchema.from_dict(raw, title)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from jcv2_plugin.cli.options import (
     Timeout,
     Workers,
 )
-from jcv2_plugin.cli.target import Wanted, open_or_create
+from jcv2_plugin.cli.target import Wanted, open_target
 from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, ImportReport, load_layout, source_engine
@@ -41,7 +41,7 @@ _NOTHING = 1
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """Where the other collection is: on a server, or in a folder of qdrant-client's local mode."""
 
     collection: str
@@ -51,7 +51,7 @@ class Source:
     @classmethod
     def of(
         cls, url: str | None, folder: Path | None, collection: str, api_key: str | None, target: Connection
-    ) -> Source:
+    ) -> ImportSource:
         """Of what the options say.
 
         Raises:
@@ -154,7 +154,7 @@ def import_qdrant(
     changed.
     """
     connection = Connection(collection, name, api_key, timeout, grpc, retries)
-    source = Source.of(from_url, from_path, from_collection, from_api_key, connection)
+    source = ImportSource.of(from_url, from_path, from_collection, from_api_key, connection)
     wanted = Wanted(
         model=model,
         dim=dim,
@@ -173,7 +173,7 @@ def import_qdrant(
     with source.client() as client:
         # Counted first: where there is no source, no target is made.
         points = source_engine(client, source.collection).count(None)
-        with open_or_create(connection, wanted) as target:
+        with open_target(connection, wanted) as target:
             quiet_libraries()
             start = time.perf_counter()
             report = _imported(client, source, target, document_of, points, workers)
@@ -189,7 +189,7 @@ def import_qdrant(
 
 def _imported(
     client: QdrantClient,
-    source: Source,
+    source: ImportSource,
     target: ColbertCollection,
     document_of: DocumentOf,
     points: int,

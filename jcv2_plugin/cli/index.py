@@ -29,7 +29,7 @@ from jcv2_plugin.cli.options import (
 )
 from jcv2_plugin.cli.seen import SeenIds
 from jcv2_plugin.cli.stream import DocumentStream, remove_stale
-from jcv2_plugin.cli.target import Wanted, open_or_create
+from jcv2_plugin.cli.target import Wanted, open_target
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.sources import PassageReader, find_files
@@ -102,7 +102,7 @@ def index(
     if journal is None and not connection.is_server:
         journal = journal_of(connection.folder)
     try:
-        opened = open_or_create(connection, wanted)
+        opened = open_target(connection, wanted)
     except KeyboardInterrupt:
         remark("Stopped before anything was stored.")
         raise

@@ -50,7 +50,7 @@ def migrate(
 ) -> None:
     """Change a collection's dimension, model, storage or first stage while it is in use.
 
-    The new collection is built beside the old one, which is searched until the new one takes its place. Stopped
+    The new collection is built beside the old one, which is searched until the new one replaces it. Stopped
     before that, nothing has changed, and the same command goes on where it stopped.
     """
     changes = (dim, model, storage, first_stage, pool_factor)

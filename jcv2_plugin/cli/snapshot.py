@@ -61,11 +61,11 @@ def restore(
     except BaseException as error:
         if begun or isinstance(error, KeyboardInterrupt):
             complete = "is not" if begun else "may not be"
-            remark(f"Stopped: {connection.place} {complete} complete. Run the command again with --overwrite.")
+            remark(f"Stopped: {connection.title} {complete} complete. Run the command again with --overwrite.")
         raise
     if not connection.is_server:
         # Of a run into what was there before.
         journal_of(connection.folder).unlink(missing_ok=True)
     schema = info.schema
-    place = connection.place
-    remark(f"{place[0].upper()}{place[1:]}: {info.documents} documents at {schema.dim} dims of {schema.model}.")
+    title = connection.title
+    remark(f"{title[0].upper()}{title[1:]}: {info.documents} documents at {schema.dim} dims of {schema.model}.")

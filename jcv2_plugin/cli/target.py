@@ -106,7 +106,7 @@ class Wanted:
                 )
 
 
-def open_or_create(connection: Connection, wanted: Wanted) -> ColbertCollection:
+def open_target(connection: Connection, wanted: Wanted) -> ColbertCollection:
     """The collection; a new one is made if there is none.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin.collection import location as places
 from jcv2_plugin.collection.asynchronous import AsyncMethods
 from jcv2_plugin.collection.ingest import IngestReport
+from jcv2_plugin.collection.location import DEFAULT_NAME, Location
 from jcv2_plugin.collection.maintenance import Maintenance
 from jcv2_plugin.collection.read import Reading
 from jcv2_plugin.collection.search import Searching
@@ -66,7 +66,7 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         client: QdrantClient | None = None,
-        name: str = places.DEFAULT_NAME,
+        name: str = DEFAULT_NAME,
         storage: Storage = "float16",
         first_stage: FirstStage = "hybrid",
         stage_options: Mapping[str, Any] | None = None,
@@ -117,8 +117,8 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
             ModelNotFoundError: There is no such model.
             InvalidOptionError: An option is out of range.
         """
-        place = places.Place.parse(location, path=path, url=url, client=client, name=name)
-        place.check_can_create(overwrite=overwrite)
+        parsed = Location.parse(location, path=path, url=url, client=client, name=name)
+        parsed.check_can_create(overwrite=overwrite)
         if isinstance(encoder, (str, os.PathLike)):
             encoder = load_encoder(encoder, dims=dim)
         schema = CollectionSchema.describe(
@@ -131,7 +131,7 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
             pool_factor=pool_factor,
         )
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
-        engine = place.create(schema, overwrite=overwrite, client_options=client_options, options=options)
+        engine = parsed.create(schema, overwrite=overwrite, client_options=client_options, options=options)
         return cls(engine, schema, encoder)
 
     @classmethod
@@ -144,7 +144,7 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         client: QdrantClient | None = None,
-        name: str = places.DEFAULT_NAME,
+        name: str = DEFAULT_NAME,
         device: str | None = None,
         shard_key: str | int | None = None,
         retries: int = NewCollection.retries,
@@ -171,19 +171,19 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
             CollectionCorruptError: Its description is unreadable.
             CollectionLockedError: The folder is open elsewhere.
         """
-        place = places.Place.parse(location, path=path, url=url, client=client, name=name)
-        engine = place.open(client_options=client_options, retries=retries, shard_key=shard_key)
+        parsed = Location.parse(location, path=path, url=url, client=client, name=name)
+        engine = parsed.open(client_options=client_options, retries=retries, shard_key=shard_key)
         try:
-            schema = CollectionSchema.from_dict(engine.describe(), engine.place)
+            schema = CollectionSchema.from_dict(engine.describe(), engine.title)
             if dim is not None and dim != schema.dim:
                 raise CollectionMismatchError(
-                    f"{engine.place} holds vectors of dim={schema.dim}, not {dim}. Open it without dim, or create "
+                    f"{engine.title} holds vectors of dim={schema.dim}, not {dim}. Open it without dim, or create "
                     "a new collection: heads are not weight-tied, so stored vectors cannot be cut down."
                 )
             if isinstance(encoder, (str, os.PathLike)):
                 encoder = load_for(schema, os.fspath(encoder), device)
             if encoder is not None:
-                schema.check_encoder(encoder, engine.place)
+                schema.check_encoder(encoder, engine.title)
             return cls(engine, schema, encoder, device)
         except BaseException:
             engine.close()
@@ -198,7 +198,7 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         client: QdrantClient | None = None,
-        name: str = places.DEFAULT_NAME,
+        name: str = DEFAULT_NAME,
         overwrite: bool = False,
         payload_indexes: Mapping[str, PayloadIndex] | None = None,
         shard_key: str | int | None = None,
@@ -233,15 +233,15 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         """
         file = Path(snapshot)
         check_snapshot(file)
-        place = places.Place.parse(location, path=path, url=url, client=client, name=name)
+        parsed = Location.parse(location, path=path, url=url, client=client, name=name)
         schema = read_info(file).schema
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
         engine = None
         if overwrite and shard_key is None and not options.engine_options:
             with suppress(CollectionNotFoundError, CollectionCorruptError):
-                engine = place.open(client_options=client_options, retries=retries)
+                engine = parsed.open(client_options=client_options, retries=retries)
         if engine is None:
-            engine = place.create(schema, overwrite=overwrite, client_options=client_options, options=options)
+            engine = parsed.create(schema, overwrite=overwrite, client_options=client_options, options=options)
         # Filled beside what is there, then swapped in: a restoration that is stopped leaves nothing half done.
         successor = None
         try:

@@ -27,7 +27,7 @@ _HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Exactly one of a folder, a server's URL (or ``":memory:"``), and a client."""
 
     path: Path | None
@@ -44,11 +44,11 @@ class Place:
         url: str | None,
         client: QdrantClient | None,
         name: str,
-    ) -> Place:
+    ) -> Location:
         """Make sense of the arguments of ``ColbertCollection.create`` and ``open``.
 
         Raises:
-            InvalidOptionError: If none or several places are given, or a URL that is none of a server.
+            InvalidOptionError: None or several locations are given, or a URL that is none of a server.
         """
         given = [value for value in (location, path, url, client) if value is not None]
         if len(given) != 1:

@@ -38,7 +38,7 @@ class Maintenance(CollectionState):
     ) -> MigrationReport:
         """Change what was chosen when the collection was created, while it is in use.
 
-        The new collection is built beside the old one, which is searched until the new one takes its place in one
+        The new collection is built beside the old one, which is searched until the new one replaces it in one
         step: on a server an alias moves, in a folder one file is replaced. Stopped or killed before that, the old
         collection is as it was, and the same call goes on where it stopped. This object, and others that have the
         name open on a server, then use the new one.

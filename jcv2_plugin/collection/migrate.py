@@ -89,7 +89,7 @@ class Target:
         )
         if {**new.to_dict(), "format": 0} == {**old.to_dict(), "format": 0}:
             raise InvalidOptionError(
-                f"{current.engine.place} is like that already: {new.model} at dim={new.dim}, storage={new.storage!r}, "
+                f"{current.engine.title} is like that already: {new.model} at dim={new.dim}, storage={new.storage!r}, "
                 f"first_stage={new.first_stage!r}. Say what is to change."
             )
         return new, encoder
@@ -123,7 +123,7 @@ def migrate(
 ) -> MigrationReport:
     """See :meth:`ColbertCollection.migrate`."""
     if not state._migrating.acquire(blocking=False):
-        raise CollectionError(f"{state._engine.place} is being migrated already. Wait for the end of that.")
+        raise CollectionError(f"{state._engine.title} is being migrated already. Wait for the end of that.")
     try:
         return _migrate(state, target, keep_old=keep_old, progress=progress, workers=workers)
     finally:
@@ -176,7 +176,7 @@ def _catch_up(
         if not changes:
             return
     raise CollectionError(
-        f"{current.engine.place} is written to faster than its documents are encoded. Pause the writers and migrate "
+        f"{current.engine.title} is written to faster than its documents are encoded. Pause the writers and migrate "
         "again: what is encoded is kept."
     )
 

@@ -32,7 +32,7 @@ _FOREIGN = {
     "retrieval_mode": "first_stage='hybrid', 'pooled', 'bm25' or 'none'",
 }
 """What the frameworks' Qdrant stores call it, and what to write here."""
-_PLACES = ("location", "path", "url", "client")
+_LOCATION_OPTIONS = ("location", "path", "url", "client")
 
 
 def open_collection(collection: ColbertCollection | str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
@@ -48,10 +48,10 @@ def open_collection(collection: ColbertCollection | str | os.PathLike[str] | Non
     """
     if not isinstance(collection, ColbertCollection):
         _refuse_foreign(options)
-        if isinstance(collection, str) and any(options.get(place) is not None for place in _PLACES):
+        if isinstance(collection, str) and _has_location(options):
             raise TypeError(
-                f"{collection!r} is taken for a location, and another place is named beside it. For the collection of "
-                f"that name write name={collection!r}."
+                f"{collection!r} is taken for a location, and another location is given beside it. For the collection "
+                f"of that name write name={collection!r}."
             )
         return ColbertCollection.open(collection, **options)
     if options:
@@ -60,13 +60,13 @@ def open_collection(collection: ColbertCollection | str | os.PathLike[str] | Non
 
 
 def create_collection(**options: Any) -> ColbertCollection:
-    """A new collection, in memory where no place is named.
+    """A new collection, in memory where no location is given.
 
     Args:
         **options: Those of ``ColbertCollection.create``, ``location`` included. An ``encoder`` of None is ``"mini"``.
     """
     _refuse_foreign(options)
-    if not _is_placed(options):
+    if not _has_location(options):
         options["location"] = ":memory:"
     if options.get("encoder") is None:
         options["encoder"] = DEFAULT_ENCODER
@@ -117,7 +117,7 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
     Raises:
         CollectionMismatchError: The one that is there was made with another model or dimension.
     """
-    if _is_placed(options):
+    if _has_location(options):
         known = inspect.signature(ColbertCollection.open).parameters
         try:
             return ColbertCollection.open(**{name: value for name, value in options.items() if name in known})
@@ -131,7 +131,7 @@ def import_into(
     collection_name: str,
     document_of: DocumentOf,
     target: ColbertCollection | None,
-    place: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     create: Callable[..., ColbertCollection] = create_collection,
     text_option: tuple[str, str],
@@ -144,8 +144,8 @@ def import_into(
         client: Where the foreign one is.
         collection_name: Its name there.
         document_of: Its layout.
-        target: An open collection to add to; else :func:`open_or_create` finds one.
-        place: Options for that.
+        target: An open collection to add to; else :func:`open_or_create` finds or makes one.
+        options: For :func:`open_or_create`.
         create: For :func:`open_or_create`.
         text_option: The option that says which payload key holds the text, and what it is.
         filter: Take only the points that it selects.
@@ -155,9 +155,9 @@ def import_into(
         TypeError: A target is given together with what describes one.
         InvalidOptionError: No point has a text.
     """
-    if target is not None and (unused := sorted(name for name, value in place.items() if value is not None)):
+    if target is not None and (unused := sorted(name for name, value in options.items() if value is not None)):
         raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
-    into = open_or_create(create, **place) if target is None else target
+    into = open_or_create(create, **options) if target is None else target
     try:
         report = import_qdrant(client, collection_name, into, document_of, filter=filter, progress=progress)
         if report.read and report.skipped == report.read:
@@ -185,5 +185,5 @@ def _refuse_foreign(options: Mapping[str, Any]) -> None:
             raise TypeError(f"There is no option {name!r} here. Write {_FOREIGN[name]} instead.")
 
 
-def _is_placed(options: Mapping[str, Any]) -> bool:
-    return any(options.get(place) is not None for place in _PLACES)
+def _has_location(options: Mapping[str, Any]) -> bool:
+    return any(options.get(option) is not None for option in _LOCATION_OPTIONS)

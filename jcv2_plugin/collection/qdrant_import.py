@@ -178,7 +178,7 @@ def _check_different(source: ClientEngine, target: ColbertCollection) -> None:
     if not isinstance(into, ClientEngine) or into.physical != source.physical:
         return
     if into.client is source.client or (not source.is_local and into.address == source.address):
-        raise InvalidOptionError(f"{into.place} is both source and target. Import into a collection of another name.")
+        raise InvalidOptionError(f"{into.title} is both source and target. Import into a collection of another name.")
 
 
 def layouts() -> list[str]:

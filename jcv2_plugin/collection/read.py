@@ -1,4 +1,4 @@
-"""The part of a collection that reads: getting, counting, listing. What searches is in ``searching.py``."""
+"""The part of a collection that reads: getting, counting, listing. What searches is in ``search.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Reading(CollectionState):
     """See the module."""
 
     def __repr__(self) -> str:
-        return f"ColbertCollection({self._engine.place!r}, model={self.schema.model!r}, dim={self.dim})"
+        return f"ColbertCollection({self._engine.title!r}, model={self.schema.model!r}, dim={self.dim})"
 
     def __len__(self) -> int:
         return self.count()

@@ -205,7 +205,7 @@ class Searching(CollectionState):
         def work(current: OpenCollection) -> Explanation:
             found = current.engine.retrieve([point_id(id)], with_payload=True, with_vectors=False)
             if not found:
-                raise InvalidDocumentError(f"{current.engine.place} has no document {id!r}.")
+                raise InvalidDocumentError(f"{current.engine.title} has no document {id!r}.")
             vectors = [query_vectors] if query_vectors is not None else _query_vectors(current, [query])
             explained = _explained(current, [query], vectors, [[_hit(found[0], len(vectors[0]))]])[0][0].explanation
             assert explained is not None
@@ -251,7 +251,7 @@ def _candidates(
     if current.schema.first_stage == "none":
         if exact is False or candidates is not None:
             raise InvalidQueryError(
-                f"{current.engine.place} has no first stage, so MaxSim ranks all its documents. Leave out candidates "
+                f"{current.engine.title} has no first stage, so MaxSim ranks all its documents. Leave out candidates "
                 "and exact, or give it one: migrate(first_stage='hybrid')."
             )
         return None
@@ -268,7 +268,7 @@ def _check_first_stage(
     has = [one for one in FIRST_STAGES if set(STAGE_NAMES[one]) <= set(STAGE_NAMES[stored])]
     if first_stage not in has:
         raise InvalidQueryError(
-            f"{current.engine.place} was made with first_stage={stored!r}, so a search may use {has}, not "
+            f"{current.engine.title} was made with first_stage={stored!r}, so a search may use {has}, not "
             f"{first_stage!r}. Name one of these, or give the collection another: migrate(first_stage=...)."
         )
     if first_stage == "none" and (exact is False or candidates is not None):

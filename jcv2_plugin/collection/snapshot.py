@@ -1,7 +1,7 @@
 """Snapshots: a whole collection in one file, which any engine restores without encoding anything.
 
 A zip archive (with its checksums) of the description, and of parts with the points' payloads, token vectors and
-first stage's vectors. It is written beside its place and then moved there, so a snapshot that is there is complete.
+first stage's vectors. It is written under another name and renamed at the end, so a snapshot that is there is complete.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], sc
     _write_array(archive, _name(number, "rows.npy"), np.array([len(matrix) for matrix in matrices]))
     _write_array(archive, _name(number, "vectors.npy"), np.concatenate(matrices).astype(kind))
     for name in sorted({name for record in records for name in record.stages}):
-        found = [(place, record.stages[name]) for place, record in enumerate(records) if name in record.stages]
-        places = np.array([place for place, _ in found])
-        _write_array(archive, _name(number, f"{name}.places.npy"), places)
+        found = [(position, record.stages[name]) for position, record in enumerate(records) if name in record.stages]
+        positions = np.array([position for position, _ in found])
+        _write_array(archive, _name(number, f"{name}.places.npy"), positions)
         for suffix, array in _stage_arrays([vector for _, vector in found]).items():
             _write_array(archive, _name(number, f"{name}.{suffix}.npy"), array)
 
@@ -192,9 +192,9 @@ def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
     prefix = _name(number, "")
     members = [name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)]
     for name in (member.removesuffix(".places.npy") for member in members if member.endswith(".places.npy")):
-        places = _read_array(archive, f"{prefix}{name}.places.npy").tolist()
-        for place, vector in zip(places, _read_stage(archive, f"{prefix}{name}", members, name), strict=True):
-            stages[place][name] = vector
+        positions = _read_array(archive, f"{prefix}{name}.places.npy").tolist()
+        for position, vector in zip(positions, _read_stage(archive, f"{prefix}{name}", members, name), strict=True):
+            stages[position][name] = vector
     return [
         Point(row["id"], matrix, row["payload"], own) for row, matrix, own in zip(rows, matrices, stages, strict=True)
     ]

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class OpenCollection:
-    """One collection as it was opened. A migration puts another one in its place, and changes none."""
+    """One collection as it was opened. A migration replaces it by another one and does not change it."""
 
     def __init__(
         self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None
@@ -46,7 +46,7 @@ class OpenCollection:
         with self._lock:
             if self._encoder is None:
                 encoder = load_for(self.schema, self.schema.model, self.device)
-                self.schema.check_encoder(encoder, self.engine.place)
+                self.schema.check_encoder(encoder, self.engine.title)
                 self._encoder = encoder
             return self._encoder
 
@@ -134,7 +134,7 @@ class CollectionState:
                     raise
 
     def _replaced(self, current: OpenCollection, error: CollectionError) -> bool:
-        """Whether another collection has taken this one's place, so that what failed is to be done again."""
+        """Whether another collection has replaced this one, so that what failed is to be done again."""
         return self._current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
 
     def _follow(self, current: OpenCollection) -> bool:
@@ -145,7 +145,7 @@ class CollectionState:
             moved = current.engine.moved()
             if moved is None:
                 return False
-            schema = CollectionSchema.from_dict(moved.describe(), moved.place)
+            schema = CollectionSchema.from_dict(moved.describe(), moved.title)
             self._current = OpenCollection(moved, schema, _fitting(current, schema), current.device)
             return True
 

@@ -63,8 +63,8 @@ def verify(
             report.note(problem)
         elif len(chosen) < sample:
             chosen.append(record)
-        elif sample and (place := chance.randrange(report.read)) < sample:
-            chosen[place] = record
+        elif sample and (index := chance.randrange(report.read)) < sample:
+            chosen[index] = record
         report.vectors += 0 if record.vectors is None else len(record.vectors)
         if progress is not None:
             progress(1)

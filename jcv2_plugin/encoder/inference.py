@@ -41,7 +41,7 @@ class TokenBudgetInference(_Base):
 
     _splitter: WindowSplitter | None
     _plain_tokenizer: Tokenizer | None
-    _placed: bool
+    _on_device: bool
     _tokenizer_lock: threading.RLock
 
     if TYPE_CHECKING:  # of JinaColbertEncoder
@@ -60,7 +60,7 @@ class TokenBudgetInference(_Base):
         """Drop what was computed from the modules, after one was changed."""
         self._splitter = None
         self._plain_tokenizer = None
-        self._placed = False
+        self._on_device = False
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks and compiled objects do not travel; a copy and a worker process make their own.
@@ -266,10 +266,10 @@ class TokenBudgetInference(_Base):
 
     def _inference_device(self, device: Any) -> Any:
         """Where to encode. That all modules are there is asked once: to look at each tensor costs a query 5 %."""
-        if device is None and self._placed:
+        if device is None and self._on_device:
             return self.device
         resolved = self._resolve_inference_device(device)
-        self._placed = not self._placement_is_delegated
+        self._on_device = not self._placement_is_delegated
         return resolved
 
     def _threads_to_deal_out(self, device: Any) -> int:

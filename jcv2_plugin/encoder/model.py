@@ -205,7 +205,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 self._modules.update({str(index): module for index, module in enumerate(converted)})
 
     def set_heads(self, heads: MatryoshkaHeads) -> None:
-        """Put other heads in the place of the model's, on their device and in their type.
+        """Replace the model's heads by others, on their device and in their type.
 
         Raises:
             ModelLayoutError: The model has no heads to replace.

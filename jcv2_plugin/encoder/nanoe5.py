@@ -85,7 +85,7 @@ def e5_small_folder() -> Path | None:
                     for unfinished in folder.glob(f".{target.name}-*"):  # of a process that was killed
                         shutil.rmtree(unfinished, ignore_errors=True)
                     convert(path, target)
-    except (OSError, ValueError) as error:  # huggingface_hub's, where a file is in a folder's place, is a ValueError
+    except (OSError, ValueError) as error:  # huggingface_hub raises a ValueError for a file where a folder should be
         raise ModelLayoutError(
             f"The weights of {DISTRIBUTION!r} could not be converted: {error}. They take 490 MB. Make room, or "
             "name another folder in the environment variable HF_ASSETS_CACHE."
@@ -246,27 +246,27 @@ def vocabulary(path: Path) -> list[tuple[str, float]]:
 def normalization(path: Path) -> dict[str, str]:
     """The file's normalisation table: what stands for each character that is not kept as it is."""
     content = _content(path)
-    place = _pieces(content)[1]
-    entries, _ = struct.unpack_from("<iI", content, place)
-    place += 8
+    offset = _pieces(content)[1]
+    entries, _ = struct.unpack_from("<iI", content, offset)
+    offset += 8
     table = {}
     for _ in range(entries):
-        point, count = struct.unpack_from("<IB", content, place)
-        table[chr(point)] = "".join(map(chr, struct.unpack_from(f"<{count}I", content, place + 5)))
-        place += 5 + 4 * count
+        point, count = struct.unpack_from("<IB", content, offset)
+        table[chr(point)] = "".join(map(chr, struct.unpack_from(f"<{count}I", content, offset + 5)))
+        offset += 5 + 4 * count
     return table
 
 
 def _pieces(content: mmap) -> tuple[list[tuple[str, float]], int]:
     """The pieces with their scores, and where what follows them begins."""
     count, size = _HEADER.unpack_from(content)[11], _HEADER.unpack_from(content)[-1]
-    place = _HEADER.size
-    bounds = np.frombuffer(content, "<u4", count + 1, place).tolist()
-    scores = np.frombuffer(content, "<f4", count, place + 4 * (count + 1)).tolist()
-    place += 4 * (count + 1) + 4 * count
-    blob = content[place : place + size]
+    offset = _HEADER.size
+    bounds = np.frombuffer(content, "<u4", count + 1, offset).tolist()
+    scores = np.frombuffer(content, "<f4", count, offset + 4 * (count + 1)).tolist()
+    offset += 4 * (count + 1) + 4 * count
+    blob = content[offset : offset + size]
     texts = [blob[start:end].decode() for start, end in pairwise(bounds)]
-    return list(zip(texts, scores, strict=True)), place + size
+    return list(zip(texts, scores, strict=True)), offset + size
 
 
 @dataclass(frozen=True)
@@ -290,15 +290,15 @@ class _Tensor:
 
 
 def _tensors(content: mmap) -> Iterator[_Tensor]:
-    place = _pieces(content)[1]
-    place += 8 + struct.unpack_from("<iI", content, place)[1]
-    (count,) = struct.unpack_from("<i", content, place)
-    place += 4
+    offset = _pieces(content)[1]
+    offset += 8 + struct.unpack_from("<iI", content, offset)[1]
+    (count,) = struct.unpack_from("<i", content, offset)
+    offset += 4
     for _ in range(count):
-        (length,) = struct.unpack_from("<H", content, place)
-        name = content[place + 2 : place + 2 + length].decode()
-        yield _Tensor(name, *_ENTRY.unpack_from(content, place + 2 + length))
-        place += 2 + length + _ENTRY.size
+        (length,) = struct.unpack_from("<H", content, offset)
+        name = content[offset + 2 : offset + 2 + length].decode()
+        yield _Tensor(name, *_ENTRY.unpack_from(content, offset + 2 + length))
+        offset += 2 + length + _ENTRY.size
 
 
 def dequantize(blocks: NDArray[np.void]) -> NDArray[np.float32]:

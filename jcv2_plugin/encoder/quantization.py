@@ -167,8 +167,8 @@ def _draw(texts: Iterable[str], samples: int) -> list[str]:
         seen += 1
         if len(drawn) < samples:
             drawn.append(text)
-        elif (place := chance.randrange(seen)) < samples:
-            drawn[place] = text
+        elif (index := chance.randrange(seen)) < samples:
+            drawn[index] = text
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""Which token each row of a text's multivector stands for, with its place in the text."""
+"""Which token each row of a text's multivector stands for, with its position in the text."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def collection_names(client: QdrantClient) -> dict[str, str]:
 
 
 def check_no_generation(name: str, aliases: Mapping[str, str]) -> None:
-    """Refuse to put something in the place of what another name stands for: that name would be lost."""
+    """Refuse to replace what another name stands for: that name would be lost."""
     for alias, physical in aliases.items():
         if physical == name:
             raise CollectionError(f"{name!r} is what the name {alias!r} stands for. Replace or migrate {alias!r}.")

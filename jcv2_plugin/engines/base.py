@@ -126,8 +126,8 @@ class NewCollection:
 class Engine(Protocol):
     """One collection in one engine. Ids are UUID strings; all filters are ``qdrant_client.models.Filter``."""
 
-    place: str
-    """Where the collection is, for messages. Never holds a secret."""
+    title: str
+    """What to call the collection in messages. Never holds a secret."""
 
     first_stage_pays: bool
     """Whether searching with a first stage is any quicker here than without."""
@@ -151,7 +151,7 @@ class Engine(Protocol):
     ) -> list[list[Record]]:
         """For each request the ``limit`` points of the largest MaxSim, of all points or of its candidates; best first.
 
-        A filter applies to the candidates too: what it leaves out takes up no place among them.
+        A filter applies to the candidates too: what it leaves out does not count towards their limit.
         """
 
     def retrieve(
@@ -186,7 +186,7 @@ class Engine(Protocol):
         """Release everything; a second call does nothing."""
 
     def moved(self) -> Engine | None:
-        """What this one's name stands for by now, if another process has put another collection in its place."""
+        """What this one's name stands for by now, if another process has replaced this one."""
 
     def successor(self, schema: CollectionSchema) -> Engine:
         """A collection beside this one, to be filled and then adopted.
@@ -195,9 +195,9 @@ class Engine(Protocol):
         """
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
-        """Put a successor in this one's place, at once for all who open it from then on.
+        """Replace this one by a successor, at once for all who open it from then on.
 
-        It raises only where the successor is not in place: an old one that cannot be removed then is left.
+        It raises only if this one was not replaced: an old one that cannot be removed after that is left.
 
         Returns:
             What the old one can be found by, where it was kept.

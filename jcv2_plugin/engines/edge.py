@@ -1,7 +1,7 @@
 """Qdrant Edge: Qdrant's engine in this process, in a folder of its own.
 
 A collection's folder holds ``jcv2.json`` (its description), ``lock`` and a shard (Edge's own files), which the
-description names: replacing that one file is how a migration puts another shard in place, whole or not at all.
+description names: replacing that one file is how a migration switches to another shard, whole or not at all.
 One process may have a folder open at a time.
 """
 
@@ -68,7 +68,7 @@ class EdgeEngine:
         self, path: Path, name: str, shard: Any, lock: FileLock, storage: str, pending: CollectionSchema | None = None
     ) -> None:
         self.path = path
-        self.place = f"The collection in {str(path)!r}"
+        self.title = f"The collection in {str(path)!r}"
         self.first_stage_pays = True
         self._name = name
         self._shard: Any = shard
@@ -122,7 +122,7 @@ class EdgeEngine:
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
             for old in _shards(path):
-                # A migration that was stopped after it had put its shard in place.
+                # A migration that was stopped after it had switched to its shard.
                 if old != name and not _pending_file(path, old).exists():
                     _remove_shard(path, old)
             storage = described.get("storage") if isinstance(described, dict) else None
@@ -252,7 +252,7 @@ class EdgeEngine:
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The old shard is removed: the folder is nobody else's."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
-            raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
         successor._call(edge.EdgeShard.flush)
         _describe(self.path / DESCRIPTION, successor._pending, successor._name)
         successor._pending = None
@@ -286,7 +286,7 @@ class EdgeEngine:
             except Exception:
                 if self._shard is not None:
                     raise
-        raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
+        raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -39,7 +39,7 @@ class Failure:
     reason: str
     status: int = 0
     retry_after: float | None = None
-    import_qdrant: bool = True
+    from_qdrant: bool = True
     """Whether the answer has the form of a Qdrant server, and not of a proxy or of another service."""
 
 
@@ -79,7 +79,7 @@ def _of_response(error: UnexpectedResponse) -> Failure:
         reason,
         status=status,
         retry_after=float(asked) if asked.isdigit() else None,
-        import_qdrant=stated is not None,
+        from_qdrant=stated is not None,
     )
 
 

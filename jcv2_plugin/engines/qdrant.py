@@ -1,7 +1,7 @@
 """qdrant-client: a Qdrant server or cluster, or the client's own local mode (``":memory:"``).
 
 A collection's name is an alias on the server, of a collection ``name.1``: so a migration can fill ``name.2`` and
-put it in place in one step, while readers go on. A collection without an alias is opened just the same.
+switch to it in one step, while readers go on. A collection without an alias is opened just the same.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class ClientEngine:
         self.is_local = isinstance(client._client, QdrantLocal)
         self.first_stage_pays = not self.is_local
         self.address = address(client)
-        self.place = f"The collection {name!r} {'in' if self.is_local else 'at'} {self.address}"
+        self.title = f"The collection {name!r} {'in' if self.is_local else 'at'} {self.address}"
         self._storage = storage
         self._shard_key = shard_key
         self._shard_is_there = False
@@ -356,10 +356,10 @@ class ClientEngine:
         aliases = self._call(aliases_if_allowed, self.client)
         check_no_generation(self.name, aliases)
         if aliases.get(self.name, self.physical) != self.physical:
-            raise CollectionError(f"{self.place} has been migrated by another since it was opened. Open it again.")
+            raise CollectionError(f"{self.title} has been migrated by another since it was opened. Open it again.")
         if self._shard_key is not None and self._call(self.client.count, self.physical).count != self.count(None):
             raise CollectionError(
-                f"{self.place} has documents in other shards than {self._shard_key!r}, which would be lost. Create "
+                f"{self.title} has documents in other shards than {self._shard_key!r}, which would be lost. Create "
                 "another collection and add the documents to it."
             )
         physical, leftover = self._call(next_name, self.client, self.name, self.physical)
@@ -386,7 +386,7 @@ class ClientEngine:
         then find nothing for the moment between two requests.
         """
         if not isinstance(successor, ClientEngine) or successor.client is not self.client:
-            raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
         plain = self.physical == self.name
         self._call(point_alias, self.client, self.name, successor.physical, self.physical)
         if not plain and not keep_old:
@@ -455,7 +455,7 @@ class ClientEngine:
         try:
             self._call(self.client.delete_collection, old)
         except Jcv2Error as error:
-            _LOG.warning("%s has been replaced, but what it was, %r, is left on the server: %s", self.place, old, error)
+            _LOG.warning("%s has been replaced, but what it was, %r, is left on the server: %s", self.title, old, error)
 
     def _as_created(self) -> NewCollection:
         """What a successor is to have of this collection's layout."""
@@ -509,13 +509,13 @@ class ClientEngine:
     @contextmanager
     def _using(self) -> Iterator[None]:
         if self._closed:
-            raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
+            raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
         with self._guard, translated_errors(self.address):
             try:
                 yield
             except ValueError as error:
                 if self.is_local and str(error) == f"Collection {self.physical} not found":
-                    raise CollectionNotFoundError(f"{self.place} is not found there. Create it first.") from error
+                    raise CollectionNotFoundError(f"{self.title} is not found there. Create it first.") from error
                 raise
 
     def _check_name(self) -> None:
@@ -524,7 +524,7 @@ class ClientEngine:
             aliases = self._call(if_allowed, aliases_of, self.client)
             self._unaliased = aliases is not None
             if aliases is not None and self.name in aliases:
-                raise CollectionNotFoundError(f"{self.place} has been migrated by another. Open it again.")
+                raise CollectionNotFoundError(f"{self.title} has been migrated by another. Open it again.")
 
 
 def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:

@@ -220,7 +220,7 @@ def _by_status(failure: Failure, said: str) -> Jcv2Error:
             f"{said} Give a key that may do this: client_options={{'api_key': ...}} or the environment variable "
             "QDRANT_API_KEY."
         )
-    if status == 404 and failure.import_qdrant:
+    if status == 404 and failure.from_qdrant:
         return CollectionNotFoundError(f"{said} Check the name, or create the collection first.")
     if status == 404:
         return CollectionError(f"{said} No Qdrant server answers at this path: check the address and its prefix.")

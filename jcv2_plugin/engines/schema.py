@@ -108,7 +108,7 @@ class CollectionSchema:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, raw: Any, place: str) -> CollectionSchema:
+    def from_dict(cls, raw: Any, title: str) -> CollectionSchema:
         """Read a stored description.
 
         Raises:
@@ -116,12 +116,12 @@ class CollectionSchema:
         """
         if not isinstance(raw, Mapping):
             raise CollectionCorruptError(
-                f"{place} has no description of ours (found {raw!r:.60}): it was not made by jcv2-plugin, or the "
+                f"{title} has no description of ours (found {raw!r:.60}): it was not made by jcv2-plugin, or the "
                 "description was lost. Create a new collection and add the documents to it."
             )
         if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
             raise CollectionCorruptError(
-                f"{place} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
+                f"{title} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
             )
         names = {one.name for one in fields(cls)}
         newer = {"first_stage", "stage_options", "pool_factor"} if raw.get("format") == 1 else set()
@@ -131,12 +131,12 @@ class CollectionSchema:
         wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
         if missing or wrong:
             raise CollectionCorruptError(
-                f"{place}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
+                f"{title}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
                 "Restore it from a backup, or create the collection anew."
             )
         return cls(**{name: raw[name] for name in names if name in raw})
 
-    def check_encoder(self, encoder: JinaColbertEncoder, place: str) -> None:
+    def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
         """Refuse an encoder whose vectors would not compare with those stored.
 
         Raises:
@@ -144,13 +144,13 @@ class CollectionSchema:
         """
         if self.dim not in encoder.dims:
             raise CollectionMismatchError(
-                f"{place} holds vectors of dim={self.dim}; the model {encoder.name!r} has heads for "
+                f"{title} holds vectors of dim={self.dim}; the model {encoder.name!r} has heads for "
                 f"{list(encoder.dims)}. Load it with dims={self.dim}, or open the collection without naming a model."
             )
         found = CollectionSchema.describe(encoder, self.dim, self.long_documents, self.storage)
         if found.fingerprint != self.fingerprint:
             raise CollectionMismatchError(
-                f"{place} was made with the model {self.model!r} (revision {self.revision}, weights "
+                f"{title} was made with the model {self.model!r} (revision {self.revision}, weights "
                 f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
                 f"{found.fingerprint}). Open it with that model, in float32 or bfloat16 (rounding to float16 changes "
                 "the weights), or create a new collection with this one."
@@ -159,6 +159,6 @@ class CollectionSchema:
             ours, theirs = getattr(self, name), getattr(found, name)
             if ours != theirs:
                 raise CollectionMismatchError(
-                    f"{place} was made with {name}={ours!r}, the encoder has {theirs!r}. "
+                    f"{title} was made with {name}={ours!r}, the encoder has {theirs!r}. "
                     f"{_REMEDIES[name].format(ours)} Or open the collection without naming a model."
                 )

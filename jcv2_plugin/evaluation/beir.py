@@ -170,7 +170,7 @@ def _qrels_path(folder: Path, split: str) -> Path:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place, for messages, and its JSON object. Blank lines are passed over."""
+    """The file and number of each line, for messages, and its JSON object. Blank lines are passed over."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

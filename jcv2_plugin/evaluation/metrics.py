@@ -71,8 +71,8 @@ def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> 
     """
     best = scores.topk(min(_RECALL_DEPTH, len(documents)), dim=1)
     return {
-        query: {documents[place]: score for score, place in zip(own, places, strict=True)}
-        for query, own, places in zip(queries, best.values.tolist(), best.indices.tolist(), strict=True)
+        query: {documents[index]: score for score, index in zip(own, indices, strict=True)}
+        for query, own, indices in zip(queries, best.values.tolist(), best.indices.tolist(), strict=True)
     }
 
 
@@ -107,8 +107,8 @@ def _checked_results(run: Run, qrels: Qrels) -> Iterator[tuple[str, dict[str, fl
         for document, score in results.items():
             if not math.isfinite(score):
                 raise EvaluationError(
-                    f"Query {query!r}: document {document!r} has the score {score}, which has no place in a "
-                    "ranking. Leave such documents out of the run."
+                    f"Query {query!r}: document {document!r} has the score {score}, which cannot be ranked. "
+                    "Leave such documents out of the run."
                 )
         if results:
             yield query, results

@@ -34,8 +34,8 @@ def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
 def collection(
     request: pytest.FixtureRequest, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path: Path
 ) -> Iterator[ColbertCollection]:
-    place = ":memory:" if request.param == "memory" else tmp_path / "collection"
-    with ColbertCollection.create(place, encoder=mini, dim=DIM) as made:
+    location = ":memory:" if request.param == "memory" else tmp_path / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=DIM) as made:
         store(made, ITEMS, vectors)
         yield made
 

@@ -328,8 +328,8 @@ class TestBadInput:
             collection.search("anything")
 
 
-class TestPlaces:
-    def test_exactly_one_place(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+class TestLocations:
+    def test_exactly_one_location(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         for arguments in ({}, {"location": ":memory:", "path": tmp_path}, {"path": ""}):
             with pytest.raises(ValueError, match=r"exactly one|is empty"):
                 ColbertCollection.create(**arguments, encoder=mini)

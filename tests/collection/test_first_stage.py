@@ -41,9 +41,9 @@ def get(mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path_factory: pytes
 
     def collection(engine: str, stage: Any) -> ColbertCollection:
         if (engine, stage) not in made:
-            place = ":memory:" if engine == "memory" else tmp_path_factory.mktemp("edge") / "collection"
+            location = ":memory:" if engine == "memory" else tmp_path_factory.mktemp("edge") / "collection"
             made[engine, stage] = ColbertCollection.create(
-                place, encoder=mini, dim=DIM, first_stage=stage, storage="float32"
+                location, encoder=mini, dim=DIM, first_stage=stage, storage="float32"
             )
             store(made[engine, stage], DOCUMENTS, vectors)
             made[engine, stage].optimize()
@@ -295,9 +295,9 @@ class TestCreating:
     def test_what_makes_no_first_stage_is_refused_before_anything_is_made(
         self, mini: JinaColbertEncoder, tmp_path: Path, stage: Any, options: Any, message: str
     ) -> None:
-        for place in (tmp_path / "c", ":memory:"):
+        for location in (tmp_path / "c", ":memory:"):
             with pytest.raises(InvalidOptionError, match=message):
-                ColbertCollection.create(place, encoder=mini, dim=DIM, first_stage=stage, stage_options=options)
+                ColbertCollection.create(location, encoder=mini, dim=DIM, first_stage=stage, stage_options=options)
         assert list(tmp_path.iterdir()) == []
 
     def test_options_are_kept(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ ITEMS = documents(24)
 
 @pytest.fixture(params=["edge", "memory"])
 def collection(request: pytest.FixtureRequest, mini: JinaColbertEncoder, tmp_path: Path) -> Iterator[ColbertCollection]:
-    place = ":memory:" if request.param == "memory" else tmp_path / "collection"
-    with ColbertCollection.create(place, encoder=mini, dim=DIM) as made:
+    location = ":memory:" if request.param == "memory" else tmp_path / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=DIM) as made:
         yield made
 
 

@@ -97,7 +97,7 @@ class TestDamage:
         assert names(file, stored=4) == first
         assert seen(file) == 4
 
-    def test_any_place_to_be_cut_off_after_the_header(self, file: Path) -> None:
+    def test_any_length_it_may_be_cut_to_after_the_header(self, file: Path) -> None:
         first = names(file, stored=4)
         whole = file.read_bytes()
         header = whole.index(b"}") + 1

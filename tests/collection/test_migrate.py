@@ -36,7 +36,7 @@ NAME = "papers"
 
 
 @dataclass
-class Place:
+class Location:
     """Where a test's collection lives, and how it is opened again."""
 
     kind: str
@@ -56,9 +56,9 @@ class Place:
 
 
 @pytest.fixture(params=["edge", "memory", "rest"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Location]:
     if request.param == "edge":
-        yield Place("edge", {"path": tmp_path / "collection"})
+        yield Location("edge", {"path": tmp_path / "collection"})
         return
     with contextlib.ExitStack() as stack:
         url = {"location": ":memory:"}
@@ -66,12 +66,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             url = {"url": stack.enter_context(LoopbackQdrant()).url}
         client = QdrantClient(**url, check_compatibility=False)
         stack.callback(client.close)
-        yield Place(request.param, {"client": client, "name": NAME})
+        yield Location(request.param, {"client": client, "name": NAME})
 
 
-on_disk_and_server = pytest.mark.parametrize("place", ["edge", "rest"], indirect=True)
-on_servers = pytest.mark.parametrize("place", ["memory", "rest"], indirect=True)
-"""Those places only that several objects may use at a time."""
+on_disk_and_server = pytest.mark.parametrize("location", ["edge", "rest"], indirect=True)
+on_servers = pytest.mark.parametrize("location", ["memory", "rest"], indirect=True)
+"""Those locations only that several objects may use at a time."""
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
 
 
 @pytest.fixture
-def collection(place: Place, mini: JinaColbertEncoder, vectors: list[Matrix]) -> Iterator[ColbertCollection]:
-    with place.create(mini) as made:
+def collection(location: Location, mini: JinaColbertEncoder, vectors: list[Matrix]) -> Iterator[ColbertCollection]:
+    with location.create(mini) as made:
         store(made, ITEMS, vectors)
         yield made
 
@@ -105,15 +105,15 @@ def payloads(collection: ColbertCollection) -> dict[str, Any]:
     return {record.id: record.payload for record in collection._engine.scroll(None, with_payload=True)}
 
 
-def leftovers(place: Place) -> list[str]:
+def leftovers(location: Location) -> list[str]:
     """Collections or files that no collection in use accounts for."""
-    if place.kind == "edge":
-        folder: Path = place.arguments["path"]
+    if location.kind == "edge":
+        folder: Path = location.arguments["path"]
         names = sorted(one.name for one in folder.iterdir())
         return [one for one in names if one not in ("jcv2.json", "lock") and not one.startswith("shard")] + [
             one for one in names if one.startswith("shard") and one != shard_of(folder)
         ]
-    known = collection_names(place.client)
+    known = collection_names(location.client)
     return sorted(set(known) - {NAME})
 
 
@@ -131,17 +131,17 @@ class TestWhatChanges:
         assert [hit.id for hit in collection.search("a map", filter=group("g7"))] == ["d7"]
         assert collection.verify(sample=4).problems == []
 
-    def check_reopened(self, place: Place, collection: ColbertCollection, before: dict[str, Any]) -> None:
+    def check_reopened(self, location: Location, collection: ColbertCollection, before: dict[str, Any]) -> None:
         """Likewise after reopening, and nothing is left over."""
-        assert leftovers(place) == []
+        assert leftovers(location) == []
         schema, encoder = collection.schema, collection.encoder
-        if place.kind == "edge":
+        if location.kind == "edge":
             collection.close()
-        with place.open(encoder=encoder) as again:
+        with location.open(encoder=encoder) as again:
             assert again.schema == schema
             self.check(again, before)
 
-    def test_dim(self, place: Place, collection: ColbertCollection, encoded_texts: list[str]) -> None:
+    def test_dim(self, location: Location, collection: ColbertCollection, encoded_texts: list[str]) -> None:
         before = payloads(collection)
         report = collection.migrate(dim=64)
         assert (report.documents, report.encoded, report.copied, report.old) == (30, 30, 0, None)
@@ -149,20 +149,20 @@ class TestWhatChanges:
         assert (collection.dim, collection.schema.first_stage) == (64, "hybrid")
         assert {matrix.shape[1] for matrix in stored_vectors(collection).values()} == {64}
         self.check(collection, before)
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_dim_of_a_head_that_is_not_loaded(self, place: Place) -> None:
+    def test_dim_of_a_head_that_is_not_loaded(self, location: Location) -> None:
         encoder = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", document_length=40)
-        with place.create(encoder, long_documents="truncate") as collection:
+        with location.create(encoder, long_documents="truncate") as collection:
             collection.add(ITEMS)
             before = payloads(collection)
             collection.migrate(dim=64)
             assert (collection.encoder.dims, collection.encoder.document_length) == ((64,), 40)
             assert (collection.schema.long_documents, collection.schema.document_length) == ("truncate", 40)
             self.check(collection, before)
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_model(self, place: Place, collection: ColbertCollection, tmp_path: Path) -> None:
+    def test_model(self, location: Location, collection: ColbertCollection, tmp_path: Path) -> None:
         folder = official_checkpoint.write_checkpoint(tmp_path / "model", dim=48)
         before = payloads(collection)
         report = collection.migrate(encoder=JinaColbertEncoder.from_pretrained(folder, device="cpu"))
@@ -170,15 +170,17 @@ class TestWhatChanges:
         # It has no head for the old dim, so its own default is taken.
         assert (collection.schema.model, collection.dim) == (str(folder), 48)
         self.check(collection, before)
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_model_with_a_head_for_the_dim(self, place: Place, collection: ColbertCollection, tmp_path: Path) -> None:
+    def test_model_with_a_head_for_the_dim(
+        self, location: Location, collection: ColbertCollection, tmp_path: Path
+    ) -> None:
         folder = official_checkpoint.write_checkpoint(tmp_path / "model", dim=DIM)
         assert collection.migrate(encoder=folder).encoded == 30
         assert (collection.schema.model, collection.dim) == (str(folder), DIM)
         assert collection.search(ITEMS[11].text, k=1)[0].id == "d11"
 
-    def test_storage(self, place: Place, collection: ColbertCollection, encoded_texts: list[str]) -> None:
+    def test_storage(self, location: Location, collection: ColbertCollection, encoded_texts: list[str]) -> None:
         """Copied where the new one keeps less than the old: what the old one has lost does not come back that way."""
         before = payloads(collection)
         copying: list[Any] = ["int8", "turbo8", "turbo4"]
@@ -191,9 +193,9 @@ class TestWhatChanges:
         report = collection.migrate(storage="float32")
         assert (report.encoded, report.copied, len(encoded_texts)) == (30, 0, 30)
         self.check(collection, before)
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_first_stage(self, place: Place, collection: ColbertCollection, encoded_texts: list[str]) -> None:
+    def test_first_stage(self, location: Location, collection: ColbertCollection, encoded_texts: list[str]) -> None:
         before, exact = payloads(collection), stored_vectors(collection)
         stages: list[Any] = ["none", "pooled", "muvera", "bm25", "hybrid"]
         for stage in stages:
@@ -206,17 +208,17 @@ class TestWhatChanges:
                 assert collection.search(ITEMS[11].text, k=1, candidates=5)[0].id == "d11"
             self.check(collection, before)
             encoded_texts.clear()
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_pool_factor(self, place: Place, collection: ColbertCollection, encoded_texts: list[str]) -> None:
+    def test_pool_factor(self, location: Location, collection: ColbertCollection, encoded_texts: list[str]) -> None:
         before, rows = payloads(collection), sum(map(len, stored_vectors(collection).values()))
         report = collection.migrate(pool_factor=2)
         assert (report.encoded, len(encoded_texts)) == (30, 30)
         assert sum(map(len, stored_vectors(collection).values())) == pytest.approx(rows / 2, rel=0.1)
         self.check(collection, before)
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_several_at_once_and_back(self, place: Place, collection: ColbertCollection) -> None:
+    def test_several_at_once_and_back(self, location: Location, collection: ColbertCollection) -> None:
         before, exact = payloads(collection), stored_vectors(collection)
         old = collection.schema
         collection.migrate(dim=64, storage="turbo8", first_stage="muvera", pool_factor=2, long_documents="truncate")
@@ -228,9 +230,9 @@ class TestWhatChanges:
         for one, matrix in stored_vectors(collection).items():
             np.testing.assert_allclose(matrix, exact[one], atol=1e-3)
         self.check(collection, before)
-        self.check_reopened(place, collection, before)
+        self.check_reopened(location, collection, before)
 
-    def test_options_of_the_first_stage_only(self, place: Place, collection: ColbertCollection) -> None:
+    def test_options_of_the_first_stage_only(self, location: Location, collection: ColbertCollection) -> None:
         collection.migrate(first_stage="muvera")
         collection.migrate(stage_options={"planes": 2, "seed": 4})
         assert collection.schema.stage_options == {"planes": 2, "projected": 16, "repetitions": 20, "seed": 4}
@@ -238,19 +240,19 @@ class TestWhatChanges:
         assert collection.schema.stage_options["seed"] == 4
         assert collection.search(ITEMS[11].text, k=1, candidates=5)[0].id == "d11"
 
-    def test_an_empty_collection(self, place: Place, mini: JinaColbertEncoder) -> None:
-        with place.create(mini) as collection:
+    def test_an_empty_collection(self, location: Location, mini: JinaColbertEncoder) -> None:
+        with location.create(mini) as collection:
             assert collection.migrate(dim=64).documents == 0
             collection.add(ITEMS[:3])
             assert collection.search(ITEMS[2].text, k=1)[0].id == "d2"
 
-    def test_documents_with_payloads_of_their_own(self, place: Place, mini: JinaColbertEncoder) -> None:
+    def test_documents_with_payloads_of_their_own(self, location: Location, mini: JinaColbertEncoder) -> None:
         """All that is stored is kept, and unchanged documents stay unchanged."""
         items = [
             Document("Rice.", "päth/to#1", {"deep": {"list": [1, None, 2.5, "x"]}, "none": None}, {"extra": [1]}),
             Document("Line one\nline two\u2028three \U0001f600", "emoji \U0001f600", {"ключ": "значение"}),
         ]
-        with place.create(mini) as collection:
+        with location.create(mini) as collection:
             collection.add(items)
             before = payloads(collection)
             for change in ({"storage": "turbo8"}, {"dim": 64}):
@@ -261,7 +263,7 @@ class TestWhatChanges:
 
 @on_disk_and_server
 class TestWhatIsRefused:
-    def test_what_it_is_already(self, place: Place, collection: ColbertCollection) -> None:
+    def test_what_it_is_already(self, location: Location, collection: ColbertCollection) -> None:
         same: list[dict[str, Any]] = [
             {},
             {"dim": DIM},
@@ -272,9 +274,9 @@ class TestWhatIsRefused:
         for options in same:
             with pytest.raises(InvalidOptionError, match=r"is like that already: mini at dim=32"):
                 collection.migrate(**options)
-        assert leftovers(place) == []
+        assert leftovers(location) == []
 
-    def test_options_that_are_none(self, place: Place, collection: ColbertCollection) -> None:
+    def test_options_that_are_none(self, location: Location, collection: ColbertCollection) -> None:
         """An empty or zero one is not taken for one that is left out."""
         wrong: list[dict[str, Any]] = [
             {"storage": "float8"},
@@ -297,9 +299,9 @@ class TestWhatIsRefused:
             with pytest.raises(UnknownDimError):
                 collection.migrate(dim=dim)
         assert (collection.schema, collection.count()) == (schema, 30)
-        assert leftovers(place) == []
+        assert leftovers(location) == []
 
-    def test_a_collection_that_is_closed(self, place: Place, collection: ColbertCollection) -> None:
+    def test_a_collection_that_is_closed(self, location: Location, collection: ColbertCollection) -> None:
         collection.close()
         with pytest.raises(CollectionError, match="is closed"):
             collection.migrate(dim=64)
@@ -307,7 +309,7 @@ class TestWhatIsRefused:
 
 class TestWhileItIsInUse:
     def test_searches_never_fail_and_are_always_right(
-        self, place: Place, collection: ColbertCollection, encoded_texts: list[str]
+        self, location: Location, collection: ColbertCollection, encoded_texts: list[str]
     ) -> None:
         """Several migrations in a row, one copying and one encoding, under readers of every kind."""
         stop, errors, rounds = threading.Event(), [], [0]
@@ -341,13 +343,13 @@ class TestWhileItIsInUse:
             for reader in readers:
                 reader.join(timeout=60)
         assert errors == []
-        assert leftovers(place) == []
+        assert leftovers(location) == []
 
     def test_a_listing_goes_on_over_the_swap(
-        self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
+        self, location: Location, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Begun on the old collection, ended on the new one: each document once."""
-        for module in ("edge", "client"):
+        for module in ("edge", "qdrant"):
             monkeypatch.setattr(f"jcv2_plugin.engines.{module}._SCROLL_PAGE", 7)
         listing = collection.scroll()
         first = [next(listing).id for _ in range(10)]
@@ -361,7 +363,7 @@ class TestWhileItIsInUse:
             assert len(begun) == len(set(begun)) in (30, 1)
 
     def test_a_search_at_the_very_moment_of_the_swap(
-        self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
+        self, location: Location, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Between the swap and the end of the migration, whatever is done there, the collection answers."""
         found: list[str] = []
@@ -379,7 +381,7 @@ class TestWhileItIsInUse:
         collection.migrate(storage="turbo8")
         assert found == ["d5", "d6"]
 
-    def test_writes_of_this_object_are_not_lost(self, place: Place, collection: ColbertCollection) -> None:
+    def test_writes_of_this_object_are_not_lost(self, location: Location, collection: ColbertCollection) -> None:
         """Documents are added, replaced and deleted while the new collection is being filled."""
         written: list[str] = []
 
@@ -401,8 +403,8 @@ class TestWhileItIsInUse:
         assert collection.verify(sample=8).problems == []
 
     @on_servers
-    def test_writes_of_others_are_caught_up_with(self, place: Place, collection: ColbertCollection) -> None:
-        with place.open() as other:
+    def test_writes_of_others_are_caught_up_with(self, location: Location, collection: ColbertCollection) -> None:
+        with location.open() as other:
             changes: list[str] = []
 
             def progress(number: int) -> None:
@@ -424,9 +426,9 @@ class TestWhileItIsInUse:
 
     @on_servers
     def test_others_who_write_faster_than_it_encodes(
-        self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
+        self, location: Location, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with place.open() as other:
+        with location.open() as other:
             original, number = migration._remove_deleted, itertools.count()
 
             def busy(*arguments: Any) -> int:
@@ -442,7 +444,7 @@ class TestWhileItIsInUse:
             # What was encoded is kept: the next try goes on with it.
             assert collection.migrate(dim=64).encoded < 5
 
-    def test_a_second_one_at_the_same_time(self, place: Place, collection: ColbertCollection) -> None:
+    def test_a_second_one_at_the_same_time(self, location: Location, collection: ColbertCollection) -> None:
         refused: list[str] = []
 
         def progress(number: int) -> None:
@@ -457,7 +459,9 @@ class TestWhileItIsInUse:
         assert collection.verify(sample=8).ok
         collection.migrate(dim=DIM)
 
-    def test_an_ingestion_that_is_going_on_is_waited_for(self, place: Place, collection: ColbertCollection) -> None:
+    def test_an_ingestion_that_is_going_on_is_waited_for(
+        self, location: Location, collection: ColbertCollection
+    ) -> None:
         done: list[Any] = []
 
         def stream() -> Iterator[Document]:
@@ -491,7 +495,7 @@ class TestInterrupted:
 
     @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
     def test_the_old_collection_is_as_it_was(
-        self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch, error: BaseException
+        self, location: Location, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
         before, schema = payloads(collection), collection.schema
         self.interrupt(collection, monkeypatch, error)
@@ -502,22 +506,22 @@ class TestInterrupted:
     @pytest.mark.parametrize("reopened", [False, True])
     def test_the_same_call_goes_on_where_it_stopped(
         self,
-        place: Place,
+        location: Location,
         mini: JinaColbertEncoder,
         vectors: list[Matrix],
         monkeypatch: pytest.MonkeyPatch,
         reopened: bool,
     ) -> None:
-        collection = place.create(mini)
+        collection = location.create(mini)
         store(collection, ITEMS, vectors)
         before = payloads(collection)
         self.interrupt(collection, monkeypatch, OSError("the disk is full"))
         collection.add([Document("Another text since.", "d3")])
         collection.delete(["d4"])
         if reopened:
-            if place.kind == "edge":
+            if location.kind == "edge":
                 collection.close()
-            collection = place.open(encoder=mini)
+            collection = location.open(encoder=mini)
         with collection:
             report = collection.migrate(dim=64)
             assert 0 < report.encoded < 30
@@ -527,18 +531,20 @@ class TestInterrupted:
             }
             assert collection.get(["d3"])[0].text == "Another text since."
             assert collection.verify(sample=8).problems == []
-            assert leftovers(place) == []
+            assert leftovers(location) == []
 
     def test_another_call_starts_anew(
-        self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
+        self, location: Location, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.interrupt(collection, monkeypatch, OSError("the disk is full"))
         report = collection.migrate(dim=96)
         assert (report.encoded, collection.dim) == (30, 96)
-        assert leftovers(place) == []
+        assert leftovers(location) == []
         assert collection.verify(sample=8).ok
 
-    def test_while_it_swaps(self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_while_it_swaps(
+        self, location: Location, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def adopt(self: Any, *arguments: Any, **options: Any) -> Any:
             raise CollectionError("the server is gone")
 
@@ -552,7 +558,7 @@ class TestInterrupted:
         collection.add([Document("Added after that.", "new")])
         report = collection.migrate(dim=64)
         assert (report.encoded, report.documents) == (1, 31)
-        assert leftovers(place) == []
+        assert leftovers(location) == []
 
 
 class TestFolder:
@@ -650,7 +656,7 @@ class TestFolder:
 
 class TestServer:
     @on_servers
-    def test_a_second_reader_follows(self, place: Place, collection: ColbertCollection) -> None:
+    def test_a_second_reader_follows(self, location: Location, collection: ColbertCollection) -> None:
         """Whatever it does first after the one it had open is gone."""
         first_acts: list[Callable[[ColbertCollection], Any]] = [
             lambda one: one.search(ITEMS[11].text, k=1)[0].id,
@@ -677,7 +683,7 @@ class TestServer:
             ]
         )
         for act, result in zip(first_acts, expected, strict=True):
-            with place.open(encoder=collection.encoder) as other:
+            with location.open(encoder=collection.encoder) as other:
                 collection.migrate(**next(changes))
                 schema = collection.schema
                 assert act(other) == result
@@ -685,66 +691,66 @@ class TestServer:
                 assert other.search(ITEMS[12].text, k=1)[0].id == "d12"
 
     @on_servers
-    def test_a_collection_that_is_really_gone(self, place: Place, collection: ColbertCollection) -> None:
-        with place.open() as other:
-            for alias in place.client.get_aliases().aliases:
-                place.client.delete_collection(alias.collection_name)
+    def test_a_collection_that_is_really_gone(self, location: Location, collection: ColbertCollection) -> None:
+        with location.open() as other:
+            for alias in location.client.get_aliases().aliases:
+                location.client.delete_collection(alias.collection_name)
             with pytest.raises(CollectionError, match=r"not found|doesn't exist"):
                 other.count()
 
     @on_servers
-    def test_the_old_one_can_be_kept(self, place: Place, collection: ColbertCollection) -> None:
-        with place.open() as other:
+    def test_the_old_one_can_be_kept(self, location: Location, collection: ColbertCollection) -> None:
+        with location.open() as other:
             report = collection.migrate(dim=64, keep_old=True)
             assert report.old is not None
             # Who has the old one open goes on with it.
             assert other.search(ITEMS[11].text, k=1)[0].id == "d11"
             assert other.dim == DIM
-        with place.open() as new:
+        with location.open() as new:
             assert new.dim == 64
-        with ColbertCollection.open(client=place.client, name=report.old) as old:
+        with ColbertCollection.open(client=location.client, name=report.old) as old:
             assert (old.dim, old.count()) == (DIM, 30)
             assert old.verify().ok
-        assert leftovers(place) == [report.old]
+        assert leftovers(location) == [report.old]
         assert collection.migrate(dim=96).old is None
-        assert leftovers(place) == [report.old]
+        assert leftovers(location) == [report.old]
 
     @on_servers
     def test_who_has_a_kept_old_one_open_cannot_migrate_over_the_new_one(
-        self, place: Place, collection: ColbertCollection
+        self, location: Location, collection: ColbertCollection
     ) -> None:
-        with place.open() as stale:
+        with location.open() as stale:
             collection.migrate(dim=64, keep_old=True)
             collection.add([Document("Only in the new one.", "new")])
             with pytest.raises(CollectionError, match=r"has been migrated.*Open it again"):
                 stale.migrate(dim=96)
         assert collection.get(["new"])[0].text == "Only in the new one."
         assert collection.search(ITEMS[11].text, k=1)[0].id == "d11"
-        with place.open() as again:
+        with location.open() as again:
             assert (again.dim, again.count()) == (64, 31)
 
     @on_servers
-    def test_other_peoples_collections_are_left_alone(self, place: Place, collection: ColbertCollection) -> None:
+    def test_other_peoples_collections_are_left_alone(self, location: Location, collection: ColbertCollection) -> None:
         """Also one that has the name that the next collection would get."""
         params = models.VectorParams(size=3, distance=models.Distance.DOT)
-        place.client.create_collection(f"{NAME}.2", vectors_config=params)
-        place.client.upsert(f"{NAME}.2", [models.PointStruct(id=1, vector=[1.0, 2.0, 3.0])], wait=True)
+        location.client.create_collection(f"{NAME}.2", vectors_config=params)
+        location.client.upsert(f"{NAME}.2", [models.PointStruct(id=1, vector=[1.0, 2.0, 3.0])], wait=True)
         collection.migrate(dim=64)
         assert (collection.dim, collection.count()) == (64, 30)
-        assert place.client.count(f"{NAME}.2").count == 1
-        assert leftovers(place) == [f"{NAME}.2"]
-        with place.open() as again:
+        assert location.client.count(f"{NAME}.2").count == 1
+        assert leftovers(location) == [f"{NAME}.2"]
+        with location.open() as again:
             assert again.verify().ok
 
     @on_servers
     def test_creating_over_it_leaves_them_alone_too(
-        self, place: Place, collection: ColbertCollection, mini: JinaColbertEncoder
+        self, location: Location, collection: ColbertCollection, mini: JinaColbertEncoder
     ) -> None:
         params = models.VectorParams(size=3, distance=models.Distance.DOT)
-        place.client.create_collection(f"{NAME}.2", vectors_config=params)
-        with place.create(mini, overwrite=True) as new:
+        location.client.create_collection(f"{NAME}.2", vectors_config=params)
+        with location.create(mini, overwrite=True) as new:
             assert new.count() == 0
-        assert leftovers(place) == [f"{NAME}.2"]
+        assert leftovers(location) == [f"{NAME}.2"]
 
     def test_layout_and_payload_indexes_are_kept(self, mini: JinaColbertEncoder) -> None:
         with LoopbackQdrant() as loopback:
@@ -771,7 +777,7 @@ class TestServer:
     def test_an_old_one_that_cannot_be_dropped_is_no_failure(
         self, mini: JinaColbertEncoder, vectors: list[Matrix], caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The new one is in place by then, so the object goes on with it, and so do others."""
+        """The new one has replaced the old one by then, so the object goes on with it, and so do others."""
         with LoopbackQdrant() as loopback:
             client = QdrantClient(url=loopback.url, check_compatibility=False)
             with ColbertCollection.create(client=client, name=NAME, encoder=mini, dim=DIM, retries=1) as collection:
@@ -814,7 +820,7 @@ class TestServer:
     @on_servers
     @pytest.mark.parametrize("format", [1, 2])
     def test_a_collection_without_an_alias(
-        self, place: Place, mini: JinaColbertEncoder, vectors: list[Matrix], format: int
+        self, location: Location, mini: JinaColbertEncoder, vectors: list[Matrix], format: int
     ) -> None:
         """As versions before made them: under its own name, and without a first stage."""
         schema = CollectionSchema.describe(mini, DIM, "split", "float16")
@@ -828,8 +834,8 @@ class TestServer:
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
             datatype=models.Datatype.FLOAT16,
         )
-        place.client.create_collection(NAME, vectors_config={"colbert": params}, metadata={"jcv2": described})
-        with place.open(encoder=mini) as collection, place.open(encoder=mini) as other:
+        location.client.create_collection(NAME, vectors_config={"colbert": params}, metadata={"jcv2": described})
+        with location.open(encoder=mini) as collection, location.open(encoder=mini) as other:
             store(collection, ITEMS, vectors)
             before = payloads(collection)
             assert collection.search(ITEMS[11].text, k=1)[0].id == "d11"
@@ -839,8 +845,8 @@ class TestServer:
             assert collection.search(ITEMS[11].text, k=1, candidates=3)[0].id == "d11"
             assert other.search(ITEMS[12].text, k=1)[0].id == "d12"
             assert other.schema.first_stage == "hybrid"
-        assert leftovers(place) == []
-        with place.open(encoder=mini) as again:
+        assert leftovers(location) == []
+        with location.open(encoder=mini) as again:
             assert again.verify().ok
             assert again.migrate(dim=64).documents == 30
 

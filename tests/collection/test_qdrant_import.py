@@ -57,12 +57,12 @@ def source() -> Iterator[QdrantClient]:
 def target(
     request: pytest.FixtureRequest, mini: JinaColbertEncoder, source: QdrantClient, tmp_path: Path
 ) -> Iterator[ColbertCollection]:
-    place: dict[str, Any] = {"path": tmp_path / "c"}
+    location: dict[str, Any] = {"path": tmp_path / "c"}
     if request.param == "memory":
-        place = {"url": ":memory:"}
+        location = {"url": ":memory:"}
     elif request.param == "same client":
-        place = {"client": source}
-    with ColbertCollection.create(**place, encoder=mini, dim=DIM) as made:
+        location = {"client": source}
+    with ColbertCollection.create(**location, encoder=mini, dim=DIM) as made:
         yield made
 
 

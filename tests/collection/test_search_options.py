@@ -30,7 +30,7 @@ def vectors(mini: JinaColbertEncoder) -> list[NDArray[np.float32]]:
     return encoded(mini, ITEMS)
 
 
-def place(engine: str, folder: Path) -> Any:
+def location(engine: str, folder: Path) -> Any:
     return ":memory:" if engine == "memory" else folder / "collection"
 
 
@@ -38,7 +38,7 @@ def place(engine: str, folder: Path) -> Any:
 def collection(
     request: pytest.FixtureRequest, mini: JinaColbertEncoder, vectors: list[NDArray[np.float32]], tmp_path: Path
 ) -> Iterator[ColbertCollection]:
-    with ColbertCollection.create(place(request.param, tmp_path), encoder=mini, dim=DIM) as made:
+    with ColbertCollection.create(location(request.param, tmp_path), encoder=mini, dim=DIM) as made:
         store(made, ITEMS, vectors)
         yield made
 
@@ -159,7 +159,7 @@ class TestWithExplanation:
     def test_pooled_documents_are_encoded_anew_in_one_batch(
         self, engine: str, mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with ColbertCollection.create(place(engine, tmp_path), encoder=mini, dim=DIM, pool_factor=2) as collection:
+        with ColbertCollection.create(location(engine, tmp_path), encoder=mini, dim=DIM, pool_factor=2) as collection:
             collection.add([*ITEMS[:12], LONG])
             calls = Calls(collection, monkeypatch)
             hits = collection.search("when does the ferry wait?", 6, with_explanation=True)
@@ -173,7 +173,7 @@ class TestWithExplanation:
     @pytest.mark.parametrize("engine", ENGINES)
     @pytest.mark.parametrize("storage", ["float32", "float16", "int8", "turbo4"])
     def test_windows_and_storages(self, engine: str, storage: Any, mini: JinaColbertEncoder, tmp_path: Path) -> None:
-        with ColbertCollection.create(place(engine, tmp_path), encoder=mini, dim=DIM, storage=storage) as collection:
+        with ColbertCollection.create(location(engine, tmp_path), encoder=mini, dim=DIM, storage=storage) as collection:
             collection.add([LONG, *ITEMS[:5]])
             hit = collection.search("the ferry waits for the tide", 1, with_explanation=True)[0]
         assert hit.id == "long"
@@ -219,7 +219,7 @@ def by_stage(
         for stage in ("none", "pooled", "muvera", "bm25", "hybrid"):
             folder = tmp_path_factory.mktemp(stage)
             name: Any = stage
-            one = ColbertCollection.create(place(engine, folder), encoder=mini, dim=DIM, first_stage=name)
+            one = ColbertCollection.create(location(engine, folder), encoder=mini, dim=DIM, first_stage=name)
             store(one, ITEMS, vectors)
             made[engine, stage] = one
     yield made
@@ -317,8 +317,8 @@ def test_on_a_server(mini: JinaColbertEncoder, loopback: server_site.Site) -> No
     [{"score_threshold": float("nan")}, {"score_threshold": "a"}, {"k": 10**30}, {"candidates": 10**30}, {"k": True}],
 )
 def test_numbers_that_are_none_are_refused_on_every_engine(mini, tmp_path, wrong):
-    for place in (":memory:", tmp_path / "folder"):
-        with ColbertCollection.create(place, encoder=mini, dim=32) as collection:
+    for location in (":memory:", tmp_path / "folder"):
+        with ColbertCollection.create(location, encoder=mini, dim=32) as collection:
             collection.add(["a text"])
             with pytest.raises(InvalidQueryError, match=next(iter(wrong))):
                 collection.search("a question", **wrong)

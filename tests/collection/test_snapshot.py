@@ -224,8 +224,8 @@ class TestWriting:
         self, mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
     ) -> None:
         monkeypatch.setattr(snapshots, "_FLOATS_A_PART", 2000)
-        place = ":memory:" if engine == "memory" else tmp_path / "c"
-        with ColbertCollection.create(place, encoder=mini, dim=DIM) as collection:
+        location = ":memory:" if engine == "memory" else tmp_path / "c"
+        with ColbertCollection.create(location, encoder=mini, dim=DIM) as collection:
             collection.add(ITEMS[:20])
             threads: list[threading.Thread] = []
             found: list[str] = []
@@ -270,9 +270,9 @@ class TestDamage:
         self, mini: JinaColbertEncoder, file: Path, there: Path, engine: str, error: BaseException
     ) -> None:
         client = QdrantClient(":memory:")
-        place: dict[str, Any] = {"path": there} if engine == "edge" else {"client": client, "name": "papers"}
+        location: dict[str, Any] = {"path": there} if engine == "edge" else {"client": client, "name": "papers"}
         if engine == "memory":
-            with ColbertCollection.create(**place, encoder=mini, dim=DIM) as collection:
+            with ColbertCollection.create(**location, encoder=mini, dim=DIM) as collection:
                 collection.add(["Not to be lost."], ids=["here"])
         parts: list[int] = []
 
@@ -282,24 +282,24 @@ class TestDamage:
                 raise error
 
         with pytest.raises(type(error)):
-            ColbertCollection.restore(file, **place, overwrite=True, progress=progress)
-        with ColbertCollection.open(**place, encoder=mini) as collection:
+            ColbertCollection.restore(file, **location, overwrite=True, progress=progress)
+        with ColbertCollection.open(**location, encoder=mini) as collection:
             assert list(collection.ids()) == ["here"]
             assert collection.verify().ok
-        with ColbertCollection.restore(file, **place, overwrite=True) as collection:
+        with ColbertCollection.restore(file, **location, overwrite=True) as collection:
             assert contents(collection) == expected_contents(ITEMS)
-        with ColbertCollection.open(**place, encoder=mini) as collection:
+        with ColbertCollection.open(**location, encoder=mini) as collection:
             assert collection.verify(sample=4).problems == []
 
     def test_a_damaged_one_replaces_nothing(self, file: Path, there: Path, tmp_path: Path) -> None:
         whole = file.read_bytes()
         damaged = tmp_path / "damaged"
         with zipfile.ZipFile(file) as archive:
-            places = {info.filename: info.header_offset + 30 + len(info.filename) + 20 for info in archive.infolist()}
-        assert {name.rpartition("/")[2] for name in places} >= {"payloads.jsonl", "vectors.npy", "snapshot.json"}
-        for place in [places[name] for name in list(places)[:8]] + [places["snapshot.json"]]:
+            offsets = {info.filename: info.header_offset + 30 + len(info.filename) + 20 for info in archive.infolist()}
+        assert {name.rpartition("/")[2] for name in offsets} >= {"payloads.jsonl", "vectors.npy", "snapshot.json"}
+        for offset in [offsets[name] for name in list(offsets)[:8]] + [offsets["snapshot.json"]]:
             damaged.write_bytes(
-                whole[:place] + bytes(255 - one for one in whole[place : place + 4]) + whole[place + 4 :]
+                whole[:offset] + bytes(255 - one for one in whole[offset : offset + 4]) + whole[offset + 4 :]
             )
             with pytest.raises(SnapshotError, match="damaged"):
                 ColbertCollection.restore(damaged, there, overwrite=True)
@@ -323,12 +323,12 @@ class TestDamage:
         original = [one for part in read_points(file) for one in part]
         damaged, chance = tmp_path / "damaged", random.Random(3)
         directory = whole.index(b"PK\x01\x02")
-        places = [chance.randrange(len(whole)) for _ in range(60)]
-        places += [chance.randrange(directory, len(whole)) for _ in range(140)]
+        offsets = [chance.randrange(len(whole)) for _ in range(60)]
+        offsets += [chance.randrange(directory, len(whole)) for _ in range(140)]
         refused = 0
-        for place in places:
+        for offset in offsets:
             changed = bytearray(whole)
-            changed[place] ^= 1 << chance.randrange(8)
+            changed[offset] ^= 1 << chance.randrange(8)
             damaged.write_bytes(changed)
             try:
                 check_snapshot(damaged)

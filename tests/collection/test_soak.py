@@ -146,8 +146,8 @@ def of(**values: Any) -> models.Filter:
 
 @pytest.mark.parametrize("engine", ["edge", "memory"])
 def test_each_thread_finds_what_it_believes_to_be_there(mini: JinaColbertEncoder, tmp_path: Path, engine: str) -> None:
-    place = ":memory:" if engine == "memory" else tmp_path / "collection"
-    with ColbertCollection.create(place, encoder=mini, dim=DIM) as collection:
+    location = ":memory:" if engine == "memory" else tmp_path / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=DIM) as collection:
         workers = [Worker(number, collection) for number in range(THREADS)]
         until = time.monotonic() + SECONDS
         threads = [threading.Thread(target=one.run, args=(until,)) for one in workers]
@@ -164,7 +164,7 @@ def test_each_thread_finds_what_it_believes_to_be_there(mini: JinaColbertEncoder
         assert sum(done.values()) > 2 * THREADS
         check(collection, workers)
     if engine == "edge":
-        with ColbertCollection.open(place, encoder=mini) as again:
+        with ColbertCollection.open(location, encoder=mini) as again:
             check(again, workers)
 
 

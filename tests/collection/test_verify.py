@@ -35,8 +35,8 @@ def create(
     made: list[ColbertCollection] = []
 
     def make(number: int = 10, **options: Any) -> ColbertCollection:
-        place = ":memory:" if request.param == "memory" else tmp_path / f"collection-{len(made)}"
-        made.append(ColbertCollection.create(place, encoder=mini, dim=DIM, **options))
+        location = ":memory:" if request.param == "memory" else tmp_path / f"collection-{len(made)}"
+        made.append(ColbertCollection.create(location, encoder=mini, dim=DIM, **options))
         store(made[-1], ITEMS[:number], vectors[:number])
         return made[-1]
 

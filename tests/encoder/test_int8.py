@@ -284,21 +284,21 @@ class TestFolder:
         assert JinaColbertEncoder.from_pretrained(broken, device="cpu", quantized=False).dims == (DIM,)
 
     def test_it_is_written_where_it_was_read(self, saved: Path, tmp_path: Path, quantized: JinaColbertEncoder) -> None:
-        place = shutil.copytree(saved, tmp_path / "place")
-        JinaColbertEncoder.from_pretrained(place, device="cpu").save_pretrained(str(place))
-        assert_equal(both(JinaColbertEncoder.from_pretrained(place, device="cpu")), both(quantized))
-        assert len(list((place / FOLDER).iterdir())) == 3
+        copied = shutil.copytree(saved, tmp_path / "copied")
+        JinaColbertEncoder.from_pretrained(copied, device="cpu").save_pretrained(str(copied))
+        assert_equal(both(JinaColbertEncoder.from_pretrained(copied, device="cpu")), both(quantized))
+        assert len(list((copied / FOLDER).iterdir())) == 3
 
     def test_a_collection_of_one_is_searched_with_the_other(
         self, saved: Path, folder: Path, official: JinaColbertEncoder, tmp_path: Path
     ) -> None:
         eight = JinaColbertEncoder.from_pretrained(saved, device="cpu")
         for writer, reader in ((eight, official), (official, eight)):
-            place = str(tmp_path / type(writer.backbone).__name__)
-            with ColbertCollection.create(place, encoder=writer, dim=DIM) as collection:
+            location = str(tmp_path / type(writer.backbone).__name__)
+            with ColbertCollection.create(location, encoder=writer, dim=DIM) as collection:
                 collection.add(SENTENCES, ids=[str(number) for number in range(len(SENTENCES))])
                 own = {hit.id: hit.score for hit in collection.search(TEXTS[0], k=10, exact=True)}
-            with ColbertCollection.open(place, encoder=reader) as collection:
+            with ColbertCollection.open(location, encoder=reader) as collection:
                 other = {hit.id: hit.score for hit in collection.search(TEXTS[0], k=10, exact=True)}
             assert other == pytest.approx(own, rel=0.05)
             assert other != pytest.approx(own, rel=1e-6)

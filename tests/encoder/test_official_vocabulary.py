@@ -53,8 +53,8 @@ def reference(vocabulary: Vocabulary) -> ReferenceTokenizer:
 
 @pytest.fixture(scope="module")
 def folder(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("official") / "colbert"
-    return write_checkpoint(place, DIM, hidden=32, inner=64, vocabulary=vocabulary)
+    path = tmp_path_factory.mktemp("official") / "colbert"
+    return write_checkpoint(path, DIM, hidden=32, inner=64, vocabulary=vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +228,12 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
 
 
 def random_blocks() -> Iterator[memoryview]:
-    """Some normal numbers, over and over, from another place on each time."""
+    """Some normal numbers, over and over, from another offset on each time."""
     generator = torch.Generator().manual_seed(0)
     block = memoryview(as_bytes(0.02 * torch.randn(2**20, generator=generator)))
-    places = torch.randint(0, 2**19, (10_000,), generator=generator).tolist()
-    for place in places:
-        yield block[2 * place : 2 * place + 2**20]
+    offsets = torch.randint(0, 2**19, (10_000,), generator=generator).tolist()
+    for offset in offsets:
+        yield block[2 * offset : 2 * offset + 2**20]
 
 
 def copy_bytes(blocks: Iterator[memoryview], file: BinaryIO, size: int) -> None:

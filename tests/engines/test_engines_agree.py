@@ -46,8 +46,8 @@ def pair(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[ColbertCollection, ColbertCollection]]:
     made = [
-        ColbertCollection.create(place, encoder=mini, dim=64, storage=request.param)
-        for place in (tmp_path_factory.mktemp("edge") / "collection", ":memory:")
+        ColbertCollection.create(location, encoder=mini, dim=64, storage=request.param)
+        for location in (tmp_path_factory.mktemp("edge") / "collection", ":memory:")
     ]
     for collection in made:
         collection._engine.upsert(points)

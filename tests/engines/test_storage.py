@@ -158,8 +158,8 @@ class TestPooling:
     ) -> Iterator[dict[float, ColbertCollection]]:
         made = {}
         for factor in (1.0, 2, 3):
-            place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("pooled") / "collection"
-            made[factor] = ColbertCollection.create(place, encoder=mini, dim=64, pool_factor=factor)
+            location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("pooled") / "collection"
+            made[factor] = ColbertCollection.create(location, encoder=mini, dim=64, pool_factor=factor)
             made[factor].add(self.ITEMS)
         yield made
         for collection in made.values():

@@ -171,8 +171,8 @@ def collection(
     vectors: list[NDArray[np.float32]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ColbertCollection]:
-    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("edge") / "c"
-    with ColbertCollection.create(place, encoder=mini, dim=DIM, storage="float32") as made:
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("edge") / "c"
+    with ColbertCollection.create(location, encoder=mini, dim=DIM, storage="float32") as made:
         store(made, ITEMS, vectors)
         yield made
 

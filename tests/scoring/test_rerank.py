@@ -43,9 +43,9 @@ def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_as_a_collection_of_them(
     engine: str, dim: int, long_documents: Any, mini: JinaColbertEncoder, tmp_path: Path
 ) -> None:
-    place = ":memory:" if engine == "memory" else tmp_path / "c"
+    location = ":memory:" if engine == "memory" else tmp_path / "c"
     with ColbertCollection.create(
-        place, encoder=mini, dim=dim, storage="float32", long_documents=long_documents
+        location, encoder=mini, dim=dim, storage="float32", long_documents=long_documents
     ) as collection:
         collection.add(TEXTS, ids=[str(index) for index in range(len(TEXTS))])
         for query in ASKED:

@@ -150,7 +150,7 @@ class TestNames:
             server.create(mini)
         assert collection.count() == 2
 
-    def test_overwriting_puts_an_empty_one_in_its_place(self, server: Site, mini: JinaColbertEncoder) -> None:
+    def test_overwriting_replaces_it_by_an_empty_one(self, server: Site, mini: JinaColbertEncoder) -> None:
         old = server.create(mini)
         old.add(ITEMS[:2])
         new = server.create(mini, dim=64, overwrite=True)

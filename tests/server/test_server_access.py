@@ -16,7 +16,6 @@ from qdrant_client import QdrantClient
 from server_site import LOOPBACKS, Site, open_site
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.collection import location as places
 from jcv2_plugin.engines.base import Matrix
 from jcv2_plugin.errors import (
     CollectionAccessError,
@@ -211,7 +210,7 @@ class TestAddresses:
                 super().__init__(**options)
                 made.append(self)
 
-        monkeypatch.setattr(places, "QdrantClient", Noted)
+        monkeypatch.setattr("jcv2_plugin.collection.location.QdrantClient", Noted)
         for act in (lambda: loopback.open(name="x"), lambda: loopback.open(dim=64), lambda: loopback.create(mini)):
             with pytest.raises(CollectionError):
                 act()

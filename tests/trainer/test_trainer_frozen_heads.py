@@ -141,7 +141,7 @@ class TestTexts:
         rows.append({**rows[0], "positive": rows[5]["positive"]})
         texts = read([write(tmp_path / "rows.jsonl", rows)], dev_every=0)
         asked = texts.queries.index("de question 0")
-        assert {texts.passages[place] for place in texts.known[asked]} == {"de passage 0", "de passage 5"}
+        assert {texts.passages[index] for index in texts.known[asked]} == {"de passage 0", "de passage 5"}
 
     def test_no_rows(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no row to train on"):

@@ -567,7 +567,7 @@ def test_the_command_refuses_what_does_not_go_together(app, data, tmp_path, argu
     "name, said",
     [("out.parquet", "not the name of JSON lines"), ("data.jsonl", "is the input"), ("folder.jsonl", "is a folder")],
 )
-def test_the_command_refuses_a_place_it_cannot_write_to(app, data, tmp_path, name, said):
+def test_the_command_refuses_a_path_it_cannot_write_to(app, data, tmp_path, name, said):
     (tmp_path / "folder.jsonl").mkdir()
     result = run(app, "mine", data, "--out", tmp_path / name, "--with", "bm25", "--force")
     assert result.exit_code == 2

@@ -206,7 +206,7 @@ def test_a_failed_fit_leaves_everything_as_it_was(pairs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heads", "pairs.jsonl"]
 
 
-def test_the_old_heads_come_back_when_the_new_cannot_be_put_in_place(tmp_path, monkeypatch):
+def test_the_old_heads_come_back_when_the_new_cannot_replace_them(tmp_path, monkeypatch):
     out = tmp_path / "heads"
     out.mkdir()
     (out / "config.json").write_text("old")

@@ -177,8 +177,8 @@ def test_a_folder_of_files_is_read_by_name_and_findings_name_the_file(tmp_path):
     bad, repeated = (
         next(one for one in report.findings if one.kind == kind) for kind in ("bad-json", "repeated-query")
     )
-    assert bad.place == f"{folder / 'b.jsonl'}:2"
-    assert repeated.place == f"{folder / 'b.jsonl'}:1"
+    assert bad.position == f"{folder / 'b.jsonl'}:2"
+    assert repeated.position == f"{folder / 'b.jsonl'}:1"
     assert "row 1 of a.parquet has the same query" in repeated.message
 
 
@@ -225,7 +225,7 @@ def test_blank_lines_keep_their_number(tmp_path):
         ({"negative_x": "n", "negative_": "n"}, {"negative_x": "n", "negative_": "n"}),
     ],
 )
-def test_aliases_take_the_place_of_absent_fields(record, expected):
+def test_aliases_replace_absent_fields(record, expected):
     assert normalise(record)[0] == expected
 
 

@@ -47,7 +47,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("row, said", BAD, ids=lambda value: str(value)[:30])
-def test_a_bad_row_stops_with_place_field_value_and_remedy(tmp_path, row, said):
+def test_a_bad_row_stops_with_position_field_value_and_remedy(tmp_path, row, said):
     path = write(tmp_path / "a.jsonl", [PAIR, row])
     reader = read_rows(path)
     assert next(reader).positive == "she"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when all went well, and vanishes when not.
+    """A new folder beside ``out`` that replaces it when all went well, and vanishes when not.
 
     Args:
         out: The folder to make or replace.

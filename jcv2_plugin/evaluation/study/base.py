@@ -95,7 +95,7 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, without title and note."""
-        rule = ["---" if place < self.labels else "--:" for place in range(len(self.columns))]
+        rule = ["---" if column < self.labels else "--:" for column in range(len(self.columns))]
         lines = [list(self.columns), rule, *(list(row) for row in self.rows)]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

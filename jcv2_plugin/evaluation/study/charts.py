@@ -106,8 +106,8 @@ def bar_chart(
     figure, axes = _figure(max(5.0, 1.6 + 0.42 * len(categories) * (len(groups) + 0.8)), 4.2)
     width = 0.8 / len(groups)
     for number, group in enumerate(groups):
-        places = [place + (number - (len(groups) - 1) / 2) * width for place in range(len(categories))]
-        shown = [(x, value) for x, value in zip(places, group.values, strict=True) if value is not None]
+        centres = [index + (number - (len(groups) - 1) / 2) * width for index in range(len(categories))]
+        shown = [(x, value) for x, value in zip(centres, group.values, strict=True) if value is not None]
         axes.bar(
             [x for x, _ in shown],
             [value.mean for _, value in shown],
@@ -142,7 +142,7 @@ def dot_chart(
     figure, axes = _figure(7.2, 1.3 + len(categories) * (0.1 + 0.085 * len(groups)), grid="x")
     for number, group in enumerate(groups):
         shift = (number - (len(groups) - 1) / 2) * _ROW / len(groups)
-        shown = [(place + shift, value) for place, value in enumerate(group.values) if value is not None]
+        shown = [(row + shift, value) for row, value in enumerate(group.values) if value is not None]
         axes.errorbar(
             [value.mean for _, value in shown],
             [y for y, _ in shown],
@@ -154,8 +154,8 @@ def dot_chart(
             linewidth=1.2,
             markersize=4,
         )
-    for place in range(1, len(categories), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color=_GRID, alpha=0.12, linewidth=0)
+    for row in range(1, len(categories), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=_GRID, alpha=0.12, linewidth=0)
     if reference is not None:
         axes.axvline(reference, color=_INK, linewidth=0.8)
     axes.set_yticks(range(len(categories)), categories)

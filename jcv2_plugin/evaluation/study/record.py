@@ -21,7 +21,7 @@ FORMAT = 1
 _SAMPLE_DIGITS = 6
 
 
-class Record:
+class StudyRecord:
     """What has been measured, in memory and in ``<out>/<study>.json``.
 
     Args:
@@ -160,7 +160,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def missing(study: Study, record: Record) -> list[Cell]:
+def missing(study: Study, record: StudyRecord) -> list[Cell]:
     """The cells of a study that were not measured yet.
 
     Raises:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jcv2_plugin.evaluation.study.base import Chart, Report, Result, Study, StudyError, Table, Value
-from jcv2_plugin.evaluation.study.record import Record
+from jcv2_plugin.evaluation.study.record import StudyRecord
 from jcv2_plugin.files import write_atomically
 
 _NEEDED = ("matplotlib", "jinja2")
@@ -23,7 +23,7 @@ def check_installed() -> None:
         raise StudyError(f"Reports need {' and '.join(absent)}: pip install 'jcv2-plugin[study]'")
 
 
-def write_report(study: Study, record: Record, out: Path, *, unmeasured: int = 0) -> list[Path]:
+def write_report(study: Study, record: StudyRecord, out: Path, *, unmeasured: int = 0) -> list[Path]:
     """Write ``<name>.html`` and, where the report has a chart, ``<name>.svg``; give their paths.
 
     Args:
@@ -46,7 +46,7 @@ def main_chart(report: Report) -> Chart | None:
     return next((item for section in report.sections for item in section.items if isinstance(item, Chart)), None)
 
 
-def html(title: str, report: Report, record: Record, *, unmeasured: int = 0) -> str:
+def html(title: str, report: Report, record: StudyRecord, *, unmeasured: int = 0) -> str:
     """The page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -99,7 +99,7 @@ class Sampling:
         if len(queries) > self.queries:
             ids = list(queries)
             chosen = sorted(rng.choice(len(ids), self.queries, replace=False).tolist())
-            queries = {ids[place]: queries[ids[place]] for place in chosen}
+            queries = {ids[index]: queries[ids[index]] for index in chosen}
         qrels = {query: whole.qrels[query] for query in queries}
         corpus = whole.corpus
         if not self._takes_all_documents(whole):
@@ -141,7 +141,7 @@ def _some_documents(
     judged = {document for judgments in qrels.values() for document in judgments}
     others = [document for document in whole.corpus if document not in judged]
     more = max(0, number - len(judged))
-    kept = judged | {others[place] for place in rng.choice(len(others), min(more, len(others)), replace=False)}
+    kept = judged | {others[index] for index in rng.choice(len(others), min(more, len(others)), replace=False)}
     return {own_id: passage for own_id, passage in whole.corpus.items() if own_id in kept}
 
 
@@ -216,7 +216,7 @@ def exact_run(
 
 
 def _by_length(vectors: Sequence[Tensor]) -> Iterator[list[int]]:
-    order = sorted(range(len(vectors)), key=lambda place: len(vectors[place]))
+    order = sorted(range(len(vectors)), key=lambda index: len(vectors[index]))
     for start in range(0, len(order), _SCORED_AT_A_TIME):
         yield order[start : start + _SCORED_AT_A_TIME]
 
@@ -300,9 +300,9 @@ def by_bucket(results: Sequence[Result], lengths: str, ends: Sequence[int]) -> d
     def label(one: Result, query: str) -> str | None:
         if (length := one.samples[lengths].get(query)) is None:
             return None
-        place = bisect_left(ends, length)
-        low = ends[place - 1] + 1 if place else 1
-        return f"{low}–{ends[place]}" if place < len(ends) else f"{low} and more"
+        index = bisect_left(ends, length)
+        low = ends[index - 1] + 1 if index else 1
+        return f"{low}–{ends[index]}" if index < len(ends) else f"{low} and more"
 
     parts = split(results, label)
     return {name: parts[name] for name in sorted(parts, key=lambda name: int(re.split(r"\D", name)[0]))}

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jcv2_plugin.console import err, quiet_libraries, remark
 from jcv2_plugin.evaluation.study.base import Cell, Study, StudyError
 from jcv2_plugin.evaluation.study.environment import command, machine, versions
-from jcv2_plugin.evaluation.study.record import Record, locked, missing
+from jcv2_plugin.evaluation.study.record import StudyRecord, locked, missing
 from jcv2_plugin.evaluation.study.rendering import check_installed, write_report
 
 _INTERRUPTED = 130
@@ -40,7 +40,7 @@ def run_study(study: Study, out: str | os.PathLike[str], *, force: bool = False)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{study.name}.json"
     with locked(path):
-        record = Record(path, study.name, study.settings, force=force)
+        record = StudyRecord(path, study.name, study.settings, force=force)
         cells = missing(study, record)
         kept = len(study.cells()) - len(cells)
         if kept:
@@ -54,7 +54,7 @@ def run_study(study: Study, out: str | os.PathLike[str], *, force: bool = False)
             raise typer.Exit(_INTERRUPTED)
 
 
-def _measure(study: Study, record: Record, cells: Sequence[Cell]) -> bool:
+def _measure(study: Study, record: StudyRecord, cells: Sequence[Cell]) -> bool:
     """Measure and keep cells; whether Ctrl-C put an end to it."""
     record.begin(command(), versions(), machine())
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -70,7 +70,7 @@ def _measure(study: Study, record: Record, cells: Sequence[Cell]) -> bool:
     return False
 
 
-def _too_early(study: Study, record: Record) -> bool:
+def _too_early(study: Study, record: StudyRecord) -> bool:
     """Whether a run was stopped before there is anything to report."""
     try:
         study.report(record.results)

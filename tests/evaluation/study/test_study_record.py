@@ -14,7 +14,7 @@ import typer
 from study_samples import Counting
 
 from jcv2_plugin.evaluation.study import Cell, Measured, StudyError, run_study
-from jcv2_plugin.evaluation.study.record import Record, locked, read
+from jcv2_plugin.evaluation.study.record import StudyRecord, locked, read
 
 
 def cells(out: Path) -> list[int]:
@@ -31,10 +31,10 @@ def test_a_second_run_measures_only_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_languages_of_queries_are_kept(tmp_path: Path) -> None:
-    record = Record(tmp_path / "some.json", "some", {})
+    record = StudyRecord(tmp_path / "some.json", "some", {})
     record.add(Cell({"number": 1}), Measured({}, {"value": {"q": 1.0}}, {"q": "de->en"}))
     record.add(Cell({"number": 2}), Measured({}, {"value": {"q": 1.0}}))
-    again = Record(record.path, "some", {})
+    again = StudyRecord(record.path, "some", {})
     assert [one.languages for one in again.results] == [{"q": "de->en"}, {}]
 
 
@@ -125,7 +125,7 @@ def test_two_processes_do_not_measure_into_one_file(tmp_path: Path) -> None:
 
 
 def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
-    record = Record(tmp_path / "x.json", "x", {})
+    record = StudyRecord(tmp_path / "x.json", "x", {})
     record.begin("command", {}, {})
     with pytest.raises(StudyError, match=r"number 1: mean is nan"):
         record.add(Cell({"number": 1}), Measured({"mean": float("nan")}))
@@ -150,7 +150,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_file_of_another_study_is_refused(tmp_path: Path) -> None:
     run_study(Counting(), tmp_path)
     with pytest.raises(StudyError, match=r"holds the study 'counting', not 'other'"):
-        Record(tmp_path / "counting.json", "other", {"model": "none"})
+        StudyRecord(tmp_path / "counting.json", "other", {"model": "none"})
 
 
 def test_the_file_says_who_measured_what(tmp_path: Path) -> None:

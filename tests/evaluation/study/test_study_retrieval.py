@@ -129,7 +129,7 @@ def test_parts_end_at_their_ends_and_take_sets_together() -> None:
         Result(
             {"set": name, "seed": 0, "dim": dim},
             {"language": "en"},
-            {"ndcg@10": {query: dim + place for place, query in enumerate("abcdef")}, "length": lengths},
+            {"ndcg@10": {query: dim + index for index, query in enumerate("abcdef")}, "length": lengths},
         )
         for name in ("one", "two")
         for dim in (2, 1)

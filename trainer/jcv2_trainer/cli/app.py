@@ -103,9 +103,9 @@ def show_report(report: CheckReport, console: Console) -> None:
         console.print(_table(report))
     else:
         for one in report.findings:
-            place = f"{one.place}: {one.severity} [{one.kind}] "
+            start = f"{one.position}: {one.severity} [{one.kind}] "
             text = f"{one.field}: {one.message}" if one.field else one.message
-            console.print(f"{place}{text}. {one.remedy}", markup=False, soft_wrap=True)
+            console.print(f"{start}{text}. {one.remedy}", markup=False, soft_wrap=True)
     if (hidden := report.errors + report.warnings - len(report.findings)) > 0:
         console.print(f"{hidden:,} more findings are not shown; see --max-findings.")
 
@@ -143,8 +143,8 @@ def _table(report: CheckReport) -> Table:
     table.columns[int(in_folder)].justify = "right"
     for one in report.findings:
         kind = Text(one.kind, style="red" if one.severity == "error" else "yellow")
-        place = [Text(Path(one.file).name)] * in_folder + [Text(str(one.line))]
-        table.add_row(*place, kind, Text(one.field), Text(one.message), Text(one.remedy))
+        position = [Text(Path(one.file).name)] * in_folder + [Text(str(one.line))]
+        table.add_row(*position, kind, Text(one.field), Text(one.message), Text(one.remedy))
     return table
 
 

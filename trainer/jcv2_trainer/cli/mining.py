@@ -102,7 +102,7 @@ def _mine(
 
 @contextmanager
 def _source(
-    place: str | None,
+    location: str | None,
     name: str,
     api_key: str | None,
     corpus: Path | None,
@@ -111,11 +111,11 @@ def _source(
     dim: int | None,
     device: str | None,
 ) -> Iterator[Source]:
-    if place is not None:
+    if location is not None:
         for option, value in (("--corpus", corpus), ("--with bm25", by == "bm25" or None)):
             if value is not None:
                 raise typer.BadParameter(f"{option} is for passages of a file; leave out it or --collection.")
-        with _opened(place, name, api_key, model, dim, device) as collection:
+        with _opened(location, name, api_key, model, dim, device) as collection:
             yield CollectionSource(collection)
     elif by == "bm25":
         if model is not None or dim is not None:
@@ -125,19 +125,17 @@ def _source(
         quiet_libraries()
         yield ModelSource(model, corpus, dim, device)
     else:
-        raise typer.BadParameter("Say what finds the negatives: --collection PLACE, --model NAME or --with bm25.")
+        raise typer.BadParameter("Say what finds the negatives: --collection LOCATION, --model NAME or --with bm25.")
 
 
 def _opened(
-    place: str, name: str, api_key: str | None, model: str | None, dim: int | None, device: str | None
+    location: str, name: str, api_key: str | None, model: str | None, dim: int | None, device: str | None
 ) -> ColbertCollection:
     from jcv2_plugin.collection.collection import ColbertCollection
 
     quiet_libraries()
-    options = {"api_key": api_key} if api_key else {}
-    return ColbertCollection.open(
-        place, encoder=model, dim=dim, name=name, device=device, client_options=options if "://" in place else None
-    )
+    options = {"api_key": api_key} if api_key and "://" in location else None
+    return ColbertCollection.open(location, encoder=model, dim=dim, name=name, device=device, client_options=options)
 
 
 def _mined(out: Path, report: MineReport, settings: MineRecipe) -> Iterator[str]:

@@ -14,7 +14,7 @@ from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
 
 if TYPE_CHECKING:
-    from jcv2_trainer.training.report import Report
+    from jcv2_trainer.training.report import TrainingReport
 
 DEFAULT_MODEL = "jinaai/jina-colbert-v2"
 Stage = Literal["train", "pairs", "triplets"]
@@ -109,7 +109,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def _show(report: Report, out: Path) -> None:
+def _show(report: TrainingReport, out: Path) -> None:
     skipped = "".join(f", {count:,} left out ({reason})" for reason, count in report.skipped.items())
     kept = "" if report.best_step == report.steps else f", of which the model behind step {report.best_step:,} was best"
     typer.echo(f"{report.rows:,} rows{skipped}; {report.steps:,} steps{kept}.")

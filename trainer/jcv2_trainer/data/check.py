@@ -23,7 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jcv2_trainer.data.records import Entry, NoRecord, Unit, normalise, place, read_entries
+from jcv2_trainer.data.records import Entry, NoRecord, Unit, normalise, position_of, read_entries
 
 Severity = Literal["error", "warning"]
 
@@ -66,7 +66,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong at one place.
+    """One thing wrong in one line or row.
 
     Attributes:
         line: Number of the line or row, from 1.
@@ -90,9 +90,9 @@ class Finding:
     unit: Unit
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """File and line or row, as ``file:3`` or ``file row 3``."""
-        return place(self.file, self.unit, self.line)
+        return position_of(self.file, self.unit, self.line)
 
 
 @dataclass(frozen=True)
@@ -348,18 +348,18 @@ class _Tally:
 
 
 class _Queries:
-    """The first place and the positive of each query, by hash: eight bytes each, so that no text is held."""
+    """The first row and the positive of each query, by hash: eight bytes each, so that no text is held."""
 
     def __init__(self) -> None:
-        self._places: dict[int, int] = {}
+        self._indices: dict[int, int] = {}
         self._files: list[tuple[Path, Unit]] = []
         self._file_indices = array("L")
         self._lines = array("Q")
         self._positives = array("q")
 
     def first_with_another(self, entry: Entry, query: str, positive: str) -> str | None:
-        """The place where ``query`` first stood, if with another positive; a new query is noted."""
-        index = self._places.setdefault(text_key(query), len(self._lines))
+        """The line or row where ``query`` first stood, if with another positive; a new query is noted."""
+        index = self._indices.setdefault(text_key(query), len(self._lines))
         if index == len(self._lines):
             if not self._files or self._files[-1][0] != entry.file:
                 self._files.append((entry.file, entry.unit))

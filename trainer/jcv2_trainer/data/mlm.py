@@ -59,7 +59,7 @@ def read_texts(path: Path) -> Iterator[str]:
     for entry in read_entries(path):
         text = sound_record(entry).get("text")
         if not isinstance(text, str):
-            raise DataError(f"{entry.place}: 'text' must be a text, got {text!r:.60}. {_FORMATS}.")
+            raise DataError(f"{entry.position}: 'text' must be a text, got {text!r:.60}. {_FORMATS}.")
         if text := text.strip():
             yield text
 

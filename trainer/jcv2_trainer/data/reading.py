@@ -39,7 +39,7 @@ def read_pairs(path: Path, lang: str | None = None) -> Iterator[tuple[str, str]]
         for field in ("query", "positive"):
             if not isinstance(row.get(field), str) or not row[field].strip():
                 raise DataError(
-                    f"{entry.place}: {names.get(field, field)!r} must be a text, got {row.get(field)!r:.60}. "
+                    f"{entry.position}: {names.get(field, field)!r} must be a text, got {row.get(field)!r:.60}. "
                     f"See all such rows with: jcv2-finetune check {path}"
                 )
         yield row["query"], row["positive"]

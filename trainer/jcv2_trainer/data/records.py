@@ -54,12 +54,12 @@ class Entry(NamedTuple):
     value: dict[str, Any] | NoRecord
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """Where it stands, for messages."""
-        return place(self.file, self.unit, self.number)
+        return position_of(self.file, self.unit, self.number)
 
 
-def place(file: Path | str, unit: Unit, number: int) -> str:
+def position_of(file: Path | str, unit: Unit, number: int) -> str:
     """``file:3`` for a line, ``file row 3`` for a row."""
     return f"{file}:{number}" if unit == "line" else f"{file} row {number}"
 
@@ -82,8 +82,8 @@ def sound_record(entry: Entry) -> dict[str, Any]:
     if not isinstance(entry.value, NoRecord):
         return entry.value
     if entry.value.kind == "bad-json":
-        raise DataError(f"{entry.place}: not valid JSON ({entry.value.message}).")
-    raise DataError(f"{entry.place}: {entry.value.message}.")
+        raise DataError(f"{entry.position}: not valid JSON ({entry.value.message}).")
+    raise DataError(f"{entry.position}: {entry.value.message}.")
 
 
 def read_entries(path: Path) -> Iterator[Entry]:

@@ -65,7 +65,7 @@ def _sound_rows(path: Path, on_bad: OnBad, skipped: Counter[str]) -> Iterator[Ro
         else:
             what = f"{fault.field}: {fault.message}" if fault.field else fault.message
             raise DataError(
-                f"{entry.place}: [{fault.kind}] {what}. {KINDS[fault.kind][1]} "
+                f"{entry.position}: [{fault.kind}] {what}. {KINDS[fault.kind][1]} "
                 f"See all errors with: jcv2-finetune check {path}"
             )
 

@@ -112,8 +112,8 @@ def token_states(
                 output = backbone(batch_to_device(batch, device))
                 states = F.normalize(output["token_embeddings"].float().cpu(), dim=-1)
                 mask = output["attention_mask"].bool().cpu()
-            for place, row in enumerate(rows):
-                yield start + row, states[place][mask[place]]
+            for index, row in enumerate(rows):
+                yield start + row, states[index][mask[index]]
             if progress is not None:
                 progress(len(rows))
 

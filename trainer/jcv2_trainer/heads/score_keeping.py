@@ -163,8 +163,8 @@ def fit_heads(
     texts = [prompts.get("document", "") + text for text in passages]
     texts += [prompts.get("query", "") + text for text in queries]
     found: list[Tensor] = [torch.empty(0)] * len(texts)
-    for place, states in token_states(backbone, texts, progress=texts_done):
-        found[place] = states.half()
+    for index, states in token_states(backbone, texts, progress=texts_done):
+        found[index] = states.half()
     answers, asked = found[: len(passages)], found[len(passages) :]
     moment = mean_outer_product(states.float() for states in found)
     components = principal_heads(moment, dims)
@@ -205,9 +205,9 @@ def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int)
         generator.shuffle(rest)
         count = max(PASSAGES - len(asked), 0)
         read = [*asked, *rest[:count]]
-        spans = [_span(passages[place], generator) for place in rest[count : count + QUERIES // 2]]
-        chosen = [*(queries[place].float() for place in asked), *spans]
-        texts = [passages[place].float() for place in read]
+        spans = [_span(passages[index], generator) for index in rest[count : count + QUERIES // 2]]
+        chosen = [*(queries[index].float() for index in asked), *spans]
+        texts = [passages[index].float() for index in read]
         yield _Step(torch.cat(chosen), [len(one) for one in chosen], torch.cat(texts), [len(one) for one in texts])
 
 

@@ -171,13 +171,13 @@ def targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tens
     the query is no negative of it.
     """
     _, group = torch.unique(keys, return_inverse=True)
-    places = torch.arange(len(keys), device=keys.device)
-    first = torch.full_like(places, len(keys)).scatter_reduce(0, group, places, "amin")[group]
+    positions = torch.arange(len(keys), device=keys.device)
+    first = torch.full_like(positions, len(keys)).scatter_reduce(0, group, positions, "amin")[group]
     positive = first[positive]
     excluded = torch.zeros(len(known), len(keys), dtype=torch.bool, device=keys.device)
     for column in known.unbind(dim=1):  # one at a time: all at once are (queries, documents, most)
         excluded |= keys[None, :] == column[:, None]
-    excluded |= (first != places)[None, :]
+    excluded |= (first != positions)[None, :]
     return positive, excluded.scatter(1, positive[:, None], False)
 
 
@@ -187,7 +187,7 @@ def answered(positive_keys: Tensor, known: Tensor, own: Tensor) -> Tensor:
     Args:
         positive_keys: Keys of the positives, ``(positives,)``.
         known: Keys of what answers each query, ``(queries, most)``.
-        own: Place of each positive's own query, ``(positives,)``.
+        own: Position of each positive's own query, ``(positives,)``.
     """
     excluded = (positive_keys[:, None, None] == known[None, :, :]).any(dim=2)
     return excluded.scatter(1, own[:, None], False)

@@ -90,9 +90,9 @@ def candidate_scores(queries: TokenVectors, documents: TokenVectors, candidates:
     padded, padded_mask = queries.padded()
     scores = padded.new_full(candidates.shape, float("-inf"), dtype=torch.float32)
     for rows, vectors, mask in zip(documents.rows, documents.vectors, documents.masks, strict=True):
-        place = torch.full((documents.count,), -1, device=candidates.device)
-        place[torch.tensor(rows, device=candidates.device)] = torch.arange(len(rows), device=candidates.device)
-        here = torch.where(candidates >= 0, place[candidates.clamp(min=0)], -1)
+        position = torch.full((documents.count,), -1, device=candidates.device)
+        position[torch.tensor(rows, device=candidates.device)] = torch.arange(len(rows), device=candidates.device)
+        here = torch.where(candidates >= 0, position[candidates.clamp(min=0)], -1)
         query, column = (here >= 0).nonzero(as_tuple=True)
         if len(query):
             document = here[query, column]

@@ -63,7 +63,7 @@ def sound_rows(
             if fault.kind not in passed and fault.field.partition("[")[0] not in needless:
                 field = names.get(fault.field, fault.field)
                 raise DataError(
-                    f"{entry.place}: [{fault.kind}] {field}: {fault.message}. {KINDS[fault.kind][1]} "
+                    f"{entry.position}: [{fault.kind}] {field}: {fault.message}. {KINDS[fault.kind][1]} "
                     f"See all errors with: jcv2-finetune check {path}"
                 )
         yield row
@@ -212,7 +212,7 @@ class ResumableOutput:
 def open_output(
     out: Path, identity: Mapping[str, Any], *, inputs: Sequence[Path], resume: bool, force: bool
 ) -> Iterator[ResumableOutput]:
-    """A result that takes its place when the block ends well; on an error what is done is kept for ``resume``.
+    """A result that is moved to ``out`` when the block ends well; on an error what is done is kept for ``resume``.
 
     Args:
         out: The file, ending in .jsonl, or in that and .gz, .xz, .bz2 or .zst.
@@ -227,7 +227,7 @@ def open_output(
     """
     out = out.expanduser()
     out = out.parent.resolve() / out.name
-    _check_place(out, inputs, force)
+    _check_out(out, inputs, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     output = ResumableOutput(out, identity)
     lock = FileLock(output.lock, timeout=0)
@@ -249,7 +249,7 @@ def open_output(
             output.lock.unlink(missing_ok=True)
 
 
-def _check_place(out: Path, inputs: Sequence[Path], force: bool) -> None:
+def _check_out(out: Path, inputs: Sequence[Path], force: bool) -> None:
     if not _NAME.search(out.name):
         raise OutputError(
             f"{out} is not the name of JSON lines. Let it end in .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.bz2 or "
@@ -295,7 +295,7 @@ def short_of_memory(batch_size: int) -> Iterator[None]:
     """Say which option to lower, where a device or the machine has too little memory.
 
     Raises:
-        OutOfMemoryError: In place of what PyTorch and Python raise then.
+        OutOfMemoryError: Instead of what PyTorch and Python raise then.
     """
     try:
         yield

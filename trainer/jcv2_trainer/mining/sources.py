@@ -94,7 +94,7 @@ def _corpus_texts(corpus: Path) -> Iterable[str]:
         text, title = record.get("text"), record.get("title") or ""
         if not isinstance(text, str) or not isinstance(title, str):
             raise DataError(
-                f"{entry.place}: 'text' must be a text, got {text!r:.60}. A corpus has a record "
+                f"{entry.position}: 'text' must be a text, got {text!r:.60}. A corpus has a record "
                 '{"text": TEXT} for each passage.'
             )
         if full := f"{title} {text}".strip():
@@ -109,14 +109,14 @@ class CollectionSource:
 
     def identity(self) -> dict[str, Any]:
         """See :class:`Source`."""
-        schema, place = self.collection.schema, self.collection._engine.place
-        return {"place": place, "model": schema.model, "dim": schema.dim, "documents": self.collection.count()}
+        schema, title = self.collection.schema, self.collection._engine.title
+        return {"place": title, "model": schema.model, "dim": schema.dim, "documents": self.collection.count()}
 
     @contextmanager
     def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
         """See :class:`Source`."""
         if not self.collection.count():
-            raise Jcv2Error(f"{self.collection._engine.place} has no documents. Index the corpus first.")
+            raise Jcv2Error(f"{self.collection._engine.title} has no documents. Index the corpus first.")
         yield self
 
     def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:

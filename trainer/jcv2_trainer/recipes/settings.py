@@ -66,7 +66,7 @@ class TrainingRecipe(Recipe):
     max_grad_norm: float = Field(gt=0, description="Gradients are scaled down to this norm.")
     freeze_backbone: bool = Field(description="Train the heads only.")
     lora: bool = Field(
-        description="Train low-rank matrices (LoRA) in place of the backbone's own, and merge them at the end."
+        description="Train low-rank matrices (LoRA) instead of the backbone's own, and merge them at the end."
     )
     lora_rank: int = Field(ge=1, description="Rank of LoRA's matrices; alpha is the same.")
     lora_dropout: float = Field(ge=0, lt=1, description="Dropout before LoRA's matrices.")

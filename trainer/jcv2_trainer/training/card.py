@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from jcv2_trainer.training.report import Report
+from jcv2_trainer.training.report import TrainingReport
 
 CURVE = "curve.svg"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 360, 64, 24, 40, 64
 
 
-def write_card(folder: Path, report: Report) -> None:
+def write_card(folder: Path, report: TrainingReport) -> None:
     """Write ``README.md`` and, where there is a dev set, ``curve.svg`` to a model folder."""
     if report.after:
         (folder / CURVE).write_text(curve(report.before, report.after), encoding="utf-8")
     (folder / "README.md").write_text(card(report), encoding="utf-8")
 
 
-def card(report: Report) -> str:
+def card(report: TrainingReport) -> str:
     """The model card as Markdown: data, recipe, figures by dimension, how to load it."""
     lines = [
         "---",
@@ -44,7 +44,7 @@ def card(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figures(report: Report) -> list[str]:
+def _figures(report: TrainingReport) -> list[str]:
     if not report.after:
         return ["## Quality", "", "Not measured: there was no dev set.", ""]
     rows = [
@@ -73,7 +73,7 @@ def _figures(report: Report) -> list[str]:
     ]
 
 
-def _use(report: Report) -> list[str]:
+def _use(report: TrainingReport) -> list[str]:
     dim = next(iter(report.after), None)
     argument = "" if dim is None else f", dim={dim}"
     return [
@@ -91,7 +91,7 @@ def _use(report: Report) -> list[str]:
     ]
 
 
-def _data(report: Report) -> list[str]:
+def _data(report: TrainingReport) -> list[str]:
     data = report.data
     facts = [
         f"- files: {', '.join(f'`{name}`' for name in data['files'])}",
@@ -104,7 +104,7 @@ def _data(report: Report) -> list[str]:
     return ["## Data", "", *facts, ""]
 
 
-def _recipe(report: Report) -> list[str]:
+def _recipe(report: TrainingReport) -> list[str]:
     fields = [f"{name}: {'null' if value is None else value}" for name, value in report.recipe.items()]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return [
@@ -131,8 +131,8 @@ def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = 
     def x(dim: int) -> float:
         if len(dims) == 1:
             return (_LEFT + _WIDTH - _RIGHT) / 2
-        place = dims.index(dim) / (len(dims) - 1)
-        return _LEFT + 24 + place * (_WIDTH - _LEFT - _RIGHT - 48)
+        share = dims.index(dim) / (len(dims) - 1)
+        return _LEFT + 24 + share * (_WIDTH - _LEFT - _RIGHT - 48)
 
     def y(value: float) -> float:
         return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
@@ -158,14 +158,14 @@ def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = 
     parts.append(
         f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">dimension, and bytes a token in float16</text>'
     )
-    for label, figures, colour, place in (("start", before, "#999999", 0), ("trained", after, "#0b6e4f", 1)):
+    for label, figures, colour, index in (("start", before, "#999999", 0), ("trained", after, "#0b6e4f", 1)):
         points = [(x(dim), y(figures[dim])) for dim in dims if dim in figures]
         if not points:
             continue
         path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="{colour}"/>' for left, top in points]
-        legend = _WIDTH - _RIGHT - 160 + 80 * place
+        legend = _WIDTH - _RIGHT - 160 + 80 * index
         parts.append(
             f'<circle cx="{legend}" cy="18" r="4" fill="{colour}"/><text x="{legend + 8}" y="22">{label}</text>'
         )

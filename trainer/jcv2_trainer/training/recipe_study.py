@@ -183,7 +183,7 @@ class RecipeStudy:
         held_out = triplets.select(dev)
         queries, positives = set(held_out["query_key"]), set(held_out["positive_key"])
         keys = zip(read["pairs"]["query_key"], read["pairs"]["positive_key"], strict=True)
-        free = [place for place, (query, text) in enumerate(keys) if query not in queries and text not in positives]
+        free = [index for index, (query, text) in enumerate(keys) if query not in queries and text not in positives]
         wanted = self.budget.steps * self.budget.batch_size
         files = {
             "pairs": _write(read["pairs"], free, wanted, folder / "pairs.jsonl"),

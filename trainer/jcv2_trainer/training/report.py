@@ -9,7 +9,7 @@ from jcv2_trainer.training.runs import versions
 
 
 @dataclass
-class Report:
+class TrainingReport:
     """Data, recipe and figures of a run.
 
     Attributes:

@@ -16,7 +16,7 @@ from jcv2_trainer.data.datasets_io import split_dev
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.dev import DevSet
-from jcv2_trainer.training.report import Report
+from jcv2_trainer.training.report import TrainingReport
 
 Stage = Literal["train", "pairs", "triplets"]
 
@@ -71,7 +71,7 @@ class Request:
         }
 
 
-def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, Report]:
+def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, TrainingReport]:
     """Training rows, dev set, and the report as it is before training.
 
     Raises:
@@ -93,7 +93,7 @@ def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, R
     if request.dev is not None:
         dev = DevSet.read(request.dev)
         asked = {text_key(query) for query in dev.queries.values()}
-        chosen = [place for place, key in enumerate(dataset["query_key"]) if key not in asked]
+        chosen = [index for index, key in enumerate(dataset["query_key"]) if key not in asked]
         held_out = len(dataset) - len(chosen)
         if not chosen:
             raise TrainingError(f"The queries of all {held_out:,} rows are queries of {request.dev} too. Give others.")
@@ -109,7 +109,7 @@ def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, R
             others = (row["positive"] for row in dataset.select(chosen[: 2 * _LEAST_PASSAGES]))
             dev = DevSet.of_rows(dataset.select(dev_rows), dataset.select(left), others, _LEAST_PASSAGES)
     labels = dataset.select_columns(["lang", "source"])[:]
-    report = Report(
+    report = TrainingReport(
         model=request.model,
         stage=request.stage,
         rows=len(chosen),

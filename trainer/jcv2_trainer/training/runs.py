@@ -1,4 +1,4 @@
-"""The folders of a run: where it keeps its checkpoints, and how its result takes its place."""
+"""The folders of a run: where it keeps its checkpoints, and how its result replaces an older one."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from jcv2_trainer.training.card import write_card
 from jcv2_trainer.training.dev import DevEvaluator, metric_name
 from jcv2_trainer.training.lora import save_lora
 from jcv2_trainer.training.prepare import finish, interpolate, prepare
-from jcv2_trainer.training.report import Report
+from jcv2_trainer.training.report import TrainingReport
 from jcv2_trainer.training.requests import Request, split
 from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory
 from jcv2_trainer.training.trainer import (
@@ -50,7 +50,7 @@ from jcv2_trainer.training.trainer import (
 _LEAST_QUERIES = 50  # in a dev set whose figures may end a training early
 
 
-def train(request: Request) -> Report:
+def train(request: Request) -> TrainingReport:
     """Run a training; see :class:`Request`.
 
     Returns:
@@ -72,7 +72,7 @@ def train(request: Request) -> Report:
         raise
 
 
-def _train(request: Request) -> Report:
+def _train(request: Request) -> TrainingReport:
     settings = request.settings
     run = RunFolder.open(request.out, request.identity(), resume=request.resume, force=request.force)
     everything, skipped = training_dataset(
@@ -192,8 +192,8 @@ def known_positives(dataset: Dataset) -> dict[int, list[int]]:
     """Keys of the passages that answer a query, by the query's key, where there are several."""
     positives: dict[int, set[int]] = defaultdict(set)
     keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
-    _, places, counts = np.unique(keys["query_key"], return_inverse=True, return_counts=True)
-    repeated = counts[places] > 1
+    _, groups, counts = np.unique(keys["query_key"], return_inverse=True, return_counts=True)
+    repeated = counts[groups] > 1
     for query, positive in zip(
         keys["query_key"][repeated].tolist(), keys["positive_key"][repeated].tolist(), strict=True
     ):
@@ -318,7 +318,7 @@ def memory_hint(settings: TrainingRecipe) -> str:
 
 def _write(
     encoder: JinaColbertEncoder,
-    report: Report,
+    report: TrainingReport,
     run: RunFolder,
     settings: TrainingRecipe,
 ) -> None:
