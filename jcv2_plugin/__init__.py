@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jcv2_plugin.lazy import lazy_exports
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection, IngestReport
