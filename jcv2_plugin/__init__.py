@@ -1,8 +1,8 @@
-"""Jina-ColBERT-v2 as something people can use: multilingual late-interaction retrieval over Qdrant.
+"""Multilingual late-interaction retrieval with Jina-ColBERT-v2 and Qdrant.
 
-The two classes most people need are :class:`JinaColbertEncoder` (token vectors at a Matryoshka dimension)
-and :class:`ColbertCollection` (documents as multivectors, in a folder, in memory or on a Qdrant server).
-Names are imported when first used, so ``import jcv2_plugin`` is quick.
+Most users need two classes: :class:`JinaColbertEncoder` encodes texts into token vectors at a Matryoshka dimension,
+and :class:`ColbertCollection` stores documents as multivectors, in a folder, in memory or on a Qdrant server. Names
+are imported lazily, so ``import jcv2_plugin`` is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is checked of texts, queries and vectors before anything is written, searched or ranked."""
+"""Validate texts, queries and vectors before they are written, searched or ranked."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from jcv2_plugin.documents import Document, is_unicode
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, InvalidVectorError
 
 _BATCH_CHARACTERS = 1_000_000
-"""In a batch at most, unless one document has more: its token vectors are in memory at once, several times."""
+"""Maximum characters per batch, unless a single document has more. Several copies of a batch's token vectors are in
+memory at the same time."""
 
 
 def check_vectors(matrix: NDArray[np.float32], dim: int, what: str) -> None:
-    """Refuse a multivector that cannot be scored.
+    """Reject a multivector that cannot be scored.
 
     Args:
-        matrix: The vectors of a document.
-        dim: The dimension wanted.
-        what: What to call it.
+        matrix: Token vectors of a document.
+        dim: Expected dimension.
+        what: Name of the document for error messages.
 
     Raises:
-        InvalidVectorError: It has another dimension, or values that are not finite.
-        InvalidDocumentError: It has no rows.
+        InvalidVectorError: If it has another dimension, or values that are not finite.
+        InvalidDocumentError: If it has no rows.
     """
     if matrix.ndim != 2 or matrix.shape[1] != dim:
         raise InvalidVectorError(f"{what}: expected vectors of shape (tokens, {dim}), got {matrix.shape}.")
@@ -41,20 +42,20 @@ def check_vectors(matrix: NDArray[np.float32], dim: int, what: str) -> None:
 
 
 def check_query(query: str) -> None:
-    """Refuse what cannot be searched for.
+    """Reject an invalid query.
 
     Raises:
-        InvalidQueryError: It is empty, no string, or not Unicode.
+        InvalidQueryError: If the query is empty, not a string, or not valid Unicode.
     """
     if not isinstance(query, str) or not query.strip() or not is_unicode(query):
         raise InvalidQueryError(f"A query must be a non-empty str, got {query!a:.60}.")
 
 
 def check_query_vectors(vectors: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """The same vectors, of queries.
+    """Return the query vectors unchanged if they are all finite.
 
     Raises:
-        InvalidVectorError: Some are not finite.
+        InvalidVectorError: If some are not finite.
     """
     if not all(np.isfinite(matrix).all() for matrix in vectors):
         raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
@@ -62,11 +63,11 @@ def check_query_vectors(vectors: list[NDArray[np.float32]]) -> list[NDArray[np.f
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items and a last, shorter one, taking no more from the iterable than it yields.
+    """Yield lists of ``size`` items; the last one may be shorter. The iterable is consumed one batch at a time.
 
     Raises:
         ValueError: If the size is not positive.
-        InvalidDocumentError: If a single document is given for an iterable of them.
+        InvalidDocumentError: If a single document is given instead of an iterable.
     """
     if size < 1:
         raise ValueError(f"batch_documents must be positive, got {size!r}.")
@@ -83,7 +84,7 @@ def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def cut_by_length(batches: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """Batches of texts or documents again, those with too many characters in parts."""
+    """Split batches of texts or documents that have too many characters."""
     for batch in batches:
         part: list[Any] = []
         characters = 0

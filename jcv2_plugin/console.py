@@ -1,4 +1,4 @@
-"""The terminal: a console for results, another for progress and remarks, tables and progress bars."""
+"""Terminal output: one console for results, one for progress and messages, plus tables and progress bars."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.table import Table
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-# Tables of a pipe are not for a screen: nothing in them is folded or cut.
+# Wide enough that nothing is wrapped or truncated in a pipe.
 _WIDTH_IN_A_PIPE = 10_000
 
 
 def quiet_libraries() -> None:
-    """Keep loading bars and advice of the libraries below out of the output."""
+    """Silence progress bars and warnings of transformers and qdrant-client."""
     from transformers.utils import logging
 
     transformers_logging: Any = logging
@@ -29,19 +29,19 @@ def quiet_libraries() -> None:
 
 
 def quiet_client() -> None:
-    """Keep qdrant-client's advice out of the output."""
+    """Silence qdrant-client's warnings."""
     warnings.filterwarnings("ignore", category=UserWarning, module="qdrant_client")
-    # It is attributed to the caller's module, so its text is matched. Connection says it in words of its own.
+    # Match the text, because this warning is attributed to the caller's module. Connection prints its own warning.
     warnings.filterwarnings("ignore", category=UserWarning, message="Api key is used with an insecure connection")
 
 
 def remark(text: str) -> None:
-    """Say something beside the results. It is not folded: a path that is cut in two cannot be copied."""
+    """Print a message to stderr without wrapping it, so that paths can be copied."""
     err.print(text, markup=False, soft_wrap=True)
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or, in a pipe, as wide as it is."""
+    """Print a table at the terminal's width, or at full width in a pipe."""
     if out.is_terminal:
         out.print(table)
     else:
@@ -49,13 +49,13 @@ def print_table(table: Table) -> None:
 
 
 class CountColumn(TextColumn):
-    """How many are done, of how many there are as far as that is known."""
+    """Progress column with the number done and, if known, the total."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Any) -> Any:
-        """The number done, and the total."""
+        """Return the number done and the total."""
         from rich.text import Text
 
         if task.total is None:
@@ -65,13 +65,13 @@ class CountColumn(TextColumn):
 
 
 class RateColumn(TextColumn):
-    """Documents a second since the start."""
+    """Progress column with the documents per second since the start."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     def render(self, task: Any) -> Any:
-        """The rate, once there is one."""
+        """Return the rate, or an empty text if it is not known yet."""
         from rich.text import Text
 
         speed = task.finished_speed or task.speed
@@ -79,22 +79,22 @@ class RateColumn(TextColumn):
 
 
 class Advance(Protocol):
-    """Moves a bar on."""
+    """Advances a progress bar."""
 
     def __call__(self, done: int, expected: int | None = None, /) -> None:
-        """So many were done since the last call; so many are expected in all, by an estimate."""
+        """Advance by ``done`` items; ``expected`` is an estimate of the total."""
 
 
 @contextmanager
 def progress_bar(label: str, total: int | None) -> Iterator[Advance]:
-    """A bar on a terminal, nothing in a pipe; gives a function that takes the number done since the last call."""
+    """Show a progress bar on a terminal and nothing in a pipe, and yield a function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), CountColumn(), RateColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         task = progress.add_task(label, total=total, estimated=False)
 
         def advance(done: int, expected: int | None = None, /) -> None:
             if expected is not None:
-                # Not by update(), which would forget the speed each time.
+                # Set directly, because update() would reset the speed.
                 progress.tasks[0].total = expected
             progress.update(task, advance=done, estimated=expected is not None)
 

@@ -1,10 +1,10 @@
-"""LangChain over Jina-ColBERT-v2 collections.
+"""LangChain integration for Jina-ColBERT-v2 collections.
 
-:class:`JinaColbertVectorStore` stores and finds documents, :class:`JinaColbertRetriever` finds them in a chain,
-:class:`JinaColbertReranker` ranks what another retriever found, :func:`import_qdrant` imports a collection of
-langchain-qdrant's.
+:class:`JinaColbertVectorStore` stores and searches documents, :class:`JinaColbertRetriever` retrieves them in a chain,
+:class:`JinaColbertReranker` reranks the documents of any retriever, and :func:`import_qdrant` imports a
+langchain-qdrant collection.
 
-Needs langchain-core (``pip install 'jcv2-plugin[langchain]'``); it is imported when a name is first used.
+Requires langchain-core (``pip install 'jcv2-plugin[langchain]'``), which is imported on first use.
 """
 
 from __future__ import annotations

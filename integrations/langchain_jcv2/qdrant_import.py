@@ -1,4 +1,4 @@
-"""Documents of langchain-qdrant's collections, encoded anew as multivectors."""
+"""Import langchain-qdrant collections by re-encoding their texts as multivectors."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ def document_of(
     content_key: str = TEXT_KEY,
     metadata_key: str = METADATA_KEY,
 ) -> Document | None:
-    """The document in a point of a langchain-qdrant collection.
+    """Return the document in a point of a langchain-qdrant collection.
 
-    Further payload keys beside the two are kept as they are.
+    Payload keys other than the text's and the metadata's are kept.
 
     Args:
         point_id: The point's id, which becomes the document's.
         payload: The point's payload.
-        content_key: Where the text is: langchain-qdrant's ``content_payload_key``.
-        metadata_key: Where the metadata is: its ``metadata_payload_key``. It may be missing or None.
+        content_key: Payload key of the text: langchain-qdrant's ``content_payload_key``.
+        metadata_key: Payload key of the metadata: langchain-qdrant's ``metadata_payload_key``. The metadata may be
+            missing or None.
 
     Returns:
-        None where the key is missing; a blank text is left out by who asks.
+        The document, or None if ``content_key`` is missing. Blank texts are returned, for the caller to skip.
 
     Raises:
-        InvalidDocumentError: The text is no str, or the metadata no dict.
+        InvalidDocumentError: The text is not a str, or the metadata is not a dict.
     """
     text = payload.get(content_key)
     if text is None:
@@ -69,33 +70,34 @@ def import_qdrant(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> JinaColbertVectorStore:
-    """A store with the documents of a langchain-qdrant collection.
+    """Import the documents of a langchain-qdrant collection and return a vector store over them.
 
-    Their texts are encoded anew, since a multivector cannot be made of a dense vector. The source is only read. A
-    document's id is that of its point. A call that was stopped is repeated to go on: what is stored already is not
-    encoded again.
+    The texts are re-encoded, since a multivector cannot be derived from a dense vector. The source is only read.
+    Documents keep the ids of their points. To resume an interrupted import, repeat the call: documents already stored
+    are not encoded again.
 
     Args:
-        client: Where the source is.
-        collection_name: The source's name there.
-        target: An open collection to add the documents to. Without one, ``location`` and what follows say where to
-            find or create it.
-        location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path``, ``url`` or ``client``
-            is among the options. A collection of ours that is there already is added to.
-        encoder: The model, loaded or by name; None takes ``"mini"``, or what an existing collection was made with.
-        dim: One of the model's Matryoshka dimensions; None takes its default, or what an existing collection has.
-        content_payload_key: As of the ``QdrantVectorStore``.
-        metadata_payload_key: Likewise.
-        filter: Take only the points that it selects.
-        progress: Called now and then with the number of points done since.
-        **options: Options of ``ColbertCollection.create``, for one that is created.
+        client: The client of the source.
+        collection_name: Name of the source collection.
+        target: An open collection to add the documents to. Without it, ``location`` and the arguments below say where
+            to find or create one.
+        location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or ``client``
+            is among the options. Documents are added to a collection that already exists there.
+        encoder: The model, loaded or by name. Defaults to ``"mini"``, or to the model of an existing collection.
+        dim: One of the model's Matryoshka dimensions. Defaults to the model's default, or to that of an existing
+            collection.
+        content_payload_key: As in ``QdrantVectorStore``.
+        metadata_payload_key: As in ``QdrantVectorStore``.
+        filter: Import only the points that match.
+        progress: Called periodically with the number of points processed since the last call.
+        **options: Options of ``ColbertCollection.create``, used if a collection is created.
 
     Raises:
-        CollectionNotFoundError: There is no such source.
+        CollectionNotFoundError: The source does not exist.
         InvalidOptionError: No point has text under ``content_payload_key``.
-        InvalidDocumentError: A point has another layout.
-        CollectionMismatchError: The collection that is there was made with another model or dimension.
-        TypeError: A target is given together with what describes one.
+        InvalidDocumentError: A point has a different layout.
+        CollectionMismatchError: The existing collection uses another model or dimension.
+        TypeError: ``target`` is given together with arguments that describe a collection.
     """
     layout = functools.partial(document_of, content_key=content_payload_key, metadata_key=metadata_payload_key)
     options = {"location": location, "encoder": encoder, "dim": dim, **options}

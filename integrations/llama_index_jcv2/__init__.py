@@ -1,6 +1,6 @@
-"""LlamaIndex over Jina-ColBERT-v2 collections: index, vector store, retriever, reranker, and a way in from others.
+"""LlamaIndex integration for Jina-ColBERT-v2 collections: index, vector store, retriever, reranker and Qdrant import.
 
-Needs llama-index-core (``pip install 'jcv2-plugin[llama-index]'``); it is imported when a class is first used.
+Requires llama-index-core (``pip install 'jcv2-plugin[llama-index]'``), which is imported on first use.
 """
 
 from __future__ import annotations

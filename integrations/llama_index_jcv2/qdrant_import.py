@@ -1,4 +1,4 @@
-"""Nodes of LlamaIndex's own Qdrant store, encoded anew as multivectors."""
+"""Import collections of LlamaIndex's Qdrant store by re-encoding their nodes as multivectors."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from llama_index_jcv2.opening import create_collection
 
 
 def document_of(point_id: str, payload: Mapping[str, Any], *, text_key: str = DEFAULT_TEXT_KEY) -> Document | None:
-    """The document in a point of llama-index-vector-stores-qdrant: its node, with id, relationships and metadata.
+    """Return the document in a point of llama-index-vector-stores-qdrant.
 
-    Payloads of the store's first releases, which have the text under a key of its own and no node, are read too.
-    Further payload keys, such as Qdrant's users add, are kept.
+    It is the point's node, with its id, relationships and metadata. Payloads of the store's first releases, with the
+    text under its own key and no node, are supported. Other payload keys are kept.
 
     Args:
         point_id: The point's id.
         payload: The point's payload.
-        text_key: Where those first releases have the text: the store's ``text_key``.
+        text_key: Payload key of the text in those first releases: the store's ``text_key``.
 
     Returns:
-        None where there is neither a node nor a text. A blank text is given as it is, for the caller to leave out.
+        The document, or None if there is neither a node nor a text. Blank texts are returned, for the caller to skip.
 
     Raises:
         InvalidDocumentError: A node cannot be read.
@@ -82,32 +82,33 @@ def import_qdrant(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> JinaColbertIndex:
-    """An index of the nodes in a collection of llama-index-vector-stores-qdrant.
+    """Import the nodes of a llama-index-vector-stores-qdrant collection and return an index over them.
 
-    Their texts are encoded anew, since a multivector cannot be made of a dense vector. The source is only read. Nodes
-    keep their ids, relationships and metadata. A call that was stopped is repeated to go on: what is stored already
-    is not encoded again.
+    The texts are re-encoded, since a multivector cannot be derived from a dense vector. The source is only read. Nodes
+    keep their ids, relationships and metadata. To resume an interrupted import, repeat the call: nodes already stored
+    are not encoded again.
 
     Args:
-        client: Where the source is.
-        collection_name: The source's name there.
-        target: An open collection to add the nodes to. Without one, ``location`` and what follows say where to find
-            or create it.
-        location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path``, ``url`` or ``client``
-            is among the options. A collection of ours that is there already is added to.
-        encoder: The model, loaded or by name; None takes ``"mini"``, or what an existing collection was made with.
-        dim: One of the model's Matryoshka dimensions; None takes its default, or what an existing collection has.
-        text_key: As of the ``QdrantVectorStore``.
-        filter: Take only the points that it selects.
-        progress: Called now and then with the number of points done since.
-        **options: Options of ``ColbertCollection.create``, for one that is created.
+        client: The client of the source.
+        collection_name: Name of the source collection.
+        target: An open collection to add the nodes to. Without it, ``location`` and the arguments below say where to
+            find or create one.
+        location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or ``client``
+            is among the options. Nodes are added to a collection that already exists there.
+        encoder: The model, loaded or by name. Defaults to ``"mini"``, or to the model of an existing collection.
+        dim: One of the model's Matryoshka dimensions. Defaults to the model's default, or to that of an existing
+            collection.
+        text_key: As in ``QdrantVectorStore``.
+        filter: Import only the points that match.
+        progress: Called periodically with the number of points processed since the last call.
+        **options: Options of ``ColbertCollection.create``, used if a collection is created.
 
     Raises:
-        CollectionNotFoundError: There is no such source.
-        InvalidOptionError: No point has a text, or source and target are the same.
+        CollectionNotFoundError: The source does not exist.
+        InvalidOptionError: No point has text, or source and target are the same.
         InvalidDocumentError: A point's node cannot be read.
-        CollectionMismatchError: The collection that is there was made with another model or dimension.
-        TypeError: A target is given together with what describes one.
+        CollectionMismatchError: The existing collection uses another model or dimension.
+        TypeError: ``target`` is given together with arguments that describe a collection.
     """
     into = import_into(
         client,

@@ -1,4 +1,4 @@
-"""The subcommands. Each has a module of its own, which is imported when it runs."""
+"""The list of subcommands. Each has its own module, which is imported when the command runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``jcv2 collections``: list, describe and drop them."""
+"""``jcv2 collections``: list, describe and drop collections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def list_(
     grpc: Grpc = False,
     as_json: Json = False,
 ) -> None:
-    """List the collections of a server or in a folder, and what they were made with."""
+    """List the collections on a server or in a folder, with their settings."""
     run_list(Connection(location, api_key=api_key, timeout=timeout, grpc=grpc), as_json=as_json)
 
 
@@ -39,5 +39,5 @@ def drop(
     timeout: Timeout = None,
     grpc: Grpc = False,
 ) -> None:
-    """Remove a collection with all its documents."""
+    """Delete a collection with all its documents."""
     run_drop(Connection(collection, name, api_key, timeout, grpc), yes=yes)

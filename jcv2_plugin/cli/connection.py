@@ -1,4 +1,4 @@
-"""Where a collection is, as a command's options say it."""
+"""The location of a collection, from the command-line options."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a collection is, and how a server is spoken to: what ``-c`` and the options beside it say.
+    """The location of a collection and the connection settings for a server, from ``-c`` and related options.
 
     Attributes:
         location: A folder or a server's URL.
-        name: Of the collection, on a server.
-        api_key: For a server.
-        timeout: Seconds to wait for an answer; None leaves it to the client.
+        name: Name of the collection on a server.
+        api_key: API key for a server.
+        timeout: Seconds to wait for a response. If None, the client's default.
         grpc: Whether to prefer gRPC.
-        retries: Attempts at each request; None leaves it to the collection.
+        retries: Number of attempts for each request. If None, the collection's default.
     """
 
     location: str
@@ -51,7 +51,7 @@ class Connection:
 
     @property
     def folder(self) -> Path:
-        """The location as a path, where it is a folder."""
+        """The location as a path, if it is a folder."""
         return Path(self.location).expanduser()
 
     @property
@@ -61,7 +61,7 @@ class Connection:
 
     @property
     def title(self) -> str:
-        """What to call the collection in messages; without credentials, which a URL may have."""
+        """Description of the collection for messages, without credentials in its URL."""
         if not self.is_server:
             return f"the collection in {self.location!r}"
         parts = urlsplit(self.location)
@@ -69,13 +69,13 @@ class Connection:
 
     @property
     def client_options(self) -> dict[str, Any]:
-        """For ``QdrantClient``."""
+        """Keyword arguments for ``QdrantClient``."""
         given = {"api_key": self.api_key, "timeout": self.timeout, "prefer_grpc": self.grpc}
         return {key: value for key, value in given.items() if value}
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For ``ColbertCollection.create``, ``open`` and ``restore``, after the location."""
+        """Keyword arguments for ``ColbertCollection.create``, ``open`` and ``restore``."""
         retries = {} if self.retries is None else {"retries": self.retries}
         return {"name": self.name, "client_options": self.client_options, **retries}
 
@@ -94,7 +94,7 @@ class Connection:
 
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:
-        """A client of the server, for what is not about one collection; its errors come as ours."""
+        """Yield a client for operations on the server itself. Its exceptions are translated to ours."""
         from qdrant_client import QdrantClient
 
         from jcv2_plugin.engines.qdrant import address

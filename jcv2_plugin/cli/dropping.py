@@ -1,4 +1,4 @@
-"""``jcv2 collections drop``."""
+"""``jcv2 collections drop``: delete a collection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_drop(connection: Connection, *, yes: bool) -> None:
-    """Remove a collection, once that is confirmed."""
+    """Delete a collection after confirmation."""
     if not connection.is_server:
         _drop_folder(connection, yes=yes)
         return
@@ -33,7 +33,7 @@ def run_drop(connection: Connection, *, yes: bool) -> None:
 def _drop_folder(connection: Connection, *, yes: bool) -> None:
     folder = connection.folder
     with locked(folder):
-        pass  # what cannot be dropped is not asked about
+        pass  # do not ask for confirmation if it cannot be dropped
     _confirm(connection, next(of_folder(connection.location)), yes=yes)
     with locked(folder) as lock:
         others = remove(folder, lock)
@@ -66,7 +66,7 @@ def _drop_on_server(client: QdrantClient, connection: Connection, *, yes: bool) 
         )
     _confirm(connection, found, yes=yes)
     if physical != name:
-        # The name first: nobody is to open what is about to go.
+        # Delete the alias first, so that nobody opens the collection meanwhile.
         alias = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
         client.update_collection_aliases(change_aliases_operations=[alias])
     client.delete_collection(physical)

@@ -1,4 +1,4 @@
-"""``jcv2 eval``."""
+"""``jcv2 eval``: evaluate a model on a BEIR folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jcv2_plugin.evaluation.metrics import METRICS, evaluate_collection, evaluat
 
 @dataclass(frozen=True)
 class _Options:
-    """How collections for evaluation are made and searched; see the command."""
+    """How collections for evaluation are created and searched; see :func:`evaluate`."""
 
     model: str
     storage: str
@@ -109,7 +109,7 @@ def _check(options: _Options) -> None:
 
 
 def _settings(options: _Options) -> str:
-    """What is not as for published figures, for the table."""
+    """Return the settings that differ from those of published figures, for the table."""
     pooled = f", pooled by {options.pool_factor:g}" if options.pool_factor != 1 else ""
     stage = f", first stage {options.first_stage}" if options.first_stage != "none" else ""
     storage = f", {options.storage}" if options.storage != "float16" else ""

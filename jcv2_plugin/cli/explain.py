@@ -1,4 +1,4 @@
-"""``jcv2 explain``: which tokens of a document a query's tokens matched."""
+"""``jcv2 explain``: show which document tokens the query tokens matched."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _print_explanation(explanation: Explanation, title: str) -> None:
     strongest = max(float(explanation.contributions().max(initial=0.0)), 1e-6)
     for token, share in zip(explanation.document_tokens, explanation.contributions().tolist(), strict=True):
         if share > 0 and not token.is_special:
-            # 256-colour oranges, from pale to deep.
+            # Oranges of the 256-colour palette, from light to dark.
             colour = ("color(223)", "color(216)", "color(209)", "color(202)")[min(int(4 * share / strongest), 3)]
             passage.stylize(f"black on {colour}", token.start, token.end)
     out.print(Text.assemble((f"{explanation.score:.2f}", "cyan"), "  ", (title, "green")))

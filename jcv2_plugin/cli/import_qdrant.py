@@ -1,4 +1,4 @@
-"""``jcv2 import-qdrant``: the documents of another Qdrant collection into one of ours."""
+"""``jcv2 import-qdrant``: import the documents of another Qdrant collection into one of ours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NOTHING = 1
 
 @dataclass(frozen=True)
 class ImportSource:
-    """Where the other collection is: on a server, or in a folder of qdrant-client's local mode."""
+    """The source collection, on a server or in a folder of qdrant-client's local mode."""
 
     collection: str
     server: Connection | None = None
@@ -52,16 +52,16 @@ class ImportSource:
     def of(
         cls, url: str | None, folder: Path | None, collection: str, api_key: str | None, target: Connection
     ) -> ImportSource:
-        """Of what the options say.
+        """Create the source from the command-line options.
 
         Raises:
-            typer.BadParameter: Neither or both of URL and folder are given, or the URL is none.
-            CollectionNotFoundError: There is no such folder.
+            typer.BadParameter: If neither or both of URL and folder are given, or the URL is invalid.
+            CollectionNotFoundError: If there is no such folder.
         """
         if (url is None) == (folder is None):
             raise typer.BadParameter("Say where the other collection is by one of --from-url and --from-path.")
         if folder is not None:
-            # Opening it would make one that is not there.
+            # Check first, because opening a missing folder would create it.
             if not (folder.expanduser() / _LOCAL_DESCRIPTION).is_file():
                 raise CollectionNotFoundError(
                     f"{str(folder)!r} is no folder of QdrantClient(path=...): it has no {_LOCAL_DESCRIPTION}. Check "
@@ -79,10 +79,10 @@ class ImportSource:
 
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:
-        """Of the server or folder.
+        """Yield a client for the server or folder.
 
         Raises:
-            CollectionLockedError: The folder is open elsewhere.
+            CollectionLockedError: If the folder is open elsewhere.
         """
         if self.server is not None:
             with self.server.client() as client:
@@ -150,8 +150,8 @@ def import_qdrant(
 ) -> None:
     """Encode the documents of another Qdrant collection, such as LangChain's or LlamaIndex's, into one of ours.
 
-    The other collection is only read. Stopped, the same command goes on; repeated, it encodes only what is new or has
-    changed.
+    The other collection is only read. If the command is interrupted, run it again to continue. A later run encodes only
+    new and changed documents.
     """
     connection = Connection(collection, name, api_key, timeout, grpc, retries)
     source = ImportSource.of(from_url, from_path, from_collection, from_api_key, connection)
@@ -171,7 +171,7 @@ def import_qdrant(
     )
     document_of = load_layout(layout, _options(option or []))
     with source.client() as client:
-        # Counted first: where there is no source, no target is made.
+        # Count first, so that no target is created if the source does not exist.
         points = source_engine(client, source.collection).count(None)
         with open_target(connection, wanted) as target:
             quiet_libraries()

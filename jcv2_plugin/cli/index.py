@@ -1,4 +1,4 @@
-"""``jcv2 index``: files into a collection."""
+"""``jcv2 index``: index files into a collection."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def index(
 ) -> None:
     """Index files; run it again and only what changed is encoded.
 
-    Text files are split into passages; .jsonl files hold a document a line, as {"_id", "title", "text"} (BEIR)
-    or {"id", "text", "metadata"}.
+    Text files are split into passages. .jsonl files have one document per line, as {"_id", "title", "text"} (BEIR) or
+    {"id", "text", "metadata"}.
     """
     connection = Connection(collection, name, api_key, timeout, grpc, retries)
     wanted = Wanted(
@@ -149,7 +149,7 @@ def _index(
 
 
 def _resumed_at(journal: Path | None) -> int:
-    """How far the run before got, if it was stopped: to be said before this one starts, not when it has ended."""
+    """Return how far an interrupted run got. Read before the new run, so that it can be shown at the start."""
     if journal is None or not journal.exists():
         return 0
     with IngestJournal.open(journal) as opened:

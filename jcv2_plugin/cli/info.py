@@ -1,4 +1,4 @@
-"""``jcv2 info``: what a collection was made with, and how many documents it has."""
+"""``jcv2 info``: print a collection's settings and its number of documents."""
 
 from __future__ import annotations
 

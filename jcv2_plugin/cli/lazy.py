@@ -1,4 +1,4 @@
-"""Commands whose modules are imported when they run, so that ``--help`` is quick."""
+"""Lazily imported commands, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class LazyCommand(TyperCommand):
-    """A command, or a group of them, that is imported when it is called or asked for its own help.
+    """A command or command group that is imported when it is called or its own help is requested.
 
     Args:
-        name: As it is typed.
-        home: The module and the name in it of a function or a ``typer.Typer``, with a colon between.
-        summary: The line that the list of commands shows.
+        name: Name of the command.
+        home: Location of a function or ``typer.Typer``, as ``module:name``.
+        summary: Line shown in the list of commands.
     """
 
     def __init__(self, name: str, home: str, summary: str) -> None:
@@ -24,7 +24,7 @@ class LazyCommand(TyperCommand):
         self._home = home
 
     def load(self) -> Any:
-        """The command itself."""
+        """Import and return the actual command."""
         module, _, attribute = self._home.partition(":")
         found = getattr(import_module(module), attribute)
         if not isinstance(found, typer.Typer):
@@ -36,7 +36,7 @@ class LazyCommand(TyperCommand):
         return loaded
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Of the command itself, which then runs."""
+        """Create the context of the actual command."""
         return self.load().make_context(*arguments, **options)
 
 
@@ -44,9 +44,9 @@ class LazyGroup(TyperGroup):
     """A group of :class:`LazyCommand`."""
 
     package: ClassVar[str]
-    """Whose modules the commands are in."""
+    """Package that contains the commands' modules."""
     homes: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """By the command's name: its module and function, with a colon between, and the line that the list shows."""
+    """For each command name, ``module:function`` and the line shown in the list of commands."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

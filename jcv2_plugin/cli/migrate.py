@@ -1,4 +1,4 @@
-"""``jcv2 migrate``: another dimension, model, storage or first stage for a collection that is in use."""
+"""``jcv2 migrate``: change the dimension, model, storage or first stage of a collection in use."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def migrate(
 ) -> None:
     """Change a collection's dimension, model, storage or first stage while it is in use.
 
-    The new collection is built beside the old one, which is searched until the new one replaces it. Stopped
-    before that, nothing has changed, and the same command goes on where it stopped.
+    The new collection is built beside the old one, which stays searchable until it is replaced. If the command is
+    interrupted before that, nothing has changed, and the same command continues where it stopped.
     """
     changes = (dim, model, storage, first_stage, pool_factor)
     if all(change is None for change in changes):

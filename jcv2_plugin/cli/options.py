@@ -1,4 +1,4 @@
-"""The options that several subcommands share."""
+"""Options shared by several subcommands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jcv2_plugin.engines.first_stage import FIRST_STAGES
 from jcv2_plugin.engines.storage import STORAGES
 
 OFFICIAL = "jinaai/jina-colbert-v2"
-"""The model of a new collection where none is named."""
+"""Default model for new collections."""
 
 Collection = Annotated[
     str, typer.Option("--collection", "-c", help="A folder (embedded Qdrant Edge) or a Qdrant server's URL.")

@@ -1,4 +1,4 @@
-"""``jcv2 plan``: how large a collection will be."""
+"""``jcv2 plan``: estimate how large a collection will be."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plan(
 ) -> None:
     """Add up the disk, memory, shards and encoding time that a collection will need.
 
-    Sizes are those measured on Qdrant's engine; see docs/scaling.md.
+    Sizes are based on measurements of Qdrant's engine; see docs/scaling.md.
     """
     speed = tokens_per_second
     if speed is None and model is not None:
@@ -71,7 +71,7 @@ def plan(
 
 
 def measure_speed(model: str, tokens: float, device: str | None) -> float:
-    """Tokens a second that a model encodes here, of texts of about so many tokens, in a few seconds."""
+    """Measure for a few seconds how many tokens per second a model encodes, in texts of about ``tokens`` tokens."""
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     quiet_libraries()
@@ -90,7 +90,7 @@ def measure_speed(model: str, tokens: float, device: str | None) -> float:
 
 
 def size(amount: float) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes for reading, such as ``1.5 GiB``."""
     unit = "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if amount < 1024 or unit == "PiB":

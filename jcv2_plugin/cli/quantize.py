@@ -1,4 +1,4 @@
-"""``jcv2 quantize``: a model that runs in eight bits on a CPU."""
+"""``jcv2 quantize``: make an int8 model for CPUs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def quantize(
 ) -> None:
     """Make a model that runs in eight bits on a CPU, beside its float weights.
 
-    Use it by its folder: jcv2 index docs --model FOLDER. A collection made with either is searched with either.
+    Use the folder as a model: jcv2 index docs --model FOLDER. A collection made with the original model can be searched
+    with the new one, and the other way round.
     """
-    # Before anything that takes time.
+    # Check before anything that takes time.
     check_new_folder(out)
     quantization.require_packages()
     files = find_files(sources)
@@ -40,7 +41,7 @@ def quantize(
     reader = PassageReader(encoder, chunk_tokens)
     made = quantization.quantize(encoder, _texts(reader, files), samples=samples)
     with new_folder(out) as folder:
-        # No card: sentence-transformers' would encode examples of its own, and remark on them.
+        # No model card, because sentence-transformers would encode examples for it and print warnings.
         made.save_pretrained(str(folder), create_model_card=False)
     size = sum(file.stat().st_size for file in (out / FOLDER).iterdir()) / 1e6
     seconds = time.perf_counter() - start

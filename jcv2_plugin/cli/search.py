@@ -1,4 +1,4 @@
-"""``jcv2 search``: the best passages, with the words that matched."""
+"""``jcv2 search``: print the best passages and highlight the words that matched."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _where(conditions: Sequence[str]) -> models.Filter | None:
 
 
 def _readings(key: str, value: str) -> list[Any]:
-    """A value as typed may be stored as text, or as the number or truth value that it spells."""
+    """Return the conditions that match a value as text and, if it can be parsed as one, as a number or boolean."""
     readings: list[Any] = [models.FieldCondition(key=key, match=models.MatchValue(value=value))]
     try:
         parsed = json.loads(value)

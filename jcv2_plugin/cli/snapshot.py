@@ -1,4 +1,4 @@
-"""``jcv2 snapshot`` and ``jcv2 restore``: a whole collection in one file."""
+"""``jcv2 snapshot`` and ``jcv2 restore``: write a collection to one file, and restore it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def restore(
             remark(f"Stopped: {connection.title} {complete} complete. Run the command again with --overwrite.")
         raise
     if not connection.is_server:
-        # Of a run into what was there before.
+        # A journal left here belongs to the collection that was replaced.
         journal_of(connection.folder).unlink(missing_ok=True)
     schema = info.schema
     title = connection.title

@@ -1,4 +1,4 @@
-"""``jcv2 study``: the package's own studies, and those that other packages bring."""
+"""``jcv2 study``: our studies, and those that other packages provide."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jcv2_plugin.evaluation.study.options import (
 
 
 class _Group(TyperGroup):
-    """Commands of entry points are loaded when they are asked for, so that nothing else waits for them."""
+    """Command group that loads studies from entry points only when they are requested."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(one.name for one in _foreign() if one.name not in self.commands)]
@@ -87,7 +87,7 @@ def matryoshka(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """Quality, bytes and time of scoring at each Matryoshka dimension, by set, language and document length."""
+    """Measure quality, bytes and scoring time at each Matryoshka dimension, by set, language and document length."""
     from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
     from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
     from jcv2_plugin.evaluation.study.running import run_study
@@ -113,7 +113,7 @@ def languages(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """A model beside BM25 in each language, and across languages."""
+    """Compare a model with BM25 in each language, and across languages."""
     from jcv2_plugin.evaluation.study.languages import LanguagesStudy
     from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
     from jcv2_plugin.evaluation.study.running import run_study
@@ -139,7 +139,7 @@ def masks(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """Queries padded with attended [MASK] tokens, with unattended ones, and with none, by query length."""
+    """Compare queries padded with attended [MASK] tokens, with unattended ones, and with none, by query length."""
     from jcv2_plugin.evaluation.study.masks import MasksStudy
     from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
     from jcv2_plugin.evaluation.study.running import run_study
@@ -176,7 +176,7 @@ def lengths(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """Time and memory by length and batch, of kinds of attention, and of rotary against absolute positions."""
+    """Measure time and memory by text length, batch size, attention, and rotary or absolute positions."""
     from jcv2_plugin.evaluation.study.lengths import LengthsStudy, Limits, Network
     from jcv2_plugin.evaluation.study.running import run_study
 

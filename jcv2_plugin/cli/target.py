@@ -1,4 +1,4 @@
-"""Open the collection that is to be indexed into, or create it; and see to it that it is what was asked for."""
+"""Open or create the collection to index into, and check that it matches the options."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a collection is to be like; None where nothing was said.
+    """Requested settings of a collection; None for options that were not given.
 
     Attributes:
-        device: The model's.
-        by_file: Whether its documents come from files, by whose names they are to be found again.
+        device: Device of the model.
+        by_file: Whether the documents come from files and must be found by file name later.
     """
 
     model: str | None
@@ -49,14 +49,14 @@ class Wanted:
 
     @property
     def shard(self) -> str | int | None:
-        """The shard key as Qdrant knows it: a number where it is written as one."""
+        """The shard key for Qdrant: an integer if it is written as one."""
         return int(self.shard_key) if self.shard_key is not None and self.shard_key.isdecimal() else self.shard_key
 
     def indexes(self) -> dict[str, PayloadIndex]:
-        """Kinds of payload index by payload key, that of the files' names first: what is stale is found by it.
+        """Return the kinds of payload indexes by key. File names are indexed first, to find stale documents.
 
         Raises:
-            typer.BadParameter: One is not of the form KEY=KIND, or of no known kind.
+            typer.BadParameter: If one is not of the form KEY=KIND, or its kind is unknown.
         """
         indexes: dict[str, PayloadIndex] = {FILE_KEY: "keyword"} if self.by_file else {}
         for given in self.payload_indexes:
@@ -66,13 +66,13 @@ class Wanted:
                     f"{given!r} is not of the form KEY=KIND, KIND being one of {', '.join(PAYLOAD_INDEXES)}.",
                     param_hint="--payload-index",
                 )
-            # As with --where, a key is one of the metadata.
+            # As with --where, keys refer to metadata.
             known = key in _FIELDS or key.startswith(_METADATA)
             indexes[key if known else f"{_METADATA}{key}"] = kind
         return indexes
 
     def server_options(self) -> dict[str, Any]:
-        """For ``QdrantClient.create_collection``."""
+        """Return keyword arguments for ``QdrantClient.create_collection``."""
         options: dict[str, Any] = {}
         if self.shards is not None:
             options["shard_number"] = self.shards
@@ -83,11 +83,11 @@ class Wanted:
         return options
 
     def check(self, connection: Connection) -> None:
-        """Refuse what cannot be, before a model is loaded.
+        """Reject invalid options before a model is loaded.
 
         Raises:
-            typer.BadParameter: A folder is to have shards, or a payload index is none.
-            InvalidOptionError: There is no such storage or first stage.
+            typer.BadParameter: If options for shards are given for a folder, or a payload index is invalid.
+            InvalidOptionError: If the storage or first stage is unknown.
         """
         self.indexes()
         if self.storage is not None:
@@ -107,10 +107,10 @@ class Wanted:
 
 
 def open_target(connection: Connection, wanted: Wanted) -> ColbertCollection:
-    """The collection; a new one is made if there is none.
+    """Open the collection, or create it if it does not exist.
 
     Raises:
-        CollectionMismatchError: There is one, and it is not as asked for.
+        CollectionMismatchError: If it exists, but does not match the options.
     """
     wanted.check(connection)
     try:
@@ -137,7 +137,7 @@ def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
         device=wanted.device,
         document_length=wanted.document_length,
     )
-    # What is not given is left to create(), whose defaults are the package's.
+    # Options that are not given use the defaults of create().
     given: dict[str, Any] = {
         "storage": wanted.storage,
         "first_stage": wanted.first_stage,
@@ -155,10 +155,10 @@ def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
 
 
 def check_same(collection: ColbertCollection, connection: Connection, wanted: Wanted) -> None:
-    """Compare a collection with what was asked for.
+    """Check that a collection matches the options.
 
     Raises:
-        CollectionMismatchError: Naming what differs and the way out.
+        CollectionMismatchError: If it does not. The message says what differs and how to fix it.
     """
     schema = collection.schema
     model = wanted.model
@@ -188,7 +188,7 @@ def check_same(collection: ColbertCollection, connection: Connection, wanted: Wa
 
 
 def _layout(collection: ColbertCollection) -> tuple[int | None, int | None, bool]:
-    """On a server: how many shards and copies of each a collection has, and whether its shards have keys."""
+    """Return the number of shards and replicas on a server, and whether the collection uses custom sharding."""
     engine = collection._engine
     if not isinstance(engine, ClientEngine) or engine.is_local:
         return None, None, False

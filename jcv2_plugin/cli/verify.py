@@ -1,4 +1,4 @@
-"""``jcv2 verify``: whether a collection holds what it says."""
+"""``jcv2 verify``: check a collection's stored documents and vectors."""
 
 from __future__ import annotations
 

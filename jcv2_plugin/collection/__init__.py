@@ -1,1 +1,1 @@
-"""Collections of multivectors: opening, writing, searching, and keeping them in order."""
+"""Collections of multivectors: create, open, write, search and maintain them."""

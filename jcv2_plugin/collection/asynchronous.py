@@ -1,8 +1,7 @@
-"""The asynchronous twins of a collection's methods.
+"""Async versions of the collection methods.
 
-They run in threads, so that the event loop goes on while a model encodes or a server answers. Qdrant Edge holds
-Python's lock during each of its calls; the loop then waits for that one call, which is why long work is cut into
-many.
+They run in threads, so that the event loop is not blocked while a model encodes or a server responds. Qdrant Edge
+holds the GIL during each of its calls and blocks the loop for that time, so long operations are split into many calls.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 
 class AsyncMethods(_Collection):
-    """Each ``a...`` method does what the one without the ``a`` does, and takes the same arguments."""
+    """Async methods of a collection. Each ``a...`` method takes the same arguments as its synchronous counterpart."""
 
     async def aadd(
         self,
@@ -57,7 +56,7 @@ class AsyncMethods(_Collection):
         journal: str | os.PathLike[str] | None = None,
         workers: int | Sequence[str] = 0,
     ) -> IngestReport:
-        """See :meth:`ingest`. The iterable and ``progress`` run in another thread than the loop's."""
+        """See :meth:`ingest`. The iterable and ``progress`` run in a different thread from the event loop."""
         return await asyncio.to_thread(
             self.ingest,
             documents,

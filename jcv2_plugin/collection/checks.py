@@ -1,4 +1,4 @@
-"""Qdrant's limits on a document, checked before anything is written."""
+"""Check documents against Qdrant's limits before anything is written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder) -> None:
-    """Refuse documents that would make more floats than Qdrant takes, or that the collection does not split.
+    """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
 
     Raises:
-        DocumentTooLongError: Naming the document, its size and the way out.
+        DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.
     """
     splitter = encoder._window_splitter(encoder.prompts.get("document"))
     counts = splitter.count([document.text for document in documents])
@@ -32,7 +32,7 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
                 f"document_length={encoder.document_length}, and this collection was created with "
                 "long_documents='error'. Split it, or create the collection with long_documents='split' or 'truncate'."
             )
-        # An upper bound first: counting the vectors exactly means tokenising with offsets.
+        # Check an upper bound first: the exact number of vectors requires tokenising with offsets.
         windows = 1 if schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
         if (tokens + windows * overhead) * schema.dim < MAX_FLOATS:
             continue
@@ -46,12 +46,12 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
 
 
 def check_stored(matrix: Matrix, dim: int, what: str) -> None:
-    """Refuse a multivector that Qdrant would store but never find, or not store at all.
+    """Refuse a multivector that Qdrant would not store, or would store but never find.
 
     Raises:
-        InvalidVectorError: It has another dimension, or values that are not finite.
-        InvalidDocumentError: It has no rows.
-        DocumentTooLongError: It has too many.
+        InvalidVectorError: The multivector has the wrong dimension or non-finite values.
+        InvalidDocumentError: The multivector has no rows.
+        DocumentTooLongError: The multivector has too many floats.
     """
     check_vectors(matrix, dim, what)
     if matrix.size >= MAX_FLOATS:

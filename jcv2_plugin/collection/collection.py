@@ -1,4 +1,4 @@
-"""``ColbertCollection``: documents as multivectors in Qdrant, added, found and deleted by the user's ids."""
+"""``ColbertCollection``: documents stored as multivectors in Qdrant, under the user's own ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jcv2_plugin.engines.storage import Storage
 from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, CollectionNotFoundError
 
 if TYPE_CHECKING:
-    # Imported when a model is loaded: that takes seconds, and reading or deleting needs none.
+    # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 __all__ = ["ColbertCollection", "IngestReport"]
@@ -36,12 +36,12 @@ __all__ = ["ColbertCollection", "IngestReport"]
 class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
     """A collection of documents for late-interaction search.
 
-    Made by :meth:`create` or :meth:`open`, on one of two engines: Qdrant Edge in this process (a folder), or
-    a ``QdrantClient`` (a server, a cluster, ``":memory:"``). Each document is one point with one multivector,
-    ranked by MaxSim: of all documents, or, in a large collection, of those that a first stage finds. The dimension
-    and the model are chosen when it is created and stored with it.
+    Use :meth:`create` or :meth:`open`. There are two engines: Qdrant Edge in this process (a folder) and
+    ``QdrantClient`` (a server, a cluster or ``":memory:"``). Each document is one point with one multivector. MaxSim
+    ranks all documents or, in a large collection, the candidates that a first stage finds. The model and the dimension
+    are chosen at creation and stored with the collection.
 
-    A collection may be shared by threads. It is a context manager; leaving it closes it.
+    Collections can be shared between threads. Use a collection as a context manager to close it on exit.
 
     Example:
         >>> with ColbertCollection.create(":memory:", encoder="mini", dim=64) as collection:
@@ -82,40 +82,41 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         """Create an empty collection.
 
         Args:
-            location: Where: a folder, ``":memory:"`` or a server's URL; or say it by one of the next three.
-            encoder: The model, loaded or by name.
-            dim: One of the model's Matryoshka dimensions; None takes its default. Another dimension needs
-                another collection: heads are not weight-tied.
-            path: A folder, for Qdrant Edge.
-            url: A Qdrant server.
-            client: A client of your own, which stays open when the collection is closed.
-            name: The collection's name on a server or client; a folder holds one and needs none.
-            storage: How vectors are kept: ``"float32"``; ``"float16"`` (half the space, scores equal to about 1e-3);
-                ``"int8"`` (a quarter in memory, the float16 originals on disk); ``"turbo8"`` and ``"turbo4"`` (a
-                quarter and an eighth, on disk too). See docs/compression.md for what each costs.
-            first_stage: What finds the candidates that MaxSim ranks: ``"hybrid"`` (``pooled`` and ``bm25``, by
-                reciprocal rank), ``"pooled"`` (the mean of the token vectors), ``"bm25"`` (the words), ``"muvera"``
-                (fixed dimensional encodings), or ``"none"`` (MaxSim over everything). See docs/two-stage.md.
-            stage_options: For ``"muvera"``: ``planes``, ``projected``, ``repetitions``, ``seed``.
-            pool_factor: Token pooling of documents: neighbouring token vectors are merged until about one in so many
-                is left. 1 merges none.
-            long_documents: What to do with documents over the encoder's ``document_length``: ``"split"``
-                encodes them in windows, all kept under their one id; ``"truncate"`` keeps the first window,
-                as ColBERT does; ``"error"`` refuses them.
-            payload_indexes: Fields to index for filters, such as ``{"metadata.topic": "keyword"}``.
-            shard_key: The shard to write to and search, where ``collection_options`` has
-                ``sharding_method="custom"``; it is made if need be.
-            overwrite: Replace a collection that is there.
-            retries: Attempts at each request to a server, with growing waits between them.
-            client_options: For ``QdrantClient`` with ``url``: ``api_key``, ``prefer_grpc``, ``timeout``, ...
-            collection_options: For ``QdrantClient.create_collection``: ``shard_number``, ...
+            location: A folder, ``":memory:"`` or a server's URL. Alternatively, pass ``path``, ``url`` or ``client``.
+            encoder: The encoder, or the name or path of a model.
+            dim: One of the model's Matryoshka dimensions. Defaults to the model's own default. Another dimension
+                requires another collection, since projection heads are not weight-tied.
+            path: Folder for Qdrant Edge.
+            url: URL of a Qdrant server, or ``":memory:"``.
+            client: Your own client. It stays open when the collection is closed.
+            name: Name of the collection on a server or client. Ignored for a folder, which holds a single collection.
+            storage: Vector storage: ``"float32"``; ``"float16"`` (half the space, scores equal to about 1e-3);
+                ``"int8"`` (a quarter of the memory, with the float16 originals on disk); ``"turbo8"`` and
+                ``"turbo4"`` (a quarter and an eighth, also on disk). See docs/compression.md for the trade-offs.
+            first_stage: How candidates for MaxSim are found: ``"hybrid"`` (``pooled`` and ``bm25``, merged by
+                reciprocal rank fusion), ``"pooled"`` (mean of the token vectors), ``"bm25"`` (words), ``"muvera"``
+                (fixed dimensional encodings) or ``"none"`` (MaxSim over all documents). See docs/two-stage.md.
+            stage_options: Options for ``"muvera"``: ``planes``, ``projected``, ``repetitions``, ``seed``.
+            pool_factor: Token pooling factor for documents: neighbouring token vectors are merged until about one in
+                ``pool_factor`` is left. 1 disables pooling.
+            long_documents: How to handle documents longer than the encoder's ``document_length``: ``"split"`` encodes
+                them in several windows stored under one id, ``"truncate"`` keeps the first window, as ColBERT does,
+                and ``"error"`` refuses them.
+            payload_indexes: Payload fields to index for filters, such as ``{"metadata.topic": "keyword"}``.
+            shard_key: Shard to write to and search, if ``collection_options`` contains
+                ``sharding_method="custom"``. It is created if it does not exist.
+            overwrite: Replace an existing collection.
+            retries: Maximum number of attempts per request to a server, with increasing waits.
+            client_options: Keyword arguments for ``QdrantClient`` with ``url``: ``api_key``, ``prefer_grpc``,
+                ``timeout``, ...
+            collection_options: Keyword arguments for ``QdrantClient.create_collection``: ``shard_number``, ...
 
         Raises:
-            CollectionExistsError: There is one already.
+            CollectionExistsError: The collection already exists.
             CollectionLockedError: The folder is open elsewhere.
-            UnknownDimError: The model has no head for ``dim``.
-            ModelNotFoundError: There is no such model.
-            InvalidOptionError: An option is out of range.
+            UnknownDimError: The model has no projection head for ``dim``.
+            ModelNotFoundError: The model does not exist.
+            InvalidOptionError: An option is invalid.
         """
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
         parsed.check_can_create(overwrite=overwrite)
@@ -150,25 +151,25 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         retries: int = NewCollection.retries,
         client_options: Mapping[str, Any] | None = None,
     ) -> ColbertCollection:
-        """Open a collection. Without ``encoder`` the model it was made with is loaded when first needed.
+        """Open an existing collection. Without ``encoder``, its model is loaded when first needed.
 
         Args:
-            location: As for :meth:`create`.
-            encoder: A model to use; it must be the one the collection was made with.
-            dim: The dimension you expect; checked.
-            path: As for :meth:`create`.
-            url: As for :meth:`create`.
-            client: As for :meth:`create`.
-            name: As for :meth:`create`.
-            device: Where to put a model that is loaded here.
-            shard_key: As for :meth:`create`; without one all shards are searched.
-            retries: As for :meth:`create`.
-            client_options: As for :meth:`create`.
+            location: See :meth:`create`.
+            encoder: The encoder, or the name or path of a model. It must match the collection's model.
+            dim: Expected dimension, raises an error if it differs.
+            path: See :meth:`create`.
+            url: See :meth:`create`.
+            client: See :meth:`create`.
+            name: See :meth:`create`.
+            device: Device for a model that is loaded here.
+            shard_key: See :meth:`create`. None searches all shards.
+            retries: See :meth:`create`.
+            client_options: See :meth:`create`.
 
         Raises:
-            CollectionNotFoundError: There is none.
-            CollectionMismatchError: It was made with another model or dimension.
-            CollectionCorruptError: Its description is unreadable.
+            CollectionNotFoundError: The collection does not exist.
+            CollectionMismatchError: The collection was created with another model or dimension.
+            CollectionCorruptError: The stored schema is unreadable.
             CollectionLockedError: The folder is open elsewhere.
         """
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
@@ -207,14 +208,14 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         collection_options: Mapping[str, Any] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ColbertCollection:
-        """Make a collection of what :meth:`snapshot` wrote, here or on another engine; nothing is encoded.
+        """Restore a collection from a file written by :meth:`snapshot`, on any engine and without encoding.
 
-        The file is read to its end and its checksums are compared before anything is created. The documents become
-        visible all at once, and what is replaced is there until then.
+        The whole file is read and its checksums are verified before anything is created. All documents become visible
+        at once, and a collection that is replaced stays available until then.
 
         Args:
-            snapshot: The file.
-            location: As for :meth:`create`, as are all that follow.
+            snapshot: Path of the snapshot file.
+            location: See :meth:`create`.
             path: See :meth:`create`.
             url: See :meth:`create`.
             client: See :meth:`create`.
@@ -225,11 +226,11 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
             retries: See :meth:`create`.
             client_options: See :meth:`create`.
             collection_options: See :meth:`create`.
-            progress: Called now and then with the number of documents stored since.
+            progress: Called periodically with the number of documents stored since the last call.
 
         Raises:
-            SnapshotError: The file is no snapshot, or is damaged.
-            CollectionExistsError: As :meth:`create`.
+            SnapshotError: The file is not a snapshot or is damaged.
+            CollectionExistsError: See :meth:`create`.
         """
         file = Path(snapshot)
         check_snapshot(file)
@@ -242,7 +243,7 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
                 engine = parsed.open(client_options=client_options, retries=retries)
         if engine is None:
             engine = parsed.create(schema, overwrite=overwrite, client_options=client_options, options=options)
-        # Filled beside what is there, then swapped in: a restoration that is stopped leaves nothing half done.
+        # Fill a successor and swap it in, so that an interrupted restore leaves the existing collection unchanged.
         successor = None
         try:
             successor = engine.successor(schema)

@@ -1,4 +1,4 @@
-"""Streams of documents into a collection: checked, encoded and stored batch by batch, in bounded memory."""
+"""Ingest streams of documents: check, encode and store them batch by batch, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STORES_AHEAD = 2
 
 @dataclass(frozen=True)
 class NewDocument:
-    """A document that is to be written, with its point's id and payload."""
+    """A document to be written, with its point id and payload."""
 
     point_id: str
     document: Document
@@ -32,12 +32,12 @@ class NewDocument:
 
 @dataclass
 class IngestReport:
-    """What :meth:`ColbertCollection.ingest` did.
+    """Result of :meth:`ColbertCollection.ingest`.
 
     Attributes:
         written: Documents encoded and stored.
-        unchanged: Documents that were stored just so already.
-        resumed_at: How many documents a run that was stopped before had got through, by its journal.
+        unchanged: Documents that were already stored unchanged.
+        resumed_at: Documents processed by an earlier, interrupted run, according to the journal.
     """
 
     written: int = 0
@@ -46,19 +46,19 @@ class IngestReport:
 
     @property
     def seen(self) -> int:
-        """All documents that were given."""
+        """Total number of documents processed."""
         return self.written + self.unchanged
 
 
 def changed(
     engine: Engine, documents: Sequence[Document], in_flight: frozenset[str] = frozenset()
 ) -> list[NewDocument]:
-    """Those that are not stored just so already.
+    """Return the documents that are new or differ from the stored ones.
 
     Args:
-        engine: Where they may be stored.
-        documents: With their ids.
-        in_flight: Ids of points that are about to be stored: of these it is not known.
+        engine: Engine to compare with.
+        documents: Documents with ids.
+        in_flight: Ids of points that are about to be stored. They count as changed.
     """
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in documents]
     stored = {
@@ -72,7 +72,7 @@ def changed(
 def points_of(
     current: OpenCollection, new: Sequence[NewDocument], vectors: Sequence[Matrix] | None = None
 ) -> list[Point]:
-    """Documents encoded, as points; all checked before the first is stored."""
+    """Encode documents and return them as points. All are checked before any is stored."""
     schema = current.schema
     if vectors is None:
         vectors = current.encoder.document_vectors(
@@ -88,7 +88,7 @@ def points_of(
 
 @dataclass
 class _Batch:
-    """A batch on its way: all its documents' number, and those of them to be written."""
+    """A batch in flight: the number of its documents, and those to be written."""
 
     seen: int
     new: list[NewDocument]
@@ -96,10 +96,10 @@ class _Batch:
 
 
 class Ingestion:
-    """One run of :meth:`ColbertCollection.ingest`.
+    """A run of :meth:`ColbertCollection.ingest`.
 
-    Three things go on at a time: this thread reads and checks; it or the workers encode; another thread stores, one
-    batch after the other in the order of the stream.
+    This thread reads and checks documents, this thread or the workers encode, and another thread stores the batches
+    in stream order.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Ingestion:
         self._encoding: deque[_Batch] = deque()
 
     def run(self, documents: Iterable[str | Document], batch_documents: int) -> IngestReport:
-        """Take the iterable to its end."""
+        """Ingest all documents of the iterable."""
         pool = EncoderPool(self._current.encoder, self._devices) if self._devices else None
         with (
             pool if pool is not None else nullcontext(),
-            # Left on an error or Ctrl-C only after what was handed to it is stored.
+            # On an error or Ctrl-C, exiting waits until all submitted batches are stored.
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="jcv2-store") as store,
         ):
             batches = self._batches(documents, batch_documents)
@@ -145,7 +145,7 @@ class Ingestion:
         try:
             return next(batches, None)
         except Exception:
-            while self._encoding:  # what comes before an error is stored
+            while self._encoding:  # store the batches before the error
                 self._store(store, self._encoding.popleft())
             raise
 

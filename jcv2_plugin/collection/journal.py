@@ -1,8 +1,8 @@
-"""The journal of a long ingestion: how far it has got, and what ids it gives to documents that have none.
+"""Journal of a long ingestion: its progress, and the ids given to documents without one.
 
-A line of JSON for each batch that is stored, written after it. That a document is not stored twice does not hang on
-the journal but on its id, which is the same whenever the run is repeated; a journal that is lost costs nothing, one
-of another collection neither.
+One JSON line is written after each stored batch. Duplicates are prevented by the document ids, which are the same when
+a run is repeated, and not by the journal: documents with their own ids are not stored twice even if the journal is
+lost or belongs to another collection.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _FORMAT = 1
 
 
 class JournalError(Jcv2Error, ValueError):
-    """A file is to be used as a journal and is none."""
+    """The given file is not a journal."""
 
 
 class IngestJournal:
-    """See the module; made by :meth:`open`.
+    """Journal of an ingestion run. Use :meth:`open`.
 
     Attributes:
-        seen: Documents that the run had got through when it was opened.
+        seen: Documents that the run had processed when the journal was opened.
     """
 
     def __init__(self, run: str | None = None, seen: int = 0) -> None:
@@ -47,11 +47,11 @@ class IngestJournal:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None) -> IngestJournal:
-        """Start a journal, or go on with one that is there; None keeps none.
+        """Create a journal or continue an existing one. With None, no journal is kept.
 
         Raises:
-            JournalError: The file is something else.
-            CollectionLockedError: Another run is using it.
+            JournalError: The file is not a journal.
+            CollectionLockedError: Another run is using the journal.
         """
         if path is None:
             return cls()
@@ -69,10 +69,10 @@ class IngestJournal:
             journal = cls(header, seen)
             journal._path, journal._lock = file, lock
             if header is None:
-                # Whole or not at all: a header that is cut off would be no journal's.
+                # Write atomically: with a truncated header the file would not be recognised as a journal.
                 write_atomically(file, json.dumps({"journal": _FORMAT, "run": str(journal._run)}))
             journal._file = file.open("a", encoding="utf-8")
-            # A line that was cut off ends here, so that the next one stands alone.
+            # Terminate a truncated last line, if any.
             journal._file.write("\n")
             return journal
         except BaseException:
@@ -80,7 +80,7 @@ class IngestJournal:
             raise
 
     def named(self, documents: Sequence[Document]) -> list[Document]:
-        """The next documents of the stream; those without an id get one that is the same in each try of the run."""
+        """Return the next documents of the stream. Those without an id get one that stays the same on a rerun."""
         named = []
         for document in documents:
             if document.id is None:
@@ -90,20 +90,20 @@ class IngestJournal:
         return named
 
     def stored(self, documents: int) -> None:
-        """Note that so many more are stored, of those in the order of the stream."""
+        """Record that the next ``documents`` documents of the stream are stored."""
         self._stored += documents
         if self._file is not None and self._stored > self.seen:
             self._write({"seen": self._stored})
 
     def finish(self) -> None:
-        """The run has ended well: the journal is removed."""
+        """Remove the journal after a successful run."""
         self.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             Path(f"{self._path}.lock").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the journal for the next try; a second call does nothing."""
+        """Close the journal and keep it for the next run. Calling it again has no effect."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -126,7 +126,7 @@ class IngestJournal:
 
 
 def _read(file: Path) -> tuple[str | None, int]:
-    """The run's id and how many documents were stored; nothing of a file that is not there or empty."""
+    """Return the run's id and the number of stored documents. The id is None if the file is missing or empty."""
     run: str | None = None
     seen = 0
     try:
@@ -137,7 +137,7 @@ def _read(file: Path) -> tuple[str | None, int]:
                 except ValueError:
                     if run is None:
                         raise
-                    continue  # empty, or cut off when the run was killed
+                    continue  # empty, or truncated when the run was killed
                 if run is None:
                     if row["journal"] > _FORMAT:
                         raise ValueError("it is of a newer version of this package")

@@ -1,4 +1,4 @@
-"""Where a collection lives, and which engine that means."""
+"""Location of a collection, which determines its engine."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from jcv2_plugin.errors import InvalidOptionError
 DEFAULT_NAME = "documents"
 MEMORY = ":memory:"
 API_KEY = "QDRANT_API_KEY"
-"""The environment variable with the key for a server, where none is given."""
+"""Environment variable with the server's API key, used if none is passed."""
 
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}")
 
 
 @dataclass(frozen=True)
 class Location:
-    """Exactly one of a folder, a server's URL (or ``":memory:"``), and a client."""
+    """A location: exactly one of a folder, a URL (a server's or ``":memory:"``) and a client."""
 
     path: Path | None
     url: str | None
@@ -45,10 +45,10 @@ class Location:
         client: QdrantClient | None,
         name: str,
     ) -> Location:
-        """Make sense of the arguments of ``ColbertCollection.create`` and ``open``.
+        """Parse the location arguments of ``ColbertCollection.create`` and ``open``.
 
         Raises:
-            InvalidOptionError: None or several locations are given, or a URL that is none of a server.
+            InvalidOptionError: No location or more than one is given, or the URL is not a server's.
         """
         given = [value for value in (location, path, url, client) if value is not None]
         if len(given) != 1:
@@ -70,7 +70,7 @@ class Location:
         return cls(Path(path) if path is not None else None, url, client, name)
 
     def check_can_create(self, *, overwrite: bool) -> None:
-        """Fail before a model is loaded, where that is cheap to see.
+        """Check that a folder is free, before a model is loaded.
 
         Raises:
             CollectionExistsError: The folder is not free.
@@ -86,10 +86,10 @@ class Location:
         client_options: Mapping[str, Any] | None,
         options: NewCollection,
     ) -> Engine:
-        """Create an empty collection here.
+        """Create an empty collection at this location.
 
         Raises:
-            InvalidOptionError: A folder is to have what only a server has, or a payload index of no known kind.
+            InvalidOptionError: An option is invalid, or is given for a folder but only supported on a server.
         """
         options.check()
         if self.path is not None:
@@ -119,10 +119,10 @@ class Location:
     def open(
         self, *, client_options: Mapping[str, Any] | None, retries: int, shard_key: str | int | None = None
     ) -> Engine:
-        """Open the collection that is here.
+        """Open the collection at this location.
 
         Raises:
-            InvalidOptionError: ``retries`` is no positive integer.
+            InvalidOptionError: ``retries`` is not a positive integer.
         """
         NewCollection(retries=retries).check()
         if self.path is not None:
@@ -141,14 +141,14 @@ class Location:
             return self.client
         if self.url == MEMORY:
             return QdrantClient(MEMORY)
-        assert self.url is not None  # one of the three is given
+        assert self.url is not None  # parse() ensures that one of the three is given
         given = dict(options or {})
         if "auth_token_provider" not in given:
             given.setdefault("api_key", os.environ.get(API_KEY) or None)
         try:
             return QdrantClient(url=self.url, **given)
         except (TypeError, ValueError) as error:
-            # The reason may quote the URL, and that may have a password.
+            # The error may quote the URL, which may contain a password.
             shown = without_credentials(self.url)
             reason = str(error).replace(self.url, shown)
             raise InvalidOptionError(
@@ -162,10 +162,10 @@ class Location:
 
 
 def check_url(url: str) -> None:
-    """Refuse what is no server's URL, before a model is loaded.
+    """Check a server's URL, before a model is loaded.
 
     Raises:
-        InvalidOptionError: Naming it without credentials.
+        InvalidOptionError: The URL is invalid. The message shows it without credentials.
     """
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -180,7 +180,7 @@ def check_url(url: str) -> None:
 
 
 def without_credentials(url: str) -> str:
-    """A URL without its user and password."""
+    """Return a URL without its user name and password."""
     scheme, separator, rest = url.rpartition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -1,4 +1,4 @@
-"""The part of a collection that keeps it in order: migrating, verifying, snapshots."""
+"""Maintenance of a collection: migrate, verify and snapshot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Maintenance(CollectionState):
-    """See the module."""
+    """Maintenance methods of a collection."""
 
     def migrate(
         self,
@@ -36,33 +36,35 @@ class Maintenance(CollectionState):
         workers: int | Sequence[str] = 0,
         progress: Callable[[int], None] | None = None,
     ) -> MigrationReport:
-        """Change what was chosen when the collection was created, while it is in use.
+        """Change settings chosen at creation, such as the dimension or the model, while the collection is in use.
 
-        The new collection is built beside the old one, which is searched until the new one replaces it in one
-        step: on a server an alias moves, in a folder one file is replaced. Stopped or killed before that, the old
-        collection is as it was, and the same call goes on where it stopped. This object, and others that have the
-        name open on a server, then use the new one.
+        The new collection is built beside the old one, which stays searchable, and then replaces it in one step: on a
+        server an alias moves, in a folder one file is replaced. If the migration is interrupted before that, the old
+        collection is unchanged and the same call resumes. Afterwards, this object and, on a server, all others that
+        have the name open use the new collection.
 
-        Where only ``storage`` or ``first_stage`` changes, vectors are copied. Anything else encodes the texts again:
-        heads are not weight-tied, so 64 dimensions are not the half of 128.
+        If only ``storage`` or ``first_stage`` changes, vectors are copied, unless the new storage is more precise. All
+        other changes encode the texts again: projection heads are not weight-tied, so 64-dimensional vectors are not
+        the first half of 128-dimensional ones.
 
         Args:
-            dim: Another Matryoshka dimension.
-            encoder: Another model.
-            storage: As for :meth:`create`, as are the next four.
+            dim: New Matryoshka dimension.
+            encoder: New encoder, or the name or path of a model.
+            storage: See :meth:`create`.
             first_stage: See :meth:`create`.
             stage_options: See :meth:`create`.
             pool_factor: See :meth:`create`.
             long_documents: See :meth:`create`.
-            keep_old: On a server, keep the old collection for those who have it open; :attr:`MigrationReport.old`
-                names it.
-            workers: As for :meth:`ingest`.
-            progress: Called now and then with the number of documents done since.
+            keep_old: On a server, keep the old collection for readers that have it open. Its name is
+                :attr:`MigrationReport.old`.
+            workers: See :meth:`ingest`.
+            progress: Called periodically with the number of documents processed since the last call.
 
         Raises:
-            InvalidOptionError: The collection is like that already.
-            UnknownDimError: The model has no head for ``dim``.
-            CollectionError: Others write faster than this one encodes.
+            InvalidOptionError: Nothing would change.
+            UnknownDimError: The model has no projection head for ``dim``.
+            CollectionError: A migration is already running, or other processes write faster than documents are
+                encoded.
         """
         target = Target(
             encoder=os.fspath(encoder) if isinstance(encoder, (str, os.PathLike)) else encoder,
@@ -78,25 +80,29 @@ class Maintenance(CollectionState):
     def verify(
         self, *, sample: int = 20, seed: int = 0, progress: Callable[[int], None] | None = None
     ) -> VerificationReport:
-        """Read every document, and encode some of them anew.
+        """Verify the collection by reading every document and encoding a random sample again.
 
-        Checked are the count, ids, payloads (by their hash), the vectors' dimension and numbers, the first stage's
-        vectors, and of a random sample that the vectors are those of the text.
+        Checks the number of documents, the ids, the payloads (by their hash), the vectors' dimension and values, and
+        the first-stage vectors. For the sample, also checks that the stored vectors match the text.
 
         Args:
-            sample: How many documents to encode.
-            seed: Of the choice.
+            sample: Number of documents to encode again.
+            seed: Seed for the sample.
             progress: Called with 1 for each document read.
         """
         return self._with_current(lambda current: verify(current, sample=sample, seed=seed, progress=progress))
 
     def snapshot(self, file: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None) -> SnapshotInfo:
-        """Write the whole collection to a file, as of now: writers wait, readers do not.
+        """Write a snapshot of the whole collection to a file. Writes wait, reads do not.
 
-        :meth:`ColbertCollection.restore` makes a collection of it on any engine, without encoding.
+        :meth:`ColbertCollection.restore` restores it on any engine, without encoding.
+
+        Args:
+            file: Path of the snapshot file. It must not exist.
+            progress: Called periodically with the number of documents written since the last call.
 
         Raises:
-            SnapshotError: The file is there already.
+            SnapshotError: The file already exists.
         """
         with self._writing:
             return self._with_current(

@@ -1,8 +1,8 @@
-"""Another dimension, model, storage or first stage for a collection that is in use: built beside it, then swapped in.
+"""Migrate a collection to another dimension, model, storage or first stage while it is in use.
 
-Readers go on with the old collection until the new one is complete. What is written meanwhile is caught up with
-before the swap. Heads are not weight-tied, so another dimension means encoding the texts again; where only the
-storage or the first stage changes, the vectors are copied.
+The new collection is built beside the old one, which serves reads until the swap. Writes during the migration are
+carried over. If only the storage or the first stage changes, vectors are copied. A new dimension encodes the texts
+again, since projection heads are not weight-tied.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _COPIED_AT_A_TIME = 64
 
 @dataclass
 class MigrationReport:
-    """What :meth:`ColbertCollection.migrate` did.
+    """Result of :meth:`ColbertCollection.migrate`.
 
     Attributes:
-        documents: Documents in the collection now.
-        encoded: Documents that were encoded anew.
+        documents: Documents in the new collection.
+        encoded: Documents that were encoded again.
         copied: Documents whose vectors were copied.
-        old: What the old collection can be found by on its server, where it was kept.
+        old: Name of the old collection on the server, if it was kept.
     """
 
     documents: int = 0
@@ -52,7 +52,7 @@ class MigrationReport:
 
 @dataclass(frozen=True)
 class Target:
-    """What a collection is to become; None leaves a thing as it is."""
+    """Target settings of a migration. None keeps the current value."""
 
     encoder: JinaColbertEncoder | str | None = None
     dim: int | None = None
@@ -63,15 +63,15 @@ class Target:
     long_documents: LongDocuments | None = None
 
     def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, JinaColbertEncoder | None]:
-        """The new description, and the model where it is at hand.
+        """Return the new schema and its encoder.
 
         Raises:
-            InvalidOptionError: The collection is like that already.
-            UnknownDimError: The model has no head for the dim.
+            InvalidOptionError: Nothing would change.
+            UnknownDimError: The model has no projection head for the dimension.
         """
         old = current.schema
         encoder = self._encoder(current)
-        # With another model its own default dim is taken, unless it has a head for the old one.
+        # A new model uses its own default dim unless it has a projection head for the old one.
         kept = old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None)
         dim = _or(self.dim, kept)
         same_stage = self.first_stage is None or self.first_stage == old.first_stage
@@ -138,19 +138,19 @@ def _migrate(
     progress: Callable[[int], None] | None,
     workers: int | Sequence[str],
 ) -> MigrationReport:
-    state._with_current(lambda current: current.engine.size())  # the one that the name stands for by now
+    state._with_current(lambda current: current.engine.size())  # follow the name if the collection was replaced
     current = state._current
     schema, encoder = target.resolve(current)
-    as_devices(workers)  # before anything is made
+    as_devices(workers)  # validate before anything is created
     successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
     report = MigrationReport()
     try:
         _fill(current, successor, report, progress, workers)
-        with state._writing:  # the rest is quick, and nobody here writes meanwhile
+        with state._writing:  # the rest is fast; block writers in this process
             _catch_up(current, successor, report, workers)
             successor.engine.optimize()
             report.documents = successor.engine.count(None)
-            # First here, then for all: no reader of this object is to meet the old one closed.
+            # Switch this object first, so that its readers never see the old collection closed.
             state._current = successor
             try:
                 report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
@@ -158,7 +158,7 @@ def _migrate(
                 state._current = current
                 raise
     except BaseException:
-        successor.engine.close()  # what it holds is gone on with when the migration is repeated
+        successor.engine.close()  # kept, so that a repeated migration can resume
         raise
     return report
 
@@ -188,7 +188,7 @@ def _fill(
     progress: Callable[[int], None] | None,
     workers: int | Sequence[str],
 ) -> int:
-    """Bring what is missing or changed into the successor; how many documents that were."""
+    """Write missing and changed documents to the successor and return their number."""
     if _can_copy(current.schema, successor.schema):
         copied = _copy(current, successor, progress)
         report.copied += copied
@@ -205,7 +205,7 @@ def _documents(engine: Engine) -> Iterator[Any]:
 
 
 def _can_copy(old: CollectionSchema, new: CollectionSchema) -> bool:
-    """Whether the stored vectors are those that encoding anew would give, as far as the new storage can tell."""
+    """Return whether the stored vectors equal freshly encoded ones, within the precision of the new storage."""
     names = ("fingerprint", "dim", "document_length", "skiplist", "long_documents", "pool_factor")
     if any(getattr(old, name) != getattr(new, name) for name in names):
         return False

@@ -1,4 +1,4 @@
-"""Open or create collections on behalf of a framework's class: what its adapters have in common."""
+"""Open or create collections for framework integrations: the code that their adapters share."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _FOREIGN = {
     "distance": "nothing: late interaction is ranked by MaxSim",
     "retrieval_mode": "first_stage='hybrid', 'pooled', 'bm25' or 'none'",
 }
-"""What the frameworks' Qdrant stores call it, and what to write here."""
+"""Option names of the frameworks' Qdrant stores, and what to use here instead."""
 _LOCATION_OPTIONS = ("location", "path", "url", "client")
 
 
 def open_collection(collection: ColbertCollection | str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
-    """A collection, opened if it is not.
+    """Return a collection, opening it if necessary.
 
     Args:
-        collection: An open one, or its location.
-        **options: Those of ``ColbertCollection.open``.
+        collection: An open collection or its location.
+        **options: Keyword arguments for ``ColbertCollection.open``.
 
     Raises:
-        CollectionNotFoundError: There is none.
-        TypeError: Options are given with an open collection.
+        CollectionNotFoundError: The collection does not exist.
+        TypeError: An option is not supported, or cannot be combined with ``collection``.
     """
     if not isinstance(collection, ColbertCollection):
         _refuse_foreign(options)
@@ -60,10 +60,11 @@ def open_collection(collection: ColbertCollection | str | os.PathLike[str] | Non
 
 
 def create_collection(**options: Any) -> ColbertCollection:
-    """A new collection, in memory where no location is given.
+    """Create a collection, in memory if no location is given.
 
     Args:
-        **options: Those of ``ColbertCollection.create``, ``location`` included. An ``encoder`` of None is ``"mini"``.
+        **options: Keyword arguments for ``ColbertCollection.create``, including ``location``. ``encoder`` defaults to
+            ``"mini"``.
     """
     _refuse_foreign(options)
     if not _has_location(options):
@@ -76,12 +77,12 @@ def create_collection(**options: Any) -> ColbertCollection:
 def create_filled(
     documents: Sequence[Document], create: Callable[..., ColbertCollection] = create_collection, **options: Any
 ) -> ColbertCollection:
-    """A new collection with documents in it. They are checked before anything is created or, what is worse, replaced.
+    """Create a collection with documents. All documents are checked before anything is created or replaced.
 
     Args:
-        documents: What to store.
-        create: Makes a collection of the options.
-        **options: As for :func:`create_collection`.
+        documents: Documents to store.
+        create: Function that creates the collection from the options.
+        **options: See :func:`create_collection`.
 
     Raises:
         InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
@@ -108,14 +109,14 @@ def create_filled(
 
 
 def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:
-    """The collection that is there, or else a new one.
+    """Open the collection, or create it if it does not exist.
 
     Args:
-        create: Makes a new one of the options.
-        **options: Those of ``ColbertCollection.create``; None stands for what is not said.
+        create: Function that creates the collection from the options.
+        **options: Keyword arguments for ``ColbertCollection.create``. None means that an option is not set.
 
     Raises:
-        CollectionMismatchError: The one that is there was made with another model or dimension.
+        CollectionMismatchError: The existing collection was created with another model or dimension.
     """
     if _has_location(options):
         known = inspect.signature(ColbertCollection.open).parameters
@@ -138,21 +139,21 @@ def import_into(
     filter: models.Filter | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ColbertCollection:
-    """A collection of ours with the documents of a foreign one, as :func:`~jcv2_plugin.import_qdrant` gives it.
+    """Import another Qdrant collection with :func:`~jcv2_plugin.import_qdrant` and return the target collection.
 
     Args:
-        client: Where the foreign one is.
-        collection_name: Its name there.
-        document_of: Its layout.
-        target: An open collection to add to; else :func:`open_or_create` finds or makes one.
-        options: For :func:`open_or_create`.
-        create: For :func:`open_or_create`.
-        text_option: The option that says which payload key holds the text, and what it is.
-        filter: Take only the points that it selects.
-        progress: Called now and then with the number of points done since.
+        client: Client of the source.
+        collection_name: Name of the source collection.
+        document_of: Function that converts a point's payload to a document.
+        target: Open collection to add to. Otherwise :func:`open_or_create` opens or creates one.
+        options: Options for :func:`open_or_create`.
+        create: See :func:`open_or_create`.
+        text_option: Name and value of the option that selects the payload key with the text.
+        filter: Import only the points that match.
+        progress: Called periodically with the number of points processed since the last call.
 
     Raises:
-        TypeError: A target is given together with what describes one.
+        TypeError: ``target`` is given together with ``options``.
         InvalidOptionError: No point has a text.
     """
     if target is not None and (unused := sorted(name for name, value in options.items() if value is not None)):
@@ -179,7 +180,7 @@ def import_into(
 
 
 def _refuse_foreign(options: Mapping[str, Any]) -> None:
-    """Raise for what other stores' users write, with the name it has here."""
+    """Raise for option names of other stores, naming the equivalent here."""
     for name in options:
         if name in _FOREIGN:
             raise TypeError(f"There is no option {name!r} here. Write {_FOREIGN[name]} instead.")

@@ -1,8 +1,8 @@
-"""How large a collection will be: disk, memory, nodes and encoding time, from sizes measured on Qdrant Edge.
+"""Capacity planning: disk, memory, nodes and encoding time of a collection, from sizes measured on Qdrant Edge.
 
-The sizes are in ``measured.json``, which ``benchmarks/plan_constants.py`` writes with the command, versions and
-machine they come from. They are of Qdrant's engine, so that a server stores the same; what a cluster's replication,
-snapshots and optimiser need beside it is in docs/scaling.md.
+``benchmarks/plan_constants.py`` writes the measured sizes to ``measured.json``, with the command, versions and machine.
+Edge is Qdrant's engine, so a server stores the same amount. docs/scaling.md covers the additional needs of a cluster's
+replication, snapshots and optimiser.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from jcv2_plugin.errors import InvalidOptionError
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _GIB = 2**30
 _FILL = 0.7
-"""How full a node may be: the optimiser writes segments anew beside the old ones, and traffic is never even."""
+"""Maximum fill level of a node. The optimiser writes new segments before it deletes old ones, and load is uneven."""
 
 
 @cache
 def measured() -> dict[str, Any]:
-    """The measured sizes."""
+    """Return the measured sizes."""
     text = resources.files("jcv2_plugin").joinpath("measured.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def parse_number(text: str) -> int:
-    """``"100M"`` as 100,000,000; the suffixes are k, M and B.
+    """Parse a number such as ``"100M"`` (100,000,000). The suffixes are k, M, G and B, in either case.
 
     Raises:
-        InvalidOptionError: It is no number, or not positive.
+        InvalidOptionError: The text is not a positive number.
     """
     factor = _SUFFIXES.get(text[-1:].lower(), 1)
     digits = text[:-1] if factor > 1 else text
@@ -55,24 +55,24 @@ def parse_number(text: str) -> int:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a collection is to hold.
+    """The planned contents and hardware of a collection.
 
     Attributes:
-        documents: How many.
-        tokens: Token vectors a document before pooling.
-        dim: The Matryoshka dimension.
-        storage: The profile.
-        first_stage: Of the collection.
-        pool_factor: Token pooling.
-        text_bytes: Bytes of text and metadata a document; None takes the measured bytes a token.
+        documents: Number of documents.
+        tokens: Token vectors per document, before pooling.
+        dim: Matryoshka dimension.
+        storage: Storage profile.
+        first_stage: First stage of the collection.
+        pool_factor: Token pooling factor.
+        text_bytes: Bytes of text and metadata per document. None uses the measured bytes per token.
         replicas: Copies of each shard.
-        node_memory: Bytes of memory a node.
-        node_disk: Bytes of disk a node.
-        tokens_per_second: What one encoder encodes; None where it is not known.
-        workers: Encoders at work.
+        node_memory: Memory per node in bytes.
+        node_disk: Disk space per node in bytes.
+        tokens_per_second: Throughput of one encoder, or None if unknown.
+        workers: Number of encoders.
 
     Raises:
-        InvalidOptionError: A number is out of range, or a name unknown.
+        InvalidOptionError: A number is out of range or a name is unknown.
     """
 
     documents: int
@@ -104,19 +104,19 @@ class Workload:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a workload needs. Sizes are bytes of one copy of the collection, if nothing else is said.
+    """Resources that a workload needs. Unless stated otherwise, sizes are bytes for one copy of the collection.
 
     Attributes:
-        vectors: Token vectors stored.
-        disk: By what it is for.
-        memory: What must be in memory for searches to be quick, by what it is for.
-        cached_vectors: Token vectors on disk; with so much more memory they are all in the page cache.
-        query_bytes: Token vectors read from disk, at most, by one two-stage search.
-        shards: At least so many, for a copy to fit its nodes.
+        vectors: Number of stored token vectors.
+        disk: Disk space by purpose.
+        memory: Memory needed for fast searches, by purpose.
+        cached_vectors: Size of the token vectors on disk: the additional memory that keeps all in the page cache.
+        query_bytes: Maximum size of the token vectors that a two-stage search reads from disk.
+        shards: Minimum number of shards for a copy to fit on its nodes.
         nodes: Shards times replicas.
-        limited_by: Why there are as many shards.
-        encoding_hours: With all encoders; None where their speed is not known.
-        warnings: What will not work.
+        limited_by: Resource that determines the number of shards.
+        encoding_hours: Encoding time with all encoders, or None if their throughput is unknown.
+        warnings: Problems with the workload.
     """
 
     vectors: int
@@ -132,25 +132,25 @@ class Plan:
 
     @property
     def total_disk(self) -> int:
-        """Of one copy."""
+        """Total disk space of one copy, in bytes."""
         return sum(self.disk.values())
 
     @property
     def total_memory(self) -> int:
-        """Of one copy."""
+        """Total memory of one copy, in bytes."""
         return sum(self.memory.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the plan and its totals as a dict."""
         return {**asdict(self), "total_disk": self.total_disk, "total_memory": self.total_memory}
 
 
 def plan(workload: Workload, sizes: Mapping[str, Any] | None = None) -> Plan:
-    """Add up what a workload needs.
+    """Estimate the resources that a workload needs.
 
     Args:
-        workload: What is to be stored.
-        sizes: Other measurements than those of the package.
+        workload: The workload.
+        sizes: Measured sizes. Defaults to those shipped with the package.
     """
     sizes = sizes or measured()
     documents, stored_tokens = workload.documents, max(1.0, workload.tokens / workload.pool_factor)
@@ -186,7 +186,7 @@ def plan(workload: Workload, sizes: Mapping[str, Any] | None = None) -> Plan:
 
 
 def vector_bytes(storage: Storage, dim: int, sizes: Mapping[str, Any] | None = None) -> float:
-    """Bytes on disk of one token vector, without a quantised copy."""
+    """Return the size of a token vector on disk in bytes, without a quantised copy."""
     if storage not in STORAGES:
         raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
     return _line((sizes or measured())["vector_bytes"][storage_profile(storage).datatype], dim)

@@ -1,8 +1,8 @@
-"""Documents of a foreign Qdrant collection, such as one of dense vectors, into one of ours.
+"""Import documents from other Qdrant collections, such as those with dense vectors.
 
-Their payloads are read and their texts encoded: a multivector cannot be made of a dense vector. What document is in a
-payload is said by a function; those of well-known layouts are found by name, as entry points of the group
-``jcv2_plugin.layouts``, which any installed package may have.
+The import reads payloads and encodes their texts, since a dense vector cannot be converted to a multivector. A function
+converts each payload to a document. Functions for well-known layouts are found by name: any installed package can
+provide them as entry points in the group ``jcv2_plugin.layouts``.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection
 
 DocumentOf = Callable[[str, Mapping[str, Any]], Document | None]
-"""Of a point's id and payload its document, or None where it has none."""
+"""Function from a point's id and payload to its document, or to None if it has none."""
 
 LAYOUTS = "jcv2_plugin.layouts"
-"""The group of entry points."""
+"""Entry point group of the layouts."""
 _SKIPPED_NAMED = 10
 _KEYS_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A point that was left out, by its id in the source, and why."""
+    """A skipped point: its id in the source and the reason."""
 
     point_id: str
     reason: str
@@ -44,14 +44,14 @@ class Skipped:
 
 @dataclass
 class ImportReport:
-    """What :func:`import_qdrant` did.
+    """Result of :func:`import_qdrant`.
 
     Attributes:
-        read: Points of the source.
+        read: Points read from the source.
         written: Documents encoded and stored.
-        unchanged: Documents that were stored just so already, as by an earlier call.
-        skipped: Points left out, since they hold no text.
-        first_skipped: The first ten of these.
+        unchanged: Documents that were already stored unchanged, for example by an earlier call.
+        skipped: Points skipped because they have no text.
+        first_skipped: The first ten skipped points.
     """
 
     read: int = 0
@@ -73,29 +73,29 @@ def import_qdrant(
     journal: str | os.PathLike[str] | None = None,
     workers: int | Sequence[str] = 0,
 ) -> ImportReport:
-    """Add the documents of another Qdrant collection to one of ours.
+    """Import the documents of another Qdrant collection.
 
-    The source is read page by page, without its vectors, and never written to. The target may hold documents already;
-    those of the same ids are replaced. A call that was stopped, even killed, is repeated to go on: what is stored is
-    not encoded again.
+    The source is read page by page, without its vectors, and is never modified. Documents in the target with the same
+    ids are replaced. Repeat an interrupted or killed call to resume: stored documents are not encoded again.
 
     Args:
-        source: Where the other collection is.
-        source_name: Its name, or an alias of it.
-        target: The collection to add to.
-        document_of: Says what document a point is, given its id and payload; None leaves the point out, as does a
-            blank text. A document without an id gets the point's. See :func:`load_layout` for those of well-known
-            layouts.
-        filter: Take only the points that it selects.
-        batch_documents: As for :meth:`ColbertCollection.ingest`.
-        progress: Called after each batch with the number of points done since the last call, skipped ones included.
-        journal: As for :meth:`ColbertCollection.ingest`.
-        workers: As for :meth:`ColbertCollection.ingest`.
+        source: Client of the source collection.
+        source_name: Name or alias of the source collection.
+        target: Collection to add the documents to.
+        document_of: Function from a point's id and payload to its document. Points are skipped if it returns None or
+            a document with blank text. Documents without an id get the point's id. :func:`load_layout` returns the
+            functions for well-known layouts.
+        filter: Import only the points that match.
+        batch_documents: See :meth:`ColbertCollection.ingest`.
+        progress: Called after each batch with the number of points processed since the last call, including skipped
+            ones.
+        journal: See :meth:`ColbertCollection.ingest`.
+        workers: See :meth:`ColbertCollection.ingest`.
 
     Raises:
-        CollectionNotFoundError: There is no such source.
-        InvalidOptionError: Source and target are the same collection.
-        InvalidDocumentError: A document cannot be stored; those of the batches before it are.
+        CollectionNotFoundError: The source does not exist.
+        InvalidOptionError: Source and target are the same collection, or ``document_of`` is not a function.
+        InvalidDocumentError: A document cannot be stored. The batches before it are stored.
     """
     if not callable(document_of):
         raise InvalidOptionError(
@@ -120,10 +120,10 @@ def import_qdrant(
 
 
 def source_engine(client: QdrantClient, name: str) -> ClientEngine:
-    """The other collection, to be read.
+    """Open the source collection.
 
     Raises:
-        CollectionNotFoundError: There is none of this name.
+        CollectionNotFoundError: There is no collection of this name.
     """
     try:
         return ClientEngine.open(client, name)
@@ -133,7 +133,7 @@ def source_engine(client: QdrantClient, name: str) -> ClientEngine:
 
 
 class _Reader:
-    """Turns points into documents, and counts."""
+    """Convert points to documents and count them."""
 
     def __init__(self, document_of: DocumentOf) -> None:
         self.report = ImportReport()
@@ -141,7 +141,7 @@ class _Reader:
         self._told = 0
 
     def documents(self, engine: ClientEngine, filter: models.Filter | None) -> Iterator[Document]:
-        """Those of all points that a filter selects, in the order of their ids."""
+        """Yield the documents of all points that match the filter, in order of point ids."""
         for record in engine.scroll(filter, with_payload=True):
             self.report.read += 1
             document = self._document_of(record.id, record.payload)
@@ -158,7 +158,7 @@ class _Reader:
                 yield document if document.id is not None else replace(document, id=record.id)
 
     def newly_skipped(self) -> int:
-        """How many were left out since this was asked last."""
+        """Return the number of points skipped since the last call."""
         new, self._told = self.report.skipped - self._told, self.report.skipped
         return new
 
@@ -182,19 +182,19 @@ def _check_different(source: ClientEngine, target: ColbertCollection) -> None:
 
 
 def layouts() -> list[str]:
-    """The names of the layouts that installed packages can read, for :func:`load_layout`."""
+    """Return the names of the installed layouts, for :func:`load_layout`."""
     return sorted({one.name for one in entry_points(group=LAYOUTS)})
 
 
 def load_layout(name: str, options: Mapping[str, Any] | None = None) -> DocumentOf:
-    """The function that says what document is in a point of a well-known layout, for :func:`import_qdrant`.
+    """Return the function that converts points of a well-known layout to documents, for :func:`import_qdrant`.
 
     Args:
         name: One of :func:`layouts`.
         options: Keyword arguments for the layout's function, such as the payload key of the text.
 
     Raises:
-        InvalidOptionError: There is no such layout, what it needs is not installed, or it has no such option.
+        InvalidOptionError: The layout or an option is unknown, or a package that the layout needs is not installed.
     """
     found = [one for one in entry_points(group=LAYOUTS) if one.name == name]
     if not found:
@@ -218,7 +218,7 @@ def load_layout(name: str, options: Mapping[str, Any] | None = None) -> Document
 
 
 def _requirement(layout: EntryPoint) -> str:
-    """What to install for a layout: its distribution, with the extra that has the layout's name, if there is one."""
+    """Return the requirement to install for a layout: its distribution, with the extra of the layout's name, if any."""
     distribution = layout.dist
     if distribution is None:
         return layout.module.partition(".")[0]

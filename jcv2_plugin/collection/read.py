@@ -1,4 +1,4 @@
-"""The part of a collection that reads: getting, counting, listing. What searches is in ``search.py``."""
+"""Reading from a collection: get, count and scroll. Searching is in ``search.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jcv2_plugin.errors import CollectionError, InvalidDocumentError
 
 
 class Reading(CollectionState):
-    """See the module."""
+    """Read methods of a collection."""
 
     def __repr__(self) -> str:
         return f"ColbertCollection({self._engine.title!r}, model={self.schema.model!r}, dim={self.dim})"
@@ -23,7 +23,7 @@ class Reading(CollectionState):
         return self.count()
 
     def get(self, ids: Iterable[str]) -> list[StoredDocument]:
-        """The documents of these ids that exist, in the order asked."""
+        """Return documents by id, in the given order. Missing ids are skipped."""
         wanted = id_list(ids)
         points = [point_id(one) for one in wanted]
         records = self._with_current(
@@ -33,32 +33,35 @@ class Reading(CollectionState):
         return [found[point] for point in points if point in found]
 
     def count(self, filter: models.Filter | None = None) -> int:
-        """How many documents there are, or how many a filter selects."""
+        """Return the number of documents, or of those that match a filter."""
         return self._with_current(lambda current: current.engine.count(filter))
 
     def scroll(self, filter: models.Filter | None = None) -> Iterator[StoredDocument]:
-        """All documents, or all that a filter selects, in no particular order."""
+        """Iterate over all documents, or those that match a filter, in no particular order."""
         for record in self._records(filter, with_payload=True):
             yield StoredDocument.from_payload(record.payload)
 
     def ids(self, filter: models.Filter | None = None) -> Iterator[str]:
-        """The ids of all documents, or of all that a filter selects."""
+        """Iterate over the ids of all documents, or of those that match a filter."""
         for payload in self.payloads([ID_KEY], filter):
             yield str(payload[ID_KEY])
 
     def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
-        """Chosen payload keys of all documents, or of all that a filter selects, without reading their texts."""
+        """Iterate over selected payload keys of all documents, or of those that match a filter.
+
+        Texts are not read unless selected.
+        """
         for record in self._records(filter, with_payload=list(keys)):
             yield record.payload
 
     def _records(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
-        """All points; where the collection is migrated meanwhile, the rest of them is read from the new one."""
+        """Iterate over the points. If the collection is migrated meanwhile, continue with the new one."""
         last = ""
         while True:
             current, read = self._current, last
             try:
                 for record in current.engine.scroll(filter, with_payload=with_payload):
-                    if record.id > read:  # of custom shards several may have the same id
+                    if record.id > read:  # with custom sharding, several shards can contain the same id
                         last = record.id
                         yield record
                 return
@@ -68,10 +71,10 @@ class Reading(CollectionState):
 
 
 def id_list(ids: Iterable[str]) -> list[str]:
-    """Ids as a list, checked.
+    """Return the ids as a list, after checking them.
 
     Raises:
-        InvalidDocumentError: One is no string, or a single string is given for a list.
+        InvalidDocumentError: An id is not a string, or a single string is given instead of a list.
     """
     if isinstance(ids, str):
         raise InvalidDocumentError(f"Give a list of ids, not the single string {ids!r}.")

@@ -1,4 +1,4 @@
-"""The part of a collection that searches: by MaxSim, with a first stage or without, and with explanations."""
+"""Searching a collection by MaxSim, with or without a first stage: search, MMR and explanations."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from jcv2_plugin.scoring.mmr import DocumentSimilarities, maximal_marginal_relev
 
 _QUERIES_PER_SEARCH = 64
 _DOCUMENTS_AT_A_TIME = 16
-"""Whose vectors are in memory at once: up to 4 MB each."""
+"""Number of documents whose vectors are held in memory at once, up to 4 MB each."""
 
 CANDIDATES = 300
-"""Candidates for MaxSim, where a search names no number. Measured by ``benchmarks/first_stages.py``."""
+"""Default number of candidates for MaxSim. Measured by ``benchmarks/first_stages.py``."""
 CANDIDATES_PER_RESULT = 4
-"""And at least so many for each document asked for."""
+"""Minimum number of candidates per requested result, by default."""
 EXACT_UP_TO = 1000
-"""Documents up to which all are ranked. It costs up to 2.5 times a two-stage search there, and misses nothing."""
+"""Number of documents up to which searches are exact. They take up to 2.5 times as long there and miss nothing."""
 FETCHED = 20
-"""Hits of which a diverse search chooses, where it names no number; and at least the next so many a result."""
+"""Default number of hits that MMR selects from."""
 FETCHED_PER_RESULT = 4
+"""Minimum number of hits that MMR selects from per requested result, by default."""
 
 
 @dataclass(frozen=True)
 class _Options:
-    """What the searches take beside queries and a number of results."""
+    """Options that all searches share."""
 
     filter: models.Filter | None
     score_threshold: float | None
@@ -54,7 +55,7 @@ class _Options:
 
 
 class Searching(CollectionState):
-    """See the module."""
+    """Search methods of a collection."""
 
     def search(
         self,
@@ -68,28 +69,29 @@ class Searching(CollectionState):
         first_stage: FirstStage | None = None,
         with_explanation: bool = False,
     ) -> list[SearchHit]:
-        """The ``k`` documents of the largest MaxSim with the query, best first.
+        """Search by MaxSim and return the top ``k`` documents, best first.
 
-        In a small collection MaxSim ranks all documents. In one with a first stage and more than 1,000 documents it
-        ranks the candidates that the first stage finds: scores are the same, and now and then a document is missed.
+        In a small collection, MaxSim ranks all documents. With a first stage and more than 1,000 documents, it ranks
+        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed.
 
         Args:
-            query: The question.
-            k: How many.
-            filter: Search only what it selects; metadata is addressed as ``metadata.<key>``.
-            score_threshold: Leave out documents scoring less.
-            candidates: How many the first stage is to find; more miss less and take longer. None takes 300, and at
-                least ``4 * k``.
-            exact: True ranks all documents, False uses the first stage however few there are.
-            first_stage: For this search another than the collection's, of what it stores: one with ``"hybrid"`` has
-                ``"pooled"`` and ``"bm25"`` too. One that is named is used however few documents there are; ``"none"``
-                ranks all, as ``exact=True``.
-            with_explanation: Give each hit the token-by-token comparison with the query, see :meth:`explain`. The
+            query: Query text.
+            k: Number of documents to return.
+            filter: Search only documents that match. Metadata fields are addressed as ``metadata.<key>``.
+            score_threshold: Leave out documents with a lower score.
+            candidates: Number of candidates from the first stage. More candidates miss fewer documents but take
+                longer. Defaults to 300, or ``4 * k`` if that is larger.
+            exact: True ranks all documents, False always uses the first stage. By default, this depends on the size of
+                the collection.
+            first_stage: First stage for this search, one that the collection stores: a ``"hybrid"`` collection also
+                has ``"pooled"`` and ``"bm25"``. It is used whatever the size of the collection. ``"none"`` ranks all
+                documents, like ``exact=True``.
+            with_explanation: Add the token-by-token comparison with the query to each hit, see :meth:`explain`. The
                 vectors of all hits are read together.
 
         Raises:
-            InvalidQueryError: The query is empty or no string, ``k`` or ``candidates`` is not positive, or the
-                collection has no such first stage to be used.
+            InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
+                collection does not have the requested first stage.
         """
         return self.search_many(
             [query],
@@ -114,7 +116,7 @@ class Searching(CollectionState):
         first_stage: FirstStage | None = None,
         with_explanation: bool = False,
     ) -> list[list[SearchHit]]:
-        """:meth:`search` for several queries at once, encoded in batches; a list of hits for each."""
+        """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
         if isinstance(queries, str):
             raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
         k = _positive(k, "k")
@@ -147,18 +149,17 @@ class Searching(CollectionState):
         first_stage: FirstStage | None = None,
         with_explanation: bool = False,
     ) -> list[SearchHit]:
-        """``k`` of the best documents that are not all the same, by maximal marginal relevance.
+        """Search with maximal marginal relevance (MMR) and return ``k`` relevant but diverse documents.
 
-        The best hit comes first, then those that are relevant and unlike the ones before; see
-        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, and not in falling order.
+        The best hit comes first, followed by hits that are relevant and dissimilar to those before them, see
+        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, but not in descending order.
 
         Args:
-            query: The question.
-            k: How many.
-            fetch_k: Of how many of the best hits they are chosen; at least ``k``. None takes ``4 * k``, and at
-                least 20.
-            lambda_mult: From 0 (as unlike each other as can be) to 1 (by relevance alone).
-            filter: As for :meth:`search`, as are all that follow.
+            query: Query text.
+            k: Number of documents to return.
+            fetch_k: Number of best hits to select from, at least ``k``. Defaults to ``4 * k``, or 20 if that is larger.
+            lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
+            filter: See :meth:`search`.
             score_threshold: See :meth:`search`.
             candidates: See :meth:`search`.
             exact: See :meth:`search`.
@@ -166,7 +167,8 @@ class Searching(CollectionState):
             with_explanation: See :meth:`search`.
 
         Raises:
-            InvalidQueryError: As :meth:`search`; or ``lambda_mult`` is not between 0 and 1.
+            InvalidQueryError: See :meth:`search`. Also raised if ``fetch_k`` is not positive or ``lambda_mult`` is not
+                between 0 and 1.
         """
         k = _positive(k, "k")
         fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, _positive(fetch_k, "fetch_k"))
@@ -188,18 +190,18 @@ class Searching(CollectionState):
         return self._with_current(work)
 
     def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
-        """Which token of a stored document each query token matched, and how well.
+        """Explain a score: the token of a stored document that each query token matched, and their similarity.
 
-        With token pooling a stored vector stands for several tokens, so the document is encoded anew, unpooled, and
-        the explanation's score is a little larger than the search's.
+        With token pooling, a stored vector represents several tokens. The document is then encoded again without
+        pooling, and the score of the explanation is slightly higher than that of the search.
 
         Args:
-            query: The query.
-            id: The document's id.
-            query_vectors: The query's vectors where they are known, which saves encoding it for each document.
+            query: Query text.
+            id: Id of the document.
+            query_vectors: Precomputed query vectors, to avoid encoding the query again for each document.
 
         Raises:
-            InvalidDocumentError: There is no such document.
+            InvalidDocumentError: There is no document with this id.
         """
 
         def work(current: OpenCollection) -> Explanation:
@@ -241,7 +243,7 @@ def _candidates(
     exact: bool | None,
     first_stage: FirstStage | None = None,
 ) -> int | None:
-    """How many candidates the first stage is to find; None to rank everything."""
+    """Return the number of candidates for the first stage, or None for an exact search."""
     if candidates is not None:
         candidates = _positive(candidates, "candidates")
     if first_stage is not None:
@@ -290,7 +292,7 @@ def _hit(record: Record, query_vectors: int) -> SearchHit:
 def _explained(
     current: OpenCollection, queries: Sequence[str], vectors: Sequence[Matrix], found: Sequence[Sequence[SearchHit]]
 ) -> list[list[SearchHit]]:
-    """The same hits with their explanations. A document that several queries found is read once."""
+    """Add explanations to the hits. A document found by several queries is read once."""
     documents: dict[str, SearchHit] = {}
     askers: defaultdict[str, list[int]] = defaultdict(list)
     for position, hits in enumerate(found):
@@ -314,12 +316,12 @@ def _explained(
 def _with_vectors(
     current: OpenCollection, hits: Sequence[SearchHit], *, pooled: bool
 ) -> Iterator[tuple[SearchHit, Matrix]]:
-    """Documents that were found with their token vectors, in their order, a few in memory at a time.
+    """Yield the hits with their token vectors, in order, a few in memory at a time.
 
     Args:
-        current: Where they were found.
-        hits: What was found.
-        pooled: Whether pooled vectors will do; otherwise the documents of a collection with pooling are encoded anew.
+        current: Collection that was searched.
+        hits: Hits of the search.
+        pooled: Whether pooled vectors suffice. Otherwise, the documents of a collection with pooling are encoded again.
     """
     stored_will_do = pooled or current.schema.pool_factor == 1
     for batch in in_batches(hits, _DOCUMENTS_AT_A_TIME):
@@ -327,7 +329,7 @@ def _with_vectors(
         if stored_will_do:
             hashes = {point_id(hit.id): hit.payload.get(HASH_KEY) for hit in batch}
             for record in current.engine.retrieve(list(hashes), with_payload=[HASH_KEY], with_vectors=[VECTOR_NAME]):
-                # One that was replaced since it was found is not the text of the hit any more.
+                # Skip documents that were replaced since the search: their text is no longer that of the hit.
                 if record.vectors is not None and record.payload.get(HASH_KEY) == hashes[record.id]:
                     known[record.id] = record.vectors
         missing = [hit for hit in batch if point_id(hit.id) not in known]
@@ -347,6 +349,6 @@ def _positive(value: int, name: str) -> int:
         number = -1
     if number < 1:
         raise InvalidQueryError(f"{name} must be a positive integer, got {value!r}.")
-    if number >= 2**31:  # engines differ in what they make of it
+    if number >= 2**31:  # engines handle larger values differently
         raise InvalidQueryError(f"{name} must be below 2**31, got {value!r}.")
     return number

@@ -1,7 +1,7 @@
-"""Snapshots: a whole collection in one file, which any engine restores without encoding anything.
+"""Snapshots: a whole collection in one file, which can be restored on any engine without encoding.
 
-A zip archive (with its checksums) of the description, and of parts with the points' payloads, token vectors and
-first stage's vectors. It is written under another name and renamed at the end, so a snapshot that is there is complete.
+A snapshot is a zip archive (with checksums) of the schema and of parts with the points' payloads, token vectors and
+first-stage vectors. It is written under a temporary name and renamed at the end, so an existing snapshot is complete.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FLOATS_A_PART = 8 * 1024 * 1024
 
 
 class SnapshotError(Jcv2Error, ValueError):
-    """A file is no snapshot, or a damaged one."""
+    """The file is not a snapshot or is damaged."""
 
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """What a snapshot holds."""
+    """Contents of a snapshot: schema, number of documents and number of parts."""
 
     schema: CollectionSchema
     documents: int
@@ -47,7 +47,7 @@ def write_snapshot(
     """Write all points of a collection to a file.
 
     Raises:
-        SnapshotError: The file is there already.
+        SnapshotError: The file already exists.
     """
     if file.exists():
         raise SnapshotError(f"{str(file)!r} is there already. Choose another name, or remove it.")
@@ -81,10 +81,10 @@ def write_snapshot(
 
 
 def read_info(file: Path) -> SnapshotInfo:
-    """What a snapshot holds, without reading its parts.
+    """Read the information about a snapshot, without reading its parts.
 
     Raises:
-        SnapshotError: It is none, or of a newer version of this package.
+        SnapshotError: The file is not a snapshot, or was written by a newer version of this package.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -93,7 +93,7 @@ def read_info(file: Path) -> SnapshotInfo:
         documents, parts, schema = int(described["documents"]), int(described["parts"]), described["schema"]
     except FileNotFoundError as error:
         raise SnapshotError(f"There is no snapshot {str(file)!r}. Check the path.") from error
-    except Exception as error:  # a damaged archive fails in many ways
+    except Exception as error:  # damaged archives raise various errors
         raise SnapshotError(f"{str(file)!r} is no snapshot, or is damaged: {error}. Take another one.") from error
     if not known:
         raise SnapshotError(f"{str(file)!r} has format {described['format']}, too new for this version. Upgrade.")
@@ -101,10 +101,10 @@ def read_info(file: Path) -> SnapshotInfo:
 
 
 def check_snapshot(file: Path) -> None:
-    """Read all of a snapshot, by which its checksums are compared, before anything is replaced by it.
+    """Read a whole snapshot and verify its checksums, before it replaces anything.
 
     Raises:
-        SnapshotError: Something is damaged or missing.
+        SnapshotError: The snapshot is damaged or incomplete.
     """
     info = read_info(file)
     try:
@@ -113,7 +113,7 @@ def check_snapshot(file: Path) -> None:
         documents = sum(map(len, read_points(file)))
     except MemoryError:
         raise
-    except Exception as error:  # a damaged archive fails in many ways
+    except Exception as error:  # damaged archives raise various errors
         raise SnapshotError(f"{str(file)!r} is damaged: {error}. Take another snapshot.") from error
     if lost or documents != info.documents:
         raise SnapshotError(
@@ -123,7 +123,7 @@ def check_snapshot(file: Path) -> None:
 
 
 def read_points(file: Path) -> Iterator[list[Point]]:
-    """The points of a snapshot, part by part."""
+    """Yield the points of a snapshot, part by part."""
     info = read_info(file)
     with zipfile.ZipFile(file) as archive:
         for number in range(info.parts):
@@ -151,7 +151,7 @@ def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], sc
     rows = [{"id": record.id, "payload": record.payload} for record in records]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     archive.writestr(_name(number, "payloads.jsonl"), lines, zipfile.ZIP_DEFLATED)
-    # float16 loses nothing of what is stored in float16 or less.
+    # float16 is lossless for vectors stored as float16 or less.
     kind = np.float32 if schema.storage == "float32" else np.float16
     matrices = [np.empty((0, schema.dim)) if one.vectors is None else one.vectors for one in records]
     _write_array(archive, _name(number, "rows.npy"), np.array([len(matrix) for matrix in matrices]))

@@ -1,4 +1,4 @@
-"""Read files as documents: text files in passages, JSON lines as they are."""
+"""Read files as documents: text files are split into passages, JSON Lines are read as they are."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ STDIN_NAME = "stdin"
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})
 DEFAULT_CHUNK_TOKENS = 200
 FILE_KEY = "_file"
-"""Payload key with the name of the file a document was read from, whatever its metadata say."""
+"""Payload key with the name of the file a document was read from, independent of its metadata."""
 
 
 class SourceError(Jcv2Error, ValueError):
-    """A file to index is missing or unreadable; the message names file, line and remedy."""
+    """A file to index is missing or unreadable. The message contains the file, line and remedy."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to index; ``name`` is its path as the user gave it, and the stem of its documents' ids."""
+    """A file to index. ``name`` is its normalised path, and the prefix of its passages' ids."""
 
     path: Path
     name: str
@@ -46,11 +46,11 @@ class SourceFile:
 
     @property
     def is_jsonl(self) -> bool:
-        """Whether it holds a document a line, rather than a text to split."""
+        """Whether the file contains one document per line rather than a text to split."""
         return self.is_stdin or self.path.suffix.lower() == JSONL_SUFFIX
 
     def size(self) -> int:
-        """Its bytes; 0 where that is not to be known."""
+        """Return the file size in bytes, or 0 if unknown."""
         try:
             return 0 if self.is_stdin else self.path.stat().st_size
         except OSError:
@@ -58,13 +58,14 @@ class SourceFile:
 
 
 def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False) -> list[SourceFile]:
-    """The files meant by files and folders, in a stable order. Hidden folders and environments are passed over.
+    """Find the files to index in the given files and folders, in a stable order.
 
-    The path ``-`` means standard input, as JSON lines.
+    Skips hidden files and folders, and environments such as ``venv`` and ``node_modules``. The path ``-`` means
+    standard input, as JSON Lines.
 
     Raises:
-        SourceError: A path does not exist, is of an unknown kind, or (unless ``allow_empty``) a folder has nothing
-            to index.
+        SourceError: A path does not exist, a file type is not supported, or a folder has no files to index (unless
+            ``allow_empty``).
     """
     files: dict[str, SourceFile] = {}
     for given in paths:
@@ -92,7 +93,7 @@ def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = F
 
 
 def source_name(path: str | os.PathLike[str]) -> str:
-    """How a path is written in ids and metadata: normalised, with forward slashes."""
+    """Return a path as written in ids and metadata: normalised, with forward slashes."""
     return Path(os.path.normpath(path)).as_posix()
 
 
@@ -104,20 +105,20 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _is_wanted(file: Path) -> bool:
     if file.suffix.lower() == JSONL_SUFFIX:
-        # In a BEIR folder only the corpus is documents.
+        # In a BEIR folder, only the corpus contains documents.
         return not (file.name == "queries.jsonl" and file.with_name("corpus.jsonl").exists())
     return file.suffix.lower() in TEXT_SUFFIXES
 
 
 class PassageReader:
-    """Turn files into documents; texts are split at the best boundary that keeps a passage within a size.
+    """Read files as documents. Texts are split at the best boundary that keeps passages within a maximum size.
 
     Args:
-        encoder: The model, whose tokens are counted.
-        chunk_tokens: Largest size of a passage, in tokens; at most what the model's window holds.
+        encoder: Encoder whose tokens are counted.
+        chunk_tokens: Maximum size of a passage in tokens, at most the model's window.
 
     Attributes:
-        bytes_read: Of all files so far, which tells how far a run has got.
+        bytes_read: Bytes read from all files so far, for progress reports.
     """
 
     def __init__(self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
@@ -135,10 +136,11 @@ class PassageReader:
         self.bytes_read = 0
 
     def read(self, file: SourceFile) -> Iterator[Document]:
-        """The documents of a file. A text is read at once, JSON lines one by one as documents are asked for.
+        """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
 
         Raises:
-            SourceError: If it is not UTF-8 (of a text, at once), or a JSON line cannot be read (when it comes).
+            SourceError: The file is not UTF-8 (raised immediately for a text), or a JSON line is invalid (raised when
+                it is reached).
         """
         if file.is_jsonl:
             return _rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file)
@@ -156,7 +158,7 @@ class PassageReader:
         for chunk in splitter.chunks(text):
             if not chunk.strip():
                 continue
-            # Named by content, not by position: an edit leaves the passages after it what they were.
+            # The id depends on content, not position, so that an edit does not change the ids of later passages.
             digest = hashlib.blake2b(chunk.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
             seen[digest] += 1
             repeat = f"-{seen[digest]}" if seen[digest] > 1 else ""
@@ -177,7 +179,7 @@ def _text_of(file: SourceFile) -> str:
 
 
 def html_text(page: str) -> str:
-    """The text of an HTML page, without scripts and styles."""
+    """Extract the text of an HTML page, without scripts and styles."""
     soup = BeautifulSoup(page, "html.parser")
     for element in soup(["script", "style", "template", "noscript"]):
         element.decompose()
@@ -195,7 +197,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
-    """Documents of JSON lines in BEIR form (``_id``, ``title``, ``text``) or as ``{id, text, metadata}``."""
+    """Yield the documents of JSON Lines in BEIR format (``_id``, ``title``, ``text``) or ``{id, text, metadata}``."""
     where = file.name if file.is_stdin else str(file.path)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -207,7 +209,7 @@ def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
                 f"{where}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
                 f"({type(error).__name__}: {error})."
             ) from error
-        # BEIR corpora have a few empty documents; they hold nothing to find.
+        # BEIR corpora contain a few empty documents.
         if document.text.strip():
             yield document
 

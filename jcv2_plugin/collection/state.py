@@ -1,4 +1,4 @@
-"""What the parts of a collection share: an engine, a description, and the model they need, loaded at its first use."""
+"""Shared state of a collection: engine, schema and the encoder, which is loaded on first use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    # Imported when a model is loaded: that takes seconds, and reading or deleting needs none.
+    # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 _SIZE_IS_KNOWN_FOR = 30.0  # seconds
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class OpenCollection:
-    """One collection as it was opened. A migration replaces it by another one and does not change it."""
+    """An open collection. A migration does not modify it but replaces it with a new one."""
 
     def __init__(
         self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None
@@ -42,7 +42,7 @@ class OpenCollection:
 
     @property
     def encoder(self) -> JinaColbertEncoder:
-        """The model, loaded at the first use."""
+        """The encoder, loaded on first use."""
         with self._lock:
             if self._encoder is None:
                 encoder = load_for(self.schema, self.schema.model, self.device)
@@ -52,7 +52,7 @@ class OpenCollection:
 
     @property
     def stages(self) -> list[Stage]:
-        """The first stage's vectors."""
+        """Stages of the first stage, created on first use."""
         with self._lock:
             if self._stages is None:
                 schema = self.schema
@@ -64,23 +64,23 @@ class OpenCollection:
             return self._stages
 
     def stage_vectors(self, text: str, vectors: NDArray[np.float32]) -> dict[str, StageVector]:
-        """What the first stage stores for a document."""
+        """Return the first-stage vectors to store for a document."""
         return {stage.name: stage.document(text, vectors) for stage in self.stages}
 
     def size(self) -> int:
-        """About how many documents there are, asked for now and then."""
+        """Return the approximate number of documents, cached for 30 seconds."""
         now = time.monotonic()
         if self._size is None or now - self._size_from > _SIZE_IS_KNOWN_FOR:
             self._size, self._size_from = self.engine.size(), now
         return self._size
 
     def has_changed(self) -> None:
-        """Ask for the size again, after documents were written or deleted."""
+        """Reset the cached size after documents were written or deleted."""
         self._size = None
 
 
 class CollectionState:
-    """The base of :class:`~jcv2_plugin.ColbertCollection`'s parts."""
+    """Base class of the mixins that make up :class:`~jcv2_plugin.ColbertCollection`."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class CollectionState:
         device: str | None = None,
     ) -> None:
         self._current = OpenCollection(engine, schema, encoder, device)
-        # One writer at a time: a migration or a snapshot must see all of a write or nothing.
+        # One writer at a time: a migration or snapshot must see each write completely or not at all.
         self._writing = threading.RLock()
         self._migrating = threading.Lock()
         self._following = threading.Lock()
@@ -101,30 +101,30 @@ class CollectionState:
 
     @property
     def schema(self) -> CollectionSchema:
-        """With which model, dimension and preprocessing the vectors are made."""
+        """Collection schema: the model, dimension and preprocessing of the vectors."""
         return self._current.schema
 
     @property
     def dim(self) -> int:
-        """The Matryoshka dimension."""
+        """Matryoshka dimension of the vectors."""
         return self.schema.dim
 
     @property
     def encoder(self) -> JinaColbertEncoder:
-        """The model, loaded at the first use.
+        """The encoder, loaded on first use.
 
         Raises:
-            ModelNotFoundError: The model the collection was made with is not to be had.
-            CollectionMismatchError: What now goes by its name has other weights.
+            ModelNotFoundError: The model that the collection was created with is not available.
+            CollectionMismatchError: The model of that name now has other weights.
         """
         return self._current.encoder
 
     def close(self) -> None:
-        """Release the folder or client; a second call does nothing."""
+        """Close the collection and release its folder or client. Calling it again has no effect."""
         self._engine.close()
 
     def _with_current(self, work: Callable[[OpenCollection], T]) -> T:
-        """Do something with the collection, and again if it was migrated meanwhile, here or by another process."""
+        """Run ``work`` on the open collection, and again if this or another process has migrated it meanwhile."""
         while True:
             current = self._current
             try:
@@ -134,11 +134,11 @@ class CollectionState:
                     raise
 
     def _replaced(self, current: OpenCollection, error: CollectionError) -> bool:
-        """Whether another collection has replaced this one, so that what failed is to be done again."""
+        """Return whether another collection has replaced this one, so that failed work should be repeated."""
         return self._current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
 
     def _follow(self, current: OpenCollection) -> bool:
-        """Open what the collection's name stands for by now, if that is another one."""
+        """Open the collection that the name points to now, if it is another one."""
         with self._following:
             if self._current is not current:
                 return True
@@ -151,7 +151,7 @@ class CollectionState:
 
 
 def _fitting(current: OpenCollection, schema: CollectionSchema) -> JinaColbertEncoder | None:
-    """The model that is loaded, if the other collection was made with it too."""
+    """Return the loaded encoder if it also fits the other collection."""
     encoder = current._encoder
     if encoder is None:
         return None
@@ -163,14 +163,14 @@ def _fitting(current: OpenCollection, schema: CollectionSchema) -> JinaColbertEn
 
 
 def load_encoder(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:
-    """Load a model by name."""
+    """Load an encoder by name or path."""
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     return JinaColbertEncoder.from_pretrained(name, **options)
 
 
 def load_for(schema: CollectionSchema, model: str, device: str | None) -> JinaColbertEncoder:
-    """Load a model with the settings that a collection was made with."""
+    """Load an encoder with the settings of a collection's schema."""
     same = model == schema.model
     skiplist: Any = schema.skiplist if schema.skiplist != "custom" else "default"
     return load_encoder(

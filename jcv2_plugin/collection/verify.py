@@ -1,4 +1,4 @@
-"""Whether a collection holds what it says: counts, dimensions, numbers that are none, and vectors of its texts."""
+"""Verify a collection: counts, ids, payloads, dimensions, non-finite values, and whether vectors match their texts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MOST_NAMED = 20
 
 @dataclass
 class VerificationReport:
-    """What :meth:`ColbertCollection.verify` found.
+    """Result of :meth:`ColbertCollection.verify`.
 
     Attributes:
         documents: Documents counted by the engine.
-        read: Documents read one by one; the same number if nothing was written meanwhile.
+        read: Documents read. Equals ``documents`` if nothing was written meanwhile.
         vectors: Token vectors read.
-        encoded: Documents that were encoded anew and compared.
-        worst: The largest 1 - cosine between a stored and a fresh token vector.
-        problems: What is wrong, a line each; the first 20.
+        encoded: Documents that were encoded again and compared.
+        worst: Largest 1 - cosine between a stored and a newly encoded token vector.
+        problems: Descriptions of the first 20 problems.
     """
 
     documents: int = 0
@@ -41,11 +41,11 @@ class VerificationReport:
 
     @property
     def ok(self) -> bool:
-        """Whether all is well."""
+        """Whether no problems were found."""
         return not self.problems
 
     def note(self, problem: str) -> None:
-        """Remember a problem."""
+        """Add a problem to the report."""
         if len(self.problems) < _MOST_NAMED:
             self.problems.append(problem)
 
@@ -111,7 +111,7 @@ def _compare(current: OpenCollection, records: list[Record], report: Verificatio
         name = f"Document {StoredDocument.from_payload(record.payload).id!r}"
         report.encoded += 1
         stored = record.vectors
-        assert stored is not None  # of those with a problem none is chosen
+        assert stored is not None  # records with a problem are not sampled
         if stored.shape != vectors.shape:
             report.note(f"{name} has {len(stored)} vectors; encoded anew it has {len(vectors)}.")
             continue

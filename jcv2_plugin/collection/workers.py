@@ -1,4 +1,4 @@
-"""Encoder processes, one for each device, that feed one collection."""
+"""Encode in several processes, one per device."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class WorkerError(Jcv2Error):
-    """An encoder process came to an end before its work did."""
+    """An encoder process ended unexpectedly."""
 
 
 def as_devices(workers: int | Sequence[str]) -> list[str]:
-    """The device of each process: the GPUs there are, in turn, or the CPU.
+    """Return the device of each worker. A number of workers is spread over the available GPUs, or uses the CPU.
 
     Raises:
-        InvalidOptionError: The number is negative, or a device is no string.
+        InvalidOptionError: The number is negative, or a device is not a string.
     """
     if isinstance(workers, int) and not isinstance(workers, bool):
         if workers < 0:
@@ -46,10 +46,10 @@ def as_devices(workers: int | Sequence[str]) -> list[str]:
 
 
 class EncoderPool:
-    """Processes with a model each, fed in turn; a context manager.
+    """Pool of encoder processes, used as a context manager.
 
-    Each loads the model by itself, from where it came from: that is quicker than sending the weights, and needs no
-    shared memory.
+    Each process loads the model from its original source, which is faster than sending the weights and needs no shared
+    memory.
     """
 
     def __init__(self, encoder: JinaColbertEncoder, devices: Sequence[str]) -> None:
@@ -80,7 +80,7 @@ class EncoderPool:
     def submit(
         self, texts: Sequence[str], dim: int, long_documents: LongDocuments, pool_factor: float
     ) -> Future[list[Matrix]]:
-        """Have texts encoded by the next process that is free."""
+        """Submit texts to be encoded by the next free process."""
         return self._pool.submit(_encode, list(texts), dim, long_documents, pool_factor)
 
     def __enter__(self) -> EncoderPool:
@@ -103,9 +103,9 @@ _encoder: Any = None
 
 
 def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[int, str]) -> None:
-    """In a new process: take a device, and load the model onto it."""
+    """Initialise a new process: take a device and load the model onto it."""
     global _encoder
-    # Ctrl-C goes to the parent too, which sees to it that what is encoded gets stored. First, as imports take seconds.
+    # Ignore Ctrl-C: the parent receives it too and stores what is encoded. Do this first, since imports take seconds.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -116,7 +116,7 @@ def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[in
 
 
 def _load(reference: str, device: str, options: dict[str, Any], weights: dict[int, str]) -> JinaColbertEncoder:
-    """The model, which must have the weights of the one that is to be encoded with."""
+    """Load the model and check that its weights match those of the parent's model."""
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     encoder = JinaColbertEncoder.from_pretrained(

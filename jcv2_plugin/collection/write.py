@@ -1,4 +1,4 @@
-"""The part of a collection that writes: adding, ingesting streams, deleting."""
+"""Writing to a collection: add, ingest and delete documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jcv2_plugin.errors import InvalidOptionError
 
 
 class Writing(CollectionState):
-    """See the module."""
+    """Write methods of a collection."""
 
     def add(
         self,
@@ -29,22 +29,22 @@ class Writing(CollectionState):
         ids: Sequence[str | None] | None = None,
         metadata: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
-        """Encode and store documents; one whose id is there already replaces it.
+        """Encode and store documents. A document with an existing id replaces the stored one.
 
-        Everything is checked before the first is encoded, and documents that are stored unchanged are not
-        encoded again. More than 256 are written in batches; use :meth:`ingest` for streams.
+        All documents are checked before any is encoded. Documents that are already stored unchanged are not encoded
+        again. More than 256 documents are written in batches. Use :meth:`ingest` for streams.
 
         Args:
-            texts: Texts, or :class:`Document` objects.
-            ids: An id for each text; None draws random ones.
-            metadata: A dict for each text.
+            texts: Texts or :class:`Document` objects.
+            ids: Id of each text. None generates random ids.
+            metadata: Metadata dict of each text.
 
         Returns:
-            The documents' ids, in order.
+            Ids of the documents, in input order.
 
         Raises:
-            InvalidDocumentError: Empty text, an id twice, metadata that is no JSON, ... Nothing was written.
-            DocumentTooLongError: A document exceeds what the model or Qdrant takes. Nothing was written.
+            InvalidDocumentError: A text is empty, an id is duplicated, metadata is not JSON, ... Nothing was written.
+            DocumentTooLongError: A document exceeds a limit of the model or of Qdrant. Nothing was written.
         """
         documents = validate(as_documents(texts, ids, metadata))
 
@@ -72,32 +72,33 @@ class Writing(CollectionState):
         journal: str | os.PathLike[str] | None = None,
         workers: int | Sequence[str] = 0,
     ) -> IngestReport:
-        """Add documents from any iterable, however long, holding a few batches in memory.
+        """Add documents from an iterable of any length, keeping only a few batches in memory.
 
-        While one batch is encoded the one before it is stored. Each batch is checked as a whole before it is
-        encoded; an error leaves the batches before it stored, as does Ctrl-C but for what workers are encoding just
-        then. Documents that are stored unchanged are not encoded again: so a run that was stopped, even killed, goes
-        on where it was when it is repeated. Of documents with the same id in different batches the last one stays.
+        One batch is stored while the next is encoded. Each batch is checked as a whole before it is encoded. After an
+        error, the batches before it are stored; after Ctrl-C too, except those that workers are still encoding.
+        Documents that are already stored unchanged are not encoded again, so repeating an interrupted or killed run
+        resumes it. If several batches contain the same id, the last document is kept.
 
         Args:
             documents: Texts or :class:`Document` objects.
-            batch_documents: Documents a batch, at most; a batch of long ones has fewer.
-            progress: Called after each batch is stored with the number of documents in it.
-            journal: A file that remembers the run until it ends well. Documents without an id need it to be
-                recognised when the run is repeated: they get random ids otherwise, and would come twice.
-            workers: Encode in so many processes, one for each GPU where there are any, or on these devices
+            batch_documents: Maximum number of documents per batch. Batches of long documents are smaller.
+            progress: Called after each stored batch with its number of documents.
+            journal: File that records the progress of the run. It is removed when the run succeeds. Documents without
+                an id need it to be recognised when a run is repeated: otherwise, they get random ids and are stored
+                twice.
+            workers: Number of processes to encode in, spread over the GPUs if there are any, or a list of devices
                 (``["cuda:0", "cuda:1"]``). 0 encodes in this process.
 
         Raises:
-            InvalidDocumentError: As :meth:`add`, of one batch.
-            DocumentTooLongError: Likewise.
-            JournalError: The journal is another file, or unreadable.
+            InvalidDocumentError: See :meth:`add`. Nothing of the batch was written.
+            DocumentTooLongError: See :meth:`add`. Nothing of the batch was written.
+            JournalError: The journal file is not a journal or is unreadable.
         """
         with self._writing, IngestJournal.open(journal) as opened:
 
             def begin(current: OpenCollection) -> None:
                 current.engine.begin_writing()
-                current.engine.size()  # asked of the collection that the name stands for by now
+                current.engine.size()  # follow the name if the collection was replaced
 
             self._with_current(begin)
             run = Ingestion(self._current, journal=opened, workers=workers, progress=progress)
@@ -109,10 +110,10 @@ class Writing(CollectionState):
         return report
 
     def delete(self, ids: Iterable[str] | None = None, *, filter: models.Filter | None = None) -> None:
-        """Remove documents by id, or all that a filter selects. Ids that are not there are no error.
+        """Delete documents by id or by filter. Missing ids are ignored.
 
         Raises:
-            ValueError: If neither or both of them are given.
+            ValueError: Neither or both of ``ids`` and ``filter`` are given.
         """
         if (ids is None) == (filter is None):
             raise ValueError("Give either ids or a filter to delete by.")
@@ -129,19 +130,21 @@ class Writing(CollectionState):
             self._with_current(work)
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
-        """Index a field for filters, such as ``"metadata.topic"`` as ``"keyword"``. Qdrant in strict mode wants it.
+        """Index a payload field for filters, for example ``"metadata.topic"`` as ``"keyword"``.
+
+        Qdrant's strict mode requires this for filtered fields.
 
         Raises:
-            InvalidOptionError: There is no such kind.
+            InvalidOptionError: The index type is unknown.
         """
         if kind not in PAYLOAD_INDEXES:
             raise InvalidOptionError(f"A payload index is one of {PAYLOAD_INDEXES}, got {kind!r} for {key!r}.")
         self._with_current(lambda current: current.engine.create_payload_index(key, kind))
 
     def optimize(self) -> None:
-        """Merge what many small writes left, build the first stage's index, drop deleted documents; takes a while.
+        """Merge segments, build the first stage's index and drop deleted documents. This can take a while.
 
-        :meth:`ingest` does so at its end. A server does it by itself.
+        :meth:`ingest` calls this at the end. A server optimises itself.
         """
         with self._writing:
             self._with_current(lambda current: current.engine.optimize())

@@ -1,1 +1,1 @@
-"""Encode texts: the model, its projection heads, every layout it is loaded from, and int8."""
+"""The encoder: model, projection heads, checkpoint layouts and int8 quantisation."""

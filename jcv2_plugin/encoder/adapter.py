@@ -1,4 +1,4 @@
-"""LoRA adapters in peft's layout, merged into a backbone when it is loaded, without peft."""
+"""Merge LoRA adapters in peft's layout into a backbone, without peft."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
 
     Args:
         backbone: A transformers model.
-        folder: With ``adapter_config.json`` and ``adapter_model.safetensors``, as peft and ``jcv2-finetune`` write.
+        folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and
+            ``jcv2-finetune``.
 
     Raises:
-        ModelLayoutError: A file is missing, or a matrix has no layer that it fits.
+        ModelLayoutError: If a file is missing, or a matrix does not fit any layer.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -45,5 +46,5 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         if up is None or tuple(weight.shape) != (up.shape[0], down.shape[1]):
             raise ModelLayoutError(f"{folder}: the matrices of {layer!r} do not fit its shape {tuple(weight.shape)}.")
         with torch.no_grad():
-            # In float32: the product of two half-precision matrices would be rounded twice.
+            # In float32, because the product of two half-precision matrices would be rounded twice.
             weight.add_((scale * (up.float() @ down.float())).to(weight))

@@ -1,4 +1,4 @@
-"""A backbone as a sentence-transformers module, for every layout that is not sentence-transformers' own."""
+"""Load a backbone as a sentence-transformers module, for layouts other than sentence-transformers' own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sentence_transformers.base.modules import Transformer
 
 
 def text_transformer(folder: str | os.PathLike[str], model_kwargs: dict[str, Any]) -> Transformer:
-    """Load the transformer and tokenizer of a local folder, giving token states; never from pickle."""
+    """Load the transformer and tokenizer of a local folder, with hidden states as output. Pickle is never loaded."""
     transformer: Transformer = Transformer(
         os.fspath(folder),
         model_kwargs={**model_kwargs, "use_safetensors": True},

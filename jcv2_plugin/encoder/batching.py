@@ -1,7 +1,7 @@
-"""Batches by token budget: texts sorted by tokenised length, as many a batch as fit a padded-token budget.
+"""Batching by token budget: sort texts by tokenised length and fill each batch up to a number of padded tokens.
 
-A fixed number of texts a batch either pads short texts to long ones or starves the device; a budget of
-padded tokens does neither. On a CPU small batches also keep the activations in the caches.
+A fixed number of texts per batch either wastes compute on padding or underuses the device. On a CPU, small batches also
+keep the activations in the caches.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Measured for CPU: 512 to 2,048 are within a few percent of each other (docs/encoder.md). The accelerator
-# values only keep activations of a 1024-wide model within a few GiB; measure on yours.
+# Measured on CPU only: 512 to 2,048 are within a few percent of each other (docs/encoder.md). The accelerator values
+# just keep the activations of a 1024-wide model within a few GiB.
 DEFAULT_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32_768, "mps": 8_192}
-_OVERHEAD_SHARE = 32  # a batch costs as much, beside its tokens, as a 32nd of a full one
-_MOST_TEXTS = 4096  # in one batch, to bound the search below
+_OVERHEAD_SHARE = 32  # fixed cost of a batch: 1/32 of a full one
+_MOST_TEXTS = 4096  # per batch, to bound the search below
 
 
 def default_tokens_per_batch(device_type: str) -> int:
-    """The budget used where the caller names none, for ``torch.device.type``."""
+    """Return the default token budget for a ``torch.device.type``."""
     return DEFAULT_TOKENS_PER_BATCH.get(device_type, 8_192)
 
 
 def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int | None = None) -> Iterator[list[int]]:
-    """Group indices into ``lengths`` so that (longest in batch) x (texts in batch) stays within the budget.
+    """Group the indices of ``lengths`` so that (longest in batch) x (texts in batch) stays within the budget.
 
-    Of all ways to cut the sorted lengths into batches, the one of least cost is taken, where a batch costs its
-    padded tokens and a fixed overhead. Longest first, so that running out of memory shows at once. A single text
-    over the budget gets a batch of its own. Every index comes exactly once.
+    Of all ways to cut the sorted lengths into batches, this picks the cheapest one; the cost of a batch is its number
+    of padded tokens plus a fixed overhead. Batches come longest first, so that running out of memory shows early. A
+    single text over the budget gets its own batch. Every index occurs exactly once.
 
     Raises:
         ValueError: If the budget or ``max_texts`` is not positive.
@@ -43,7 +43,7 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int |
     longest = np.maximum(np.asarray(lengths, dtype=np.int64)[order], 1)
     most = min(max_texts or _MOST_TEXTS, _MOST_TEXTS)
     overhead = tokens_per_batch // _OVERHEAD_SHARE
-    # cost[end] is the least cost of the first `end` texts, whose last batch begins at begin[end].
+    # cost[end] is the minimum cost of the first `end` texts, whose last batch begins at begin[end].
     cost = np.zeros(len(order) + 1, dtype=np.int64)
     begin = np.zeros(len(order) + 1, dtype=np.int64)
     for end in range(1, len(order) + 1):
@@ -63,9 +63,9 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int |
 
 
 def occupied_columns(features: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """First and past-the-last column of each row that the model must see, each of shape ``(texts,)``.
+    """Return the first and past-the-last column that each row needs, each of shape ``(texts,)``.
 
-    Query expansion tokens count even where the attention mask leaves them out: they are scored.
+    Query expansion tokens are included even if the attention mask excludes them, because they are scored.
     """
     used = features["attention_mask"].bool()
     if (expansion := features.get("query_expansion_positions")) is not None:
@@ -77,7 +77,7 @@ def occupied_columns(features: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def take_rows(features: dict[str, Any], rows: list[int], first: int, last: int) -> dict[str, Any]:
-    """The features of some texts, cut to the columns ``first:last``; values that are no rows pass through."""
+    """Return the features of some texts, cut to the columns ``first:last``. Other values are passed through."""
     texts, width = features["attention_mask"].shape
     taken: dict[str, Any] = {}
     for name, value in features.items():

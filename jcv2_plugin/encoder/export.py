@@ -1,7 +1,7 @@
-"""Write one head of a model in PyLate's layout, which sentence-transformers 6 and PyLate both read.
+"""Export one projection head of a model in PyLate's layout, which both sentence-transformers 6 and PyLate load.
 
-The folder needs none of our code. PyLate 1.6 pins transformers below the version that has Jina's backbone
-natively, so there it reads exports of other backbones only (BERT, ModernBERT, XLM-R, ...).
+The folder can be used without this package. PyLate 1.6 pins transformers below the first version with Jina's backbone,
+so it only loads exports of other backbones (BERT, ModernBERT, XLM-R, ...).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def export_single_head(encoder: JinaColbertEncoder, path: Path, dim: int) -> None:
-    """Write the backbone and the head for ``dim`` to a new folder; see the module.
+    """Write the backbone and the head for ``dim`` to a new folder in PyLate's layout.
 
     Raises:
-        FileExistsError: The folder exists and is not empty.
-        ModelLayoutError: The model has something that the layout cannot say.
+        FileExistsError: If the folder exists and is not empty.
+        ModelLayoutError: If the layout cannot represent the model.
     """
     heads = encoder.heads
     if heads is None or (obstacle := _obstacle(encoder, heads)):
@@ -74,7 +74,7 @@ def _configs(encoder: JinaColbertEncoder, dim: int) -> dict[str, Any]:
             "prompts": prompts,
             "default_prompt_name": None,
             "similarity_fn_name": "MaxSim",
-            # PyLate inserts the marker's id; sentence-transformers prepends the prompt, marker and space.
+            # PyLate inserts the marker's id; sentence-transformers prepends the prompt, which is marker and space.
             "query_prefix": prompts["query"].strip(),
             "document_prefix": prompts["document"].strip(),
             "query_length": length,

@@ -1,4 +1,4 @@
-"""Tell models apart by their weights, so that a collection is never searched with another model's queries."""
+"""Identify models by their weights, so that a collection is never searched with another model's query vectors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _SAMPLE = 512
 
 
 def weights_fingerprint(modules: list[nn.Module]) -> str:
-    """A short hash over samples of every parameter; the same on any device, in float32 and in bfloat16.
+    """Return a short hash of samples of every parameter. It is the same on any device, in float32 and in bfloat16.
 
-    Each parameter adds its shape and up to 512 evenly spaced values, rounded to bfloat16: a model stored in
-    bfloat16 and loaded in float32 is the same model. Loaded in float16 it is not: that type cannot hold every
-    bfloat16, so the weights really are others.
+    The hash covers each parameter's shape and up to 512 evenly spaced values, rounded to bfloat16. A model stored in
+    bfloat16 and loaded in float32 therefore has the same fingerprint. Loaded in float16 it does not, because float16
+    cannot represent every bfloat16 value, so the weights do differ.
     """
     digest = hashlib.sha256()
     for module in modules:
         for name, parameter in module.named_parameters():
-            if "pooler" in name:  # never used, and random where a checkpoint leaves it out
+            if "pooler" in name:  # never used, and random if the checkpoint lacks it
                 continue
             flat = parameter.detach().reshape(-1)
             step = max(1, flat.numel() // _SAMPLE)

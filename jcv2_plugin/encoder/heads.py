@@ -1,8 +1,8 @@
 """Projection heads: one bias-free linear layer per Matryoshka dimension, not weight-tied.
 
-Jina-ColBERT-v2 (arXiv 2408.16672, section on Matryoshka representation learning) trains a separate linear
-head for each dimension; the weight-tied form, in which a small vector is a prefix of a large one, clearly
-hurts late interaction. A head is therefore never sliced: a dimension without a head is an error.
+Jina-ColBERT-v2 (arXiv 2408.16672, section on Matryoshka representation learning) trains a separate linear head for each
+dimension. The weight-tied variant, in which a small vector is a prefix of a large one, clearly hurts late interaction.
+Heads are therefore never sliced: a dimension without a head is an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 
 
 def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
-    """One dimension or several as a tuple of ints; numpy's integers are integers too."""
+    """Return one or several dimensions as a tuple of ints. numpy integers are accepted."""
     try:
         return (operator.index(dim),)  # type: ignore[arg-type]
     except TypeError:
@@ -30,19 +30,19 @@ def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
 
 
 class MatryoshkaHeads(Module):
-    """Project token states to one or several dimensions, each by its own linear head, and L2-normalise.
+    """Project hidden states to one or several dimensions, each with its own linear head, and L2-normalise them.
 
-    The module reads ``features["token_embeddings"]`` of shape ``(batch, tokens, in_features)`` and replaces
-    it by the projections to the asked dimensions, concatenated on the last axis: ``(batch, tokens,
-    sum(dims))``. Each dimension's slice has unit rows. Concatenation lets every later module (scoring mask,
-    re-padding of unpadded batches) treat several dimensions as one; :meth:`split` takes it apart again.
+    The module reads ``features["token_embeddings"]`` of shape ``(batch, tokens, in_features)`` and replaces it with the
+    projections to the requested dimensions, concatenated along the last axis: ``(batch, tokens, sum(dims))``. The slice
+    of each dimension is normalised to unit length. Concatenating them lets later modules (scoring mask, re-padding of
+    unpadded batches) treat several dimensions as one; :meth:`split` separates them again.
 
     Args:
-        in_features: Size of the backbone's token states.
-        dims: The dimensions to make heads for. Order is kept; the first is the default.
-        normalize: L2-normalise each head's output, as MaxSim over cosines expects.
-        weights: Initial weights, ``{dim: tensor of shape (dim, in_features)}``. Heads without one keep
-            torch's random initialisation.
+        in_features: Size of the backbone's hidden states.
+        dims: Dimensions to create heads for, in order; the first is the default.
+        normalize: Whether to L2-normalise each head's output, as MaxSim with cosine similarity expects.
+        weights: Initial weights, ``{dim: tensor of shape (dim, in_features)}``. Heads without an entry keep torch's
+            random initialisation.
 
     Raises:
         ValueError: If ``dims`` is empty, repeats a dimension, or a weight has another shape.
@@ -83,7 +83,7 @@ class MatryoshkaHeads(Module):
         self.linears[str(dim)].weight = nn.Parameter(weight.detach().clone())
 
     def resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
-        """The dimensions meant by ``dim``: one, several, or (None) the first.
+        """Return the dimensions that ``dim`` refers to: one, several, or the first for None.
 
         Raises:
             UnknownDimError: If there is no head for one of them.
@@ -102,19 +102,19 @@ class MatryoshkaHeads(Module):
         return wanted
 
     def weight(self, dim: int) -> Tensor:
-        """The head's weight, of shape ``(dim, in_features)``, detached from training."""
+        """Return the weight of a head, of shape ``(dim, in_features)``, detached from the graph."""
         weight: Tensor = self.get_submodule(f"linears.{dim}").weight  # type: ignore[assignment]
         return weight.detach()
 
     def project(self, states: Tensor, dim: int) -> Tensor:
-        """Token states ``(..., in_features)`` to token vectors ``(..., dim)``."""
+        """Project hidden states ``(..., in_features)`` to token vectors ``(..., dim)``."""
         vectors: Tensor = self.linears[str(dim)](states)
         return F.normalize(vectors, p=2, dim=-1) if self.normalize else vectors
 
     def forward(  # type: ignore[override]
         self, features: dict[str, Any], dim: int | Iterable[int] | None = None
     ) -> dict[str, Any]:
-        """Replace token states by token vectors; see the class. ``dim=None`` means the first head."""
+        """Replace hidden states with token vectors. ``dim=None`` uses the first head."""
         states = features["token_embeddings"]
         vectors = [self.project(states, one) for one in self.resolve_dims(dim)]
         features["token_embeddings"] = vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)
@@ -122,7 +122,7 @@ class MatryoshkaHeads(Module):
 
     @staticmethod
     def split(vectors: Any, dims: tuple[int, ...]) -> dict[int, Any]:
-        """Take concatenated vectors ``(tokens, sum(dims))`` apart: ``{dim: (tokens, dim)}``."""
+        """Split concatenated vectors ``(tokens, sum(dims))`` into ``{dim: (tokens, dim)}``."""
         parts: dict[int, Any] = {}
         start = 0
         for dim in dims:
@@ -131,26 +131,26 @@ class MatryoshkaHeads(Module):
         return parts
 
     def get_embedding_dimension(self) -> int:
-        """The default (first) dimension."""
+        """Return the default (first) dimension."""
         return self.dims[0]
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The constructor's arguments, as stored in ``config.json``."""
+        """Return the constructor's arguments, as stored in ``config.json``."""
         return {"in_features": self.in_features, "dims": list(self.dims), "normalize": self.normalize}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors`` (never pickle)."""
         self.save_config(output_path)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Not save_file, which makes files that only their owner can read.
+        # Not save_file, which creates files readable by their owner only.
         (Path(output_path) / "model.safetensors").write_bytes(save(tensors))
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> MatryoshkaHeads:  # type: ignore[override]
-        """Read a folder written by :meth:`save`.
+        """Load heads from a folder written by :meth:`save`.
 
         Raises:
-            ModelLayoutError: If weights are missing, superfluous or of the wrong shape.
+            ModelLayoutError: If weights are missing, unexpected or of the wrong shape.
         """
         names = ("token", "cache_folder", "revision", "local_files_only")
         hub: dict[str, Any] = {key: kwargs[key] for key in names if key in kwargs}
@@ -166,7 +166,7 @@ class MatryoshkaHeads(Module):
         return heads
 
     def load_weights(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Set every head from ``{"linears.<dim>.weight": tensor}``, strictly."""
+        """Load every head from ``{"linears.<dim>.weight": tensor}``. Missing and unexpected tensors are errors."""
         expected = {f"linears.{dim}.weight": dim for dim in self.dims}
         if set(tensors) != set(expected):
             raise ModelLayoutError(f"{source}: expected the tensors {sorted(expected)}, found {sorted(tensors)}.")

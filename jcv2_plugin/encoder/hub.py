@@ -1,7 +1,7 @@
-"""From a model's name to a local folder that holds only JSON, text and safetensors.
+"""Resolve a model name to a local folder, downloading it from the hub if needed.
 
-Only those file kinds are ever fetched or read: no remote code (``*.py``) and no pickle (``*.bin``, ``*.pt``)
-can run, whatever a repository holds.
+Only JSON, text and safetensors files are downloaded or read. Remote code (``*.py``) and pickle (``*.bin``, ``*.pt``)
+never run, whatever a repository contains.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 
 SAFE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
 IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
-# The library's HTTP errors derive from those of the client it uses, which differs between its versions.
+# HfHubHTTPError derives from the exception of the HTTP client, which differs between versions of huggingface_hub.
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 HUB_ERRORS = (_TRANSPORT_ERROR, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
 _WAY_OUT = (
@@ -33,12 +33,12 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model came from.
+    """Where a model was loaded from.
 
     Attributes:
-        name: As the user gave it: a hub repository, a folder, or the name of a shipped model.
-        folder: The local folder to read.
-        revision: The hub commit, None for local folders.
+        name: Name given by the user: a hub repository, a folder or a bundled model.
+        folder: Local folder with the files.
+        revision: Hub commit; None for local folders.
         is_hub: Whether ``name`` is a hub repository.
     """
 
@@ -56,11 +56,11 @@ def resolve_model(
     cache_folder: str | None = None,
     local_files_only: bool = False,
 ) -> ModelSource:
-    """Find a model's folder, downloading it from the hub where it is no local one.
+    """Return a model's local folder, downloading it from the hub if needed.
 
     Raises:
-        ModelNotFoundError: No such folder, no such repository, or the hub is out of reach.
-        ModelLayoutError: The folder holds pickled weights only.
+        ModelNotFoundError: If there is no such folder or repository, or the hub cannot be reached.
+        ModelLayoutError: If the folder has only pickled weights.
     """
     name = os.fspath(name_or_path)
     if not name.strip():
@@ -98,10 +98,10 @@ def resolve_model(
 
 
 def refuse_pickle_only(folder: Path) -> None:
-    """Raise if the folder, or a module's folder in it, has pickled weights and no safetensors.
+    """Reject a folder if it, or a subfolder, has pickled weights without safetensors.
 
     Raises:
-        ModelLayoutError: Naming the file and how to convert it.
+        ModelLayoutError: If there is such a file. The message says how to convert it.
     """
     for weights in [*folder.glob("*.bin"), *folder.glob("*/*.bin"), *folder.glob("*.pt")]:
         if weights.parent.name not in ("onnx", "openvino") and not list(weights.parent.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""Encoding by token budget: what ``JinaColbertEncoder`` does differently from sentence-transformers' loop."""
+"""Encoding with batches by token budget, which replaces sentence-transformers' encoding loop."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ else:
     _Base = object
 
 _WINDOW_TEXTS = 1024  # texts tokenised at a time
-_LEAST_TOKENS = 256  # a batch, where few texts are dealt out to several threads: less is mostly overhead
+_LEAST_TOKENS = 256  # per batch when few texts are spread over several threads; smaller batches are mostly overhead
 _NO_CAP = 2**31
 
 
 class TokenBudgetInference(_Base):
-    """The encoding methods of :class:`~jcv2_plugin.JinaColbertEncoder`."""
+    """Encoding methods of :class:`~jcv2_plugin.JinaColbertEncoder`."""
 
     _splitter: WindowSplitter | None
     _plain_tokenizer: Tokenizer | None
     _on_device: bool
     _tokenizer_lock: threading.RLock
 
-    if TYPE_CHECKING:  # of JinaColbertEncoder
+    if TYPE_CHECKING:  # defined by JinaColbertEncoder
 
         @property
         def heads(self) -> MatryoshkaHeads | None: ...  # noqa: D102
@@ -57,13 +57,13 @@ class TokenBudgetInference(_Base):
         def resolve_dim(self, dim: int | None) -> int: ...  # noqa: D102
 
     def _forget_derived(self) -> None:
-        """Drop what was computed from the modules, after one was changed."""
+        """Reset everything derived from the modules, after one of them has changed."""
         self._splitter = None
         self._plain_tokenizer = None
         self._on_device = False
 
     def __getstate__(self) -> dict[str, Any]:
-        # Locks and compiled objects do not travel; a copy and a worker process make their own.
+        # Locks and compiled objects cannot be pickled; a copy or worker process creates its own.
         return {**self.__dict__, "_splitter": None, "_plain_tokenizer": None, "_tokenizer_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,8 +71,9 @@ class TokenBudgetInference(_Base):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Tokenise, as sentence-transformers does. One thread at a time: a call sets truncation and padding
-        on the tokenizer itself, so that another's would otherwise apply.
+        """Tokenise texts as sentence-transformers does.
+
+        Only one thread tokenises at a time, because each call sets truncation and padding on the shared tokenizer.
         """
         with self._tokenizer_lock:
             return super().preprocess(inputs, prompt=prompt, **kwargs)
@@ -80,16 +81,16 @@ class TokenBudgetInference(_Base):
     def encode_query(  # type: ignore[override]
         self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
     ) -> Any:
-        """Encode queries: marked, and padded with attended [MASK] tokens where the model does so.
+        """Encode queries. Adds the query prompt (marker) and, if the model uses query expansion, [MASK] tokens.
 
         Args:
-            inputs: One text, or any iterable of texts.
-            prompt_name: A prompt of the model's other than ``"query"``.
-            prompt: A text to put in front instead.
+            inputs: One text or an iterable of texts.
+            prompt_name: Name of a prompt to use instead of ``"query"``.
+            prompt: Text to prepend instead of a named prompt.
             **kwargs: See :meth:`encode`.
 
         Returns:
-            As :meth:`encode`; each query has shape ``(query tokens, dim)``.
+            Token vectors as in :meth:`encode`; each query has shape ``(query tokens, dim)``.
         """
         if prompt_name is None and prompt is None and "query" in self.prompts:
             prompt_name = "query"
@@ -98,16 +99,16 @@ class TokenBudgetInference(_Base):
     def encode_document(  # type: ignore[override]
         self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
     ) -> Any:
-        """Encode documents: marked, punctuation left out as the model's skip list says.
+        """Encode documents. Adds the document prompt (marker) and drops vectors of tokens on the skip list.
 
         Args:
-            inputs: One text, or any iterable of texts.
-            prompt_name: A prompt of the model's other than ``"document"``.
-            prompt: A text to put in front instead.
+            inputs: One text or an iterable of texts.
+            prompt_name: Name of a prompt to use instead of ``"document"``.
+            prompt: Text to prepend instead of a named prompt.
             **kwargs: See :meth:`encode`.
 
         Returns:
-            As :meth:`encode`; each document has shape ``(scored tokens, dim)``.
+            Token vectors as in :meth:`encode`; each document has shape ``(scored tokens, dim)``.
         """
         if prompt_name is None and prompt is None and "document" in self.prompts:
             prompt_name = "document"
@@ -126,30 +127,31 @@ class TokenBudgetInference(_Base):
         long_documents: LongDocuments = "truncate",
         **kwargs: Any,
     ) -> Any:
-        """Encode texts; use :meth:`encode_query` or :meth:`encode_document`, which set the task.
+        """Encode texts. Prefer :meth:`encode_query` and :meth:`encode_document`, which set the task.
 
         Args:
-            inputs: One text, or any iterable of texts.
-            prompt_name: Name of a prompt of the model's.
-            prompt: A text to put in front of each input.
-            batch_size: At most that many texts a batch; None leaves it to the token budget alone.
-            show_progress_bar: Show one; None asks the logging level.
-            dim: The Matryoshka dimension. Several dims cost one backbone pass. None is the model's default.
-            tokens_per_batch: Padded tokens a batch; None takes :attr:`tokens_per_batch`.
-            long_documents: What to do with a document over ``document_length``: ``"truncate"`` cuts it, as
-                ColBERT does; ``"split"`` encodes it in windows and puts their vectors together; ``"error"``
-                raises :class:`~jcv2_plugin.errors.DocumentTooLongError`.
-            **kwargs: As sentence-transformers' ``MultiVectorEncoder.encode`` (``convert_to_numpy``,
-                ``device``, ``pool``, ``token_pooling``, ...).
+            inputs: One text or an iterable of texts.
+            prompt_name: Name of one of the model's prompts.
+            prompt: Text to prepend to each input.
+            batch_size: Maximum number of texts per batch. If None, only the token budget applies.
+            show_progress_bar: Whether to show a progress bar. If None, this depends on the logging level.
+            dim: Matryoshka dimension, or several, which take a single pass through the backbone. If None, the model's
+                default.
+            tokens_per_batch: Padded tokens per batch. If None, :attr:`tokens_per_batch`.
+            long_documents: What to do with a document longer than ``document_length``. ``"truncate"`` cuts it, as
+                ColBERT does; ``"split"`` encodes it in windows and concatenates their vectors; ``"error"`` raises
+                :class:`~jcv2_plugin.errors.DocumentTooLongError`.
+            **kwargs: Passed to sentence-transformers' ``MultiVectorEncoder.encode`` (``convert_to_numpy``, ``device``,
+                ``pool``, ``token_pooling``, ...).
 
         Returns:
-            For one ``dim`` a list of tensors (arrays with ``convert_to_numpy=True``) of shape ``(tokens,
-            dim)``, bare for a single text. For several, a dict from dim to that.
+            For one ``dim``, a list of tensors (arrays with ``convert_to_numpy=True``) of shape ``(tokens, dim)``, or a
+            single one for a single text. For several, a dict that maps each dim to that.
 
         Raises:
-            UnknownDimError: The model has no head for a dim.
-            TypeError: An input is not a string.
-            DocumentTooLongError: See ``long_documents``.
+            UnknownDimError: If the model has no head for a dim.
+            TypeError: If an input is not a string.
+            DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
         """
         if long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
@@ -190,11 +192,11 @@ class TokenBudgetInference(_Base):
         return {"dim": dims} if self.heads is not None else {}
 
     def get_model_kwargs(self) -> list[str]:
-        """Keyword arguments that ``encode`` takes beyond sentence-transformers' own."""
+        """Return the keyword arguments that ``encode`` takes in addition to sentence-transformers' own."""
         return [*super().get_model_kwargs(), "tokens_per_batch", "long_documents"]
 
     def _inference(self, inputs: list[Any], **kwargs: Any) -> list[Any]:
-        """Encode a list of texts on one device; called by ``encode``, here or in a worker process."""
+        """Encode a list of texts on one device. Called by ``encode``, in this process or in a worker."""
         tokens_per_batch = kwargs.pop("tokens_per_batch", None)
         long_documents = kwargs.pop("long_documents", "truncate")
         if kwargs["output_value"] is None:
@@ -226,13 +228,13 @@ class TokenBudgetInference(_Base):
         device: Any = None,
         **kwargs: Any,
     ) -> Iterator[tuple[int, Tensor]]:
-        if _in_training(self):  # asking costs a tenth of setting all anew, which a query would feel
+        if _in_training(self):  # the check takes a tenth of the time of eval(), which matters for a single query
             self.eval()
         threads = self._threads_to_deal_out(device)
         preprocessing = {key: value for key, value in kwargs.items() if key == "processing_kwargs"}
 
         def batches() -> Iterator[tuple[list[int], dict[str, Any]]]:
-            # By characters first, so that texts tokenised together are of a length; by tokens within.
+            # Sort by characters first, so that texts tokenised together have similar lengths; then by tokens.
             order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
             for start in range(0, len(texts), _WINDOW_TEXTS):
                 window = order[start : start + _WINDOW_TEXTS]
@@ -247,7 +249,7 @@ class TokenBudgetInference(_Base):
             with torch.inference_mode():
                 output = self(batch_to_device(features, device), task=task, **kwargs)
                 mask = output["attention_mask"].bool()
-                # One selection and one transfer for the batch: on an accelerator each waits for it.
+                # One selection and one transfer per batch, because each of them waits for the accelerator.
                 kept = output["token_embeddings"][mask]
                 if normalize_embeddings:
                     kept = F.normalize(kept, p=2, dim=-1)
@@ -265,7 +267,7 @@ class TokenBudgetInference(_Base):
                 progress.update(len(positions))
 
     def _inference_device(self, device: Any) -> Any:
-        """Where to encode. That all modules are there is asked once: to look at each tensor costs a query 5 %."""
+        """Return the device to encode on. Module placement is checked once: each check would cost a query 5%."""
         if device is None and self._on_device:
             return self.device
         resolved = self._resolve_inference_device(device)
@@ -273,32 +275,32 @@ class TokenBudgetInference(_Base):
         return resolved
 
     def _threads_to_deal_out(self, device: Any) -> int:
-        """Threads of torch that batches are dealt out to; 1 where an operator, or a runtime, has them all."""
+        """Return the number of torch threads to spread batches over; 1 if operators or another runtime use them all."""
         if torch.device(device).type != "cpu" or getattr(self[0], "runs_own_threads", False):
             return 1
-        # Autocast holds for the thread that it is called in.
+        # Autocast only applies to the thread that enabled it.
         return 1 if torch.is_autocast_enabled("cpu") else torch.get_num_threads()
 
     def feature_batches(
         self, texts: list[str], budget: int, max_texts: int, *, parts: int = 1, **preprocess: Any
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Tokenise texts and deal them into batches by length, within a budget of padded tokens.
+        """Tokenise texts and group them by length into batches within a token budget.
 
         Args:
             texts: Texts, at least one.
-            budget: Padded tokens a batch (real ones where the attention is unpadded).
-            max_texts: Texts a batch, at most.
-            parts: Batches to make of few texts too, where they are worked at side by side.
-            **preprocess: As sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
+            budget: Padded tokens per batch (actual tokens if the attention is unpadded).
+            max_texts: Maximum number of texts per batch.
+            parts: Number of batches to aim for if there are few texts, so that they can be encoded in parallel.
+            **preprocess: Passed to sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
 
         Yields:
-            Positions in ``texts``, and the features of these texts, on the CPU. Every text comes once.
+            The positions of some texts in ``texts``, and their features on the CPU. Every text occurs once.
         """
         features = self.preprocess(texts, **preprocess)
-        if len(texts) == 1:  # nothing to deal out, and no padding to cut off: a query's latency is felt
+        if len(texts) == 1:  # no batching and no padding to remove; saves latency for a single query
             yield [0], features
             return
-        if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts real tokens
+        if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts actual tokens
             lengths = features["cu_seq_lens_q"].diff().tolist()
             for rows in plan_batches(lengths, budget, max_texts):
                 yield rows, self.preprocess([texts[row] for row in rows], **preprocess)
@@ -336,7 +338,7 @@ class TokenBudgetInference(_Base):
 
     @property
     def plain_tokenizer(self) -> Tokenizer:
-        """A copy of the tokenizer that neither truncates nor pads, made once: XLM-RoBERTa's takes 300 MB."""
+        """A cached copy of the tokenizer without truncation and padding. XLM-RoBERTa's takes 300 MB."""
         with self._tokenizer_lock:
             if self._plain_tokenizer is None:
                 self._plain_tokenizer = plain_tokenizer(self.tokenizer)
@@ -344,12 +346,12 @@ class TokenBudgetInference(_Base):
 
 
 def _in_training(module: nn.Module) -> bool:
-    """Whether any module is in training mode. ``modules()`` would cost ten times as much, for names nobody asks for."""
+    """Return whether any module is in training mode. Ten times faster than ``modules()``, which also builds names."""
     return module.training or any(_in_training(child) for child in module._modules.values() if child is not None)
 
 
 def _join_windows(vectors: list[Tensor], owners: list[int]) -> list[Tensor]:
-    """Put the windows of each text together again, in order."""
+    """Concatenate the windows of each text, in order."""
     joined: list[list[Tensor]] = []
     for one, owner in zip(vectors, owners, strict=True):
         if owner == len(joined):

@@ -1,7 +1,7 @@
-"""A backbone that runs in eight bits on a CPU, by OpenVINO, and keeps its float weights beside.
+"""Run a backbone in int8 on a CPU with OpenVINO, next to its float weights.
 
-The float weights are what a model is told by (its fingerprint), what is trained and what runs on an accelerator. The
-eight-bit copy is made of them by :func:`~jcv2_plugin.encoder.quantization.quantize`, and only encodes.
+The float weights determine the model's fingerprint, are used for training, and run on accelerators. The int8 copy is
+created from them by :func:`~jcv2_plugin.encoder.quantization.quantize` and is only used for encoding.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from jcv2_plugin.errors import MissingPackageError, ModelLayoutError
 Result = TypeVar("Result")
 
 FOLDER = "openvino"
-_GRAPH = "openvino_model_qint8_quantized.xml"  # as sentence-transformers names such files
+_GRAPH = "openvino_model_qint8_quantized.xml"  # file names of sentence-transformers
 _WEIGHTS = "openvino_model_qint8_quantized.bin"
 _MADE_FROM = "quantized.json"
 
 
 class Int8Model:
-    """A quantised network in memory: compiled where it is first run, with one request a thread.
+    """A quantised network in memory, compiled on first use, with one inference request per thread.
 
     Attributes:
-        graph: OpenVINO's XML.
-        weights: Its constants.
-        made_from: The fingerprint of the float weights it was made from.
+        graph: OpenVINO's XML graph.
+        weights: The graph's constants.
+        made_from: Fingerprint of the float weights it was created from.
     """
 
     _compiled: Any
@@ -52,10 +52,10 @@ class Int8Model:
 
     @classmethod
     def read(cls, folder: Path) -> Int8Model:
-        """Read what :meth:`write` wrote.
+        """Load the files written by :meth:`write`.
 
         Raises:
-            ModelLayoutError: A file is missing or unreadable.
+            ModelLayoutError: If a file is missing or unreadable.
         """
         try:
             made_from = json.loads((folder / _MADE_FROM).read_text(encoding="utf-8"))["weights"]
@@ -67,7 +67,7 @@ class Int8Model:
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Write the files; each is replaced whole, as a model loaded from here may be written here."""
+        """Write the files. Each is replaced atomically, because the model may have been loaded from this folder."""
         folder.mkdir(parents=True, exist_ok=True)
         made_from = json.dumps({"weights": self.made_from}).encode()
         for name, content in ((_GRAPH, self.graph), (_WEIGHTS, self.weights), (_MADE_FROM, made_from)):
@@ -76,16 +76,16 @@ class Int8Model:
             temporary.replace(folder / name)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token states, in float32, of texts on the CPU. Any number of threads may call it.
+        """Return the float32 hidden states of tokenised texts on the CPU. Thread-safe.
 
         Raises:
-            MissingPackageError: OpenVINO is not installed.
+            MissingPackageError: If OpenVINO is not installed.
         """
         request = getattr(self._requests, "own", None)
         if request is None:
             request = self._requests.own = self._compile().create_infer_request()
         states = request.infer({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})[0]
-        # The request owns that memory, and writes its next answer there.
+        # Copy, because the request reuses this memory for its next result.
         return torch.from_numpy(np.array(states))
 
     def _compile(self) -> Any:
@@ -96,7 +96,7 @@ class Int8Model:
                     "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
                     "NUM_STREAMS": "1",
                     "PERFORMANCE_HINT": "LATENCY",
-                    # What is not quantised stays exact; else it would be bfloat16 where the processor has that.
+                    # Keep layers that are not quantised in float32; the default is bfloat16 on CPUs that support it.
                     "INFERENCE_PRECISION_HINT": "f32",
                 }
                 self._compiled = in_own_thread(lambda: self._compile_with(options))
@@ -122,21 +122,21 @@ class Int8Model:
 
 
 class QuantizedTransformer(Transformer):
-    """A sentence-transformers ``Transformer`` with an eight-bit copy of itself, which encodes on the CPU.
+    """A sentence-transformers ``Transformer`` with an int8 copy of itself for encoding on the CPU.
 
-    Where gradients are wanted, on any other device, and once the float weights are others than those that were
-    quantised, the float weights run.
+    The float weights are used when gradients are enabled, on any other device, and if they have changed since they were
+    quantised.
     """
 
     runs_own_threads = True
-    """Texts are computed by OpenVINO's threads, not by torch's."""
+    """Encoding uses OpenVINO's threads, not torch's."""
 
     int8: Int8Model
     _is_current: bool | None = None
 
     @classmethod
     def around(cls, transformer: Transformer, int8: Int8Model) -> QuantizedTransformer:
-        """A module of the parts of another, which is not to be used any more."""
+        """Wrap a transformer. It shares its parts with the new module and must not be used any more."""
         made = cls.__new__(cls)
         made.__dict__.update(transformer.__dict__)
         made.int8 = int8
@@ -145,7 +145,7 @@ class QuantizedTransformer(Transformer):
 
     @classmethod
     def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> QuantizedTransformer:
-        """Read both weights of a folder."""
+        """Load the float and int8 weights from a folder."""
         subfolder = args[0] if args else kwargs.get("subfolder", "")
         int8 = Int8Model.read(Path(model_name_or_path, subfolder, FOLDER))
         module: QuantizedTransformer = super().load(model_name_or_path, *args, **kwargs)
@@ -153,18 +153,18 @@ class QuantizedTransformer(Transformer):
         return module
 
     def on_model_ready(self, model: Any) -> None:
-        """Where it would run on the CPU, ask for OpenVINO: now, not after everything else has been made ready."""
+        """Check early that OpenVINO is installed if the model is on the CPU."""
         super().on_model_ready(model)
         if next(self.model.parameters()).device.type == "cpu":
             require_openvino()
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write both weights to a folder."""
+        """Write the float and int8 weights to a folder."""
         super().save(output_path, *args, **kwargs)
         self.int8.write(Path(output_path, FOLDER))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Put token states beside the features: by OpenVINO where it can be, else by the float weights."""
+        """Add hidden states to the features, using OpenVINO if possible and the float weights otherwise."""
         if not self._runs_int8(features):
             computed: dict[str, Any] = super().forward(features, **kwargs)
             return computed
@@ -173,7 +173,7 @@ class QuantizedTransformer(Transformer):
         return features
 
     def train(self, mode: bool = True) -> QuantizedTransformer:
-        """Switch to training or back; whether the copy is still one is asked anew."""
+        """Set the training mode. Afterwards, the int8 copy is checked against the float weights again."""
         super().train(mode)
         self._is_current = None
         return self
@@ -196,15 +196,16 @@ class QuantizedTransformer(Transformer):
 
 
 def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambda: None) -> Result:
-    """What ``work`` returns, called in a thread that ends with it: for all that makes OpenVINO load its CPU plugin.
+    """Call ``work`` in a short-lived thread and return its result.
 
-    That gives the thread it is loaded in a stack for signals, and unmaps it when the plugin is released, be it in
-    another thread or after a later plugin: a signal would then end the process with a segmentation fault, be it Ctrl-C
-    (OpenVINO 2026.4, SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894).
+    Use it for everything that makes OpenVINO load its CPU plugin. The plugin installs a signal stack in the thread that
+    loads it, and unmaps that stack when the plugin is released, even from another thread or after a later plugin was
+    loaded. After that, any signal, including Ctrl-C, crashes the process with a segmentation fault (OpenVINO 2026.4,
+    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894).
 
     Args:
-        work: What is called.
-        stop: Called when the wait for it is interrupted, to make it end early.
+        work: Function to call.
+        stop: Called if waiting for ``work`` is interrupted, to make it end early.
     """
     with ThreadPoolExecutor(1, "jcv2-openvino") as pool:
         future = pool.submit(work)
@@ -216,10 +217,10 @@ def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambd
 
 
 def require_openvino() -> None:
-    """Raise where OpenVINO is not installed.
+    """Check that OpenVINO is installed.
 
     Raises:
-        MissingPackageError: Saying how to install it, and how to do without.
+        MissingPackageError: If it is not. The message says how to install it and how to do without it.
     """
     if importlib.util.find_spec("openvino") is None:
         raise MissingPackageError(

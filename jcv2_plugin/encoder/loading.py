@@ -1,4 +1,4 @@
-"""Build an encoder's modules from each of the layouts we read."""
+"""Build an encoder's modules from each supported checkpoint layout."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from jcv2_plugin.errors import UnknownDimError
 OWN_MODULES: dict[str, type[nn.Module]] = {
     f"{module.__module__}.{module.__name__}": module for module in (MatryoshkaHeads, QuantizedTransformer)
 }
-"""Classes that a folder may name, and that are code of ours, not the folder's."""
+"""Our module classes, by the names under which a checkpoint may refer to them."""
 FLOAT_MODULES: dict[str, type[nn.Module]] = {
     f"{QuantizedTransformer.__module__}.{QuantizedTransformer.__name__}": Transformer
 }
-"""What reads a quantised folder as if it were not one."""
+"""Replacement classes that load a quantised folder without its int8 copy."""
 
 
 @dataclass
 class LoadedParts:
-    """What ``JinaColbertEncoder`` is constructed from."""
+    """Modules and prompts to construct a ``JinaColbertEncoder`` from."""
 
     modules: list[nn.Module]
     prompts: dict[str, str] = field(default_factory=dict)
@@ -44,9 +44,9 @@ class LoadedParts:
 def load_official(
     source: ModelSource, dims: tuple[int, ...] | None, model_kwargs: dict[str, Any], **hub: Any
 ) -> LoadedParts:
-    """The layout of jina-colbert-v2; see :mod:`jcv2_plugin.encoder.official`."""
+    """Load a checkpoint in the layout of jina-colbert-v2; see :mod:`jcv2_plugin.encoder.official`."""
     metadata = ColbertMetadata.read(source.folder)
-    if not (model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")):  # as in the plain constructor
+    if not (model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")):  # when called by the plain constructor
         model_kwargs = {**model_kwargs, "dtype": transformer_kwargs(get_device_name(), None, None, None)["dtype"]}
     transformer, own_dim = load_backbone(source.folder, model_kwargs)
     query_marker, document_marker = resolve_markers(transformer.tokenizer, metadata)
@@ -70,7 +70,7 @@ def load_official(
 def load_shipped(
     model: ShippedModel, dims: tuple[int, ...] | None, model_kwargs: dict[str, Any], **hub: Any
 ) -> LoadedParts:
-    """A model that ships with the package; see :mod:`jcv2_plugin.encoder.shipped`."""
+    """Load a bundled model; see :mod:`jcv2_plugin.encoder.shipped`."""
     transformer = model.backbone(model_kwargs, **hub)
     transformer.document_length = model.settings["document_length"]
     transformer.query_expansion = model.settings["query_expansion"]
@@ -80,10 +80,10 @@ def load_shipped(
 
 
 def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int] | None) -> MatryoshkaHeads:
-    """The heads for ``dims`` only, in that order; all of them for None.
+    """Return only the heads for ``dims``, in that order, or all heads for None.
 
     Raises:
-        UnknownDimError: If there is none for one of them.
+        UnknownDimError: If there is no head for one of them.
     """
     if dims is None:
         return heads
@@ -93,9 +93,9 @@ def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int] | None) -> Matryoshka
 
 
 def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
-    """Turn a plain linear projection (``Dense`` without bias, then ``Normalize``) into a one-head module.
+    """Convert a plain linear projection (``Dense`` without bias, then ``Normalize``) to a module with one head.
 
-    Pipelines whose last projection is anything else are left as they are.
+    Pipelines with any other final projection are returned unchanged.
     """
     dense = next((module for module in reversed(modules) if isinstance(module, Dense)), None)
     if dense is None or dense.bias or dense.use_residual or not isinstance(dense.activation_function, nn.Identity):
@@ -116,10 +116,10 @@ def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
 
 
 def check_single_dim(dims: Iterable[int] | None, available: tuple[int, ...], name: str) -> None:
-    """For models without our heads: refuse dims they do not have.
+    """Check the dims requested from a model without :class:`MatryoshkaHeads`.
 
     Raises:
-        UnknownDimError: Listing what there is.
+        UnknownDimError: If one is not available. The message lists the available ones.
     """
     for dim in dims or ():
         if dim not in available:
@@ -129,17 +129,16 @@ def check_single_dim(dims: Iterable[int] | None, available: tuple[int, ...], nam
 def transformer_kwargs(
     device: str, dtype: str | torch.dtype | None, attn_implementation: str | None, folder: Path | None
 ) -> dict[str, Any]:
-    """What to ask of transformers' ``from_pretrained``.
+    """Return keyword arguments for transformers' ``from_pretrained``.
 
-    Without a wish, weights are in the checkpoint's type on CUDA and float32 elsewhere; attention is SDPA, or
-    flash attention where it is installed, the device is CUDA and the weights will be half precision, which it
-    needs.
+    By default, weights have the checkpoint's dtype on CUDA and are float32 elsewhere. Attention is flash attention if
+    it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA.
 
     Args:
-        device: Where the model will be.
-        dtype: The caller's wish, a torch type or its name, or None.
-        attn_implementation: The caller's wish, or None.
-        folder: The checkpoint, whose weights' type ``"auto"`` means; None where it is float32.
+        device: Device of the model.
+        dtype: Requested dtype (a torch dtype or its name), or None.
+        attn_implementation: Requested attention implementation, or None.
+        folder: Checkpoint folder, to find the dtype of its weights if ``dtype`` is ``"auto"``. None means float32.
     """
     on_cuda = str(device).startswith("cuda")
     if dtype is None:
@@ -160,10 +159,10 @@ def _is_half(dtype: str | torch.dtype, folder: Path | None) -> bool:
 
 
 def backbone_of(modules: Iterable[nn.Module]) -> Transformer:
-    """The pipeline's transformer.
+    """Return the pipeline's transformer.
 
     Raises:
-        TypeError: If the first module is none.
+        TypeError: If the first module is not a transformer.
     """
     first: Any = next(iter(modules))
     if not isinstance(first, Transformer):

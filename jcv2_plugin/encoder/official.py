@@ -1,9 +1,10 @@
-"""The layout in which Jina published jina-colbert-v2: a Stanford-ColBERT folder around their own backbone.
+"""Load the official checkpoint, jina-colbert-v2, without remote code.
 
-Such a folder has ``config.json`` (``architectures ["HF_ColBERT"]``, remote code in ``auto_map``, perhaps no
-``model_type``), ``artifact.metadata`` (Stanford's ColBERTConfig), one ``model.safetensors`` with
-``linear.weight`` and ``roberta.*``, and a tokenizer; no ``modules.json``. It is read into transformers' own
-``JinaEmbeddingsV3Model``, which is the same network (rotary positions, post-norm), without remote code.
+Jina published it in Stanford ColBERT's layout with their own backbone. The folder contains ``config.json``
+(``architectures ["HF_ColBERT"]``, remote code in ``auto_map``, ``model_type`` may be missing), ``artifact.metadata``
+(Stanford's ColBERTConfig), one ``model.safetensors`` with ``linear.weight`` and ``roberta.*``, and a tokenizer, but no
+``modules.json``. It is loaded into transformers' own ``JinaEmbeddingsV3Model``, which is the same network (rotary
+positions, post-norm).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DOCUMENT_MARKER = "[DocumentMarker]"
 HEAD = "linear.weight"
 WEIGHTS = "model.safetensors"
 DEFAULT_ROPE_THETA = 10000.0
-"""The default of Jina's own configuration class. transformers' native class defaults to 20000."""
+"""Default of Jina's own configuration class. transformers' native class defaults to 20000."""
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -63,7 +64,7 @@ _REQUIRED_KEYS = _CONFIG_KEYS[:5]
 
 @dataclass(frozen=True)
 class ColbertMetadata:
-    """What ``artifact.metadata`` says, with the values of the released file as defaults."""
+    """Settings from ``artifact.metadata``. The defaults are those of the released file."""
 
     query_length: int = 32
     document_length: int = 300
@@ -74,10 +75,10 @@ class ColbertMetadata:
 
     @classmethod
     def read(cls, folder: Path) -> ColbertMetadata:
-        """Parse the file; where it is missing, the released values hold.
+        """Parse ``artifact.metadata`` in a folder, or use the defaults if it is missing.
 
         Raises:
-            ModelLayoutError: If it is not JSON, or not an object with such fields.
+            ModelLayoutError: If it is not JSON, or not an object with these fields.
         """
         path = folder / "artifact.metadata"
         if not path.exists():
@@ -98,7 +99,7 @@ class ColbertMetadata:
 
 
 def is_official_layout(folder: Path) -> bool:
-    """Whether the folder has the layout described above."""
+    """Return whether the folder has the layout of jina-colbert-v2."""
     if (folder / "modules.json").exists() or not (folder / WEIGHTS).exists():
         return False
     header, _ = read_header(file_reader(folder / WEIGHTS), str(folder / WEIGHTS))
@@ -106,7 +107,7 @@ def is_official_layout(folder: Path) -> bool:
 
 
 def tensor_shapes(config: dict[str, Any], dim: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint in the official layout, by name, with its shape."""
+    """Return the name and shape of every tensor in a checkpoint of the official layout."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {
         HEAD: (dim, hidden),
@@ -134,7 +135,7 @@ def tensor_shapes(config: dict[str, Any], dim: int) -> dict[str, tuple[int, ...]
 
 
 def native_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """The published ``config.json`` as one for transformers' ``JinaEmbeddingsV3Config``.
+    """Convert the published ``config.json`` to one for transformers' ``JinaEmbeddingsV3Config``.
 
     Raises:
         ModelLayoutError: If a size is missing, or the backbone does not use rotary positions.
@@ -160,12 +161,12 @@ def native_config(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_tensors(folder: Path, config: dict[str, Any]) -> int:
-    """Compare the file's header with the layout; give the head's dimension.
+    """Check the header of ``model.safetensors`` against the layout and return the head's dimension.
 
-    A missing pooler is allowed: late interaction never uses it.
+    The pooler may be missing, because late interaction never uses it.
 
     Raises:
-        ModelLayoutError: Naming missing, unexpected and misshapen tensors, or that the file is cut short.
+        ModelLayoutError: If tensors are missing, unexpected or of the wrong shape, or the file is truncated.
     """
     source = str(folder / WEIGHTS)
     header, data_start = read_header(file_reader(folder / WEIGHTS), source)
@@ -194,10 +195,10 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
 
 
 def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transformer, int]:
-    """The backbone as a sentence-transformers module, and the dimension of the head stored with it.
+    """Load the backbone as a sentence-transformers module, and return it with the dimension of the stored head.
 
-    The folder is shown to transformers through a temporary one, in which ``config.json`` is rewritten and
-    everything else is linked: nothing is written beside the user's files.
+    transformers loads it from a temporary folder with a converted ``config.json`` and links to the other files, so that
+    nothing is written to the user's folder.
 
     Raises:
         ModelLayoutError: If a file is missing, unreadable or not of this layout.
@@ -208,7 +209,7 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
         raise ModelLayoutError(f"{folder}/config.json cannot be read ({error}).") from error
     config = native_config(raw)
     dim = check_tensors(folder, config)
-    # Without them transformers either fails obscurely or, worse, makes a tokenizer that knows no words.
+    # Without them, transformers fails with an obscure error or, worse, creates a tokenizer with an empty vocabulary.
     for names in (("tokenizer.json", "sentencepiece.bpe.model"), ("tokenizer_config.json",)):
         if not any((folder / name).exists() for name in names):
             raise ModelLayoutError(f"{folder} has no {' or '.join(names)}. Copy the whole folder again.")
@@ -217,7 +218,7 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
             if (folder / name).exists():
                 _link(folder / name, Path(staging) / name)
         (Path(staging) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        # The header was checked above, so transformers need not report the head as unexpected at every load.
+        # The header was checked above, so transformers does not need to report the head as unexpected.
         with set_temporary_class_attrs(
             JinaEmbeddingsV3Model,
             _keys_to_ignore_on_load_unexpected=[HEAD],
@@ -233,7 +234,7 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
 def _link(source: Path, target: Path) -> None:
     try:
         os.symlink(source.resolve(), target)
-    except OSError:  # Windows without the right to make symbolic links
+    except OSError:  # Windows without permission to create symbolic links
         try:
             os.link(source.resolve(), target)
         except OSError:
@@ -241,10 +242,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str]:
-    """The query and document markers, each registered so that it stays one token.
+    """Return the query and document markers, each registered with the tokenizer as a single token.
 
-    ``artifact.metadata`` names them; where it does not, or names one that is unknown to the vocabulary
-    (Stanford's default ``[unused0]`` is <unk> in XLM-R), the model's two marker strings are used.
+    They are specified in ``artifact.metadata``. If one is missing there or not in the vocabulary (Stanford's default
+    ``[unused0]`` is <unk> in XLM-R), the model's own marker is used.
 
     Raises:
         ModelLayoutError: If the vocabulary has neither.
@@ -276,10 +277,10 @@ def load_heads(
     cache_folder: str | None = None,
     local_files_only: bool = False,
 ) -> dict[int, torch.Tensor]:
-    """Head weights for ``dims``: the folder's own, and others out of sibling repositories or folders.
+    """Load head weights for ``dims`` from the checkpoint and from sibling repositories or folders.
 
-    ``jina-colbert-v2-64`` is the same backbone with another head, so that head alone is read, from a folder
-    beside this one or by ranged reads from the hub.
+    ``jina-colbert-v2-64`` is the same backbone with another head. Only that head is loaded, from a folder next to this
+    one or by ranged reads from the hub.
 
     Raises:
         UnknownDimError: If there is no sibling with such a head.
@@ -298,7 +299,7 @@ def load_heads(
 
 
 def sibling_names(name: str, dim: int) -> list[str]:
-    """Names under which the same model with a head of ``dim`` may be published, likeliest first."""
+    """Return names under which the same model may be published with a head of ``dim``, most likely first."""
     base = re.sub(r"-\d+$", "", name.rstrip("/"))
     return [f"{base}-{dim}"] + ([base] if base != name else [])
 

@@ -1,7 +1,8 @@
-"""Work side by side on a CPU's cores: a thread of its own for each piece, instead of all threads in each operator.
+"""Process batches in parallel on a CPU, one per thread, instead of using all threads within each operator.
 
-A transformer's operators are short, and sharing each among cores makes all wait for the slowest hundreds of times a
-batch. Whole batches side by side wait once, at the end. Measured by benchmarks/peers.py (docs/benchmarks.md).
+A transformer's operators are short. When each is split across cores, all cores wait for the slowest one hundreds of
+times per batch; with whole batches in parallel they wait once, at the end. Measured by benchmarks/peers.py
+(docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_WORKERS = 16
-"""Pieces at once. Python's own part of a batch is done by one thread at a time, so more would wait for it."""
+"""Maximum number of worker threads. The Python part of a batch runs in one thread at a time, so more would wait."""
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """The results of ``work`` for each of ``items``, in their order, several being worked at.
+    """Apply ``work`` to ``items`` in parallel and yield the results in order.
 
-    Items are taken as they are needed, at most two for each worker ahead of the result that is given. Torch's threads
-    in the calling thread stay what they are.
+    Items are consumed lazily, at most two per worker ahead of the yielded result. The number of torch threads of the
+    calling thread does not change.
 
     Args:
-        work: What is done with an item, in a thread of its own and by as many threads of torch as are left for it.
+        work: Function to apply to an item. It runs in a worker thread, which gets an equal share of torch's threads.
         items: Any number of items.
-        threads: Threads of torch to deal out. With one of them, or one item, all is done in the calling thread.
+        threads: Number of torch threads to distribute. With one thread, or one item, everything runs in the calling
+            thread.
 
     Raises:
-        Exception: Of ``work``; what was not begun is left.
+        Exception: Any exception raised by ``work``. Items that have not been started are skipped.
     """
     remaining = iter(items)
     first = list(islice(remaining, max(1, min(threads, MOST_WORKERS))))
@@ -55,23 +57,23 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads:
 
 
 def _workers(number: int, threads: int) -> ThreadPoolExecutor:
-    """Threads that have so many of torch's each.
+    """Start ``number`` worker threads that use ``threads`` torch threads each.
 
-    A thread that torch has not seen takes the number that was set last by any: it is put back at once, so that threads
-    of others do not begin with these.
+    A thread new to torch takes the number set last by any thread. It is therefore reset at once, so that unrelated
+    threads do not start with it.
     """
     own = torch.get_num_threads()
     ready = threading.Barrier(number + 1)
 
     def prepare() -> None:
-        torch.get_num_threads()  # at a thread's first use torch sets its number, over what was set before
+        torch.get_num_threads()  # on first use in a thread, torch initialises the number and overwrites earlier values
         torch.set_num_threads(threads)
         ready.wait()
 
     pool = ThreadPoolExecutor(number, "jcv2-batches", initializer=prepare)
     try:
         for _ in range(number):
-            pool.submit(int)  # a thread is started for each, as none is free before all are ready
+            pool.submit(int)  # starts one thread each, because none is idle until all are ready
         ready.wait()
     except BaseException:
         ready.abort()

@@ -1,7 +1,7 @@
-"""Make an encoder that runs in eight bits on a CPU, by calibration on texts of its use.
+"""Quantise an encoder to int8 for CPUs, calibrated on sample texts.
 
-OpenVINO's model is converted from torch's; NNCF then looks at what goes through it on some texts, and chooses for each
-weight and activation the range of its eight bits (SmoothQuant evens out the channels of a transformer before).
+The torch model is converted to OpenVINO. NNCF then runs it on some texts and chooses the int8 range of each weight and
+activation, after SmoothQuant has evened out the transformer's channels.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 LEAST_TEXTS = 10
-"""Fewer say too little about what activations there are."""
+"""Minimum number of texts; fewer do not cover the range of activations."""
 SAMPLES = 100
 _TEXTS_A_QUERY = 4
-_QUERY_SHARE = 3  # of a query, its text takes a third and [MASK] the rest
+_QUERY_SHARE = 3  # text fills a third of a query, [MASK] the rest
 
 
 def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int = SAMPLES) -> JinaColbertEncoder:
-    """An encoder with the same weights, which runs in eight bits on a CPU; the one given stays as it is.
+    """Return a copy of an encoder that also runs in int8 on a CPU.
 
-    Save it and load it from there: ``save_pretrained(folder)``, ``from_pretrained(folder)``. Its fingerprint is that of
-    the one given, so a collection made with either is searched with either.
+    Save it with ``save_pretrained(folder)`` and load it with ``from_pretrained(folder)``. It has the same fingerprint
+    as the original encoder, so a collection created with either can be searched with the other.
 
     Args:
-        encoder: Any encoder. A copy of it is made, in float32 and on the CPU.
-        texts: Texts like those to be encoded: passages, as :meth:`~jcv2_plugin.JinaColbertEncoder.encode_document`
-            would be given. Of more than ``samples``, some are drawn, always the same.
-        samples: Texts to calibrate on; more take longer, and change little.
+        encoder: Any encoder. It is not modified; the copy is in float32 and on the CPU.
+        texts: Passages like those to be encoded, as passed to
+            :meth:`~jcv2_plugin.JinaColbertEncoder.encode_document`. If there are more than ``samples``, a fixed random
+            sample is used.
+        samples: Number of texts to calibrate on. More take longer and change little.
 
     Raises:
-        InvalidOptionError: ``samples`` or the number of texts is too small.
-        TypeError: A text is not a string.
-        MissingPackageError: OpenVINO or NNCF is not installed.
+        InvalidOptionError: If ``samples`` or the number of texts is too small.
+        TypeError: If a text is not a string.
+        MissingPackageError: If OpenVINO or NNCF is not installed.
     """
     if isinstance(texts, str):
         raise TypeError(f"quantize takes several texts, not the single string {texts!r:.60}.")
@@ -66,7 +67,7 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
             "the kind that will be encoded; 100 are enough."
         )
     made = copy.deepcopy(encoder).to("cpu", torch.float32).eval()
-    made._source = None  # it is no longer what that name stands for
+    made._source = None  # the name refers to the original encoder
     backbone = made.backbone
     backbone.model.set_attn_implementation("sdpa")
     backbone.unpad_inputs = None if backbone.unpad_inputs else backbone.unpad_inputs
@@ -75,7 +76,7 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
         for features in _calibration_batches(made, drawn)
     ]
     with _quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing; that it holds for other shapes too is tested
+        warnings.simplefilter("ignore")  # tracing warnings; a test checks that other shapes work
         network = calibrated(converted(backbone.model), batches)
     made[0] = QuantizedTransformer.around(backbone, _in_memory(network, weights_fingerprint([backbone.model])))
     made._forget_derived()
@@ -83,10 +84,10 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
 
 
 def converted(model: nn.Module) -> Any:
-    """A transformer as OpenVINO's model of ids and mask, for any number of texts and tokens, nothing quantised."""
+    """Convert a transformer to an OpenVINO model with ids and mask as inputs, of any shape, without quantising it."""
     import openvino
 
-    # Two texts of which one is padded: the path through masks must be in the trace.
+    # Two texts, one of them padded, so that the trace includes the mask.
     ids = torch.ones(2, 16, dtype=torch.int64)
     mask = torch.ones(2, 16, dtype=torch.int64)
     mask[1, 9:] = 0
@@ -95,7 +96,7 @@ def converted(model: nn.Module) -> Any:
 
 
 def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
-    """OpenVINO's model in eight bits, ranges taken from what batches put through it."""
+    """Quantise an OpenVINO model to int8, with ranges calibrated on ``batches``."""
     import nncf
 
     stopped = threading.Event()
@@ -108,7 +109,7 @@ def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
 
 
 class _Batches:
-    """Batches that end in an error once they are not wanted any more."""
+    """Batches that raise an error once calibration is interrupted."""
 
     def __init__(self, batches: list[dict[str, Any]], stopped: threading.Event) -> None:
         self.batches = batches
@@ -125,7 +126,7 @@ class _Batches:
 
 
 class _States(nn.Module):
-    """A transformer with nothing but what is converted: two inputs, one output."""
+    """Wrapper around a transformer with only the two inputs and one output to convert."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -137,10 +138,10 @@ class _States(nn.Module):
 
 
 def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Iterator[dict[str, Any]]:
-    """One text a batch, so that no padding is looked at."""
+    """Yield one text per batch, so that padding is not part of the calibration."""
     roles = {"document": texts}
     if encoder.query_length is not None:
-        # Attended [MASK] tokens are what documents never have.
+        # Documents never contain attended [MASK] tokens, so calibrate on queries too.
         roles["query"] = _beginnings(encoder, texts[::_TEXTS_A_QUERY], encoder.query_length // _QUERY_SHARE)
     for role, given in roles.items():
         for _, features in encoder.feature_batches(given, 1, 1, prompt=encoder.prompts.get(role), task=role):
@@ -148,14 +149,14 @@ def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Itera
 
 
 def _beginnings(encoder: JinaColbertEncoder, texts: list[str], tokens: int) -> list[str]:
-    """The first tokens of each text."""
+    """Cut each text after its first ``tokens`` tokens."""
     encodings = encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
     ends = [encoding.offsets[:tokens][-1:] for encoding in encodings]
     return [text[: end[0][1]] if end else text for text, end in zip(texts, ends, strict=True)]
 
 
 def _draw(texts: Iterable[str], samples: int) -> list[str]:
-    """So many of any number of texts, each as likely, the same at each call; without those that are empty."""
+    """Draw a uniform random sample of the non-empty texts, with a fixed seed."""
     chance = random.Random(0)
     drawn: list[str] = []
     seen = 0
@@ -182,10 +183,10 @@ def _in_memory(network: Any, made_from: str) -> Int8Model:
 
 
 def require_packages() -> None:
-    """Raise where OpenVINO or NNCF is not installed.
+    """Check that OpenVINO and NNCF are installed.
 
     Raises:
-        MissingPackageError: Saying how to install them.
+        MissingPackageError: If one is not. The message says how to install it.
     """
     absent = [name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None]
     if absent:
@@ -194,17 +195,17 @@ def require_packages() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep bars and logs of OpenVINO and NNCF out of the output, and their reports of use off the network."""
+    """Silence progress bars and logs of OpenVINO and NNCF, and disable their telemetry."""
     from transformers.utils import logging as its_logging
 
     transformers_logging: Any = its_logging
     before, logger_class = os.environ.get("CI"), logging.getLoggerClass()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    os.environ["CI"] = "true"  # both send usage to their makers unless this is set at their first use
+    os.environ["CI"] = "true"  # disables telemetry if set at first use
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            import nncf  # noqa: F401  # sets a class of loggers for everybody
+            import nncf  # noqa: F401  # changes the global logger class
 
             logging.setLoggerClass(logger_class)
             yield

@@ -1,8 +1,8 @@
-"""Read one tensor out of a safetensors file, local or remote, without the rest of it.
+"""Read a single tensor from a local or remote safetensors file.
 
-The format (https://github.com/huggingface/safetensors#format): eight bytes little-endian header length, a
-JSON header ``{name: {dtype, shape, data_offsets}}``, then the data. Two ranged reads get the header, a third
-the tensor: 128 KiB instead of 1.1 GB for the 64-dimensional head of jina-colbert-v2.
+The format (https://github.com/huggingface/safetensors#format) is the header length as eight little-endian bytes, a JSON
+header ``{name: {dtype, shape, data_offsets}}``, and the data. Two ranged reads get the header and a third the tensor:
+128 KiB instead of 1.1 GB for the 64-dimensional head of jina-colbert-v2.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from jcv2_plugin.errors import ModelLayoutError
 
 ReadRange = Callable[[int, int], bytes]
-"""``read(start, length)`` gives ``length`` bytes from offset ``start``."""
+"""``read(start, length)`` returns ``length`` bytes from offset ``start``."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_MAX_HEADER_BYTES = 100 * 1024 * 1024  # the limit of the reference implementation
+_MAX_HEADER_BYTES = 100 * 1024 * 1024  # limit of the reference implementation
 
 
 def file_reader(path: str | Path) -> ReadRange:
-    """Ranged reads of a local file."""
+    """Return a function for ranged reads of a local file."""
 
     def read(start: int, length: int) -> bytes:
         with Path(path).open("rb") as file:
@@ -48,7 +48,10 @@ def hub_reader(
     token: bool | str | None = None,
     endpoint: str | None = None,
 ) -> ReadRange:
-    """Ranged reads of a file on the hub. A server that ignores ``Range`` is an error, not a full download."""
+    """Return a function for ranged reads of a file on the hub.
+
+    It raises an error if the server ignores ``Range``, instead of downloading the whole file.
+    """
     url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
     headers = build_hf_headers(token=token)
 
@@ -68,10 +71,10 @@ def hub_reader(
 
 
 def read_header(read: ReadRange, source: str) -> tuple[dict[str, Any], int]:
-    """The header's tensor entries, and the offset at which the data begins.
+    """Return the header's tensor entries and the offset of the data.
 
     Raises:
-        ModelLayoutError: If this is no safetensors file.
+        ModelLayoutError: If this is not a safetensors file.
     """
     try:
         start = read(0, 8)
@@ -88,10 +91,10 @@ def read_header(read: ReadRange, source: str) -> tuple[dict[str, Any], int]:
 
 
 def read_tensor(read: ReadRange, name: str, source: str) -> torch.Tensor:
-    """One tensor, by name, in its stored dtype.
+    """Read one tensor by name, in its stored dtype.
 
     Raises:
-        ModelLayoutError: If the file lacks it, is cut short, or holds it in a dtype that is not a float.
+        ModelLayoutError: If the file lacks the tensor or is truncated, or the tensor's dtype is not a float.
     """
     header, data_start = read_header(read, source)
     entry = header.get(name)

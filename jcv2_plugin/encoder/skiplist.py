@@ -1,8 +1,8 @@
-"""Which document tokens are not scored: ColBERT's punctuation skip list, in the two readings in use.
+"""ColBERT's punctuation skip list: which document tokens are not scored, in the two variants in use.
 
-Both start from ``string.punctuation``. They differ on SentencePiece vocabularies, where ``"."`` encodes to
-``["▁", "."]``: Stanford's ColBERT (which the authors evaluated with) and fastembed skip the *first* id of
-that, the bare "▁"; PyLate and sentence-transformers skip the piece "." itself.
+Both start from ``string.punctuation``. They differ for SentencePiece vocabularies, where ``"."`` is encoded as
+``["▁", "."]``. Stanford's ColBERT, which Jina used for evaluation, and fastembed skip the *first* id, the bare "▁".
+PyLate and sentence-transformers skip the piece "." itself.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ SKIPLISTS: tuple[Skiplist, ...] = ("stanford", "pieces")
 
 
 def skiplist_ids(tokenizer: Any, kind: Skiplist | None) -> list[int]:
-    """Ids of the document tokens to leave out of scoring, sorted.
+    """Return the sorted ids of document tokens that are not scored.
 
     Args:
         tokenizer: A transformers tokenizer.
-        kind: ``"stanford"`` (first id of each encoded symbol), ``"pieces"`` (each symbol's own piece, where
-            the vocabulary has one), or None for no skip list.
+        kind: ``"stanford"`` (first id of each encoded symbol), ``"pieces"`` (each symbol's own piece, if the vocabulary
+            has one), or None for no skip list.
 
     Raises:
-        ValueError: If ``kind`` is none of these.
+        ValueError: If ``kind`` has another value.
     """
     if kind is None:
         return []
@@ -38,10 +38,10 @@ def skiplist_ids(tokenizer: Any, kind: Skiplist | None) -> list[int]:
                 ids.add(encoded[0])
         else:
             ids.add(tokenizer.convert_tokens_to_ids(symbol))
-    # Skipping <unk> would drop every unknown word of a document.
+    # Skipping <unk> would drop every unknown word.
     return sorted(ids - {unknown})
 
 
 def skiplist_words(tokenizer: Any, kind: Skiplist | None) -> list[str]:
-    """The same as vocabulary entries, as ``MultiVectorMask(skiplist_words=...)`` takes them."""
+    """Return the skip list as vocabulary entries, for ``MultiVectorMask(skiplist_words=...)``."""
     return [tokenizer.convert_ids_to_tokens(token_id) for token_id in skiplist_ids(tokenizer, kind)]

@@ -1,4 +1,4 @@
-"""Which token each row of a text's multivector stands for, with its position in the text."""
+"""Map each row of a multivector to its token and the token's position in the text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """One row of a multivector.
+    """The token of one row of a multivector.
 
     Attributes:
-        token: The vocabulary entry, as the tokenizer writes it.
-        start: First character in the text.
-        end: Character past the last. Equal to ``start`` for markers, [MASK] and other special tokens.
+        token: Vocabulary entry, as the tokenizer writes it.
+        start: Index of its first character in the text.
+        end: Index after its last character. Equal to ``start`` for markers, [MASK] and other special tokens.
     """
 
     token: str
@@ -27,7 +27,7 @@ class ScoredToken:
 
     @property
     def is_special(self) -> bool:
-        """Whether no character of the text stands behind it."""
+        """Whether the token corresponds to no characters of the text."""
         return self.start == self.end
 
 
@@ -37,7 +37,7 @@ def scored_tokens(
     task: Literal["query", "document"],
     long_documents: LongDocuments = "truncate",
 ) -> list[ScoredToken]:
-    """The tokens of a text in the order of its vectors, one a row."""
+    """Return the tokens of a text, one for each row of its multivector."""
     prompt = encoder.prompts.get(task) or ""
     if task == "query":
         return _query_tokens(encoder, prompt, text)
@@ -80,7 +80,7 @@ def _tokens(
         if token_id in skipped:
             continue
         start, end = max(start - len(prompt), 0), max(end - len(prompt), 0)
-        # SentencePiece counts the space before a word as part of it.
+        # SentencePiece includes the space before a word in its offsets.
         while start < end and text[start].isspace():
             start += 1
         rows.append(ScoredToken(tokenizer.convert_ids_to_tokens(token_id), start, end))

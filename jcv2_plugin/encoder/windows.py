@@ -1,8 +1,8 @@
-"""Documents longer than the model's window: cut, refused, or encoded in several windows.
+"""Split documents that are longer than the model's window.
 
-In late interaction a document is a bag of token vectors, so a long one can be encoded window by window and
-its vectors put together: nothing is lost and it stays one document. Windows end at the best boundary there
-is (paragraph, sentence, word), found by ``semantic-text-splitter`` counting the model's own tokens.
+In late interaction a document is a bag of token vectors. A long document can therefore be encoded window by window and
+its vectors concatenated: it stays one document and nothing is lost. Windows end at the best available boundary
+(paragraph, sentence, word), found by ``semantic-text-splitter`` with the model's own token counts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("truncate", "split", "error")
 
 
 def content_capacity(tokenizer: Any, prompt: str, length: int) -> int:
-    """How many content tokens fit a window of ``length`` beside the special tokens and the marker."""
+    """Return how many content tokens fit in a window of ``length`` next to the special tokens and the marker."""
     return int(length - len(tokenizer(prompt or "")["input_ids"]))
 
 
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
-    """A copy of a fast tokenizer that neither truncates nor pads, whatever the original was last used for."""
+    """Return a copy of a fast tokenizer without truncation and padding."""
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
@@ -31,18 +31,19 @@ def plain_tokenizer(tokenizer: Any) -> Tokenizer:
 
 
 def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
-    """How ``semantic-text-splitter`` is to measure texts. Handed the tokenizer itself, it would make a copy of it:
-    300 MB of XLM-RoBERTa's.
+    """Return a token counter for ``semantic-text-splitter``.
+
+    Passing the tokenizer itself would copy it, which takes 300 MB for XLM-RoBERTa's.
     """
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 
 class WindowSplitter:
-    """Split texts into consecutive windows of at most ``capacity`` tokens; joined they are the text again.
+    """Split texts into consecutive windows of at most ``capacity`` tokens. Joining the windows restores the text.
 
     Args:
-        tokenizer: One that neither truncates nor pads, see :func:`plain_tokenizer`.
-        capacity: Content tokens a window.
+        tokenizer: A tokenizer without truncation and padding; see :func:`plain_tokenizer`.
+        capacity: Content tokens per window.
     """
 
     def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
@@ -53,12 +54,12 @@ class WindowSplitter:
         self._splitter = TextSplitter.from_callback(token_counter(tokenizer), capacity, trim=False)
 
     def count(self, texts: list[str]) -> list[int]:
-        """Content tokens of each text."""
+        """Return the number of content tokens of each text."""
         return [len(encoding) for encoding in self._counter.encode_batch_fast(texts, add_special_tokens=False)]
 
     def windows(self, text: str, tokens: int) -> list[str]:
-        """The text in windows, given its number of tokens."""
+        """Split a text with the given number of tokens into windows."""
         if tokens <= self.capacity:
             return [text]
-        # A stretch without boundaries can come out a token over; the slack keeps it whole.
+        # A passage without boundaries can exceed the capacity by one token; the model's slack keeps it whole.
         return [window for window in self._splitter.chunks(text) if window]

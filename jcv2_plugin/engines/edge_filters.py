@@ -1,9 +1,8 @@
-"""Qdrant filters for Qdrant Edge.
+"""Translate Qdrant filters to Qdrant Edge.
 
-Callers write ``qdrant_client.models.Filter`` whatever the engine. A Qdrant server and local mode
-(``":memory:"``) take it as it is; Edge has classes of its own. The translation keeps the meaning that local
-mode gives to a filter and refuses what it cannot keep: a filter that silently selects other documents is
-worse than an error.
+Callers use ``qdrant_client.models.Filter`` with every engine. A Qdrant server and local mode (``":memory:"``) accept
+it directly; Edge has its own classes. The translation follows the semantics of local mode and raises an error where
+it cannot: a filter that silently selects other documents is worse.
 """
 
 from __future__ import annotations
@@ -25,19 +24,21 @@ if TYPE_CHECKING:
     from qdrant_edge import ConditionType, MatchType, RangeType
 
 _CLAUSES = frozenset({"must", "should", "must_not", "min_should"})
-_EDGE_ERRORS = (TypeError, ValueError, OverflowError)  # what Edge raises for a value that it does not take
+_EDGE_ERRORS = (TypeError, ValueError, OverflowError)  # raised by Edge for values it does not accept
 
 
 def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:
-    """The same filter in Edge's classes; None (no filter) stays None.
+    """Convert a filter to Edge's classes. None (no filter) stays None.
 
-    Two things follow local mode on purpose. Of several predicates in one ``FieldCondition`` only the first
-    counts, in the order of ``_PREDICATES``; Edge alone would be content with any of them. Ids in a
-    ``HasIdCondition`` that no point can have, such as ``"1"`` or ``-1``, select nothing; Edge alone would
-    refuse them.
+    The conversion follows local mode in two cases where Edge behaves differently:
+
+    - If a ``FieldCondition`` has several predicates, only the first counts, in the order of ``_PREDICATES``. Edge
+      would match any of them.
+    - Ids in a ``HasIdCondition`` that no point can have, such as ``"1"`` or ``-1``, match nothing. Edge would refuse
+      them.
 
     Raises:
-        UnsupportedFilterError: The filter has a condition, or a value in one, that Edge cannot evaluate.
+        UnsupportedFilterError: The filter contains a condition or value that Edge cannot evaluate.
     """
     if filter is None:
         return None
@@ -47,7 +48,7 @@ def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:
 
 
 def _unsupported(what: object, reason: object) -> UnsupportedFilterError:
-    """The error for ``what``, a condition or a part of one."""
+    """Return the error for an unsupported condition or part of one."""
     fields = {name: value for name, value in getattr(what, "__dict__", {}).items() if value is not None}
     shown = f"{type(what).__name__} {fields}" if fields else repr(what)
     shown = textwrap.shorten(shown, 300, placeholder=" ...")
@@ -58,7 +59,7 @@ def _unsupported(what: object, reason: object) -> UnsupportedFilterError:
 
 
 def _refuse_unknown_fields(model: object, known: frozenset[str]) -> None:
-    """Raise if a newer qdrant-client has set a field that would be lost here."""
+    """Raise if a newer qdrant-client sets a field that the translation would lose."""
     unknown = [name for name, value in vars(model).items() if value is not None and name not in known]
     if unknown:
         raise _unsupported(model, f"unknown field {', '.join(unknown)}")
@@ -75,9 +76,9 @@ def _filter(filter: models.Filter) -> qdrant_edge.Filter:
 
 
 def _clause(clause: object) -> list[ConditionType] | None:
-    """A clause is a list of conditions or a single one.
+    """Convert a clause, which is a list of conditions or a single one.
 
-    An empty list asks for nothing, and becomes None: in a ``NestedCondition`` Edge would let nothing pass it.
+    An empty list becomes None: inside a ``NestedCondition``, Edge would match nothing.
     """
     if clause is None or clause == []:
         return None
@@ -85,16 +86,16 @@ def _clause(clause: object) -> list[ConditionType] | None:
 
 
 def _min_should(min_should: models.MinShould) -> qdrant_edge.MinShould:
-    if min_should.min_count < 1:  # a server and local mode refuse it; Edge would select everything
+    if min_should.min_count < 1:  # a server and local mode refuse this; Edge would match everything
         raise _unsupported(min_should, "min_count must be 1 or larger")
     conditions = [_translate(condition) for condition in min_should.conditions]
-    if min_should.min_count > len(conditions):  # never true, but next to a has_id Edge would leave it out
+    if min_should.min_count > len(conditions):  # never true, but Edge would ignore it next to a has_id condition
         return qdrant_edge.MinShould([qdrant_edge.HasIdCondition(set())], 1)
     return qdrant_edge.MinShould(conditions, min_should.min_count)
 
 
 def _translate(condition: object) -> ConditionType:
-    """One condition, with Edge's own refusals (of a key, an id, a number) as errors of this package."""
+    """Convert a condition, turning Edge's own errors (for a key, id or number) into errors of this package."""
     try:
         return _condition(condition)
     except UnsupportedFilterError:
@@ -150,7 +151,7 @@ def _(condition: models.NestedCondition) -> ConditionType:
 
 @_condition.register(models.SliceCondition)
 def _(condition: models.SliceCondition) -> ConditionType:
-    edge_class = getattr(qdrant_edge, "SliceCondition", None)  # in the extension, not in its stubs
+    edge_class = getattr(qdrant_edge, "SliceCondition", None)  # exists in the extension but not in its type stubs
     if edge_class is None:
         raise TypeError("this version of qdrant-edge-py has no SliceCondition")
     slice_condition: ConditionType = edge_class(condition.slice.total, condition.slice.index)
@@ -158,7 +159,7 @@ def _(condition: models.SliceCondition) -> ConditionType:
 
 
 def _is_point_id(point_id: models.ExtendedPointId) -> bool:
-    """Whether a point in Edge can have this id: an unsigned 64-bit integer or a UUID."""
+    """Return whether Edge accepts this point id: an unsigned 64-bit integer or a UUID."""
     try:
         qdrant_edge.HasIdCondition({point_id})
     except _EDGE_ERRORS:
@@ -167,9 +168,9 @@ def _is_point_id(point_id: models.ExtendedPointId) -> bool:
 
 
 def _is(wanted: bool, condition: ConditionType) -> ConditionType:
-    """``is_empty`` and ``is_null`` of a field, by the conditions of that name.
+    """Express a field's ``is_empty`` or ``is_null`` by the condition of that name.
 
-    Edge's own ``FieldCondition`` gives another answer for a key that ends in ``[]``.
+    Edge's ``FieldCondition`` gives a different result for keys that end in ``[]``.
     """
     return condition if wanted else qdrant_edge.Filter(must_not=[condition])
 
@@ -182,7 +183,7 @@ def _match(match: object) -> MatchType:
 
 
 def _int64(value: Any) -> Any:
-    """The value to match, if an integer only one that Edge can hold."""
+    """Return the value to match. Raise if it is an integer that does not fit in 64 bits."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError("an integer to match must fit in 64 bits")
     return value
@@ -191,7 +192,7 @@ def _int64(value: Any) -> Any:
 def _match_value(match: models.MatchValue) -> MatchType:
     if not isinstance(match.value, bool):
         return qdrant_edge.MatchValue(_int64(match.value))
-    # Edge reads Python's bool as the integer 0 or 1, which matches no bool. It reads numpy's as a bool.
+    # Edge reads a Python bool as the integer 0 or 1, which matches no bool, but a numpy bool as a bool.
     edge_match = qdrant_edge.MatchValue(np.bool_(match.value))  # type: ignore[arg-type]
     if not isinstance(edge_match.value, bool):
         raise TypeError("this version of qdrant-edge-py cannot match a bool")
@@ -201,7 +202,7 @@ def _match_value(match: models.MatchValue) -> MatchType:
 def _range(range_: object) -> RangeType:
     if isinstance(range_, models.Range):
         if any(value is not None and math.isnan(value) for value in vars(range_).values()):
-            return qdrant_edge.RangeFloat(gt=math.inf)  # nothing: Edge would take NaN for a number above all
+            return qdrant_edge.RangeFloat(gt=math.inf)  # matches nothing: Edge would treat NaN as the largest number
         return qdrant_edge.RangeFloat(gte=range_.gte, gt=range_.gt, lte=range_.lte, lt=range_.lt)
     if isinstance(range_, models.DatetimeRange):
         return qdrant_edge.RangeDateTime(
@@ -214,7 +215,7 @@ def _range(range_: object) -> RangeType:
 
 
 def _timestamp(moment: dt.datetime | dt.date | None) -> str | None:
-    """RFC 3339. A date is its midnight, and a time without a zone is UTC, as in the other engines."""
+    """Format as RFC 3339. A date means midnight, and a time without a zone is UTC, as in the other engines."""
     if moment is None:
         return None
     if not isinstance(moment, dt.datetime):
@@ -222,7 +223,7 @@ def _timestamp(moment: dt.datetime | dt.date | None) -> str | None:
     offset = moment.utcoffset()
     if offset is None:
         return moment.replace(tzinfo=dt.timezone.utc).isoformat()
-    if offset % dt.timedelta(minutes=1):  # local mean times have offsets with seconds, RFC 3339 has not
+    if offset % dt.timedelta(minutes=1):  # RFC 3339 has no seconds in offsets, unlike local mean times
         moment = moment.astimezone(dt.timezone.utc)
     return moment.isoformat()
 
@@ -236,7 +237,7 @@ def _point(point: models.GeoPoint) -> qdrant_edge.GeoPoint:
 
 
 def _ring(line: models.GeoLineString) -> list[qdrant_edge.GeoPoint]:
-    """A closed ring: local mode closes an open one, Edge refuses it."""
+    """Close the ring if it is open, as local mode does. Edge refuses open rings."""
     points = list(line.points)
     if points and points[0] != points[-1]:
         points.append(points[0])
@@ -267,7 +268,7 @@ _MATCHES: dict[type, Callable[[Any], MatchType]] = {
     models.MatchExcept: lambda match: qdrant_edge.MatchExcept([_int64(value) for value in match.except_]),
 }
 
-# In the order in which local mode looks for a predicate.
+# In the order in which local mode checks predicates.
 _PREDICATES: dict[str, Callable[[str, Any], ConditionType]] = {
     "values_count": lambda key, value: qdrant_edge.FieldCondition(key, values_count=_values_count(value)),
     "is_empty": lambda key, value: _is(value, qdrant_edge.IsEmptyCondition(key)),

@@ -1,8 +1,8 @@
-"""The first stage of a search: what proposes candidates, which MaxSim then ranks.
+"""First stages: find the candidates that MaxSim reranks.
 
-A stage stores one more vector beside each document's multivector, made from the same token states or from the text,
-and finds candidates by it in a fraction of the time. Which stage finds what, and when it pays, is measured in
-``benchmarks/first_stages.py``; the table is in docs/two-stage.md.
+A first stage stores an additional vector per document, computed from the same token states or from the text, and uses
+it to find candidates in a fraction of the time. ``benchmarks/first_stages.py`` measures the stages; the results are in
+docs/two-stage.md.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ STAGE_NAMES: dict[FirstStage, tuple[str, ...]] = {
     "bm25": ("bm25",),
     "hybrid": ("pooled", "bm25"),
 }
-"""The vectors that each first stage searches, by name."""
+"""Names of the vectors that each first stage searches."""
 
 BM25_K1 = 1.2
 BM25_B = 0.75
 BM25_LENGTH = 150.0
-"""Okapi's constants; the last is the length in tokens at which a document is neither preferred nor held back."""
+"""Okapi BM25 constants. The last is a fixed stand-in for the average document length, in tokens."""
 
 
 @dataclass(frozen=True)
 class SparseVector:
-    """Values at a few of many dimensions."""
+    """A sparse vector: the non-zero values and their dimensions."""
 
     indices: list[int]
     values: list[float]
 
 
 StageVector = NDArray[np.float32] | SparseVector
-"""A dense vector of shape ``(size,)``, or a sparse one."""
+"""A dense vector of shape ``(size,)``, or a sparse vector."""
 
 
 class Stage(Protocol):
-    """One stored vector that finds candidates."""
+    """A stored vector that finds candidates."""
 
     @property
     def name(self) -> str:
-        """Of the stored vector."""
+        """Name of the stored vector."""
 
     @property
     def size(self) -> int | None:
-        """Of a dense vector; None for a sparse one."""
+        """Dimension of a dense vector, or None for a sparse one."""
 
     def document(self, text: str, vectors: NDArray[np.float32]) -> StageVector:
-        """What is stored for a document: of its text or its token vectors, ``(tokens, dim)``."""
+        """Return the vector to store for a document, from its text or its token vectors of shape ``(tokens, dim)``."""
 
     def query(self, text: str, vectors: NDArray[np.float32]) -> StageVector:
-        """What is searched with, for a query."""
+        """Return the vector to search with, from a query's text or its token vectors of shape ``(tokens, dim)``."""
 
 
 @dataclass(frozen=True)
 class PooledStage:
-    """The normalised mean of the token vectors."""
+    """Normalised mean of the token vectors."""
 
     dim: int
     name: str = "pooled"
@@ -93,7 +93,7 @@ class PooledStage:
 
 @dataclass(frozen=True)
 class MuveraStage:
-    """A fixed dimensional encoding, see :mod:`jcv2_plugin.engines.muvera`."""
+    """Fixed dimensional encoding, see :mod:`jcv2_plugin.engines.muvera`."""
 
     encoding: Muvera
     name: str = "muvera"
@@ -114,10 +114,10 @@ class MuveraStage:
 
 @dataclass(frozen=True)
 class Bm25Stage:
-    """BM25 over the pieces of the model's own tokenizer, as a sparse vector; Qdrant multiplies by the idf.
+    """BM25 over the model's subword tokens, as a sparse vector. Qdrant applies the IDF.
 
-    Pieces need no language, no stemmer and no list of stop words, so that one collection may hold many languages,
-    those written without spaces among them. All of a document counts, also what the model's window cuts off.
+    Subword tokens need no language setting, stemmer or stop word list, so a collection can mix languages, including
+    those written without spaces. The whole document counts, even where it exceeds the model's window.
     """
 
     tokenizer: Tokenizer
@@ -146,10 +146,10 @@ def _normalized(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def check_first_stage(first_stage: str, options: Mapping[str, Any], dim: int) -> dict[str, Any]:
-    """The complete options of a first stage, defaults filled in.
+    """Validate the options of a first stage and fill in defaults.
 
     Raises:
-        InvalidOptionError: There is no such stage, or it does not have such an option.
+        InvalidOptionError: The stage or one of its options is unknown or invalid.
     """
     if first_stage not in FIRST_STAGES:
         raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {first_stage!r}.")
@@ -168,7 +168,7 @@ def check_first_stage(first_stage: str, options: Mapping[str, Any], dim: int) ->
 
 
 def stage_sizes(first_stage: FirstStage, options: Mapping[str, Any], dim: int) -> dict[str, int | None]:
-    """The stored vectors of a first stage by name, with their sizes; None for a sparse one. Needs no model."""
+    """Return the dimension of each stored vector by name, or None for a sparse one. Needs no model."""
     sizes: dict[str, int | None] = {}
     for name in STAGE_NAMES[first_stage]:
         sizes[name] = dim if name == "pooled" else Muvera(dim=dim, **options).size if name == "muvera" else None
@@ -178,7 +178,7 @@ def stage_sizes(first_stage: FirstStage, options: Mapping[str, Any], dim: int) -
 def build_stages(
     first_stage: FirstStage, options: Mapping[str, Any], dim: int, encoder: JinaColbertEncoder
 ) -> list[Stage]:
-    """The stages of a collection, with its model's tokenizer where they need one."""
+    """Build a collection's stages, with the encoder's tokenizer where they need one."""
     stages: list[Stage] = []
     for name in stage_sizes(first_stage, options, dim):
         if name == "pooled":

@@ -1,9 +1,9 @@
-"""MUVERA: one vector for a whole multivector, whose dot product approximates MaxSim.
+"""MUVERA: fixed dimensional encodings (FDEs), single vectors whose dot product approximates MaxSim.
 
-After Dhulipala et al., "MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings" (arXiv 2405.19504). Random
-hyperplanes part the space; in each part a query sums its token vectors and a document averages its own, so that
-tokens in the same part are compared. Parts where a document has no token take its nearest one (section 2.2). This is
-repeated, each time projected to fewer dimensions, and put one after the other.
+Based on Dhulipala et al., "MUVERA: Multi-Vector Retrieval via Fixed Dimensional Encodings" (arXiv 2405.19504). Random
+hyperplanes partition the space. In each partition, queries sum their token vectors and documents average theirs, so
+that tokens in the same partition are compared. Partitions without a document token use the nearest one (section 2.2).
+Several repetitions are projected to fewer dimensions and concatenated.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from jcv2_plugin.errors import InvalidOptionError
 
 _MOST_PLANES = 12
 _MOST_DIMENSIONS = 65_536
-"""Of a vector in Qdrant."""
+"""Maximum dimension of a vector in Qdrant."""
 
 
 @dataclass(frozen=True)
 class Muvera:
-    """A fixed dimensional encoding; equal settings encode equally, on every machine.
+    """A fixed dimensional encoding. Equal settings give equal encodings on every machine.
 
     Attributes:
-        dim: Of the token vectors.
-        planes: Random hyperplanes a repetition (the paper's k_sim); ``2 ** planes`` parts.
-        projected: Dimensions that a part's vector is projected to; at most ``dim``.
-        repetitions: How often that is done.
-        seed: Of the random planes and projections.
+        dim: Dimension of the token vectors.
+        planes: Random hyperplanes per repetition (the paper's k_sim), which give ``2 ** planes`` partitions.
+        projected: Dimension that each partition's vector is projected to, at most ``dim``.
+        repetitions: Number of repetitions.
+        seed: Seed for the random hyperplanes and projections.
 
     Raises:
-        InvalidOptionError: A number is out of range.
+        InvalidOptionError: A setting is out of range.
     """
 
     dim: int
@@ -62,11 +62,11 @@ class Muvera:
 
     @property
     def size(self) -> int:
-        """Dimensions of the encoding."""
+        """Dimension of the encoding."""
         return int(self.repetitions * 2**self.planes * self.projected)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, as stored with a collection."""
+        """Return the settings as stored with a collection."""
         return asdict(self)
 
     def document(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -86,8 +86,8 @@ class Muvera:
 
     @cached_property
     def _random(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Hyperplanes, of shape ``(dim, repetitions, planes)``, and projections, ``(dim, repetitions, projected)``."""
-        # NumPy's older generator: stored encodings need the same numbers for good, which the newer ones do not promise.
+        """Hyperplanes of shape ``(dim, repetitions, planes)`` and projections ``(dim, repetitions, projected)``."""
+        # Use NumPy's legacy generator: stored encodings need a stable stream, which newer generators do not guarantee.
         generator = np.random.RandomState(self.seed)
         planes = generator.standard_normal((self.dim, self.repetitions, self.planes))
         signs = 2 * generator.randint(0, 2, (self.dim, self.repetitions, self.projected)) - 1
@@ -95,14 +95,14 @@ class Muvera:
 
     @cached_property
     def _distances(self) -> NDArray[np.int64]:
-        """How many planes lie between two parts."""
+        """Number of hyperplanes between each pair of partitions."""
         part = np.arange(2**self.planes)
         bits = (part[:, None] >> np.arange(self.planes)) & 1
         distances: NDArray[np.int64] = (bits[:, None] != bits[None]).sum(axis=2)
         return distances
 
     def _parts(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Each token's part, of shape ``(tokens, repetitions)``, and its projections."""
+        """Return each token's partition, of shape ``(tokens, repetitions)``, and its projections."""
         planes, projections = self._random
         sides = np.tensordot(vectors, planes, axes=1) > 0
         parts = (sides * (1 << np.arange(self.planes))).sum(axis=2)

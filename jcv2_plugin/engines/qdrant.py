@@ -1,7 +1,7 @@
-"""qdrant-client: a Qdrant server or cluster, or the client's own local mode (``":memory:"``).
+"""qdrant-client engine: a Qdrant server or cluster, or the client's local mode (``":memory:"``).
 
-A collection's name is an alias on the server, of a collection ``name.1``: so a migration can fill ``name.2`` and
-switch to it in one step, while readers go on. A collection without an alias is opened just the same.
+On the server, a collection's name is an alias of ``name.1``, so that a migration can fill ``name.2`` and switch to it
+in one step while reads continue. Collections without an alias can be opened as well.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ from jcv2_plugin.errors import (
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
 _IDS_PAGE = 10_000
-# A server takes 32 MiB a request; a float32 is up to 21 bytes of JSON, one rounded to 6 decimals up to 10.
+# A server accepts 32 MiB per request. In JSON, a float32 takes up to 21 bytes, rounded to 6 decimals up to 10.
 _BYTES_PER_REQUEST = 24 * 1024 * 1024
 _BYTES_PER_FLOAT = 21
 _BYTES_PER_ROUNDED_FLOAT = 11
 
 _LOG = logging.getLogger("jcv2_plugin")
 _GUARDS: WeakKeyDictionary[QdrantClient, threading.RLock] = WeakKeyDictionary()
-"""Local mode has no locks of its own: all collections of a client share one here."""
+"""Locks for local mode, which has none of its own: one per client, shared by all its collections."""
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 def address(client: QdrantClient) -> str:
-    """Where a client goes, without credentials: ``"local mode"`` or the server's scheme, host and port."""
+    """Return a client's address without credentials: ``"local mode"`` or the server's scheme, host and port."""
     if isinstance(client._client, QdrantLocal):
         return "local mode"
     parts = urlsplit(str(getattr(client._client, "rest_uri", "") or ""))
@@ -81,9 +81,9 @@ def address(client: QdrantClient) -> str:
 
 
 class ClientEngine:
-    """One collection, by name, of a client; made by :meth:`create` or :meth:`open`.
+    """A collection of a ``QdrantClient``. Use :meth:`create` or :meth:`open`.
 
-    It stays with the collection that the name stood for when it was opened, also if the name moves on to another.
+    It keeps using the collection that the name pointed to when it was opened, even if the alias moves.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ClientEngine:
         self._owns_client = owns_client
         self._closed = False
         self._retry = Retry(attempts=1 if self.is_local else retries)
-        # What strict mode takes at a time, by the server's name for it; learned from its refusals.
+        # Limits of strict mode by the server's names for them, learned from refused requests.
         self._limits: dict[str, int] = {}
         self._unaliased = physical == name
         self._guard: AbstractContextManager[Any] = nullcontext()
@@ -128,10 +128,10 @@ class ClientEngine:
         owns_client: bool = False,
         options: NewCollection | None = None,
     ) -> ClientEngine:
-        """Create the collection, under an alias.
+        """Create a collection under an alias.
 
         Raises:
-            CollectionExistsError: There is one of this name, and ``overwrite`` is not set.
+            CollectionExistsError: A collection of this name exists and ``overwrite`` is not set.
         """
         options = options or NewCollection()
         retry = Retry(attempts=options.retries)
@@ -180,10 +180,10 @@ class ClientEngine:
         retries: int = Retry.attempts,
         shard_key: str | int | None = None,
     ) -> ClientEngine:
-        """Open a collection that exists.
+        """Open an existing collection.
 
         Raises:
-            CollectionNotFoundError: There is none of this name.
+            CollectionNotFoundError: There is no collection of this name.
         """
         retry = Retry(attempts=retries)
         with translated_errors(address(client)):
@@ -212,12 +212,12 @@ class ClientEngine:
         return metadata.get(METADATA_FIELD)
 
     def begin_writing(self) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. A shard of custom sharding is made when it is wanted first."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Creates the shard key on first use."""
         if self._shard_key is not None and not self._shard_is_there and not self.is_local:
             self._create_shard_key(self._shard_key)
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. In requests that stay under the server's 32 MiB."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Keeps requests below the server's limit of 32 MiB."""
         self._check_name()
         per_float = _BYTES_PER_FLOAT if self._storage == "float32" else _BYTES_PER_ROUNDED_FLOAT
 
@@ -306,7 +306,7 @@ class ClientEngine:
         self._delete(models.FilterSelector(filter=filter))
 
     def count(self, filter: models.Filter | None) -> int:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. Where strict mode forbids that, points are listed to count."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Scrolls to count if strict mode forbids exact counts."""
         try:
             return self._count(filter, exact=True)
         except ServerLimitError as error:
@@ -319,7 +319,7 @@ class ClientEngine:
         return self._count(None, exact=False)
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. Local mode filters without indexes."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Does nothing in local mode, which has no indexes."""
         if not self.is_local:
             schema = models.PayloadSchemaType(kind)
             self._call(self.client.create_payload_index, self.physical, key, field_schema=schema, wait=True)
@@ -340,18 +340,18 @@ class ClientEngine:
         return moved
 
     def optimize(self) -> None:
-        """Nothing to do: a server optimises by itself, local mode has nothing to optimise."""
+        """Do nothing: a server optimises itself, and local mode has nothing to optimise."""
 
     def close(self) -> None:
-        """Close the client, if it was made for this collection; a client of the user's stays open."""
+        """Close the client if it was created for this collection. A client passed in by the user stays open."""
         if not self._closed and self._owns_client:
             self.client.close()
         self._closed = True
 
     def successor(self, schema: CollectionSchema) -> Engine:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. A collection ``name.2`` beside ``name.1``, and so on.
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The successor of ``name.1`` is ``name.2``, and so on.
 
-        Shards, replicas, strict mode and payload indexes are as for this one.
+        It gets the same shards, replicas, strict mode and payload indexes.
         """
         aliases = self._call(aliases_if_allowed, self.client)
         check_no_generation(self.name, aliases)
@@ -380,10 +380,10 @@ class ClientEngine:
         return made
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. The alias is moved in one step.
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The alias moves in one step.
 
-        A collection that had no alias is dropped first, since an alias cannot have a collection's name: readers
-        then find nothing for the moment between two requests.
+        A collection without an alias is dropped first, since an alias cannot have the name of a collection. Readers
+        find nothing between these two requests.
         """
         if not isinstance(successor, ClientEngine) or successor.client is not self.client:
             raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
@@ -398,7 +398,7 @@ class ClientEngine:
     def _create_physical(self, schema: CollectionSchema, options: NewCollection) -> None:
         attempts = 0
         engine_options = dict(options.engine_options)
-        if engine_options.get("sharding_method") == "custom":  # over gRPC the client takes no plain string
+        if engine_options.get("sharding_method") == "custom":  # over gRPC the client does not accept a plain string
             engine_options["sharding_method"] = models.ShardingMethod.CUSTOM
 
         def create() -> None:
@@ -416,7 +416,7 @@ class ClientEngine:
                 failure = failure_of(error)
                 if failure is None and isinstance(error, (TypeError, ValueError)):
                     raise InvalidOptionError(f"collection_options={engine_options} are no good: {error}") from error
-                # There by now: the attempt before was carried out, and only its answer was lost.
+                # 409 on a retry: the first attempt succeeded and only its response was lost.
                 if attempts == 1 or failure is None or failure.status != 409:
                     raise
 
@@ -432,7 +432,7 @@ class ClientEngine:
             for key, kind in options.payload_indexes.items():
                 self.create_payload_index(key, kind)
         except BaseException:
-            with suppress(CollectionError):  # what went wrong before is the news
+            with suppress(CollectionError):  # report the original error
                 self._call(self.client.delete_collection, self.physical)
             raise
 
@@ -441,7 +441,7 @@ class ClientEngine:
             try:
                 self._call(self.client.create_shard_key, self.physical, key)
             except CollectionError:
-                # Another was quicker, or only the answer to an earlier attempt was lost.
+                # Another process created it, or only the response to an earlier attempt was lost.
                 if not self._has_shard_key(key):
                     raise
         self._shard_is_there = True
@@ -451,14 +451,14 @@ class ClientEngine:
         return key in [one.key for one in there]
 
     def _drop(self, old: str) -> None:
-        """Delete what was replaced; where that fails, it is left."""
+        """Delete the replaced collection. If that fails, log a warning and leave it."""
         try:
             self._call(self.client.delete_collection, old)
         except Jcv2Error as error:
             _LOG.warning("%s has been replaced, but what it was, %r, is left on the server: %s", self.title, old, error)
 
     def _as_created(self) -> NewCollection:
-        """What a successor is to have of this collection's layout."""
+        """Return the creation options that a successor takes over from this collection."""
         if self.is_local:
             return NewCollection()
         found = self._call(self.client.get_collection, self.physical)
@@ -480,7 +480,7 @@ class ClientEngine:
         return int(counted.count)
 
     def _in_parts(self, name: str, items: Sequence[S], send: Callable[[Sequence[S]], None]) -> None:
-        """Send items, at once if the server takes them so; ``name`` is the server's, for how many it takes."""
+        """Send items in batches as large as the server accepts. ``name`` is the server's name for that limit."""
         rest, most = items, len(items)
         while rest:
             part = rest[: min(most, self._limits.get(name, most))]
@@ -494,7 +494,7 @@ class ClientEngine:
                     self._learn(name, len(part), error)
 
     def _learn(self, name: str, tried: int, error: ServerLimitError) -> None:
-        """Remember the limit that a request went past, if it was this one and a smaller request helps."""
+        """Remember the limit that a request exceeded. Re-raise the error if a smaller request does not help."""
         limit = limit_named(error, name)
         if limit is None or not 0 < limit < tried:
             raise error
@@ -519,7 +519,7 @@ class ClientEngine:
                 raise
 
     def _check_name(self) -> None:
-        """A migration gives the name of a collection without an alias to another: not to be taken for this one."""
+        """Raise if a migration has made the name of this collection, which had no alias, an alias of another."""
         if self._unaliased:
             aliases = self._call(if_allowed, aliases_of, self.client)
             self._unaliased = aliases is not None
@@ -528,7 +528,7 @@ class ClientEngine:
 
 
 def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:
-    """Before anything is replaced: a misspelt option must not cost the collection that was there."""
+    """Check ``collection_options`` first, so that a misspelt option does not cost an existing collection."""
     known = set(inspect.signature(client.create_collection).parameters) - {"kwargs"}
     ours = {"collection_name", "vectors_config", "sparse_vectors_config", "metadata"}
     if wrong := sorted(set(options) - (known - ours)):

@@ -1,4 +1,4 @@
-"""What a collection's schema, a point and a search request are in qdrant-client's models."""
+"""Convert collection schemas, points and search requests to qdrant-client's models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DECIMALS = 6
 
 
 def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
-    """The multivector of a collection, and its first stage's dense vector if it has one."""
+    """Return the configuration of a collection's multivector and its first stage's dense vector, if any."""
     profile = storage_profile(schema.storage)
     quantization = None
     if profile.quantized:
@@ -28,10 +28,10 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
             distance=models.Distance.DOT,
             multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
             datatype=models.Datatype(profile.datatype),
-            # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
+            # An HNSW graph over MaxSim takes minutes to build and finds the wrong documents: m=0 disables it.
             hnsw_config=models.HnswConfigDiff(m=0),
             quantization_config=quantization,
-            # Newer servers prefer `memory`, which older ones do not know.
+            # Newer servers prefer `memory`, which older ones do not support.
             on_disk=True if profile.quantized else None,
         )
     }
@@ -42,7 +42,7 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams] | None:
-    """The first stage's sparse vector, if it has one."""
+    """Return the configuration of the first stage's sparse vector, if any."""
     names = [name for name, size in _stage_sizes(schema).items() if size is None]
     return {name: models.SparseVectorParams(modifier=models.Modifier.IDF) for name in names} or None
 
@@ -52,13 +52,14 @@ def _stage_sizes(schema: CollectionSchema) -> dict[str, int | None]:
 
 
 def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStruct:
-    """A point as it is sent.
+    """Convert a point for an upsert request.
 
     Args:
         point: The point.
-        storage: The collection's; for all but float32 the numbers are rounded to 6 decimals, which halves a request
-            and is finer than what is stored.
-        local: In local mode, which ignores datatypes: float16 is rounded to here, so that scores are a server's.
+        storage: Storage of the collection. Except for float32, values are rounded to 6 decimals, which halves the
+            request size and is more precise than the stored values.
+        local: Whether the client is in local mode. It ignores datatypes, so for float16 storage the values are rounded
+            here to match a server's scores.
     """
     vectors: dict[str, Any] = {VECTOR_NAME: _matrix(point.vectors, storage, local=local)}
     for name, vector in point.stages.items():
@@ -100,15 +101,15 @@ def query_request(
     oversampling: float | None,
     shard_key: str | int | None,
 ) -> models.QueryRequest:
-    """MaxSim over all points, or over what the first stage finds.
+    """Build a MaxSim query over all points, or over the first stage's candidates.
 
     Args:
-        request: The query.
-        limit: How many results.
-        filter: For the results and the candidates.
-        score_threshold: The least score of a result.
-        oversampling: Of the quantised copy; None where there is none.
-        shard_key: The shard to search; None for all.
+        request: Search request.
+        limit: Maximum number of results.
+        filter: Filter for results and candidates.
+        score_threshold: Minimum score of a result.
+        oversampling: Oversampling factor of the quantised copy, or None if there is no such copy.
+        shard_key: Shard to search, or None for all shards.
     """
     params = None
     if oversampling is not None:
@@ -138,7 +139,7 @@ def _prefetch(request: SearchRequest, limit: int, filter: models.Filter | None) 
             using=name,
             limit=most,
             filter=filter,
-            # The graph must be walked as wide as the answer is long.
+            # hnsw_ef must be at least the number of candidates.
             params=None if isinstance(vector, SparseVector) else models.SearchParams(hnsw_ef=most),
         )
         for name, vector in request.candidates.stages.items()

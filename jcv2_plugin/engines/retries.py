@@ -1,4 +1,4 @@
-"""How requests to a Qdrant server fail: each refusal as an error of ours, and what passes by itself tried again."""
+"""Translate errors of a Qdrant server to errors of this package, and retry transient ones."""
 
 from __future__ import annotations
 
@@ -153,14 +153,14 @@ _MEANINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Jcv2Error]], .
             ),
         ),
         (r"No point with id", _says(CollectionError, "It may have been deleted meanwhile.")),
-        # Any other rule of strict mode; the server names the way out itself.
+        # Any other strict mode rule; the server's reason contains the remedy.
         (r"\. Help: ", _says(ServerLimitError, "It is a rule of the collection's strict mode.")),
     )
 )
 
 
 def translated(error: BaseException, where: str) -> Jcv2Error | None:
-    """The error of ours for a client's, or None for one that is not about a request. ``where`` is the address."""
+    """Translate an error of the client, or return None if it is not a failed request. ``where`` is the address."""
     failure = failure_of(error)
     if failure is None:
         return None
@@ -191,20 +191,20 @@ def translated(error: BaseException, where: str) -> Jcv2Error | None:
 
 
 def limit_named(error: ServerLimitError, name: str) -> int | None:
-    """The limit that a request went past, where what is limited goes by this name on the server."""
+    """Return the value of the exceeded limit if the server names it ``name``, else None."""
     failure = _behind(error)
     found = None if failure is None else re.search(_EXCEEDED, failure.reason)
     return int(found["limit"]) if found and found["name"] == name and found["limit"].isdecimal() else None
 
 
 def was_too_large(error: ServerLimitError) -> bool:
-    """Whether a request had too many bytes: half of it may pass."""
+    """Return whether a request was too large in bytes, so that half of it may succeed."""
     failure = _behind(error)
     return failure is not None and (failure.status == 413 or re.search(_TOO_LARGE, failure.reason) is not None)
 
 
 def was_exact(error: ServerLimitError) -> bool:
-    """Whether the collection's strict mode refuses what is exact."""
+    """Return whether the collection's strict mode refused an exact request."""
     failure = _behind(error)
     return failure is not None and re.search(_NO_EXACT, failure.reason) is not None
 
@@ -240,20 +240,20 @@ def _by_status(failure: Failure, said: str) -> Jcv2Error:
 
 @contextmanager
 def translated_errors(where: str) -> Iterator[None]:
-    """Turn the client's errors into ours, naming the server, its own reason and the way out.
+    """Translate the client's errors. Messages contain the server's address, its reason and a remedy.
 
     Args:
-        where: The server's address, without credentials.
+        where: Address of the server, without credentials.
 
     Raises:
-        CollectionAccessError: The server wants a key, or another.
-        CollectionNotFoundError: It has no such collection.
-        CollectionExistsError: It has one of this name already.
-        CollectionMismatchError: The collection holds other vectors.
-        ServerLimitError: The request goes past a limit.
-        ServerBusyError: The server cannot take the request now.
-        InvalidOptionError: A shard key is missing, or unknown.
-        CollectionError: The server is out of reach, does not answer in time, or refuses for another reason.
+        CollectionAccessError: The API key is missing or lacks permission.
+        CollectionNotFoundError: The collection does not exist.
+        CollectionExistsError: The collection already exists.
+        CollectionMismatchError: The collection's vectors do not fit.
+        ServerLimitError: The request exceeds a limit.
+        ServerBusyError: The server cannot handle the request now.
+        InvalidOptionError: A shard key is missing or unknown.
+        CollectionError: The server is unreachable, times out or refuses the request for another reason.
     """
     try:
         yield
@@ -270,15 +270,15 @@ def _sleep(seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Retry:
-    """Tries a request again while it fails for a reason that passes by itself.
+    """Retry requests after transient failures, with exponential backoff.
 
-    The waits double from ``first_wait`` seconds up to ``longest_wait``, with some chance in them, so that many
-    clients do not all come back at once. Where the server says how long to wait, it is waited for that long.
+    Waits double from ``first_wait`` up to ``longest_wait``, with jitter so that clients do not retry in step. If the
+    server asks for a longer wait, that is used.
 
     Args:
-        attempts: How often a request is sent at most; 1 is no retry.
+        attempts: Maximum number of attempts. 1 disables retries.
         first_wait: Seconds before the second attempt.
-        longest_wait: Seconds that a wait may grow to.
+        longest_wait: Maximum wait in seconds.
     """
 
     attempts: int = 5
@@ -290,17 +290,17 @@ class Retry:
             raise InvalidOptionError(f"Retries need at least one attempt and no negative wait, got {self!r}.")
 
     def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call a function of the client, again where that may help.
+        """Call a function of the client and retry transient failures.
 
-        The last error is raised as it is; wrap the call in :func:`translated_errors`. Anything but a transient
-        failure passes at once, an interruption too.
+        Raises the last error unchanged; wrap the call in :func:`translated_errors`. All other errors, including
+        interrupts, are raised immediately.
         """
         return self._while(is_transient, function, *args, **kwargs)
 
     def contact(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """:meth:`call` for the first request to a server: one that gives no answer is not asked again.
+        """Make the first request to a server: like :meth:`call`, but do not retry if the server gives no answer.
 
-        A wrong address is by far the likeliest reason then, and is to be said at once.
+        The likeliest reason is a wrong address, which should be reported at once.
         """
         return self._while(is_transient_answer, function, *args, **kwargs)
 
@@ -311,8 +311,8 @@ class Retry:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        # Sending a request a second time is safe even if the first was carried out and only its answer was lost: all
-        # our writes store points under their own ids or delete by id or filter, so that twice is the same as once.
+        # Retrying is safe even if an attempt succeeded and only its response was lost: all our writes are idempotent
+        # (upserts by id, deletes by id or filter).
         retrying = Retrying(
             stop=stop_after_attempt(self.attempts),
             wait=self._wait,

@@ -1,7 +1,7 @@
-"""A collection's description: with which model, dimension and preprocessing its vectors were made.
+"""Collection schema: the model, dimension and preprocessing that a collection's vectors were made with.
 
-It is stored with the collection (as collection metadata on a server, in ``jcv2.json`` beside an Edge shard)
-and decides whether an encoder may be used with it.
+The schema is stored with the collection (as collection metadata on a server, in ``jcv2.json`` next to an Edge shard)
+and determines which encoders can be used with it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 FORMAT = 2
-"""Format 1 had neither a first stage nor token pooling, and is still read."""
+"""Format of the stored schema. Format 1, without first stage and token pooling, can still be read."""
 VECTOR_NAME = "colbert"
 METADATA_FIELD = "jcv2"
 MAX_FLOATS = 1024 * 1024
-"""A multivector must have fewer floats (rows x dim): Qdrant's hard limit, which local engines do not enforce."""
+"""A multivector must have fewer floats (rows x dim). A hard limit of Qdrant that local engines do not enforce."""
 _NEWER_TYPES: dict[str, Any] = {"first_stage": str, "stage_options": dict, "pool_factor": (int, float)}
 _REMEDIES = {
     "document_length": "Load the encoder with document_length={!r}.",
@@ -34,22 +34,22 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class CollectionSchema:
-    """See the module.
+    """Collection schema: how a collection's vectors were made and are stored.
 
     Attributes:
-        model: With ``revision``, what loads the model again.
-        revision: Of the model; None for a local folder.
-        fingerprint: Of the weights that make vectors of this ``dim``.
-        dim: The Matryoshka dimension.
-        document_length: The model's window, in tokens.
-        query_length: Vectors a query has where it is padded; else None.
-        skiplist: Which document tokens are not stored.
-        long_documents: What is done with documents over the window.
-        storage: How vectors are kept, see :mod:`jcv2_plugin.engines.storage`.
-        format: Of this description.
-        first_stage: What finds candidates for MaxSim, see :mod:`jcv2_plugin.engines.first_stage`.
-        stage_options: The first stage's settings.
-        pool_factor: Token pooling: about one vector is stored for so many tokens of a document.
+        model: Name or folder to load the model from.
+        revision: Revision of the model. None for a local folder.
+        fingerprint: Fingerprint of the weights that produce vectors of this ``dim``.
+        dim: Matryoshka dimension.
+        document_length: Window of the model, in tokens.
+        query_length: Number of vectors per query if queries are padded, else None.
+        skiplist: Document tokens that are not stored.
+        long_documents: How documents longer than the window are handled.
+        storage: How vectors are stored, see :mod:`jcv2_plugin.engines.storage`.
+        format: Format of the stored schema.
+        first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`.
+        stage_options: Settings of the first stage.
+        pool_factor: Token pooling factor: about one vector is stored per ``pool_factor`` document tokens.
     """
 
     model: str
@@ -78,10 +78,10 @@ class CollectionSchema:
         stage_options: Mapping[str, Any] | None = None,
         pool_factor: float = 1.0,
     ) -> CollectionSchema:
-        """The description of a new collection.
+        """Build the schema of a new collection.
 
         Raises:
-            InvalidOptionError: If an option is none of those known.
+            InvalidOptionError: An option is invalid.
         """
         if long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
@@ -104,15 +104,15 @@ class CollectionSchema:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As stored."""
+        """Return the schema as stored."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, raw: Any, title: str) -> CollectionSchema:
-        """Read a stored description.
+        """Read a stored schema.
 
         Raises:
-            CollectionCorruptError: If it is none, or of a newer format.
+            CollectionCorruptError: The schema is missing, damaged or of a newer format.
         """
         if not isinstance(raw, Mapping):
             raise CollectionCorruptError(
@@ -137,10 +137,10 @@ class CollectionSchema:
         return cls(**{name: raw[name] for name in names if name in raw})
 
     def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
-        """Refuse an encoder whose vectors would not compare with those stored.
+        """Check that an encoder's vectors are comparable with the stored ones.
 
         Raises:
-            CollectionMismatchError: Naming what differs and the way out.
+            CollectionMismatchError: The model, dimension or preprocessing differs. The message contains a remedy.
         """
         if self.dim not in encoder.dims:
             raise CollectionMismatchError(

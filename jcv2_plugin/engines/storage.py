@@ -1,8 +1,8 @@
-"""How a collection keeps its token vectors: at which precision, and with which quantised copy.
+"""Storage profiles: datatype and quantisation of the token vectors.
 
-Two things shrink vectors. A *datatype* is how the vectors themselves are stored; a *quantisation* adds a smaller
-copy that is searched first, and leaves the originals to rescore with. What each costs and keeps is measured in
-``benchmarks/compression.py``; the table is in docs/compression.md.
+A *datatype* determines how the vectors themselves are stored. *Quantisation* adds a smaller copy that is searched
+first; the originals are used for rescoring. ``benchmarks/compression.py`` measures size and quality; the results are
+in docs/compression.md.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Datatype = Literal["float32", "float16", "turbo8", "turbo4"]
 
 @dataclass(frozen=True)
 class StorageProfile:
-    """What one value of ``storage=`` means to an engine.
+    """Engine settings for a value of ``storage=``.
 
     Attributes:
-        datatype: Of the vectors as stored. The turbo types rotate a vector and keep 8 or 4 bits of each of its
-            numbers; they need a Qdrant server of version 1.19 or newer, or Qdrant Edge.
-        quantized: Whether a scalar int8 copy is kept in memory beside vectors that stay on disk.
-        error: About the largest of 1 - cosine between a vector and what is read back of it.
-        oversampling: How many times as many documents as asked for the quantised copy may propose. Sent with
-            every search, as is ``rescore=True``: engines differ in what they do when it is left out.
+        datatype: Datatype of the stored vectors. The turbo types rotate a vector and keep 8 or 4 bits per value. They
+            need Qdrant Edge or a Qdrant server of version 1.19 or later.
+        quantized: Whether a scalar int8 copy is kept in memory while the vectors stay on disk.
+        error: Approximate maximum of 1 - cosine between a vector and its stored version.
+        oversampling: Factor by which the search over the quantised copy exceeds the number of results. Sent with
+            every search, like ``rescore=True``, because engines have different defaults.
     """
 
     datatype: Datatype
@@ -47,10 +47,10 @@ _PROFILES: dict[Storage, StorageProfile] = {
 
 
 def storage_profile(storage: str) -> StorageProfile:
-    """The profile of a name.
+    """Return a storage profile by name.
 
     Raises:
-        InvalidOptionError: There is none of this name.
+        InvalidOptionError: The name is unknown.
     """
     if storage not in _PROFILES:
         raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
@@ -58,9 +58,9 @@ def storage_profile(storage: str) -> StorageProfile:
 
 
 def oversampling_of(storage: str) -> float | None:
-    """How far the quantised copy of a profile is to be oversampled; None where there is no copy.
+    """Return the oversampling factor of a storage profile, or None if it has no quantised copy.
 
-    An unknown name counts as having none: what may be wrong with a description is said by the schema.
+    Also returns None for an unknown name, which :class:`~jcv2_plugin.engines.schema.CollectionSchema` reports.
     """
     profile = _PROFILES.get(storage)  # type: ignore[call-overload]
     return profile.oversampling if profile is not None and profile.quantized else None

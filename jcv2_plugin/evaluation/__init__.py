@@ -1,1 +1,1 @@
-"""Measure retrieval: test sets in BEIR layout, metrics, BM25 and studies."""
+"""Evaluate retrieval: test sets in BEIR layout, metrics, BM25 and studies."""

@@ -1,4 +1,4 @@
-"""Test collections in BEIR layout: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv`` in a folder."""
+"""Read test sets in BEIR layout: a folder with ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ logger = logging.getLogger(__name__)
 
 
 class BeirFormatError(Jcv2Error, ValueError):
-    """A BEIR folder lacks a file, or a line of one cannot be used."""
+    """A BEIR folder lacks a file, or a file has an invalid line."""
 
 
 class Passage(NamedTuple):
-    """A document of a corpus as the file has it; ``title`` is ``""`` where there is none."""
+    """A document of the corpus as stored in the file. ``title`` is ``""`` if there is none."""
 
     title: str
     text: str
 
     @property
     def full_text(self) -> str:
-        """What is indexed: title and text, with a space between them."""
+        """The text to index: title and text, separated by a space."""
         return f"{self.title} {self.text}".strip()
 
 
 class CorpusReader(Iterator[Document]):
-    """The documents of a ``corpus.jsonl``, read line by line; documents without any text are left out.
+    """Iterate over the documents of a ``corpus.jsonl``, read line by line. Documents without any text are skipped.
 
     Attributes:
-        skipped: The ids of the documents left out so far, complete once the reader is exhausted. A warning
-            is logged then if there are any.
+        skipped: Ids of the documents skipped so far. The list is complete when the reader is exhausted; a warning is
+            then logged if there are any.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -53,7 +53,7 @@ class CorpusReader(Iterator[Document]):
         return _document(*next(self._passages))
 
     def passages(self) -> Iterator[tuple[str, Passage]]:
-        """The same as pairs of id and passage; it takes from the same stream."""
+        """Iterate over pairs of id and passage instead. Both iterators consume the same stream."""
         return self._passages
 
     def _read(self) -> Iterator[tuple[str, Passage]]:
@@ -79,29 +79,28 @@ class CorpusReader(Iterator[Document]):
 
 
 def iter_corpus(folder: str | os.PathLike[str]) -> CorpusReader:
-    """The documents of a BEIR folder as a stream for :meth:`ColbertCollection.ingest`.
+    """Stream the documents of a BEIR folder, for :meth:`ColbertCollection.ingest`.
 
-    The text of a document is its title and its text with a space between them; a title is kept in the metadata,
-    too. One line is held in memory at a time, so ids that come twice are not noticed here, as they are by
-    :meth:`BeirDataset.read`.
+    The text of a document is its title and text, separated by a space; the title is also stored in the metadata. Only
+    one line is in memory at a time, so unlike :meth:`BeirDataset.read` this does not detect duplicate ids.
 
     Raises:
-        BeirFormatError: There is no such folder or file (at once), or a line cannot be used (when it comes).
+        BeirFormatError: If there is no such folder or file (immediately), or a line is invalid (when it is read).
     """
     return CorpusReader(folder)
 
 
 @dataclass(frozen=True)
 class BeirDataset:
-    """A test collection in memory.
+    """A test set in memory.
 
     Attributes:
-        name: The folder's name.
-        corpus: Passage by document id, in the order of the file.
-        queries: Text by query id: the queries with judgments in this split, in the order of the file.
-        qrels: Relevance by query id and document id; larger is better, 0 and less is not relevant.
-        language: ``lang`` (or ``language``) of the folder's ``meta.json``; None without one.
-        skipped: The ids of the documents left out because they have no text.
+        name: Name of the folder.
+        corpus: Passages by document id, in file order.
+        queries: Query texts by query id, in file order; only queries with judgments in this split.
+        qrels: Relevance by query id and document id. Higher is better; 0 or less is not relevant.
+        language: ``lang`` (or ``language``) in the folder's ``meta.json``, if any.
+        skipped: Ids of the documents skipped because they have no text.
     """
 
     name: str
@@ -113,15 +112,15 @@ class BeirDataset:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], split: str = "test") -> BeirDataset:
-        """Read a folder.
+        """Read a test set from a folder.
 
         Args:
-            folder: With ``corpus.jsonl``, ``queries.jsonl``, ``qrels/<split>.tsv`` and perhaps ``meta.json``.
-            split: Which judgments.
+            folder: Folder with ``corpus.jsonl``, ``queries.jsonl``, ``qrels/<split>.tsv`` and optionally ``meta.json``.
+            split: Split of the judgments.
 
         Raises:
-            BeirFormatError: A file is missing, empty or malformed; an id comes twice; or the judgments name
-                documents or queries that are not there.
+            BeirFormatError: If a file is missing, empty or malformed, an id is duplicated, or the judgments refer to
+                unknown documents or queries.
         """
         folder = Path(folder)
         qrels_path = _qrels_path(folder, split)
@@ -142,7 +141,7 @@ class BeirDataset:
         return cls(folder.absolute().name, corpus, queries, qrels, language, tuple(reader.skipped))
 
     def documents(self) -> Iterator[Document]:
-        """The corpus as documents for :meth:`ColbertCollection.ingest`, as :func:`iter_corpus` gives them."""
+        """Iterate over the corpus as documents for :meth:`ColbertCollection.ingest`, as :func:`iter_corpus` does."""
         for own_id, passage in self.corpus.items():
             yield _document(own_id, passage)
 
@@ -170,7 +169,7 @@ def _qrels_path(folder: Path, split: str) -> Path:
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The file and number of each line, for messages, and its JSON object. Blank lines are passed over."""
+    """Yield each line's position, for error messages, and its JSON object. Blank lines are skipped."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

@@ -1,4 +1,4 @@
-"""BM25, the lexical baseline: words with a stemmer, or character bigrams where words are not spaced."""
+"""BM25 as a lexical baseline, on stemmed words, or on character bigrams for languages without spaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ K1 = 1.5
 B = 0.75
 
 _UNSPACED = frozenset({"bo", "dz", "ja", "km", "ko", "lo", "my", "th", "yue", "zh"})
-"""Written without spaces between words; in Korean, spaces part phrases with their particles."""
+"""Languages written without spaces between words. In Korean, spaces separate phrases that include their particles."""
 
 _STEMMERS = {
     "ar": "arabic",
@@ -66,24 +66,25 @@ Tokenizer = Callable[[str], list[str]]
 
 
 class UnknownLanguageError(Jcv2Error, ValueError):
-    """What names a language is not the code of one."""
+    """A string is not a language code."""
 
 
 def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dict[str, dict[str, float]]:
-    """Search a data set with BM25 (k1 = 1.5, b = 0.75, Lucene's idf; no stop words).
+    """Search a test set with BM25 (k1 = 1.5, b = 0.75, Lucene's idf, no stop words).
 
     Args:
-        dataset: Title and text of its documents are indexed as one field.
-        lang: Decides the tokens, see :func:`tokenizer_for`; None takes the data set's, or else English.
-        k: Results a query at most. Documents that share no token with the query are none.
+        dataset: Test set. Title and text of its documents are indexed as one field.
+        lang: Language that determines the tokenizer, see :func:`tokenizer_for`. If None, that of the test set, or
+            English if it has none.
+        k: Maximum number of results per query. Documents that share no token with the query are not results.
 
     Returns:
-        Score by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`. A query without
+        Scores by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`. A query without
         results has an empty dict.
 
     Raises:
-        UnknownLanguageError: ``lang`` is not a language code.
-        ValueError: ``k`` is not positive.
+        UnknownLanguageError: If ``lang`` is not a language code.
+        ValueError: If ``k`` is not positive.
     """
     if k < 1:
         raise ValueError(f"k must be a positive integer, got {k!r}.")
@@ -109,20 +110,20 @@ def _search(index: Any, tokens: list[str], ids: list[str], k: int) -> dict[str, 
 
 
 def tokenizer_for(lang: str) -> Tokenizer:
-    """The function that takes a text of a language apart.
+    """Return the tokenizer for a language.
 
-    Words are runs of letters, marks and digits after NFKC, lower-cased, and stemmed where Snowball knows the
-    language. Languages written without spaces (and Korean) give character bigrams of such runs instead, with
-    Latin words and numbers whole.
+    Words are runs of letters, marks and digits after NFKC, lower-cased, and stemmed if Snowball supports the language.
+    For languages written without spaces, and Korean, tokens are character bigrams of these runs; Latin words and
+    numbers are kept whole.
 
     Args:
-        lang: An ISO 639 code such as ``"en"``; a region or script after it (``"en-GB"``) changes nothing.
-            ``"en-python"`` is English beside code, whose identifiers are split on case and underscore;
-            ``"de+zh"`` a mixture, which has no stemmer, and bigrams if one of its languages has;
-            ``"de+zh->en"`` asks a corpus in English and is that.
+        lang: An ISO 639 code such as ``"en"``; a region or script suffix (``"en-GB"``) is ignored. ``"en-python"`` is
+            English mixed with code, whose identifiers are split on case changes and underscores. ``"de+zh"`` is a
+            mixture, which is not stemmed and uses bigrams if one of its languages does. ``"de+zh->en"`` has an English
+            corpus and is treated as English.
 
     Raises:
-        UnknownLanguageError: It is none of these.
+        UnknownLanguageError: If ``lang`` has none of these forms.
     """
     documents = lang.rpartition("->")[2]
     matches = [_LANGUAGE.fullmatch(one.strip()) for one in documents.split("+")]
@@ -145,7 +146,7 @@ def tokenizer_for(lang: str) -> Tokenizer:
 
 def _stemmer(language: str) -> Callable[[list[str]], list[str]] | None:
     name = _STEMMERS.get(language)
-    # Which languages there are depends on PyStemmer's version.
+    # The available languages depend on PyStemmer's version.
     if name is None or name not in Stemmer.algorithms():
         return None
     stem: Callable[[list[str]], list[str]] = Stemmer.Stemmer(name).stemWords
@@ -153,7 +154,7 @@ def _stemmer(language: str) -> Callable[[list[str]], list[str]] | None:
 
 
 class _Separators(dict[int, int]):
-    """For ``str.translate``: what is no letter, mark or digit becomes a space. Filled as characters come."""
+    """Table for ``str.translate``, filled on demand, that replaces all but letters, marks and digits with a space."""
 
     def __missing__(self, code: int) -> int:
         self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else ord(" ")

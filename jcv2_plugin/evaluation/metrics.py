@@ -1,4 +1,4 @@
-"""nDCG@10, recall@100 and MRR@10 of a run or of a stored collection, computed by trec_eval."""
+"""Compute nDCG@10, recall@100 and MRR@10 of a run or a stored collection with trec_eval."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from jcv2_plugin.evaluation.beir import BeirDataset
 
 Run = Mapping[str, Mapping[str, float]]
-"""Score by query id and document id; larger is better."""
+"""Scores by query id and document id; higher is better."""
 
 Qrels = Mapping[str, Mapping[str, int]]
-"""Relevance by query id and document id; 1 and more is relevant."""
+"""Relevance by query id and document id; 1 or more is relevant."""
 
 METRICS = NDCG, RECALL, MRR = "ndcg@10", "recall@100", "mrr@10"
-"""The keys of :meth:`Metrics.as_dict`."""
+"""Keys of :meth:`Metrics.as_dict`."""
 
 _RECALL_DEPTH = 100
 _MRR_DEPTH = 10
@@ -32,18 +32,18 @@ _QUERIES_PER_BATCH = 64
 
 
 class EvaluationError(Jcv2Error, ValueError):
-    """A run, its judgments or a collection cannot be evaluated, or the figures would not be what they say."""
+    """A run, its judgments or a collection cannot be evaluated, or the result would be misleading."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over all queries with judgments, each between 0 and 1; a query without results counts 0.
+    """Means over all queries with judgments, between 0 and 1. A query without results counts as 0.
 
     Attributes:
-        ndcg_at_10: nDCG of the first ten, linear gains.
-        recall_at_100: Share of the relevant documents among the first hundred.
-        mrr_at_10: Reciprocal rank of the first relevant document, 0 if it is not among the first ten.
-        per_query: The three values of each query, under the keys of :meth:`as_dict`.
+        ndcg_at_10: nDCG of the top 10, with linear gains.
+        recall_at_100: Share of the relevant documents that are in the top 100.
+        mrr_at_10: Reciprocal rank of the first relevant document, 0 if it is not in the top 10.
+        per_query: The three values for each query, with the keys of :meth:`as_dict`.
     """
 
     ndcg_at_10: float
@@ -52,22 +52,22 @@ class Metrics:
     per_query: Mapping[str, Mapping[str, float]] = field(repr=False)
 
     def as_dict(self) -> dict[str, float]:
-        """The three means under ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
+        """Return the three means as ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
         return {NDCG: self.ndcg_at_10, RECALL: self.recall_at_100, MRR: self.mrr_at_10}
 
 
 def evaluate_run(run: Run, qrels: Qrels) -> dict[str, float]:
-    """The means of :func:`measure_run`, under ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
+    """Return the means of :func:`measure_run` as ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
     return measure_run(run, qrels).as_dict()
 
 
 def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The first hundred documents of each query, which is what is measured.
+    """Return the top 100 documents of each query, as needed for the metrics.
 
     Args:
-        scores: Of shape ``(queries, documents)``.
-        queries: Ids, in the order of the rows.
-        documents: Ids, in the order of the columns.
+        scores: Scores of shape ``(queries, documents)``.
+        queries: Query ids, in row order.
+        documents: Document ids, in column order.
     """
     best = scores.topk(min(_RECALL_DEPTH, len(documents)), dim=1)
     return {
@@ -77,13 +77,13 @@ def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> 
 
 
 def measure_run(run: Run, qrels: Qrels) -> Metrics:
-    """Measure a run as trec_eval does: of equal scores, the document with the larger id comes first.
+    """Evaluate a run with trec_eval. For equal scores, the document with the larger id is ranked first.
 
-    Queries of the run without judgments are ignored. Relevance is linear in nDCG; 1 and more is relevant in
-    the other two.
+    Queries without judgments are ignored. nDCG uses relevance as linear gain; for the other two metrics, 1 or more is
+    relevant.
 
     Raises:
-        EvaluationError: There are no judgments, or a score is not finite.
+        EvaluationError: If there are no judgments, or a score is not finite.
     """
     if not qrels or not all(qrels.values()):
         bare = [query for query, judgments in qrels.items() if not judgments]
@@ -117,8 +117,8 @@ def _checked_results(run: Run, qrels: Qrels) -> Iterator[tuple[str, dict[str, fl
 def _values(measures: Mapping[str, float] | None) -> dict[str, float]:
     if measures is None:
         return {NDCG: 0.0, RECALL: 0.0, MRR: 0.0}
-    # trec_eval's recip_rank has no cut. It is 1/rank, so cutting it is the same as ranking only the first ten,
-    # and leaves the order of equal scores to trec_eval.
+    # trec_eval's recip_rank has no cutoff. Since it is 1/rank, cutting it off here is the same as ranking only the top
+    # 10, and leaves ties to trec_eval.
     reciprocal = measures["recip_rank"]
     within = reciprocal * (_MRR_DEPTH + 0.5) > 1
     return {
@@ -137,18 +137,19 @@ def evaluate_collection(
     candidates: int | None = None,
     exact: bool | None = True,
 ) -> Metrics:
-    """Search a stored collection with the queries of a data set, and measure what is found.
+    """Search a stored collection with the queries of a test set, and evaluate the results.
 
     Args:
-        collection: Holding the data set's corpus under its own ids.
-        dataset: The queries and judgments.
-        k: Results a query, 100 at least.
+        collection: Collection with the test set's corpus, under the original ids.
+        dataset: Queries and judgments.
+        k: Number of results per query, at least 100.
         progress: Called after each batch of at most 64 queries with the number of queries in it.
-        candidates: As for :meth:`~jcv2_plugin.ColbertCollection.search`.
-        exact: Likewise; the default ranks all documents, as published figures do.
+        candidates: See :meth:`~jcv2_plugin.ColbertCollection.search`.
+        exact: See :meth:`~jcv2_plugin.ColbertCollection.search`. By default all documents are ranked, as for published
+            figures.
 
     Raises:
-        EvaluationError: ``k`` is too small for recall@100, or the collection does not hold the corpus.
+        EvaluationError: If ``k`` is too small for recall@100, or the collection does not contain the corpus.
     """
     if k < _RECALL_DEPTH:
         raise EvaluationError(f"recall@100 needs {_RECALL_DEPTH} results a query, got k={k!r}. Leave k out.")

@@ -1,6 +1,6 @@
-"""Why a document scored as it did: which of its tokens each query token matched.
+"""Token-level explanations of MaxSim scores.
 
-MaxSim is a sum over query tokens of their best match, so it explains itself: the matches *are* the score.
+MaxSim sums the best match of each query token, so those matches are an exact explanation of the score.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenMatch:
-    """A query token, the document token it matched best, and their dot product."""
+    """A query token, its best-matching document token, and their dot product."""
 
     query: ScoredToken
     document: ScoredToken
@@ -30,14 +30,14 @@ class TokenMatch:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The token-by-token comparison of a query and a document.
+    """Token-by-token comparison of a query and a document.
 
     Attributes:
-        query: The query.
-        text: The document.
-        query_tokens: A token for each row of ``similarities``.
-        document_tokens: A token for each column.
-        similarities: Dot products, of shape ``(query tokens, document tokens)``.
+        query: Query text.
+        text: Document text.
+        query_tokens: Query tokens, one per row of ``similarities``.
+        document_tokens: Document tokens, one per column of ``similarities``.
+        similarities: Dot products of shape ``(query tokens, document tokens)``.
     """
 
     query: str
@@ -48,12 +48,12 @@ class Explanation:
 
     @property
     def score(self) -> float:
-        """MaxSim: the sum of the matches' similarities."""
+        """MaxSim score: the sum of the best similarity per query token."""
         return float(self.similarities.max(axis=1).sum())
 
     @cached_property
     def matches(self) -> list[TokenMatch]:
-        """The best match of each query token, in the order of the query."""
+        """Best match of each query token, in query order."""
         best = self.similarities.argmax(axis=1)
         return [
             TokenMatch(token, self.document_tokens[column], float(self.similarities[row, column]))
@@ -61,10 +61,10 @@ class Explanation:
         ]
 
     def contributions(self, *, words_only: bool = True) -> NDArray[np.float32]:
-        """How much of the score each document token carries, of shape ``(document tokens,)``.
+        """Return the contribution of each document token to the score, of shape ``(document tokens,)``.
 
         Args:
-            words_only: Leave out what marker, [MASK] and other special query tokens add.
+            words_only: Ignore the marker, [MASK] and other special query tokens.
         """
         total = np.zeros(len(self.document_tokens), dtype=np.float32)
         best = self.similarities.argmax(axis=1)
@@ -74,7 +74,7 @@ class Explanation:
         return total
 
     def matched_spans(self, least: float = 0.5) -> list[tuple[int, int]]:
-        """Character spans of the document that query words matched with at least that similarity, merged."""
+        """Return merged character spans of the document that query words match with similarity ``least`` or more."""
         spans = sorted(
             {
                 (match.document.start, match.document.end)
@@ -91,7 +91,7 @@ class Explanation:
         return merged
 
     def to_html(self) -> str:
-        """A self-contained page: the document as a heat map; pointing at a query token shows its matches."""
+        """Render a self-contained HTML heat map of the document. Hovering over a query token shows its matches."""
         from jcv2_plugin.scoring.heatmap import render
 
         return render(self)
@@ -99,12 +99,12 @@ class Explanation:
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """A text's vectors and the tokens that they stand for.
+    """Token vectors of a text, with their tokens.
 
     Attributes:
-        text: The query or document.
-        tokens: One for each row of ``vectors``.
-        vectors: Of shape ``(tokens, dim)``.
+        text: Query or document text.
+        tokens: Tokens, one per row of ``vectors``.
+        vectors: Token vectors of shape ``(tokens, dim)``.
     """
 
     text: str
@@ -113,7 +113,7 @@ class TokenVectors:
 
     @classmethod
     def of_query(cls, encoder: JinaColbertEncoder, query: str, vectors: NDArray[np.float32]) -> TokenVectors:
-        """A query, whose vectors are known.
+        """Match a query's vectors to its tokens.
 
         Raises:
             ValueError: The vectors do not belong to this text and model.
@@ -130,7 +130,7 @@ class TokenVectors:
     def of_document(
         cls, encoder: JinaColbertEncoder, text: str, vectors: NDArray[np.float32], long_documents: LongDocuments
     ) -> TokenVectors:
-        """A document, whose vectors are known.
+        """Match a document's vectors to its tokens.
 
         Raises:
             ValueError: The vectors do not belong to this text and model.
@@ -145,7 +145,7 @@ class TokenVectors:
 
 
 def compare(query: TokenVectors, document: TokenVectors) -> Explanation:
-    """The comparison of each token of a query with each of a document."""
+    """Compare every query token with every document token."""
     return Explanation(
         query=query.text,
         text=document.text,
@@ -168,16 +168,16 @@ def explain(
     """Compare a query and a document token by token.
 
     Args:
-        encoder: The model.
-        query: The query.
-        text: The document.
-        dim: The Matryoshka dimension; None takes the model's default.
-        long_documents: How the document was encoded, if it is over the model's window.
-        document_vectors: The document's vectors where they are known, of shape ``(tokens, dim)``.
-        query_vectors: The query's, likewise.
+        encoder: The encoder.
+        query: Query text.
+        text: Document text.
+        dim: Matryoshka dimension. Defaults to the model's own default.
+        long_documents: How a document longer than the model's window was encoded.
+        document_vectors: Precomputed document vectors of shape ``(tokens, dim)``.
+        query_vectors: Precomputed query vectors of shape ``(tokens, dim)``.
 
     Raises:
-        ValueError: If the vectors given do not belong to this text and model.
+        ValueError: The given vectors do not belong to this text and model.
     """
     dim = encoder.resolve_dim(dim)
     if query_vectors is None:

@@ -1,4 +1,4 @@
-"""The heat map of an :class:`~jcv2_plugin.scoring.explanation.Explanation`: one HTML page that loads nothing."""
+"""HTML heat map of an :class:`~jcv2_plugin.scoring.explanation.Explanation`: one page without external resources."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ show(-1);
 
 
 def render(explanation: Explanation) -> str:
-    """See :meth:`jcv2_plugin.scoring.explanation.Explanation.to_html`."""
+    """Render the HTML page, see :meth:`jcv2_plugin.scoring.explanation.Explanation.to_html`."""
     return _PAGE.format(
         title=html.escape(f"Why it matched: {explanation.query}"),
         query=html.escape(explanation.query),
@@ -84,7 +84,7 @@ def render(explanation: Explanation) -> str:
         buttons="".join(_button(token, explanation.query) for token in explanation.query_tokens),
         document=_document(explanation),
         table="".join(_row(match, explanation) for match in explanation.matches if not match.query.is_special),
-        # "<" escaped, so that no text can close the script element.
+        # Escape "<" so that no text can close the script element.
         similarities=json.dumps(np.round(explanation.similarities.astype(float), 3).tolist()).replace("<", "\\u003c"),
         totals=json.dumps(np.round(explanation.contributions().astype(float), 3).tolist()),
     )

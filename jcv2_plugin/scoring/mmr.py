@@ -1,8 +1,8 @@
-"""Results that are relevant and not all the same: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+"""Maximal marginal relevance (MMR, Carbonell and Goldstein, SIGIR 1998) for multivectors.
 
-A document is chosen for its relevance, less its likeness to those chosen before it. In late interaction both are of
-one kind: the relevance is the mean best cosine of a query vector, the likeness of two documents the mean best cosine
-of a vector of one with those of the other, from both sides.
+MMR selects documents by relevance minus their similarity to the documents already selected. Both are mean best
+cosines here: relevance from query vectors to document vectors, similarity between the vectors of two documents,
+averaged over both directions.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 
 MOST_VECTORS = 256
-"""Of a document that are compared; one with more is compared by the means of runs of its vectors."""
+"""Maximum number of vectors compared per document. Longer documents are shortened by :func:`shortened`."""
 _COMPARED_AT_A_TIME = 64
 
 
 class Similarities(Protocol):
-    """A square matrix, or what gives its rows as they are asked for."""
+    """A square similarity matrix, or an object that computes its rows on demand."""
 
     def __getitem__(self, position: int, /) -> NDArray[np.floating]:
-        """How like one item is to each, of shape ``(items,)``."""
+        """Return the similarity of one item to every item, of shape ``(items,)``."""
 
 
 def maximal_marginal_relevance(
@@ -33,24 +33,24 @@ def maximal_marginal_relevance(
     k: int,
     lambda_mult: float,
 ) -> list[int]:
-    """Choose items by maximal marginal relevance.
+    """Select items by maximal marginal relevance.
 
-    The most relevant one comes first; then, one by one, that with the largest ``lambda_mult * relevance - (1 -
-    lambda_mult) * likeness``, the likeness being that to the item most like it among those chosen. Of equal ones the
-    first is taken.
+    Selects the most relevant item first, then repeatedly the item with the largest ``lambda_mult * relevance - (1 -
+    lambda_mult) * similarity``, where ``similarity`` is the highest similarity to an item already selected. Ties go to
+    the item that comes first.
 
     Args:
-        relevance: Of each item, of shape ``(items,)``.
-        similarity: Rows of the similarities of the items, of shape ``(items, items)``: a matrix, or anything that
-            gives its row ``i`` as ``similarity[i]``. Only rows of chosen items are asked for.
-        k: How many.
-        lambda_mult: From 0 (as unlike each other as can be) to 1 (by relevance alone).
+        relevance: Relevance of each item, of shape ``(items,)``.
+        similarity: Similarity matrix of shape ``(items, items)``, or any object that returns row ``i`` as
+            ``similarity[i]``. Only rows of selected items are requested.
+        k: Number of items to select.
+        lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
 
     Returns:
-        Positions in the order of choice; fewer than ``k`` where there are fewer items.
+        Positions in order of selection. Fewer than ``k`` if there are fewer items.
 
     Raises:
-        ValueError: ``k`` is negative, or ``lambda_mult`` not between 0 and 1.
+        ValueError: ``k`` is negative, or ``lambda_mult`` is not between 0 and 1.
     """
     if k < 0 or not 0 <= lambda_mult <= 1:
         raise ValueError(f"k must not be negative and lambda_mult between 0 and 1, got {k!r} and {lambda_mult!r}.")
@@ -69,17 +69,17 @@ def maximal_marginal_relevance(
 
 
 def shortened(vectors: Vectors, most: int = MOST_VECTORS) -> Vectors:
-    """At most so many vectors: where there are more, the normalised means of consecutive runs, of equal lengths.
+    """Reduce a document to at most ``most`` vectors, the normalised means of consecutive runs of equal length.
 
-    Comparing documents takes time in proportion to the product of their lengths, so that two of 8,000 tokens would
-    take a second, and hundreds of them gigabytes.
+    The time to compare two documents grows with the product of their lengths: two documents of 8,000 tokens would
+    take a second, and hundreds of them would need gigabytes of memory.
 
     Args:
-        vectors: Of shape ``(tokens, dim)``, normalised.
-        most: How many there may be.
+        vectors: Normalised vectors of shape ``(tokens, dim)``.
+        most: Maximum number of vectors. Shorter documents are returned unchanged.
 
     Returns:
-        Of shape ``(at most most, dim)``, normalised.
+        Normalised vectors of shape ``(min(tokens, most), dim)``.
     """
     if len(vectors) <= most:
         return vectors
@@ -89,14 +89,14 @@ def shortened(vectors: Vectors, most: int = MOST_VECTORS) -> Vectors:
 
 
 class DocumentSimilarities:
-    """How like documents are to each other: the symmetric mean MaxSim of their token vectors, row by row.
+    """Pairwise document similarities, computed row by row as the symmetric mean MaxSim of their token vectors.
 
-    The likeness of ``a`` and ``b`` is the mean of two numbers: the mean, over the vectors of ``a``, of the largest dot
-    product with one of ``b``; and the same the other way round. It is 1 for a document and itself, and does not grow
-    with length. Documents over 256 vectors are compared by fewer, see :func:`shortened`.
+    For each vector of ``a``, take the largest dot product with a vector of ``b``, and average these. The similarity is
+    the mean of this value and its counterpart from ``b`` to ``a``. A document has similarity 1 to itself, and the
+    similarity does not grow with length. Documents with more than 256 vectors are shortened, see :func:`shortened`.
 
     Args:
-        documents: The token vectors of each, of shape ``(tokens, dim)``; held shortened.
+        documents: Token vectors of each document, of shape ``(tokens, dim)``. Only the shortened vectors are kept.
     """
 
     def __init__(self, documents: Iterable[Vectors]) -> None:
@@ -106,7 +106,7 @@ class DocumentSimilarities:
         return len(self._documents)
 
     def __getitem__(self, position: int, /) -> NDArray[np.float64]:
-        """How like one document is to each, of shape ``(documents,)``."""
+        """Return the similarity of one document to every document, of shape ``(documents,)``."""
         one = self._documents[position]
         rows = [
             self._compared(one, self._documents[start : start + _COMPARED_AT_A_TIME])

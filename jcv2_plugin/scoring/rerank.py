@@ -1,4 +1,4 @@
-"""Texts ranked by MaxSim without an index: to reorder what another search has found."""
+"""Rerank texts by MaxSim without an index, such as the results of another search."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 _TEXTS_AT_A_TIME = 256
-"""Whose vectors are in memory at once."""
+"""Number of texts whose vectors are held in memory at once."""
 
 
 @dataclass(frozen=True)
 class RerankResult:
-    """A text that was ranked.
+    """A reranked text.
 
     Attributes:
-        index: Its position among the texts given.
-        score: MaxSim, as of a :class:`~jcv2_plugin.SearchHit`.
-        relevance: The score divided by the number of query vectors, within 0 and 1, likewise.
-        explanation: Which token matched which, where it was asked for.
+        index: Position in the input list.
+        score: MaxSim score, as in :class:`~jcv2_plugin.SearchHit`.
+        relevance: Score divided by the number of query vectors, clipped to [0, 1], as in
+            :class:`~jcv2_plugin.SearchHit`.
+        explanation: Token-by-token comparison with the query, if requested.
     """
 
     index: int
@@ -46,30 +47,30 @@ def rerank(
     long_documents: LongDocuments = "split",
     with_explanation: bool = False,
 ) -> list[RerankResult]:
-    """Rank texts by MaxSim with a query, best first; of equal scores the earlier one first.
+    """Rank texts by MaxSim with a query, best first. Ties keep the input order.
 
-    Scores are those of a collection with ``storage="float32"`` at the same dimension. A text that comes several times
-    is encoded once.
+    Scores equal those of a collection with ``storage="float32"`` and the same dimension. Duplicate texts are encoded
+    once.
 
     Args:
-        encoder: The model.
-        query: The question.
-        texts: What to rank, all of it: cut the result for the best few.
-        dim: The Matryoshka dimension; None takes the model's default.
-        long_documents: What to do with texts over the encoder's ``document_length``: ``"split"`` them in windows, all
-            of which count, ``"truncate"`` them, or refuse them (``"error"``).
-        with_explanation: Give each result the token-by-token comparison with the query.
+        encoder: The encoder.
+        query: Query text.
+        texts: Texts to rank. All of them are returned; slice the result to get the top few.
+        dim: Matryoshka dimension. Defaults to the model's own default.
+        long_documents: How to handle texts longer than the encoder's ``document_length``: ``"split"`` scores all
+            windows of the text, ``"truncate"`` only the first, ``"error"`` raises.
+        with_explanation: Add the token-by-token comparison with the query to each result.
 
     Raises:
-        InvalidQueryError: The query is empty or no string.
-        InvalidDocumentError: A text is blank or no string; its position is named.
-        DocumentTooLongError: See ``long_documents``.
-        UnknownDimError: The model has no head for ``dim``.
+        InvalidQueryError: The query is empty or not a string.
+        InvalidDocumentError: A text is blank or not a string. The message contains its position.
+        DocumentTooLongError: A text is too long and ``long_documents`` is ``"error"``.
+        UnknownDimError: The model has no projection head for ``dim``.
     """
     check_query(query)
     given = [document.text for document in validate(as_documents(texts))]
     dim = encoder.resolve_dim(dim)
-    if long_documents == "error":  # here, where positions are the caller's
+    if long_documents == "error":  # check here so that errors report the caller's positions
         encoder._windows(given, encoder.prompts.get("document"), long_documents)
     if not given:
         return []

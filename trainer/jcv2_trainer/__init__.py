@@ -1,8 +1,9 @@
-"""Prepare and check late-interaction training data, and fit heads for a backbone that has none.
+"""Finetuning of late-interaction models.
 
-:func:`check_file` reports what is wrong with a file of pairs or triplets, and :func:`sample_texts` draws texts
-from one. :mod:`jcv2_trainer.heads.principal`, which needs torch and is therefore not imported here, fits
-Matryoshka heads without training, as a start for training. The command ``jcv2-finetune`` does both.
+:func:`check_file` reports problems in a file of pairs or triplets, and :func:`sample_texts` samples texts from one.
+:mod:`jcv2_trainer.heads.principal`, which requires torch and is therefore not imported here, fits Matryoshka heads
+without training, as a starting point for training. The command ``jcv2-finetune`` does both, mines hard negatives, and
+trains.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Measured answers to the questions a user of late interaction has: ``jcv2 study``.
+"""Studies: measure a model on your own test sets and write a report, with ``jcv2 study``.
 
-A :class:`~jcv2_plugin.evaluation.study.base.Study` is a list of cells. Each is measured and written at once, so that a
-run may be stopped and repeated. The report is made of what has been measured.
+A :class:`~jcv2_plugin.evaluation.study.base.Study` is a list of cells. Each cell is written to disk as soon as it is
+measured, so a run can be interrupted and continued. The report covers the cells measured so far.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a study is: cells that are measured one by one, and a report made of what was measured.
+"""The study protocol: cells that are measured one by one, and a report on the results.
 
-A package may bring studies of its own. It names them as entry points of the group ``jcv2_plugin.studies``; each is a
-function that typer can make a command of, and appears as ``jcv2 study NAME``::
+Other packages can provide studies as entry points in the group ``jcv2_plugin.studies``. Each is a function that typer
+can turn into a command, and appears as ``jcv2 study NAME``::
 
     def recipe(out: Out, model: Model = "mini", seeds: Seeds = 3, force: Force = False) -> None:
         '''Shown as the command's help.'''
@@ -9,8 +9,8 @@ function that typer can make a command of, and appears as ``jcv2 study NAME``::
 
         run_study(RecipeStudy(model, seeds), out, force=force)
 
-The options that studies share are in :mod:`jcv2_plugin.evaluation.study.options`. The module of such a function should
-import nothing heavy, so that ``--help`` is quick.
+:mod:`jcv2_plugin.evaluation.study.options` has the options that studies share. The module of the function should not
+import anything heavy, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from typing import Any, Protocol
 from jcv2_plugin.errors import Jcv2Error
 
 STUDIES = "jcv2_plugin.studies"
-"""The group of entry points."""
+"""Entry point group for studies."""
 
 Value = str | int | float | bool | None
-"""What a parameter or a measured value may be. Floats are finite; what could not be measured is None."""
+"""Type of a parameter or a measured value. Floats are finite; None means that it could not be measured."""
 
 
 class StudyError(Jcv2Error, ValueError):
-    """A study cannot be run as asked, or its file holds the figures of another."""
+    """A study cannot be run with these options, or its file holds the results of another one."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured at a time.
+    """The unit that a study measures at a time.
 
     Attributes:
-        parameters: By name, such as ``{"set": "xquad-en", "dim": 64, "seed": 0}``. They tell the cells of a study
-            apart, and are kept in the order given.
+        parameters: Parameters by name, such as ``{"set": "xquad-en", "dim": 64, "seed": 0}``. They identify the cell
+            within its study, and their order is kept.
     """
 
     parameters: Mapping[str, Value]
 
     @property
     def key(self) -> str:
-        """The parameters as one string."""
+        """The parameters as a single string."""
         return ", ".join(f"{name} {value}" for name, value in self.parameters.items())
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What measuring a cell gave.
+    """The measurements of a cell.
 
     Attributes:
-        values: By name; all of them are shown in the report.
-        samples: Of a measure the value of each query (or of what else was drawn), by its id: what intervals are
-            computed from. They are kept in the file, not shown one by one.
-        languages: Of each query its language, where those of a cell differ.
+        values: Values by name; all of them are shown in the report.
+        samples: For each measure, the value of each query (or other sampled unit) by id. Intervals are computed from
+            them. They are stored in the file, but not shown individually.
+        languages: Language of each query, if the queries of a cell differ in language.
     """
 
     values: Mapping[str, Value]
@@ -67,7 +67,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """A cell that has been measured."""
+    """A measured cell."""
 
     parameters: Mapping[str, Value]
     values: Mapping[str, Value]
@@ -77,14 +77,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Table:
-    """Figures as text, in rows.
+    """A table of a report.
 
     Attributes:
-        title: Above it.
-        columns: Headings; the first ``labels`` of them head labels, the others figures.
-        rows: Each as long as ``columns``.
-        note: A sentence below it; may be empty.
-        labels: How many columns are labels.
+        title: Title above the table.
+        columns: Column headings, labels first, then figures.
+        rows: Rows of text, each as long as ``columns``.
+        note: Sentence below the table; may be empty.
+        labels: Number of label columns.
     """
 
     title: str
@@ -94,7 +94,7 @@ class Table:
     labels: int = 1
 
     def markdown(self) -> str:
-        """The table in Markdown, without title and note."""
+        """Return the table in Markdown, without title and note."""
         rule = ["---" if column < self.labels else "--:" for column in range(len(self.columns))]
         lines = [list(self.columns), rule, *(list(row) for row in self.rows)]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -102,7 +102,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture as SVG text (:mod:`jcv2_plugin.evaluation.study.charts`), with a title above it and a note below."""
+    """A chart as SVG text (:mod:`jcv2_plugin.evaluation.study.charts`), with a title above it and a note below."""
 
     title: str
     svg: str
@@ -111,7 +111,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: paragraphs, then tables and charts."""
+    """A section of a report: paragraphs, then tables and charts."""
 
     title: str
     paragraphs: Sequence[str]
@@ -120,13 +120,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a person reads.
+    """The content of a study's report.
 
     Attributes:
-        question: What the study asks, in a sentence or two.
-        findings: What it found, each a sentence with figures.
-        sections: The tables and charts. The first chart is also written to a file of its own.
-        limits: What figures of this size and kind can show and what they cannot, written from the settings.
+        question: The question that the study answers, in one or two sentences.
+        findings: The results, each a sentence with figures.
+        sections: Tables and charts. The first chart is also written to a separate file.
+        limits: What results of this size and kind can and cannot show, derived from the settings.
     """
 
     question: str
@@ -136,27 +136,27 @@ class Report:
 
 
 class Study(Protocol):
-    """A question, the cells that answer it, and how to measure one."""
+    """A question, the cells that answer it, and how to measure them."""
 
     @property
     def name(self) -> str:
-        """The command's name, and that of its files."""
+        """Name of the command and of its files."""
 
     @property
     def title(self) -> str:
-        """The report's title."""
+        """Title of the report."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that figures depend on beside a cell's parameters, as JSON: the model and its fingerprint, sizes of
-        samples, lengths. A file with other settings is never continued.
+        """Everything besides the cell parameters that affects the results, as JSON: the model and its fingerprint,
+        sample sizes, lengths. A file with other settings is never continued.
         """
 
     def cells(self) -> Sequence[Cell]:
-        """What to measure, in the order of measuring. More cells than last time are no other study."""
+        """Return the cells to measure, in order. A study may have more cells than in the last run."""
 
     def measure(self, cell: Cell) -> Measured:
-        """Measure one cell. It must not depend on which cells were measured before, in this process or another."""
+        """Measure one cell. The result must not depend on the cells measured before, in this process or another."""
 
     def report(self, results: Sequence[Result]) -> Report:
-        """The report of all cells measured so far, perhaps not all there are."""
+        """Return the report on the cells measured so far, which may not be all of them."""

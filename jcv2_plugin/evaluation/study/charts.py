@@ -1,4 +1,4 @@
-"""Charts as SVG text that can be read in light and dark, without colour, and by a screen reader."""
+"""Charts as SVG text, readable in light and dark mode, without colour, and by screen readers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from jcv2_plugin.evaluation.study.intervals import Interval
 
 _INK, _GRID = "#010203", "#8a8f98"
-"""Ink stands for the text's colour, whatever it is where the chart is shown; the grid's grey suits both."""
-# Readable on white and on black; series also differ in marker, dash and hatching.
+"""The ink colour is a placeholder for the text colour of the page. The grid's grey works in light and dark mode."""
+# Readable on white and on black. Series also differ in marker, dash and hatching.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0609a", "#a67c00", "#7b6fd0", "#808080", "#c2453d")
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 _DODGE = 0.03
-_ROW = 0.8  # how much of a row its dots take
-_LABELS_WIDTH = 60  # characters that fit below a chart without being turned
+_ROW = 0.8  # share of a row that its dots take
+_LABELS_WIDTH = 60  # characters that fit below a chart without rotation
 _STYLE = (
     "<style>svg{color:#1b1f24;background:#fff;max-width:100%;height:auto}"
     "@media(prefers-color-scheme:dark){svg{color:#e4e7eb;background:#15181c}}</style>"
@@ -29,7 +29,7 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Line:
-    """A series: its label, and for each ``x`` a value with its interval."""
+    """A series: a label, and a value with its interval for each ``x``."""
 
     label: str
     x: Sequence[float]
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bars:
-    """A series of bars: its label, and a value for each category; None where there is none."""
+    """A series of bars: a label, and a value, or None, for each category."""
 
     label: str
     values: Sequence[Interval | None]
@@ -53,19 +53,19 @@ def line_chart(
     log_y: bool = False,
     reference: float | None = None,
 ) -> str:
-    """Lines with markers and the ends of their intervals.
+    """Draw lines with markers and error bars. The x axis is logarithmic.
 
     Args:
-        description: What the chart shows, for whoever cannot see it.
-        lines: Eight at most are told apart.
-        x_label: Under the chart.
-        y_label: Beside it.
-        log_y: Whether equal steps upwards are equal factors, as they are along the chart.
-        reference: A value to draw a thin line at.
+        description: Description of the chart for screen readers.
+        lines: Series; at most eight are distinguishable.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        log_y: Whether the y axis is logarithmic too.
+        reference: Value at which to draw a thin line.
     """
     figure, axes = _figure(7.2, 4.2)
     for number, line in enumerate(lines):
-        # Beside each other, so that one's interval does not hide another's.
+        # Shifted, so that error bars do not overlap.
         shift = 2 ** (_DODGE * (number - (len(lines) - 1) / 2))
         axes.errorbar(
             [x * shift for x in line.x],
@@ -102,7 +102,7 @@ def bar_chart(
     y_label: str,
     zero_line: bool = False,
 ) -> str:
-    """Groups of bars with the ends of their intervals; see :func:`line_chart`."""
+    """Draw groups of bars with error bars; see :func:`line_chart`."""
     figure, axes = _figure(max(5.0, 1.6 + 0.42 * len(categories) * (len(groups) + 0.8)), 4.2)
     width = 0.8 / len(groups)
     for number, group in enumerate(groups):
@@ -138,7 +138,7 @@ def dot_chart(
     x_label: str,
     reference: float | None = None,
 ) -> str:
-    """A row for each category, with a dot for each series and the ends of its interval; see :func:`line_chart`."""
+    """Draw a row for each category, with a dot and an error bar for each series; see :func:`line_chart`."""
     figure, axes = _figure(7.2, 1.3 + len(categories) * (0.1 + 0.085 * len(groups)), grid="x")
     for number, group in enumerate(groups):
         shift = (number - (len(groups) - 1) / 2) * _ROW / len(groups)
@@ -166,7 +166,7 @@ def dot_chart(
 
 
 def _ends(values: Sequence[Interval]) -> list[list[float]]:
-    """How far down and up the ends are."""
+    """Return the lengths of the error bars, down and up."""
     return [[max(0.0, one.mean - one.low) for one in values], [max(0.0, one.high - one.mean) for one in values]]
 
 
@@ -196,7 +196,7 @@ def _svg(figure: Any, description: str) -> str:
     import matplotlib
 
     stream = io.StringIO()
-    # Text stays text, which can be searched, read aloud and scaled. No date: equal figures give equal files.
+    # Keep text as text, which can be searched, read aloud and scaled. No date, so that the output is reproducible.
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": description, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -204,7 +204,7 @@ def _svg(figure: Any, description: str) -> str:
 
 
 def _accessible(svg: str, description: str) -> str:
-    """One element without a prologue, with a title, in the colours of its surroundings, and without idle ids."""
+    """Return a single SVG element with a title and the page's text colour, without prologue and unused ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(_INK, "currentColor")

@@ -1,4 +1,4 @@
-"""What is written beside figures: the machine they were measured on, and the versions of what measured them."""
+"""Record the machine and package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name, how many cores this process may use, and the accelerator where there is one."""
+    """Return the CPU's name, the number of cores available to this process, and the GPU, if there is one."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -46,7 +46,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Of the packages that figures depend on, as far as they are installed."""
+    """Return the versions of the given packages that are installed."""
     found = {}
     for name in packages:
         try:
@@ -57,16 +57,16 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, to take differences of: of this thread alone where it does all the work, else those of the clock."""
+    """Return seconds for measuring durations: this thread's CPU time if it does all the work, else wall-clock time."""
     return time.thread_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was told."""
+    """Wait until an accelerator has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def command() -> str:
-    """The command of this process, as a shell would take it."""
+    """Return this process's command line, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, by bootstrap over queries."""
+"""Means with 95% bootstrap intervals over queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jcv2_plugin.evaluation.study.base import StudyError
 
 FEW = 20
-"""A bootstrap of fewer queries knows too little of the others for a verdict."""
+"""Below this number of queries, a bootstrap says too little about other queries to draw a conclusion."""
 RESAMPLES = 1000
 _ENDS = (0.025, 0.975)
 METHOD = (
@@ -22,7 +22,7 @@ METHOD = (
 )
 
 Samples = Mapping[str, float]
-"""Of a measure the value of each query."""
+"""Values of a measure by query id."""
 
 
 class Interval(NamedTuple):
@@ -33,38 +33,41 @@ class Interval(NamedTuple):
     high: float
 
     def text(self, digits: int = 3, *, signed: bool = False) -> str:
-        """As ``0.912 [0.891, 0.930]``."""
+        """Format the interval as ``0.912 [0.891, 0.930]``."""
         sign = "+" if signed else ""
         return f"{self.mean:{sign}.{digits}f} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
 
 
 def interval(draws: Sequence[Samples], seed: int = 0) -> Interval:
-    """The mean over all queries of all draws.
+    """Return the mean over all queries of all draws.
 
     Args:
-        draws: Value by query id, of each draw. A query that is in several counts in each, and is resampled as one.
-        seed: Of the bootstrap.
+        draws: Values by query id, for each draw. A query in several draws counts in each of them, and is resampled as
+            one.
+        seed: Random seed of the bootstrap.
 
     Raises:
-        StudyError: There is no value.
+        StudyError: If there are no values.
     """
     return mean_over_sets([draws], seed)
 
 
 def difference(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval:
-    """The mean of paired differences: first less second, for the queries that both have."""
+    """Return the mean of paired differences, first minus second, over the queries in both."""
     return interval([subtract(one, other) for one, other in draws], seed)
 
 
 def share(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval | None:
-    """The mean of the first in % of that of the second, for the queries that both have; both are resampled as one.
+    """Return the mean of the first as a percentage of that of the second, over the queries in both.
+
+    Both are resampled together.
 
     Args:
-        draws: As :func:`difference` takes them.
-        seed: Of the bootstrap.
+        draws: Pairs of samples, as for :func:`difference`.
+        seed: Random seed of the bootstrap.
 
     Returns:
-        None where so few of the second are above 0 that a bootstrap can miss them all.
+        The percentage, or None if so few of the second values are above 0 that a bootstrap can miss all of them.
     """
     parts, _ = _by_query([{query: value for query, value in one.items() if query in other} for one, other in draws])
     wholes, _ = _by_query([{query: other[query] for query in one if query in other} for one, other in draws])
@@ -77,12 +80,12 @@ def share(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval |
 
 
 def subtract(one: Samples, other: Samples) -> dict[str, float]:
-    """Differences by query, for those in both."""
+    """Return the differences by query, for the queries in both."""
     return {query: value - other[query] for query, value in one.items() if query in other}
 
 
 def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval:
-    """The mean over sets, each counting the same, of their means over queries; see :func:`interval`."""
+    """Return the mean over sets, all with the same weight, of their means over queries; see :func:`interval`."""
     rng = np.random.default_rng(seed)
     means: list[float] = []
     resampled: list[NDArray[np.float64]] = []
@@ -98,10 +101,10 @@ def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval
 
 
 def median_interval(values: Sequence[float]) -> Interval:
-    """The median, and the two values that hold the true one with 95 % confidence; lowest and highest of fewer than six.
+    """Return the median with a 95% confidence interval; with fewer than six values, the lowest and highest value.
 
-    That the k lowest all lie above the true median has the chance of k heads or fewer; nothing is assumed of how the
-    values are distributed.
+    The interval makes no assumption about the distribution: the probability that at most k of n values lie below the
+    true median is that of at most k heads in n coin flips.
     """
     ordered = sorted(values)
     number, cut = len(ordered), 0
@@ -111,7 +114,7 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def _weights(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """How often each bootstrap draws each query."""
+    """Return how often each bootstrap sample draws each query."""
     return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
 
 

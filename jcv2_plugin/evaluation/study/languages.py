@@ -1,4 +1,4 @@
-"""A model beside BM25 in each language, and across languages."""
+"""The study ``languages``: compare a model with BM25 in each language and across languages."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _UNKNOWN = "unknown tokens"
 
 
 class LanguagesStudy:
-    """See :class:`jcv2_plugin.evaluation.study.base.Study`.
+    """Compare a model with BM25 by language; see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
     Args:
-        encoder: The model.
-        dim: The head to search with.
-        sampling: The sets.
+        encoder: Model to measure.
+        dim: Dimension to search with.
+        sampling: Test sets and draws.
     """
 
     name = "languages"
@@ -55,15 +55,15 @@ class LanguagesStudy:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model, its head and the sampling."""
+        """Model, dimension and sampling."""
         return {**model_settings(self.encoder, (self.dim,)), "dim": self.dim, **self.sampling.settings}
 
     def cells(self) -> Sequence[Cell]:
-        """One for the model and one for BM25 in each draw of each set."""
+        """Return a cell for the model and one for BM25 for each draw of each set."""
         return cells_of(self.sampling, "system", (MODEL, BM25))
 
     def measure(self, cell: Cell) -> Measured:
-        """Search the draw, exactly by MaxSim or with BM25."""
+        """Search the draw with exact MaxSim or BM25."""
         dataset = self.sampling.dataset(cell.parameters)
         values = sizes(dataset)
         if cell.parameters["system"] == BM25:
@@ -78,12 +78,12 @@ class LanguagesStudy:
         )
 
     def report(self, results: Sequence[Result]) -> Report:
-        """The report."""
+        """Return the report."""
         return languages_report(self.settings, results)
 
 
 def _unknown_share(encoder: JinaColbertEncoder, dataset: BeirDataset) -> float | None:
-    """How much of the documents the tokenizer has no token for: what of them no training can make up for."""
+    """Return the share of document tokens that are unknown to the tokenizer, which no training can make up for."""
     unknown = encoder.tokenizer.unk_token_id
     if unknown is None:
         return None
@@ -94,7 +94,7 @@ def _unknown_share(encoder: JinaColbertEncoder, dataset: BeirDataset) -> float |
 
 
 def languages_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """The report of what was measured."""
+    """Return the report on the measured cells."""
     results = whole_draws(results, "system", (MODEL, BM25))
     languages = _languages(results)
     gaps = {name: _gap(own) for name, own in languages.items() if number_of_queries(own) >= FEW}
@@ -140,7 +140,7 @@ _FIGURES = ("nDCG@10, model", "BM25", "paired difference", "Recall@100, model", 
 
 
 def by_language_table(results: Sequence[Result]) -> Table:
-    """Both systems by language of the queries, the one in which the model gains most first."""
+    """Return a table of both systems by query language, largest gain of the model first."""
     languages = _languages(whole_draws(results, "system", (MODEL, BM25)))
     rows = [[name, f"{number_of_queries(own):,}", *_figures(own)] for name, own in languages.items()]
     note = (
@@ -151,7 +151,7 @@ def by_language_table(results: Sequence[Result]) -> Table:
 
 
 def languages_table(results: Sequence[Result]) -> Table:
-    """Both systems in each set."""
+    """Return a table of both systems for each set."""
     sets = by_set(whole_draws(results, "system", (MODEL, BM25)))
     rows = [[name, str(own[0].values["language"] or "not said"), *_figures(own)] for name, own in sets.items()]
     note = "de->en asks an English corpus in German; de+zh is a corpus of both. Unknown tokens: of the documents."

@@ -1,7 +1,8 @@
-"""One cell of the study ``lengths``: ``python -m jcv2_plugin.evaluation.study.length_worker FOLDER``, a process each.
+"""Worker process that measures one cell of the study ``lengths``.
 
-The folder holds ``job.json``. The process writes ``ready`` once the network is built, and then ``result.json`` anew
-after the first pass and after each round of timing, so that what it had is kept when it is stopped for taking too long.
+Run it as ``python -m jcv2_plugin.evaluation.study.length_worker FOLDER``. The folder contains ``job.json``. The process
+writes ``ready`` when the network is built, and rewrites ``result.json`` after the first pass and after each round of
+timing, so that results are kept if it is stopped for taking too long.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from jcv2_plugin.evaluation.study.environment import clock, synchronize
 from jcv2_plugin.files import write_atomically
 
 VOCABULARY = 1000
-OFFSET = 2  # XLM-RoBERTa's positions begin after its padding token's
+OFFSET = 2  # XLM-RoBERTa's positions start after that of the padding token
 ROUNDS = 7
 _MIB = 2**20
 _SHORT = 16
 
 
 def main() -> None:
-    """Run the job of a folder."""
+    """Run the job in the given folder."""
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     device = torch.device(job["network"]["device"])
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def prepare(network: Mapping[str, Any], variant: Mapping[str, Any], seed: int) -> Callable[[], None]:
-    """A function that passes one batch of random tokens through a random network; of a seed always the same."""
+    """Return a function that passes one batch of random tokens through a random network, both fixed by the seed."""
     device = torch.device(network["device"])
     torch.manual_seed(seed)
     model = build(network, str(variant["positions"]), str(variant["attention"])).to(device).eval()
@@ -86,7 +87,7 @@ def prepare(network: Mapping[str, Any], variant: Mapping[str, Any], seed: int) -
 
 
 def build(network: Mapping[str, Any], positions: str, attention: str) -> Any:
-    """The encoder of jina-colbert-v2 (rotary) or of XLM-RoBERTa (absolute), of the same size, with random weights."""
+    """Build the backbone of jina-colbert-v2 (rotary) or XLM-RoBERTa (absolute), of equal size, with random weights."""
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model, XLMRobertaConfig, XLMRobertaModel
 
     sizes: dict[str, Any] = {
@@ -110,7 +111,7 @@ def build(network: Mapping[str, Any], positions: str, attention: str) -> Any:
 
 
 def timed(run: Callable[[], None], device: torch.device) -> float:
-    """Seconds of a pass."""
+    """Return the duration of a pass in seconds."""
     synchronize(device)
     start = clock(device)
     run()
@@ -118,7 +119,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 
 
 def memory_now(device: torch.device) -> int | None:
-    """Bytes held, if the system tells; :func:`memory_peak` begins anew then where it can."""
+    """Return the bytes in use, if known, and reset :func:`memory_peak` where possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
@@ -133,7 +134,7 @@ def memory_now(device: torch.device) -> int | None:
 
 
 def memory_peak(device: torch.device) -> int | None:
-    """The most bytes held."""
+    """Return the peak memory in bytes, if known."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _status("VmHWM") or _largest_ever()

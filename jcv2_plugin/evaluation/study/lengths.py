@@ -1,4 +1,4 @@
-"""Time and memory of the backbone by length and batch: kinds of attention, rotary against absolute positions."""
+"""The study ``lengths``: time and memory of the backbone by length, batch size, attention and kind of positions."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ POSITIONS = (ROTARY, ABSOLUTE)
 _DTYPES = ("float32", "bfloat16", "float16")
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.05
-_TIMING_SECONDS = 15.0  # in which at least one round is made, and seven at most
+_TIMING_SECONDS = 15.0  # for one to seven rounds
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network with random weights: time and memory do not depend on what it has learnt.
+    """A network with random weights. Time and memory do not depend on the weights.
 
     Attributes:
-        layers: Its depth.
-        hidden: Its width; the inner layers are four times as wide.
-        heads: Attention heads.
-        dtype: Of weights and activations.
-        device: Where it runs.
+        layers: Number of layers.
+        hidden: Hidden size; the feed-forward layers are four times as wide.
+        heads: Number of attention heads.
+        dtype: Dtype of weights and activations.
+        device: Device to run on.
     """
 
     layers: int
@@ -65,10 +65,10 @@ class Network:
 
     @classmethod
     def of(cls, layers: int, hidden: int, heads: int, *, dtype: str | None, device: str | None) -> Network:
-        """With defaults for the device.
+        """Create a network, with defaults for device and dtype.
 
         Raises:
-            InvalidOptionError: Such a network cannot be built.
+            InvalidOptionError: If such a network cannot be built.
         """
         device = device or get_device_name()
         dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
@@ -83,11 +83,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a cell may take; one that takes more is stopped, and the report says so.
+    """Limits for a cell. A cell that exceeds one is stopped, and the report says so.
 
     Attributes:
-        seconds: From the moment the network is built.
-        memory_mib: Of the process, or on an accelerator of its memory.
+        seconds: Seconds after the network is built.
+        memory_mib: Memory in MiB, of the process or, on an accelerator, of the device.
     """
 
     seconds: float
@@ -95,19 +95,19 @@ class Limits:
 
 
 class LengthsStudy:
-    """See :class:`jcv2_plugin.evaluation.study.base.Study`.
+    """Measure the backbone's time and memory; see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
     Args:
-        network: What is run.
-        limits: For each cell.
-        lengths: Tokens a text.
-        batches: Texts a batch.
-        attention: Of :data:`ATTENTION`.
-        positions: Of :data:`POSITIONS`.
-        seeds: How often each cell is measured, in a process of its own.
+        network: Network to run.
+        limits: Limits for each cell.
+        lengths: Tokens per text.
+        batches: Texts per batch.
+        attention: Some of :data:`ATTENTION`.
+        positions: Some of :data:`POSITIONS`.
+        seeds: How often to measure each cell, each time in a new process.
 
     Raises:
-        InvalidOptionError: There is no such attention or kind of positions.
+        InvalidOptionError: If a kind of attention or positions is unknown, or there is no length or batch.
     """
 
     name = "lengths"
@@ -139,7 +139,7 @@ class LengthsStudy:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The network, the limits, what is compared with, and the machine: times of two cannot stand together."""
+        """Network, limits, references and machine; times of different machines are not comparable."""
         here = machine()
         return {
             **asdict(self.network),
@@ -151,7 +151,7 @@ class LengthsStudy:
         }
 
     def cells(self) -> Sequence[Cell]:
-        """Every combination, the short ones first."""
+        """Return every combination, shortest texts first."""
         return [
             Cell({"positions": kind, "attention": attention, "tokens": tokens, "batch": batch, "seed": seed})
             for tokens in self.lengths
@@ -162,7 +162,7 @@ class LengthsStudy:
         ]
 
     def measure(self, cell: Cell) -> Measured:
-        """Run the cell in a fresh process, or say why it cannot be run here."""
+        """Run the cell in a new process, or record why it cannot run here."""
         values = dict(cell.parameters)
         if values["attention"] == FLASH and (reason := flash_missing(self.network)) is not None:
             return _measured(f"skipped: {reason}", {})
@@ -182,11 +182,11 @@ class LengthsStudy:
         )
 
     def report(self, results: Sequence[Result]) -> Report:
-        """The report."""
+        """Return the report."""
         return lengths_report(self.settings, results)
 
     def _references(self, variant: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
-        """What the cell is timed by turns with."""
+        """Return the variants that are timed in alternation with the cell."""
         found: dict[str, dict[str, Value]] = {}
         if variant["attention"] != SDPA:
             found[TO_SDPA] = {**variant, "attention": SDPA}
@@ -200,7 +200,7 @@ class LengthsStudy:
 
 
 def flash_missing(network: Network) -> str | None:
-    """Why flash-attn cannot be used with a network; None where it can."""
+    """Return why flash-attn cannot be used with a network, or None if it can."""
     if not network.device.startswith("cuda"):
         return f"flash-attn needs a CUDA device, not {network.device}"
     if network.dtype == "float32":
@@ -228,7 +228,7 @@ def _measured(
         values[name] = None
         if variant is None or references is None or name not in references or not rounds:
             continue
-        # Per token of either: batches and lengths that differ are compared by what a token costs.
+        # Compare the cost per token, because batch sizes and lengths may differ.
         scale = _tokens(references[name]) / _tokens(variant)
         own = {str(number): scale * row["own"] / row[name] for number, row in enumerate(rounds)}
         samples[name] = own
@@ -243,10 +243,10 @@ def _tokens(variant: Mapping[str, Any]) -> int:
 
 
 def _in_process(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    """Run a job in a process of its own; what it wrote, with an outcome that says why it ended early if it did.
+    """Run a job in a new process and return its result. The outcome says why it ended early, if it did.
 
     Raises:
-        StudyError: The process fails for another reason than its size.
+        StudyError: If the process fails for another reason than its size.
     """
     with tempfile.TemporaryDirectory(prefix="jcv2-lengths-") as name:
         folder = Path(name)
@@ -263,7 +263,7 @@ def _in_process(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         written = folder / "result.json"
         result = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {"rounds": []}
         if stopped is not None:
-            # A pass whose memory was measured and which was then timed too slowly to finish keeps what it has.
+            # If the memory was measured, but timing took too long, keep what there is.
             return {**result, "outcome": MEASURED if result["rounds"] else stopped}
         if process.returncode == 0:
             return dict(result)
@@ -276,7 +276,7 @@ def _in_process(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def _watch(process: subprocess.Popen[bytes], ready: Path, limits: Limits, *, on_cpu: bool) -> str | None:
-    """Wait for a process to end within its limits; why it may not go on, else None."""
+    """Wait for a process to end. Return which limit it exceeded, or None."""
     end = time.monotonic() + _START_SECONDS
     started = False
     while process.poll() is None:
@@ -291,7 +291,7 @@ def _watch(process: subprocess.Popen[bytes], ready: Path, limits: Limits, *, on_
 
 
 def _resident_mib(pid: int) -> float | None:
-    """A process's memory, where the system tells."""
+    """Return a process's memory in MiB, if known."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

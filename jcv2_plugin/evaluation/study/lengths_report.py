@@ -23,7 +23,7 @@ MEASURED = "measured"
 
 
 def lengths_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """The report of what was measured."""
+    """Return the report on the measured cells."""
     measured = [one for one in results if one.values["outcome"] == MEASURED]
     others = [one for one in results if one.values["outcome"] != MEASURED]
     network = (
@@ -90,12 +90,12 @@ def _findings(measured: Sequence[Result], others: Sequence[Result]) -> list[str]
 
 
 def ratios(results: Sequence[Result], name: str) -> Table:
-    """A ratio by length, for each kind of attention, positions and batch that has it."""
+    """Return a table of a ratio by length, for each attention, kind of positions and batch size that has it."""
     return _grid(results, f"{name[0].upper()}{name[1:]}", lambda cells: _ratio(cells, name))
 
 
 def memory(results: Sequence[Result]) -> Table:
-    """What a pass needs beside the network, by length."""
+    """Return a table of the memory that a pass needs in addition to the network, by length."""
 
     def text(cells: Sequence[Result]) -> str | None:
         found = [one.values[PASS_MEMORY] for one in cells if one.values[PASS_MEMORY] is not None]
@@ -113,7 +113,7 @@ def _ratio(cells: Sequence[Result], name: str) -> str | None:
 
 
 def _spread(cells: Sequence[Result], name: str) -> Interval | None:
-    """The median of a ratio's rounds, with its interval; None where it was not measured."""
+    """Return the median of a ratio over its rounds with its interval, or None if it was not measured."""
     rounds = [value for one in cells if name in one.samples for value in one.samples[name].values()]
     return median_interval(rounds) if rounds else None
 
@@ -129,13 +129,13 @@ def _grid(
         if any(column):
             columns.append(f"{attention}, {kind}, batch {batch}")
             cells.append(column)
-    # Lengths along the side: there are more combinations than lengths, so these are the rows.
+    # There are more combinations than lengths, so the combinations are the rows.
     rows = [[name, *(value or "–" for value in column)] for name, column in zip(columns, cells, strict=True)]
     return Table(title, ["", *(f"{length:,} tokens" for length in lengths)], rows, note)
 
 
 def _lines(results: Sequence[Result], batch: int, value: Callable[[Sequence[Result]], Interval | None]) -> list[Line]:
-    """A value by length, for each kind of attention and positions that has it."""
+    """Return a line of values by length for each attention and kind of positions that has any."""
     lines = []
     for attention, kind in product(distinct(results, "attention"), distinct(results, "positions")):
         own = having(results, attention=attention, positions=kind, batch=batch)

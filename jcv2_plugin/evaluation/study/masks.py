@@ -1,4 +1,4 @@
-"""Whether padding queries with [MASK] tokens helps, attended or not, by query length."""
+"""The study ``masks``: does padding queries with [MASK] tokens help, attended or not, by query length."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ from jcv2_plugin.evaluation.study.retrieval import (
 ATTENDED, UNATTENDED, NONE = VARIANTS = ("attended", "unattended", "none")
 _TOKENS = "query tokens"
 _OWN = "the model's own expansion"
-_PARTS = 4  # of the expanded length, for the buckets
+_PARTS = 4  # buckets up to the expanded length
 
 
 class MasksStudy:
-    """See :class:`jcv2_plugin.evaluation.study.base.Study`.
+    """Compare kinds of query expansion; see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
     Args:
-        encoder: The model; its own way of expanding queries is put back after each cell.
-        dim: The head to search with.
-        sampling: The sets.
-        length: Tokens that an expanded query has; longer ones are cut, as ColBERT does.
+        encoder: Model to measure. Its own query expansion is restored after each cell.
+        dim: Dimension to search with.
+        sampling: Test sets and draws.
+        length: Tokens of an expanded query; longer queries are cut, as ColBERT does.
     """
 
     name = "masks"
@@ -63,12 +63,12 @@ class MasksStudy:
         self.sampling = sampling
         self.length = length
         self._sets = EncodedSets(encoder, sampling, (dim,))
-        with self._expansion(ATTENDED):  # that it can be done is known before anything is measured
+        with self._expansion(ATTENDED):  # fail early if the model cannot expand queries
             pass
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model, its head, the expanded length and the sampling."""
+        """Model, dimension, expanded length and sampling."""
         expansion = self.encoder.backbone.query_expansion
         own = NONE if expansion is None else ATTENDED if expansion["attend"] else UNATTENDED
         return {
@@ -80,11 +80,11 @@ class MasksStudy:
         }
 
     def cells(self) -> Sequence[Cell]:
-        """One for each variant in each draw of each set."""
+        """Return a cell for each variant and each draw of each set."""
         return cells_of(self.sampling, "expansion", VARIANTS)
 
     def measure(self, cell: Cell) -> Measured:
-        """Search the draw exactly, its queries expanded in one of the ways."""
+        """Search the draw with exact MaxSim and one kind of query expansion."""
         dataset = self.sampling.dataset(cell.parameters)
         documents = self._sets.documents(cell.parameters, dataset)[self.dim]
         with self._expansion(str(cell.parameters["expansion"])):
@@ -95,7 +95,7 @@ class MasksStudy:
         return Measured({**sizes(dataset), **figures}, {**samples, _TOKENS: self._query_tokens(dataset.queries)})
 
     def report(self, results: Sequence[Result]) -> Report:
-        """The report."""
+        """Return the report."""
         return masks_report(self.settings, results)
 
     @contextmanager
@@ -116,14 +116,14 @@ class MasksStudy:
             backbone.query_expansion = own
 
     def _query_tokens(self, queries: Mapping[str, str]) -> dict[str, float]:
-        """Tokens of each query before it is expanded or cut, markers included."""
+        """Return the number of tokens of each query before it is expanded or cut, markers included."""
         prompt = self.encoder.prompts.get("query") or ""
         ids = self.encoder.tokenizer([prompt + text for text in queries.values()])["input_ids"]
         return {query: float(len(own)) for query, own in zip(queries, ids, strict=True)}
 
 
 def masks_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """The report of what was measured."""
+    """Return the report on the measured cells."""
     results = whole_draws(results, "expansion", VARIANTS)
     sets = distinct(results, "set")
     over_all = {variant: _over_sets(results, variant) for variant in (ATTENDED, UNATTENDED)}
@@ -177,13 +177,13 @@ def _pairs(results: Sequence[Result], name: str, variant: str, measure: str) -> 
 
 
 def _buckets(settings: Mapping[str, Any], results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Quarters of the expanded length, and what is longer."""
+    """Split results by query length: quarters of the expanded length, and longer queries."""
     step = settings["length"] // _PARTS
     return by_bucket(results, _TOKENS, [*(step * part for part in range(1, _PARTS)), settings["length"]])
 
 
 def by_length(settings: Mapping[str, Any], results: Sequence[Result]) -> Table:
-    """Differences to no expansion by query length."""
+    """Return a table of the differences from no expansion, by query length."""
     rows = []
     for label, own in _buckets(settings, whole_draws(results, "expansion", VARIANTS)).items():
         queries = number_of_queries(own)

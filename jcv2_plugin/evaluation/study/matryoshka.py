@@ -1,4 +1,4 @@
-"""Which Matryoshka dimension: quality, bytes and time of scoring at each head."""
+"""The study ``matryoshka``: quality, bytes and scoring time at each Matryoshka dimension."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from jcv2_plugin.evaluation.study.retrieval import (
 )
 
 _TIMED_QUERIES = 10
-_TIMED_DOCUMENTS = 300  # as many as a first stage hands on
+_TIMED_DOCUMENTS = 300  # number of candidates of a first stage
 
 
 class MatryoshkaStudy:
-    """See :class:`jcv2_plugin.evaluation.study.base.Study`.
+    """Compare Matryoshka dimensions; see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
     Args:
-        encoder: The model, with the heads to measure.
-        sampling: The sets.
+        encoder: Model with the heads to measure.
+        sampling: Test sets and draws.
     """
 
     name = "matryoshka"
@@ -50,15 +50,15 @@ class MatryoshkaStudy:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model by name and fingerprint of each head, and the sampling."""
+        """Model with the fingerprint of each head, and sampling."""
         return {**model_settings(self.encoder, self.dims), "largest": self.dims[0], **self.sampling.settings}
 
     def cells(self) -> Sequence[Cell]:
-        """One for each head in each draw of each set."""
+        """Return a cell for each head and each draw of each set."""
         return cells_of(self.sampling, "dim", self.dims)
 
     def measure(self, cell: Cell) -> Measured:
-        """Search the draw exactly at one head, and time scoring side by side with the largest."""
+        """Search the draw with exact MaxSim at one dimension, and time scoring against the largest dimension."""
         dim = int(cell.parameters["dim"] or 0)
         dataset = self.sampling.dataset(cell.parameters)
         documents = self._sets.documents(cell.parameters, dataset)
@@ -86,12 +86,12 @@ class MatryoshkaStudy:
         return Measured(values, samples, self.sampling.languages(cell.parameters, dataset))
 
     def report(self, results: Sequence[Result]) -> Report:
-        """The report."""
+        """Return the report."""
         return matryoshka_report(self.settings, results)
 
 
 def _relevant_tokens(dataset: BeirDataset, tokens: Sequence[int]) -> dict[str, float]:
-    """Of each query the mean length of the documents that are relevant to it."""
+    """Return the mean length of the relevant documents, by query."""
     lengths = dict(zip(dataset.corpus, tokens, strict=True))
     found = {}
     for query, judgments in dataset.qrels.items():
@@ -105,7 +105,7 @@ _Side = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 
 def _scoring_time(side: _Side, largest: _Side) -> dict[str, Value]:
-    """MaxSim of one query with some hundred documents, at a head and at the largest, by turns; medians."""
+    """Time MaxSim of a query with up to 300 documents, alternating with the largest head, and return the medians."""
     sides = [_padded(*side), _padded(*largest)]
     times: list[list[float]] = [[], []]
     for query in range(min(_TIMED_QUERIES, len(side[0])) + 1):
@@ -113,7 +113,7 @@ def _scoring_time(side: _Side, largest: _Side) -> dict[str, Value]:
             start = clock(documents.device)
             maxsim(queries[query % len(queries)], documents, b_mask=mask)
             synchronize(documents.device)
-            if query:  # the first warms up
+            if query:  # the first is a warm-up
                 times[number].append(clock(documents.device) - start)
     own, reference = times
     ratio = median(one / other for one, other in zip(own, reference, strict=True))

@@ -37,7 +37,7 @@ RELEVANT = "relevant tokens"
 
 
 class Head(NamedTuple):
-    """A head's figures over all sets."""
+    """The figures of one head, averaged over the sets."""
 
     dim: int
     ndcg: Interval
@@ -46,7 +46,7 @@ class Head(NamedTuple):
 
 
 def matryoshka_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """The report of what was measured."""
+    """Return the report on the measured cells."""
     results = whole_draws(results, "dim", distinct(results, "dim"))
     sets = distinct(results, "set")
     heads = heads_of(results)
@@ -84,7 +84,7 @@ def matryoshka_report(settings: Mapping[str, Any], results: Sequence[Result]) ->
 
 
 def heads_of(results: Sequence[Result]) -> list[Head]:
-    """The heads, largest first, with their figures averaged over the sets."""
+    """Return the heads, largest first, with their figures averaged over the sets."""
     found = []
     for dim in sorted(distinct(results, "dim"), reverse=True):
         own = having(results, dim=dim)
@@ -100,7 +100,7 @@ def heads_of(results: Sequence[Result]) -> list[Head]:
 
 
 def overview(results: Sequence[Result]) -> Table:
-    """Each head's size, quality and time."""
+    """Return a table of each head's size, quality and scoring time."""
     results = whole_draws(results, "dim", distinct(results, "dim"))
     heads = heads_of(results)
     best = max(head.ndcg.mean for head in heads)
@@ -146,7 +146,7 @@ _RULE = (
 
 
 def scenarios(heads: Sequence[Head]) -> Table:
-    """Which dimension to take, by rule."""
+    """Return a table of the dimension to use in different scenarios."""
     best = max(heads, key=lambda head: head.ndcg.mean)
     deepest = max(head.recall.mean for head in heads)
     rows = [_scenario("Nothing may be lost: the best nDCG@10", best, best)]
@@ -180,7 +180,7 @@ def _by_enough(languages: Mapping[str, Part]) -> list[str]:
 
 
 class Part(NamedTuple):
-    """Some queries: how many, nDCG@10 at the largest head, and the % of it that each smaller head keeps."""
+    """Part of the queries: their number, nDCG@10 at the largest head, and the % of it that each smaller head keeps."""
 
     largest: int
     queries: int
@@ -189,19 +189,19 @@ class Part(NamedTuple):
 
     @property
     def enough(self) -> int | None:
-        """The smallest head that keeps enough; None where there are too few queries to say."""
+        """The smallest head that keeps enough; None if there are too few queries to say."""
         heads = [dim for dim, one in self.kept.items() if one and one.mean >= _ENOUGH]
         return min(heads, default=self.largest) if self.queries >= FEW else None
 
 
 def languages_of(results: Sequence[Result]) -> dict[str, Part]:
-    """By language of the queries, the one of which the smallest head keeps the least first."""
+    """Return parts by query language, sorted by what the smallest head keeps, lowest first."""
     parts = _parts(by_language(whole_draws(results, "dim", distinct(results, "dim"))))
     return dict(sorted(parts.items(), key=lambda item: [one.mean for one in item[1].kept.values() if one][-1:]))
 
 
 def lengths_of(results: Sequence[Result]) -> dict[str, Part]:
-    """By length of the documents that are relevant to a query."""
+    """Return parts by the length of the relevant documents."""
     return _parts(by_bucket(whole_draws(results, "dim", distinct(results, "dim")), RELEVANT, _LENGTHS))
 
 
@@ -216,7 +216,7 @@ def _parts(groups: Mapping[str, Sequence[Result]]) -> dict[str, Part]:
 
 
 def kept_table(heading: str, parts: Mapping[str, Part]) -> Table:
-    """What smaller heads keep of each part, by its name."""
+    """Return a table of what smaller heads keep in each part."""
     some = next(iter(parts.values()))
     columns = [heading, "queries", f"nDCG@10, {some.largest} dims", *(f"{dim} dims, %" for dim in some.kept)]
     rows = [

@@ -1,6 +1,6 @@
-"""The options that studies share, as types for typer, and how lists in them are read.
+"""Options shared by studies, as types for typer, and helpers to parse them.
 
-Nothing heavy is imported here, so that ``--help`` is quick.
+Nothing heavy is imported here, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ DATA = Path("../shared/data")
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """What an option says with commas between."""
+    """Split a comma-separated option, dropping duplicates."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def number(text: str, option: str) -> int:
-    """A positive whole number of an option.
+    """Parse a positive integer.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: If the text is not a positive integer.
     """
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is not a positive whole number.", param_hint=option)

@@ -1,4 +1,4 @@
-"""The file of a study: its settings and every cell measured so far, written anew after each."""
+"""A study's results file: its settings and every cell measured so far, rewritten after each cell."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _SAMPLE_DIGITS = 6
 
 
 class StudyRecord:
-    """What has been measured, in memory and in ``<out>/<study>.json``.
+    """The results of a study, in memory and in ``<out>/<study>.json``.
 
     Args:
-        path: The file; read if it is there.
-        study: Name and title.
-        settings: They must be those of the file.
-        force: Start anew, whatever the file holds.
+        path: Results file; loaded if it exists.
+        study: Name of the study.
+        settings: Settings of the study; they must match those in the file.
+        force: Whether to start over, whatever the file contains.
 
     Raises:
-        StudyError: The file is unreadable, of another study, or of other settings.
+        StudyError: If the file is unreadable, or belongs to another study or other settings.
     """
 
     def __init__(self, path: Path, study: str, settings: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = path
-        # As they read after a round through JSON, where tuples are lists and keys strings.
+        # A round trip through JSON turns tuples into lists and keys into strings, as in the file.
         settings = json.loads(json.dumps(settings))
         self._content: dict[str, Any] = {
             "format": FORMAT,
@@ -54,34 +54,34 @@ class StudyRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that the figures depend on beside a cell's parameters."""
+        """Everything besides the cell parameters that affects the results."""
         return dict(self._content["settings"])
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """Command, versions and machine of each run that measured something."""
+        """Command, versions and machine of each run."""
         return list(self._content["runs"])
 
     @property
     def results(self) -> list[Result]:
-        """The cells measured, in the order of measuring."""
+        """The measured cells, in the order they were measured."""
         return results_of(self._content)
 
     def __contains__(self, cell: Cell) -> bool:
         return cell.key in self._keys
 
     def begin(self, command: str, versions: Mapping[str, str], machine: Mapping[str, Any]) -> None:
-        """Say who measures the cells that follow; the same as before is said once."""
+        """Register the run that measures the following cells. Identical runs are registered once."""
         run = {"command": command, "versions": dict(versions), "machine": dict(machine)}
         if run not in self._content["runs"]:
             self._content["runs"].append(run)
         self._run = self._content["runs"].index(run)
 
     def add(self, cell: Cell, measured: Measured) -> None:
-        """Keep a cell: when this returns it is on the disk.
+        """Add a measured cell and write it to disk before returning.
 
         Raises:
-            StudyError: A value is not finite.
+            StudyError: If a value is not finite.
         """
         samples = {
             name: {own_id: round(float(value), _SAMPLE_DIGITS) for own_id, value in values.items()}
@@ -98,7 +98,7 @@ class StudyRecord:
         self._write()
 
     def _write(self) -> None:
-        # A cell a line: written quickly, and a difference between two files can be read.
+        # One line per cell: fast to write, and diffs are readable.
         head = {name: value for name, value in self._content.items() if name != "cells"}
         rows = ",\n".join(self._rows)
         write_atomically(
@@ -118,10 +118,10 @@ class StudyRecord:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a study's file holds.
+    """Read a study's results file.
 
     Raises:
-        StudyError: It is no such file.
+        StudyError: If it is not a valid results file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -133,7 +133,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def results_of(content: Mapping[str, Any]) -> list[Result]:
-    """The cells of a file's content."""
+    """Return the measured cells in a file's content."""
     return [
         Result(cell["parameters"], cell["values"], cell["samples"], cell.get("languages", {}))
         for cell in content["cells"]
@@ -142,12 +142,12 @@ def results_of(content: Mapping[str, Any]) -> list[Result]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from measuring into the same file.
+    """Lock a results file against other processes.
 
     Raises:
-        StudyError: One does.
+        StudyError: If another process holds the lock.
     """
-    # Not beside the file, where it would be left among the figures.
+    # In the temporary folder, because the lock file would otherwise be left next to the results.
     own = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir()) / f"jcv2-study-{own}.lock")
     try:
@@ -161,10 +161,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def missing(study: Study, record: StudyRecord) -> list[Cell]:
-    """The cells of a study that were not measured yet.
+    """Return the cells of a study that have not been measured yet.
 
     Raises:
-        StudyError: Two cells have the same parameters, or there is none.
+        StudyError: If the study has no cells, or two cells with the same parameters.
     """
     cells: Sequence[Cell] = study.cells()
     if not cells:

@@ -1,4 +1,4 @@
-"""A study's report as files: one HTML page that needs nothing beside it, and the main chart as SVG."""
+"""Write a study's report as a self-contained HTML page, and its main chart as SVG."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _NEEDED = ("matplotlib", "jinja2")
 
 
 def check_installed() -> None:
-    """Say what is missing before hours are spent on measuring.
+    """Check that the packages for reports are installed, before spending hours on measurements.
 
     Raises:
-        StudyError: What reports are made with is not installed.
+        StudyError: If one is not.
     """
     if absent := [name for name in _NEEDED if find_spec(name) is None]:
         raise StudyError(f"Reports need {' and '.join(absent)}: pip install 'jcv2-plugin[study]'")
 
 
 def write_report(study: Study, record: StudyRecord, out: Path, *, unmeasured: int = 0) -> list[Path]:
-    """Write ``<name>.html`` and, where the report has a chart, ``<name>.svg``; give their paths.
+    """Write ``<name>.html`` and, if the report has a chart, ``<name>.svg``, and return their paths.
 
     Args:
-        study: Makes the report.
-        record: What was measured.
-        out: An existing folder.
-        unmeasured: Cells asked for and not measured, which the page says first.
+        study: Study that creates the report.
+        record: Measured cells.
+        out: Existing folder to write to.
+        unmeasured: Number of requested cells that were not measured, shown at the top of the page.
     """
     report = study.report(record.results)
     written = [out / f"{study.name}.html"]
@@ -42,12 +42,12 @@ def write_report(study: Study, record: StudyRecord, out: Path, *, unmeasured: in
 
 
 def main_chart(report: Report) -> Chart | None:
-    """The first chart of a report."""
+    """Return the first chart of a report, or None."""
     return next((item for section in report.sections for item in section.items if isinstance(item, Chart)), None)
 
 
 def html(title: str, report: Report, record: StudyRecord, *, unmeasured: int = 0) -> str:
-    """The page."""
+    """Render the HTML page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -67,7 +67,7 @@ def html(title: str, report: Report, record: StudyRecord, *, unmeasured: int = 0
 
 
 def everything(results: Sequence[Result]) -> Table:
-    """Every parameter and value of every cell."""
+    """Return a table with all parameters and values of all cells."""
     parameters = list(dict.fromkeys(name for one in results for name in one.parameters))
     values = list(dict.fromkeys(name for one in results for name in one.values))
     rows = [
@@ -78,7 +78,7 @@ def everything(results: Sequence[Result]) -> Table:
 
 
 def shown(value: Value) -> str:
-    """A value as the table of all measurements has it."""
+    """Format a value for the table of all measurements."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What studies of retrieval share: draws of queries and documents from test sets, encoding, and exact MaxSim."""
+"""Shared by retrieval studies: sampling of queries and documents, encoding, and exact MaxSim search."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from jcv2_plugin.evaluation.study.intervals import Samples, interval
 
 DEPTH = 100
 _ENCODED_AT_A_TIME = 256
-_SCORED_AT_A_TIME = 32  # queries, and documents: similarities of all their tokens stay in a processor's cache
+_SCORED_AT_A_TIME = 32  # queries, and documents, so that all token similarities fit in the CPU's cache
 _SMALL_CORPUS = 1000
 
 
 def load_encoder(
     model: str, *, dims: int | Sequence[int] | None, device: str | None, document_length: int | None
 ) -> JinaColbertEncoder:
-    """A model by name or folder, without bars and advice on the terminal."""
+    """Load an encoder by name or folder, without progress bars and warnings on the terminal."""
     from jcv2_plugin.console import quiet_libraries
 
     quiet_libraries()
@@ -39,7 +39,7 @@ def load_encoder(
 
 
 def model_settings(encoder: JinaColbertEncoder, dims: Sequence[int]) -> dict[str, Any]:
-    """A model as a study's settings name it."""
+    """Return the description of a model for a study's settings."""
     return {
         "model": encoder.name,
         "revision": encoder.revision,
@@ -53,15 +53,16 @@ def model_settings(encoder: JinaColbertEncoder, dims: Sequence[int]) -> dict[str
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which sets are searched, and how much of them.
+    """Which test sets to search, and how much of each.
 
     Attributes:
-        data: The folder that holds them.
+        data: Folder that contains the test sets.
         sets: Names of folders in it, in BEIR layout.
-        split: Which judgments.
-        queries: At most so many of a set in a draw.
-        documents: Search so many: all that are judged for the draw's queries, and others at random. None takes all.
-        seeds: How many draws.
+        split: Split of the judgments.
+        queries: Maximum number of queries per draw.
+        documents: Number of documents to search: all that are judged for the draw's queries, plus random others. None
+            means all.
+        seeds: Number of draws.
     """
 
     data: Path
@@ -73,15 +74,15 @@ class Sampling:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What figures depend on beside a cell's set and seed."""
+        """Settings besides a cell's set and seed that affect the results."""
         return {"split": self.split, "queries": self.queries, "documents": self.documents}
 
     def draws(self) -> Iterator[dict[str, Value]]:
-        """A cell's ``set`` and ``seed`` for each draw; one where a draw takes all, so that all were the same.
+        """Yield ``set`` and ``seed`` of each draw. A set that is used whole has only one draw.
 
         Raises:
-            StudyError: There are no sets.
-            BeirFormatError: One cannot be read.
+            StudyError: If there are no sets.
+            BeirFormatError: If a set cannot be read.
         """
         if not self.sets:
             raise StudyError("There are no sets to search. Name some with --sets.")
@@ -92,7 +93,7 @@ class Sampling:
                 yield {"set": name, "seed": seed}
 
     def dataset(self, parameters: Mapping[str, Value]) -> BeirDataset:
-        """The part of a set that a cell's ``set`` and ``seed`` draw; the same at each call."""
+        """Return the part of a test set drawn for a cell's ``set`` and ``seed``. The result is deterministic."""
         whole = _read(self.data / str(parameters["set"]), self.split)
         rng = np.random.default_rng(int(parameters["seed"] or 0))
         queries = dict(whole.queries)
@@ -107,7 +108,7 @@ class Sampling:
         return replace(whole, queries=queries, qrels=qrels, corpus=corpus)
 
     def languages(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[str, str]:
-        """Of the queries whose set says their ``lang``: as ``de``, or ``de->en`` where documents are in another."""
+        """Return the language of each query with a ``lang``: ``de``, or ``de->en`` if the documents are in English."""
         documents = (dataset.language or "").rpartition("->")[2]
         documents = "mixed" if "+" in documents else documents
         known = _query_languages(self.data / str(parameters["set"]) / "queries.jsonl")
@@ -115,7 +116,7 @@ class Sampling:
         return {query: one if documents in ("", one) else f"{one}->{documents}" for query, one in own.items()}
 
     def corpus_key(self, parameters: Mapping[str, Value]) -> tuple[Value, ...]:
-        """Equal for cells that search the same documents."""
+        """Return a key that is equal for cells that search the same documents."""
         whole = _read(self.data / str(parameters["set"]), self.split)
         return (parameters["set"], None if self._takes_all_documents(whole) else parameters["seed"])
 
@@ -146,18 +147,18 @@ def _some_documents(
 
 
 Vectors = list[Tensor]
-"""Of each text a tensor of shape ``(tokens, dim)``."""
+"""For each text, a tensor of shape ``(tokens, dim)``."""
 
 
 class EncodedSets:
-    """The texts of one draw at a time, encoded at several heads in one pass and kept for the cells that follow.
+    """Encode the texts of a draw at several dimensions in one pass, and cache them for the next cells.
 
-    Documents are held as float16, as ``jcv2 eval`` stores them.
+    Only one draw is cached at a time. Documents are kept in float16, as ``jcv2 eval`` stores them.
 
     Args:
-        encoder: The model.
-        sampling: The sets.
-        dims: The heads.
+        encoder: Model to encode with.
+        sampling: Test sets and draws.
+        dims: Dimensions to encode at.
     """
 
     def __init__(self, encoder: JinaColbertEncoder, sampling: Sampling, dims: Sequence[int]) -> None:
@@ -170,12 +171,12 @@ class EncodedSets:
         self._queries: dict[int, Vectors] = {}
 
     def documents(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[int, Vectors]:
-        """By head, those of a cell's draw, in the order of its corpus."""
+        """Return the document vectors of a cell's draw by dimension, in corpus order."""
         key = self.sampling.corpus_key(parameters)
         if key != self._key:
             self._key, self._documents = None, {dim: [] for dim in self.dims}
             texts = [passage.full_text for passage in dataset.corpus.values()]
-            # A part at a time: in float32 the vectors of all heads would take twice the memory.
+            # Encode in parts, because all vectors in float32 would take twice the memory.
             for start in range(0, len(texts), _ENCODED_AT_A_TIME):
                 part = texts[start : start + _ENCODED_AT_A_TIME]
                 encoded = self.encoder.encode_document(part, dim=self.dims, show_progress_bar=False)
@@ -185,7 +186,7 @@ class EncodedSets:
         return self._documents
 
     def queries(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[int, Vectors]:
-        """By head, those of a cell's draw, in its order."""
+        """Return the query vectors of a cell's draw by dimension, in the draw's order."""
         draw = (parameters["set"], parameters["seed"])
         if draw != self._draw:
             texts = list(dataset.queries.values())
@@ -197,16 +198,17 @@ class EncodedSets:
 def exact_run(
     dataset: BeirDataset, queries: Sequence[Tensor], documents: Sequence[Tensor]
 ) -> dict[str, dict[str, float]]:
-    """The first hundred documents of each query by MaxSim over all of them.
+    """Rank all documents by MaxSim and return the top 100 for each query.
 
     Args:
-        dataset: Names the queries and documents.
-        queries: In its order, each ``(tokens, dim)``.
-        documents: Likewise; float16 is scored in the queries' type.
+        dataset: Test set with the ids of the queries and documents.
+        queries: Query vectors in the order of the test set, each of shape ``(tokens, dim)``.
+        documents: Document vectors in the order of the test set, each of shape ``(tokens, dim)``. float16 vectors are
+            scored in the dtype of the queries.
     """
     query_ids, document_ids = list(dataset.queries), list(dataset.corpus)
     scores = torch.empty(len(query_ids), len(document_ids))
-    # Those of a length together, since all of a part are padded to its longest.
+    # Score texts of similar length together, because each block is padded to its longest text.
     for columns in _by_length(documents):
         part = [documents[column].to(queries[0].device, queries[0].dtype) for column in columns]
         for rows in _by_length(queries):
@@ -222,7 +224,7 @@ def _by_length(vectors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def quality(metrics: Metrics) -> tuple[dict[str, Value], dict[str, dict[str, float]]]:
-    """A run's means as a cell's values, and nDCG@10 and Recall@100 of each query as its samples."""
+    """Return a run's means as a cell's values, and nDCG@10 and recall@100 of each query as its samples."""
     samples = {
         measure: {query: values[measure] for query, values in metrics.per_query.items()} for measure in (NDCG, RECALL)
     }
@@ -230,41 +232,41 @@ def quality(metrics: Metrics) -> tuple[dict[str, Value], dict[str, dict[str, flo
 
 
 def sizes(dataset: BeirDataset) -> dict[str, Value]:
-    """What a draw holds, as a cell's values."""
+    """Return language and sizes of a draw, as a cell's values."""
     return {"language": dataset.language, "documents": len(dataset.corpus), "queries": len(dataset.queries)}
 
 
 def cells_of(sampling: Sampling, name: str, values: Sequence[Value]) -> list[Cell]:
-    """A cell for each draw and each value of one more parameter."""
+    """Return a cell for each draw and each value of one more parameter."""
     return [Cell({**draw, name: value}) for draw in sampling.draws() for value in values]
 
 
 def having(results: Sequence[Result], **parameters: Value) -> list[Result]:
-    """The results of the cells with these parameters."""
+    """Return the results of the cells with these parameters."""
     return [one for one in results if all(one.parameters.get(name) == value for name, value in parameters.items())]
 
 
 def samples_of(results: Sequence[Result], measure: str, **parameters: Value) -> list[Samples]:
-    """A measure's samples in each draw, of the cells with these parameters."""
+    """Return the samples of a measure for each draw of the cells with these parameters."""
     return list(draws_of(results, measure, **parameters).values())
 
 
 def draws_of(results: Sequence[Result], measure: str, **parameters: Value) -> dict[tuple[Value, Value], Samples]:
-    """The same by set, if there are sets, and seed, to pair draws of cells that differ in another parameter."""
+    """Return :func:`samples_of` by set (if any) and seed, to pair draws of cells that differ in another parameter."""
     found = having(results, **parameters)
     return {(one.parameters.get("set"), one.parameters["seed"]): one.samples[measure] for one in found}
 
 
 def paired(results: Sequence[Result], measure: str, one: Mapping[str, Value], other: Mapping[str, Value]) -> list[Any]:
-    """Pairs of samples of the same draw, for :func:`jcv2_plugin.evaluation.study.intervals.difference`."""
+    """Return pairs of samples of the same draw, for :func:`jcv2_plugin.evaluation.study.intervals.difference`."""
     first, second = draws_of(results, measure, **one), draws_of(results, measure, **other)
     return [(first[draw], second[draw]) for draw in first if draw in second]
 
 
 def split(results: Sequence[Result], label: Callable[[Result, str], str | None]) -> dict[str, list[Result]]:
-    """The results apart by a label of each query; queries that it gives None are left out.
+    """Split the results by a label of each query. Queries with the label None are dropped.
 
-    The set becomes part of a query's name, so that the queries of several sets can be taken together.
+    The set becomes part of a query's id, so that the queries of several sets can be pooled.
     """
     parts: dict[str, list[Result]] = {}
     for one in results:
@@ -285,17 +287,17 @@ def split(results: Sequence[Result], label: Callable[[Result, str], str | None])
 
 
 def by_set(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """See :func:`split`."""
+    """Split the results by test set; see :func:`split`."""
     return split(results, lambda one, _: str(one.parameters["set"]))
 
 
 def by_language(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """By that of each query where the set says it, else by that of the set; see :func:`split`."""
+    """Split the results by the language of each query, or of its set if the query has none; see :func:`split`."""
     return split(results, lambda one, query: one.languages.get(query, str(one.values["language"] or "not said")))
 
 
 def by_bucket(results: Sequence[Result], lengths: str, ends: Sequence[int]) -> dict[str, list[Result]]:
-    """By a sample that is a length, in parts that end at these, the shortest first; see :func:`split`."""
+    """Split the results by a length sample into buckets with these upper ends, shortest first; see :func:`split`."""
 
     def label(one: Result, query: str) -> str | None:
         if (length := one.samples[lengths].get(query)) is None:
@@ -309,20 +311,20 @@ def by_bucket(results: Sequence[Result], lengths: str, ends: Sequence[int]) -> d
 
 
 def number_of_queries(results: Sequence[Result]) -> int:
-    """How many there are in a part of :func:`split`."""
+    """Return the number of distinct queries in a part of :func:`split`."""
     return len({query for one in results for query in one.samples[NDCG]})
 
 
 def distinct(results: Sequence[Result], name: str) -> list[Any]:
-    """The values of a parameter, in the order of measuring."""
+    """Return the distinct values of a parameter, in the order they were measured."""
     return list(dict.fromkeys(one.parameters[name] for one in results))
 
 
 def whole_draws(results: Sequence[Result], name: str, values: Sequence[Value]) -> list[Result]:
-    """The results of the draws in which all these values of a parameter were measured, so that they can be compared.
+    """Return the results of draws in which all these values of a parameter were measured and can be compared.
 
     Raises:
-        StudyError: There is none yet.
+        StudyError: If there is no such draw yet.
     """
     measured: dict[tuple[Value, Value], set[Value]] = {}
     for one in results:
@@ -334,7 +336,7 @@ def whole_draws(results: Sequence[Result], name: str, values: Sequence[Value]) -
 
 
 def sample_limits(results: Sequence[Result], settings: Mapping[str, Any]) -> list[str]:
-    """What draws of this size can show, in sentences for a report."""
+    """Return sentences for a report on what draws of this size can show."""
     sets = distinct(results, "set")
     drawn = {one.parameters["set"]: one.values for one in results}
     seeds = len(distinct(results, "seed"))

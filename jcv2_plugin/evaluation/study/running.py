@@ -1,4 +1,4 @@
-"""Run a study: measure the cells that are missing, then write the report."""
+"""Run a study: measure the missing cells, then write the report."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _INTERRUPTED = 130
 
 
 def run_study(study: Study, out: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Measure what is missing and write ``<out>/<name>.json``, ``.html`` and ``.svg``.
+    """Measure the missing cells of a study and write ``<out>/<name>.json``, ``.html`` and ``.svg``.
 
-    Every cell is on the disk before the next begins, so that a run which is stopped or killed loses one at most;
-    called again, it measures the others.
+    Every cell is written to disk before the next one starts, so an interrupted run loses at most one cell. Calling this
+    again continues the run.
 
     Args:
-        study: What to measure.
-        out: A folder; made if need be.
-        force: Start anew, whatever was measured before. The old file is kept until the first cell is measured.
+        study: Study to run.
+        out: Output folder; created if it does not exist.
+        force: Whether to start over and discard earlier results. The old file is kept until the first cell is measured.
 
     Raises:
-        StudyError: The folder holds figures of other settings, another process measures into it, or what reports
-            need is not installed.
-        typer.Exit: With status 130 after Ctrl-C, once a report of what there is has been written.
+        StudyError: If the folder has results of other settings, another process is measuring into it, or a package for
+            reports is not installed.
+        typer.Exit: With status 130 after Ctrl-C, after writing a report on the results so far.
     """
     check_installed()
     quiet_libraries()
@@ -55,7 +55,7 @@ def run_study(study: Study, out: str | os.PathLike[str], *, force: bool = False)
 
 
 def _measure(study: Study, record: StudyRecord, cells: Sequence[Cell]) -> bool:
-    """Measure and keep cells; whether Ctrl-C put an end to it."""
+    """Measure cells and record them. Return whether Ctrl-C interrupted it."""
     record.begin(command(), versions(), machine())
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
@@ -71,7 +71,7 @@ def _measure(study: Study, record: StudyRecord, cells: Sequence[Cell]) -> bool:
 
 
 def _too_early(study: Study, record: StudyRecord) -> bool:
-    """Whether a run was stopped before there is anything to report."""
+    """Return whether there is nothing to report yet."""
     try:
         study.report(record.results)
     except StudyError as error:

@@ -1,4 +1,4 @@
-"""The command ``jcv2-finetune``: the stages of training, and ``check``, which reports what is wrong with data."""
+"""The ``jcv2-finetune`` app, and its ``check`` command."""
 
 from __future__ import annotations
 
@@ -68,11 +68,12 @@ def check(
     max_findings: Annotated[int, typer.Option(min=0, help="Findings to show of each file.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file, one a line.")] = False,
 ) -> None:
-    """Report what is wrong with training files, each row being a pair or a triplet.
+    """Check training files, in which each row must be a pair or a triplet.
 
     A row is {"query": TEXT, "positive": TEXT, "negatives": [TEXT, ...], "scores": [NUMBER, ...], "lang": TEXT,
-    "source": TEXT}; all but the first two may be left out. "anchor" is read as the query, and "negative" or
-    "negative_1", "negative_2", ... as the negatives. A folder is one saved by datasets, or has such files only.
+    "source": TEXT}; all fields but the first two are optional. "anchor" is accepted for "query", and "negative" or
+    "negative_1", "negative_2", ... for "negatives". A folder must be saved by datasets, or contain only JSON-lines and
+    Parquet files.
 
     The exit status is 1 if there are errors (warnings do not count), and 2 if a file cannot be read.
     """
@@ -96,7 +97,7 @@ def check(
 
 
 def show_report(report: CheckReport, console: Console) -> None:
-    """Print a report: with a table of its findings on a terminal, one line for each elsewhere."""
+    """Print a report, with its findings as a table on a terminal and as lines elsewhere."""
     for line in _summary(report):
         console.print(line, markup=False, soft_wrap=True)
     if console.is_terminal and report.findings:

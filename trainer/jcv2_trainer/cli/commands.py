@@ -1,4 +1,4 @@
-"""What the commands of ``jcv2-finetune`` have in common: how they fail, and what they keep quiet."""
+"""Error handling and output settings shared by the commands of ``jcv2-finetune``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 from jcv2_plugin.errors import Jcv2Error
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 
 @contextmanager
 def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]:
-    """Errors that have a message for the user end the command with it and status 2, and without a traceback.
+    """Exit with status 2 and a message on errors meant for the user, without a traceback.
 
     Args:
-        stopped: What to say after Ctrl-C, with status 130; None leaves it to Typer.
+        stopped: Returns the message after Ctrl-C, which exits with status 130. None leaves Ctrl-C to Typer.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]
 
 
 def quiet_libraries() -> None:
-    """Keep loading bars and advice of the libraries below out of the output; imports them."""
+    """Import the underlying libraries and silence their progress bars and hints."""
     from jcv2_plugin.console import quiet_libraries as quiet
 
     quiet()

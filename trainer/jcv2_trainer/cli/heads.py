@@ -1,4 +1,4 @@
-"""The commands that give a backbone heads: ``assemble``, ``principal-heads`` and ``heads``."""
+"""The commands that add projection heads to a backbone: ``assemble``, ``principal-heads`` and ``heads``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEADS_FILES = {"config.json", "model.safetensors"}
 
 
 def register(app: typer.Typer) -> None:
-    """Give an app the commands ``assemble``, ``principal-heads`` and ``heads``."""
+    """Add the commands ``assemble``, ``principal-heads`` and ``heads`` to an app."""
     app.command("assemble")(_assemble)
     app.command("principal-heads")(_principal_heads)
     app.command("heads")(_heads)
@@ -52,9 +52,9 @@ def _assemble(
     lang: Annotated[str | None, typer.Option(help="Only rows with this lang; all if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in the folder.")] = False,
 ) -> None:
-    """Make an encoder of a backbone: marker tokens, query expansion, and untrained heads, ready for pairs.
+    """Build an encoder from a backbone: marker tokens, query expansion and untrained projection heads, ready for pairs.
 
-    The heads are principal components of the token states. The exit status is 2 if the encoder cannot be made.
+    The heads are principal components of the hidden states. The exit status is 2 if the encoder cannot be built.
     """
     wanted = tuple(_parse_dims(dims))
     with failing_politely():
@@ -98,10 +98,10 @@ def _principal_heads(
     lang: Annotated[str | None, typer.Option(help="Only rows with this lang; all if not given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the heads that are in the folder.")] = False,
 ) -> None:
-    """Fit heads without labels: principal components of a backbone's token states, trained to keep MaxSim.
+    """Fit projection heads without labels: principal components of the hidden states, trained to preserve MaxSim.
 
-    The states are computed once and held in memory (230 MB for 3,000 texts of 100 tokens of a small backbone). The
-    exit status is 2 if the heads cannot be fitted or written.
+    The hidden states are computed once and held in memory (230 MB for 3,000 texts of 100 tokens with a small backbone).
+    The exit status is 2 if the heads cannot be fitted or written.
     """
     wanted = _parse_dims(dims)
     with failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
@@ -136,10 +136,10 @@ def _heads(
     seed: Annotated[int, typer.Option(help="Of the draw of rows, and of the batches.")] = 13,
     force: Annotated[bool, typer.Option("--force", help="Replace the heads that are in the folder.")] = False,
 ) -> None:
-    """Train heads on pairs and triplets over a backbone that stays as it is.
+    """Train projection heads on pairs and triplets over a frozen backbone.
 
-    Its token states are computed once and held in memory (1.5 GB for 10,000 passages of 200 tokens of a small
-    backbone), so that a CPU trains all heads in minutes. The exit status is 2 if they cannot be trained or written.
+    The hidden states are computed once and held in memory (1.5 GB for 10,000 passages of 200 tokens with a small
+    backbone), so a CPU trains all heads in minutes. The exit status is 2 if they cannot be trained or written.
     """
     wanted = _parse_dims(dims)
     with failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
@@ -225,7 +225,7 @@ def _parse_dims(text: str) -> list[int]:
 
 @contextmanager
 def _bar(unit: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on a terminal, nothing in a pipe."""
+    """Show a progress bar on a terminal, and nothing in a pipe."""
     from tqdm import tqdm
 
     with tqdm(total=total, unit=f" {unit}", disable=None) as bar:
@@ -233,7 +233,7 @@ def _bar(unit: str, total: int) -> Iterator[Callable[[int], object]]:
 
 
 def _refuse_occupied(out: Path, force: bool) -> None:
-    """Raise if writing to ``out`` would lose something: anything, or with ``force`` anything but heads."""
+    """Raise if ``out`` contains anything, or with ``force`` anything but heads."""
     if out.exists() and not out.is_dir():
         raise Jcv2Error(f"{out} is no folder. Choose another --out.")
     names = {path.name for path in out.iterdir()} if out.exists() else set()

@@ -1,4 +1,4 @@
-"""The commands ``mine`` and ``score`` of ``jcv2-finetune``."""
+"""The commands ``mine`` and ``score``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")
 
 
 def register(app: typer.Typer) -> None:
-    """Give an app the commands ``mine`` and ``score``."""
+    """Add the commands ``mine`` and ``score`` to an app."""
     app.command("mine")(recipe_command(MineRecipe, "mine")(_mine))
     app.command("score")(recipe_command(ScoreRecipe, "score")(_score))
 
@@ -77,12 +77,12 @@ def _mine(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Find hard negatives for each row: passages that rank high for its query and are not its positive.
+    """Mine hard negatives for each row: passages that rank high for its query and are not its positive.
 
-    Scores that a row has are removed if its negatives change, as they belonged to the old ones. The run can be
-    stopped and gone on with by --resume. To switch a margin off write "relative_margin: null" into a --recipe.
+    A row's scores are removed if its negatives change, since they belong to the old ones. An interrupted run can be
+    resumed with --resume. To disable a margin, write "relative_margin: null" in a --recipe.
 
-    The exit status is 2 if something is wrong, and 130 after Ctrl-C.
+    The exit status is 2 on an error, and 130 after Ctrl-C.
     """
     with (
         failing_politely(partial(_stopped, out)),
@@ -195,11 +195,11 @@ def _score(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a teacher's scores for the passages of each row, to be distilled by training.
+    """Score the passages of each row with a teacher, for distillation.
 
-    They are logits, for the positive and then for each negative. The run can be stopped and gone on with by --resume.
+    The scores are logits, for the positive and then for each negative. An interrupted run can be resumed with --resume.
 
-    The exit status is 2 if something is wrong, and 130 after Ctrl-C.
+    The exit status is 2 on an error, and 130 after Ctrl-C.
     """
     quiet_libraries()
     with failing_politely(partial(_stopped, out)), _bar(" rows") as progress:
@@ -231,20 +231,20 @@ def _scored(out: Path, report: ScoreReport, teacher: str) -> Iterator[str]:
 
 
 class _Bar:
-    """A progress bar that shows itself at the first advance, on a terminal only."""
+    """A progress bar that appears at the first update, on a terminal only."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         self._bar: Any = None
 
     def to(self, done: int, total: int) -> None:
-        """So many are done, of so many."""
+        """Advance to ``done`` of ``total``."""
         if self._bar is None:
             self._open(total)
         self._bar.update(done - self._bar.n)
 
     def by(self, done: int) -> None:
-        """So many more are done."""
+        """Advance by ``done``."""
         if self._bar is None:
             self._open(None)
         self._bar.update(done)

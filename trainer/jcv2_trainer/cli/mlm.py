@@ -1,4 +1,4 @@
-"""The commands ``convert`` and ``mlm`` of ``jcv2-finetune``."""
+"""The commands ``convert`` and ``mlm``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STOPPED = "Stopped at once. If there was a checkpoint, it is whole; go on with 
 
 
 def register(app: typer.Typer) -> None:
-    """Give an app the commands ``convert`` and ``mlm``."""
+    """Add the commands ``convert`` and ``mlm`` to an app."""
     app.command("convert")(_convert)
     app.command("mlm")(recipe_command(MlmRecipe, "mlm")(_mlm))
 
@@ -29,10 +29,10 @@ def _convert(
     rope_theta: Annotated[float, typer.Option(help="Base of the rotary frequencies.")] = 10000.0,
     max_positions: Annotated[int, typer.Option(min=3, help="The longest text, in tokens.")] = 8194,
 ) -> None:
-    """Convert a plain BERT or XLM-RoBERTa to rotary positions, the network of jina-colbert-v2's backbone.
+    """Convert a BERT or XLM-RoBERTa to rotary positions, the architecture of jina-colbert-v2's backbone.
 
-    All weights but the position table are kept. The result must learn its new positions before it is of use: see
-    the command mlm. The exit status is 2 if the source cannot be converted.
+    All weights except the position table are kept. The model must learn its new positions before it is useful: see the
+    command mlm. The exit status is 2 if the source cannot be converted.
     """
     with failing_politely(lambda: _STOPPED), _needing_packages():
         quiet_libraries()
@@ -68,9 +68,9 @@ def _mlm(
 ) -> None:
     """Train a masked-language model on texts, to warm up rotary positions after convert.
 
-    Texts are packed into sequences without padding, and whole words of them masked. Ctrl-C stops behind the running
-    step and saves a checkpoint. Several GPUs: accelerate launch -m jcv2_trainer mlm ... The exit status is 2 if
-    training cannot start or go on, and 130 after Ctrl-C.
+    Texts are packed into sequences without padding, and whole words are masked. Ctrl-C finishes the current step and
+    saves a checkpoint. On several GPUs: accelerate launch -m jcv2_trainer mlm ... The exit status is 2 if training
+    cannot start or continue, and 130 after Ctrl-C.
     """
     with failing_politely(lambda: _STOPPED), _needing_packages():
         quiet_libraries()
@@ -98,7 +98,7 @@ def _mlm(
 
 @contextmanager
 def _needing_packages() -> Iterator[None]:
-    """A package that is not installed ends the command with what to install."""
+    """Exit with install instructions if a package is missing."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Commands whose flags are the fields of a recipe, so that none can be forgotten or named differently."""
+"""Generate a command's flags from the fields of a recipe, so that none is missing or named differently."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PANEL = "Recipe"
 def recipe_command(kind: type[R], name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for each field of a recipe.
 
-    The decorated function takes its own parameters, among them ``recipe: Path | None`` (a YAML file), and
-    ``settings``, the finished recipe, which is no option.
+    The decorated function takes its own parameters, including ``recipe: Path | None`` (a YAML file), and ``settings``,
+    the resulting recipe, which is not an option.
 
     Args:
-        kind: The recipe's model; descriptions of its fields become the help.
-        name: The packaged recipe, whose values are the defaults.
+        kind: The recipe class. Its field descriptions become the help texts.
+        name: The packaged recipe with the default values.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -64,7 +64,7 @@ def _option(kind: type[Recipe], field: str, default: Any) -> inspect.Parameter:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """What the command line can parse by itself; everything else is a text that the recipe's model reads."""
+    """Return a type that the command line can parse. Anything else is a string, parsed by the recipe class."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if get_origin(annotation) in (Union, types.UnionType) and len(parts) == 1:
         annotation = parts[0]

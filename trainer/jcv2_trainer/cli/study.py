@@ -1,4 +1,4 @@
-"""The command ``jcv2 study recipe``. Nothing heavy is imported here, so that ``--help`` is quick."""
+"""The command ``jcv2 study recipe``. Heavy imports are deferred, to keep ``--help`` fast."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def recipe(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """Two stages against one, at equal steps: pairs then triplets, either alone, both at once; tied against untied."""
+    """Compare two-stage with one-stage training, and tied with untied heads, at equal steps.
+
+    The routes are pairs then triplets, either alone, and both at once.
+    """
     from jcv2_plugin.evaluation.study.running import run_study
     from jcv2_trainer.training.recipe_study import Budget, RecipeStudy
 

@@ -28,7 +28,7 @@ _DATA = "Files of rows: .jsonl (.gz, .xz, .zst), .parquet, or a saved datasets f
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the app."""
+    """Add the commands ``train``, ``pairs`` and ``triplets`` to an app."""
     for stage, text in _HELP.items():
         app.command(name=stage, help=f"{text}\n\n{_AFTER}")(_command(stage))
 
@@ -102,7 +102,7 @@ def _command(stage: Stage) -> Callable[..., None]:
 
 
 def _quiet() -> None:
-    """transformers' bars and hints are for those who write the loop themselves."""
+    """Silence transformers' progress bars and hints, which are meant for those who write their own training loop."""
     import warnings
 
     quiet_libraries()

@@ -1,1 +1,1 @@
-"""Training data: reading, checking, and batching rows."""
+"""Reading, checking and batching of training data."""

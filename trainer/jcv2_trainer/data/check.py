@@ -1,14 +1,14 @@
-"""Check a training file of pairs or triplets before a run is spent on it.
+"""Check a file of pairs or triplets before training on it.
 
 Each row is a JSON object, or a row of a table with these columns::
 
     {"query": "...", "positive": "...",
-     "negatives": ["...", ...],          # optional; without it the row is a pair, with it a triplet
+     "negatives": ["...", ...],          # optional; a row with negatives is a triplet, without them a pair
      "scores": [12.5, 3.1, ...],         # optional: a teacher's score for the positive, then each negative
      "lang": "en", "source": "..."}      # optional; counted
 
-An optional field that is null counts as absent. ``anchor`` is read as ``query``, and ``negative``, ``negative_1``,
-``negative_2``, ... are read as ``negatives``. The formats are those of :mod:`jcv2_trainer.data.records`.
+An optional field that is null counts as absent. ``anchor`` is accepted for ``query``, and ``negative``, ``negative_1``,
+``negative_2``, ... for ``negatives``. The supported formats are those of :mod:`jcv2_trainer.data.records`.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ KINDS: dict[str, tuple[Severity, str]] = {
 }
 """Severity and remedy of each kind of finding."""
 
-_LARGEST_SCORE = 1e30  # what still is a number in float32, with room for a temperature
-_MOST_NAMES = 1000  # distinct languages, sources, unknown fields: data may hold one for each row
+_LARGEST_SCORE = 1e30  # finite in float32, with room for a temperature
+_MOST_NAMES = 1000  # distinct languages, sources, unknown fields: every row may have a different one
 _OTHER = "(other)"
 
 
 class Fault(NamedTuple):
-    """What is wrong with a row, before it is known where the row stands."""
+    """An error in a row, without the row's position."""
 
     kind: str
     field: str
@@ -66,18 +66,18 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong in one line or row.
+    """A problem in a line or row.
 
     Attributes:
-        line: Number of the line or row, from 1.
-        field: Such as ``"query"`` or ``"negatives[2]"``, by the file's own name (``"negative_3"``); empty where
-            the whole line is meant.
+        line: Line or row number, from 1.
+        field: The field, such as ``"query"`` or ``"negatives[2]"``, as named in the file (``"negative_3"``). Empty for
+            the whole line.
         kind: A key of ``KINDS``.
         severity: ``"error"`` or ``"warning"``.
         message: What is wrong, with the value.
-        remedy: What to do about it.
-        file: Where the line or row is: the file checked, or one in the folder checked.
-        unit: ``"line"``, or for tables ``"row"``.
+        remedy: How to fix it.
+        file: The file that contains the line or row: the file checked, or one in the folder checked.
+        unit: ``"line"``, or ``"row"`` for tables.
     """
 
     line: int
@@ -97,19 +97,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check_file` found.
+    """Result of :func:`check_file`. A valid row is one without errors.
 
     Attributes:
         path: The file or folder.
-        rows: Lines that are not blank, or rows of tables.
-        pairs: Rows without errors and without negatives.
-        triplets: Rows without errors and with negatives.
-        counts: Findings by kind, also of those not shown.
-        languages: Sound rows by ``lang``, most first.
-        sources: Sound rows by ``source``, most first.
-        mean_characters: Mean length of the sound rows' texts in characters, by field.
-        negatives_per_row: Sound rows by their number of negatives.
-        findings: Those to show, by line: of each kind the first ones, errors before warnings.
+        rows: Number of rows, which are non-blank lines or table rows.
+        pairs: Number of valid rows without negatives.
+        triplets: Number of valid rows with negatives.
+        counts: Number of findings by kind, including those not shown.
+        languages: Number of valid rows by ``lang``, most frequent first.
+        sources: Number of valid rows by ``source``, most frequent first.
+        mean_characters: Mean text length of valid rows in characters, by field.
+        negatives_per_row: Number of valid rows by number of negatives.
+        findings: Findings to show, by line: the first ones of each kind, errors before warnings.
     """
 
     path: str
@@ -125,12 +125,12 @@ class CheckReport:
 
     @property
     def errors(self) -> int:
-        """Number of errors, shown or not."""
+        """Number of errors, including those not shown."""
         return self._total("error")
 
     @property
     def warnings(self) -> int:
-        """Number of warnings, shown or not."""
+        """Number of warnings, including those not shown."""
         return self._total("warning")
 
     def _total(self, severity: Severity) -> int:
@@ -138,28 +138,28 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors; warnings do not count."""
+        """Whether there are no errors. Warnings do not count."""
         return self.errors == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
+        """Return the report as plain JSON values."""
         return {"ok": self.ok, "errors": self.errors, "warnings": self.warnings, **asdict(self)}
 
 
 def check_file(path: str | Path, max_findings: int = 20) -> CheckReport:
-    """Read a training file or folder once and report everything wrong with it.
+    """Read a training file or folder once and report all problems.
 
     Args:
-        path: JSON lines, plain or compressed (.gz, .xz, .bz2, .zst), Parquet, a folder of such files, or a folder
-            saved by ``datasets``.
-        max_findings: How many findings to keep in the report; all are counted.
+        path: JSON lines, plain or compressed (.gz, .xz, .bz2, .zst), Parquet, a folder of such files, or a folder saved
+            by ``datasets``.
+        max_findings: Maximum number of findings to keep in the report. All are counted.
 
     Returns:
-        The report. Memory is bounded by the longest rows, apart from some 150 bytes for each distinct query.
+        The report. Memory is bounded by the longest rows, plus about 150 bytes for each distinct query.
 
     Raises:
-        DataError: If the file cannot be read at all.
-        ValueError: If ``max_findings`` is negative.
+        DataError: The file cannot be read at all.
+        ValueError: ``max_findings`` is negative.
     """
     if max_findings < 0:
         raise ValueError(f"max_findings must not be negative, got {max_findings!r}.")
@@ -170,7 +170,10 @@ def check_file(path: str | Path, max_findings: int = 20) -> CheckReport:
 
 
 def row_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    """The errors of one row with canonical field names, each field on its own; see the module for the fields."""
+    """Yield the errors of a row with canonical field names, checking each field on its own.
+
+    The fields are listed in the module.
+    """
     for field in ("query", "positive"):
         if row.get(field) is None:
             yield Fault("missing-field", field, "null" if field in row else "not in the row")
@@ -243,7 +246,7 @@ def _score_faults(row: dict[str, Any]) -> Iterator[Fault]:
 def _is_finite(score: float) -> bool:
     try:
         return math.isfinite(score) and abs(score) < _LARGEST_SCORE
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer too large for a float
         return False
 
 
@@ -252,7 +255,7 @@ def _wrong_type(field: str, expected: str, value: Any) -> Fault:
 
 
 class _Tally:
-    """Everything counted on the way through a file."""
+    """Counts and findings collected while reading a file."""
 
     def __init__(self, max_findings: int) -> None:
         self.max_findings = max_findings
@@ -263,7 +266,7 @@ class _Tally:
         self.unknown: set[str] = set()
         self.characters: Counter[str] = Counter()
         self.texts: Counter[str] = Counter()
-        self.shapes: Counter[int] = Counter()  # number of negatives -> sound rows
+        self.shapes: Counter[int] = Counter()  # number of negatives -> valid rows
         self.queries = _Queries()
 
     def read(self, entry: Entry) -> None:
@@ -309,7 +312,7 @@ class _Tally:
             self.add(entry, Fault("repeated-query", query_field, message))
 
     def _note_shape(self, entry: Entry, negatives: int) -> None:
-        """Warn at the first row that differs from those before it, once for each of the two ways."""
+        """Warn at the first row that differs from earlier rows, once for each of the two differences."""
         before = set(self.shapes)
         self.shapes[negatives] += 1
         if before and (negatives == 0) != (0 in before) and "mixed-pairs-triplets" not in self.counts:
@@ -337,7 +340,7 @@ class _Tally:
         )
 
     def _shown(self) -> list[Finding]:
-        """Of each kind the first, then of each the second, ..., so that a frequent kind hides no rare one."""
+        """Select the first finding of each kind, then the second, ..., so that no frequent kind hides a rare one."""
         ranked = [
             ((one.severity == "warning", rank, one.file, one.line), one)
             for findings in self.kept.values()
@@ -348,7 +351,7 @@ class _Tally:
 
 
 class _Queries:
-    """The first row and the positive of each query, by hash: eight bytes each, so that no text is held."""
+    """The first row and the positive of each query, as 8-byte hashes to avoid holding texts."""
 
     def __init__(self) -> None:
         self._indices: dict[int, int] = {}
@@ -358,7 +361,7 @@ class _Queries:
         self._positives = array("q")
 
     def first_with_another(self, entry: Entry, query: str, positive: str) -> str | None:
-        """The line or row where ``query`` first stood, if with another positive; a new query is noted."""
+        """Return where ``query`` first occurred, if it was with another positive. A new query is recorded."""
         index = self._indices.setdefault(text_key(query), len(self._lines))
         if index == len(self._lines):
             if not self._files or self._files[-1][0] != entry.file:
@@ -374,5 +377,5 @@ class _Queries:
 
 
 def text_key(text: str) -> int:
-    """A number for a text that is the same in every process: 64 bits, signed, white space around it left out."""
+    """Return a signed 64-bit hash of a text. It ignores surrounding whitespace and is the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big", signed=True)

@@ -1,9 +1,9 @@
-"""Batches without padding waste: all passages of a batch are dealt by length into forward passes.
+"""Collate training rows into batches with little padding.
 
-Collators that pad every column of a batch to its longest text compute two to four times as many positions as there
-are tokens (22 % of the positions are real in PyLate's, 36 % in sentence-transformers', on triplets of mixed
-lengths). Here the distinct passages of a batch are tokenised once, sorted, and cut into forward passes by a budget of
-padded tokens, as the encoder does in inference; with flash attention nothing is padded at all.
+Collators that pad every column of a batch to its longest text compute two to four times as many positions as there are
+tokens (on triplets of mixed lengths, 22% of the positions are real in PyLate's and 36% in sentence-transformers').
+Here, the distinct passages of a batch are tokenised once, sorted by length and split into forward passes by a budget of
+padded tokens, as in the encoder's inference. With flash attention, nothing is padded at all.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MOST_TEXTS = 4096
 
 @dataclass
 class Packed:
-    """Texts of one kind, dealt into forward passes.
+    """Queries or passages, split into forward passes.
 
     Attributes:
-        rows: For each forward pass the positions of its texts.
-        features: For each forward pass what the model reads.
+        rows: Positions of the texts, for each forward pass.
+        features: Model inputs, for each forward pass.
         count: Number of texts.
     """
 
@@ -41,18 +41,18 @@ class Packed:
 
 @dataclass
 class Batch:
-    """What :class:`PackedCollator` makes of some rows, and the loss reads.
+    """Output of :class:`PackedCollator` and input of the loss.
 
     Attributes:
         queries: The rows' queries.
         documents: The distinct passages of all rows.
         positive: Position of each row's positive among the documents, shape ``(rows,)``.
-        candidates: Positions of each row's positive and negatives, shape ``(rows, 1 + negatives)``; where a row has
-            fewer, ``NO_CANDIDATE``.
-        teacher: The teacher's scores of the candidates, same shape; NaN where there are none.
+        candidates: Positions of each row's positive and negatives, shape ``(rows, 1 + negatives)``. Rows with fewer are
+            filled up with ``NO_CANDIDATE``.
+        teacher: The teacher's scores of the candidates, same shape; NaN if missing.
         document_keys: A 64-bit key of each document's text, shape ``(documents,)``.
         known: Keys of all passages known to answer each row's query, shape ``(rows, most)``, filled up with the
-            positive's: none of them is a negative, wherever it comes from.
+            positive's key. None of them is used as a negative, wherever it comes from.
     """
 
     queries: Packed
@@ -64,7 +64,7 @@ class Batch:
     known: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
+        """Move the batch to another device."""
         return Batch(**{name: _moved(value, device) for name, value in vars(self).items()})
 
 
@@ -77,16 +77,16 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 @dataclass
 class PackedCollator:
-    """Make a :class:`Batch` of dataset rows; see the module.
+    """Collate dataset rows into a :class:`Batch`, as described in the module.
 
     Args:
-        encoder: Tokenises, and says how queries and documents are prepared.
-        negatives: Negatives of each row, at most. From more, as many are drawn, by ``seed`` and the row, anew in each
-            epoch.
-        document_length: Tokens a passage is cut to; None leaves it to the encoder.
-        tokens_per_batch: Padded tokens a forward pass; None takes the device's default.
-        known: Keys of the passages known to answer a query, by the query's key, where there are several.
-        seed: Of the drawing of negatives.
+        encoder: Tokenises the texts, and defines how queries and documents are prepared.
+        negatives: Maximum number of negatives per row. If a row has more, a new sample is drawn each epoch, determined
+            by ``seed`` and the row.
+        document_length: Maximum tokens per passage. Defaults to the encoder's.
+        tokens_per_batch: Padded tokens per forward pass. Defaults to the device's default.
+        known: Keys of the passages known to answer a query, by the query's key, for queries with several.
+        seed: Seed for sampling negatives.
     """
 
     encoder: JinaColbertEncoder
@@ -96,19 +96,19 @@ class PackedCollator:
     known: Mapping[int, Sequence[int]] = field(default_factory=dict)
     seed: int = 13
     epoch: int = 0
-    # sentence-transformers' trainer asks its collator for this.
+    # Required by sentence-transformers' trainer.
     valid_label_columns: list[str] = field(default_factory=list)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Batch]:
-        """The batch under the key ``"batch"``, as the trainer passes dictionaries on."""
+        """Return the batch under the key ``"batch"``, since the trainer passes dictionaries."""
         return {"batch": self.collate(rows)}
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Make the batch of some rows.
+        """Collate rows into a batch.
 
         Args:
-            rows: With ``query``, ``positive``, ``negatives``, ``scores``, ``query_key`` and ``positive_key``, as
-                :func:`jcv2_trainer.data.datasets_io.training_dataset` has them.
+            rows: Rows with ``query``, ``positive``, ``negatives``, ``scores``, ``query_key`` and ``positive_key``, as
+                returned by :func:`jcv2_trainer.data.datasets_io.training_dataset`.
         """
         documents: dict[str, int] = {}
         candidates: list[list[int]] = []
@@ -132,18 +132,18 @@ class PackedCollator:
         )
 
     def _candidates(self, row: Mapping[str, Any]) -> tuple[list[str], list[float]]:
-        """Positive and negatives, with the teacher's scores or none."""
+        """Return the positive and the negatives, with the teacher's scores if there are any."""
         negatives, scores = list(row["negatives"]), list(row["scores"])
         chosen = list(range(len(negatives)))
         if len(chosen) > self.negatives:
-            # By the row itself, not by the order of calls: a resumed run draws the same.
+            # Seeded by the row, not by the order of calls, so that a resumed run draws the same.
             draw = random.Random(f"{self.seed}-{self.epoch}-{row['query_key']}-{row['positive_key']}")
             chosen = sorted(draw.sample(chosen, self.negatives))
         texts = [row["positive"], *(negatives[index] for index in chosen)]
         return texts, [scores[0], *(scores[1 + index] for index in chosen)] if scores else []
 
     def _pack(self, texts: list[str], task: str) -> Packed:
-        # The document tower may be cut shorter in training than the model is used later.
+        # Passages may be truncated to fewer tokens in training than in later use.
         cut = {"processing_kwargs": {"text": {"max_length": self.document_length}}}
         kwargs: dict[str, Any] = cut if task == "document" and self.document_length is not None else {}
         budget = self.tokens_per_batch or default_tokens_per_batch(self.encoder.device.type)

@@ -1,4 +1,4 @@
-"""Training files as one memory-mapped ``datasets.Dataset``, and a dev set drawn from it."""
+"""Load training files as a memory-mapped ``datasets.Dataset``, and split off a dev set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("query", "positive", "negatives", "scores", "lang", "source", "query_key", "positive_key")
 
-_LAYOUT = 1  # raise it when the columns or the rules for sound rows change, so that older caches are not taken
+_LAYOUT = 1  # increment it when the columns or the rules for valid rows change, to invalidate older caches
 _BATCH_ROWS = 1000
 _BATCH_CHARACTERS = 2**24
 
@@ -33,28 +33,27 @@ _BATCH_CHARACTERS = 2**24
 def training_dataset(
     paths: Sequence[Path], cache: Path, *, on_bad: OnBad, languages: Sequence[str] | None = None
 ) -> tuple[Dataset, dict[str, int]]:
-    """The sound rows of files of any format, in the files' order, as a memory-mapped dataset.
+    """Load the valid rows of files of any supported format as a memory-mapped dataset, in the files' order.
 
-    They are read once and written to a folder in ``cache``, which is taken as it is while the files have the same
-    paths, sizes and modification times, and the options are the same. Only a finished folder is taken; of several
-    processes that want the same one, one writes it and the others wait. Folders of files that have since changed
-    are not removed.
+    The files are read once and written to a folder in ``cache``. It is reused as long as the options and the files'
+    paths, sizes and modification times stay the same. Only complete folders are reused. If several processes want the
+    same one, one writes it and the others wait. Folders of files that have changed since are not removed.
 
     Args:
-        paths: Files or folders that :mod:`jcv2_trainer.data.records` reads.
-        cache: A folder of the caller's; it is made if absent.
-        on_bad: What to do at a row with errors: ``"stop"`` with an error, or ``"skip"`` and count it.
-        languages: Keep only rows with one of these ``lang``; "" stands for rows without it.
+        paths: Files or folders that :mod:`jcv2_trainer.data.records` can read.
+        cache: Cache folder, created if missing.
+        on_bad: How to handle rows with errors: ``"stop"`` raises, ``"skip"`` skips and counts them.
+        languages: Keep only rows with one of these ``lang`` values. "" selects rows without one.
 
     Returns:
         The dataset with ``COLUMNS``, and the number of skipped rows by kind: those of ``check.KINDS``, and
-        "other-language". ``negatives`` are lists of texts, ``scores`` lists of floats (empty without scores), and
+        "other-language". ``negatives`` are lists of texts, ``scores`` are lists of floats (empty without scores), and
         the keys are :func:`jcv2_trainer.data.check.text_key` of the texts (int64).
 
     Raises:
-        DataError: If a file cannot be read or changes meanwhile, at a row with errors (with ``"stop"``), or if no
-            row is left.
-        ValueError: If there are no paths, or ``languages`` is empty.
+        DataError: A file cannot be read or changes while being read, a row has errors (with ``"stop"``), or no rows are
+            left.
+        ValueError: There are no paths, or ``languages`` is empty.
     """
     if not paths:
         raise ValueError("Give at least one training file.")
@@ -97,7 +96,7 @@ def _require_datasets() -> None:
 
 
 def _state(paths: Iterable[Path]) -> list[list[Any]]:
-    """Path, size in bytes and modification time in nanoseconds of each file that is read."""
+    """Return the path, size in bytes and modification time in nanoseconds of each file to read."""
     state: list[list[Any]] = []
     for file in chain.from_iterable(map(data_files, paths)):
         for part in sorted(file.glob("*.*")) if file.is_dir() else [file]:
@@ -111,7 +110,7 @@ def _digest(value: Any) -> str:
 
 
 def _load(folder: Path) -> tuple[Dataset, dict[str, int]] | None:
-    """A finished folder's dataset and counts; None if it is absent or damaged."""
+    """Load the dataset and counts of a complete folder. Return None if it is missing or damaged."""
     from datasets import Dataset
 
     try:
@@ -204,24 +203,24 @@ def _no_rows(paths: Iterable[Path], languages: list[str] | None, skipped: Counte
 
 
 def split_dev(dataset: Dataset, share: float = 0.05, most: int = 500, seed: int = 13) -> tuple[list[int], list[int]]:
-    """Draw a dev set whose queries and positives do not occur as such in the rest.
+    """Split off a dev set whose queries and positives do not occur as queries and positives of the other rows.
 
-    Rows with the same positive stay together. Train rows that have a query of a dev row (with another positive)
-    are in neither list: their number is ``len(dataset) - len(train) - len(dev)``, and at most the dev set's target
-    size, because groups that would cost more are not drawn. The dev set is smaller than its target, or empty,
-    where too few groups are small enough.
+    Rows with the same positive stay together. Rows outside the dev set that share a query with it (with another
+    positive) are in neither list. Their number is ``len(dataset) - len(train) - len(dev)``, and at most the target size
+    of the dev set, because groups that would cost more are not drawn. The dev set is smaller than its target, or empty,
+    if too few groups are small enough.
 
     Args:
-        dataset: One of :func:`training_dataset`, or rows selected from it.
-        share: Target size of the dev set as a share of the rows, at least one row; 0 for none.
-        most: Upper bound of the target size, in rows.
-        seed: The same one draws the same rows from the same dataset.
+        dataset: A dataset from :func:`training_dataset`, or rows selected from it.
+        share: Target size of the dev set as a share of the rows, at least one row. 0 for none.
+        most: Maximum target size, in rows.
+        seed: Random seed. The same seed draws the same rows from the same dataset.
 
     Returns:
-        The indices of the train rows and of the dev rows, both ascending.
+        The indices of the training rows and of the dev rows, both ascending.
 
     Raises:
-        ValueError: If ``share`` is not within [0, 1), or ``most`` is negative.
+        ValueError: ``share`` is not in [0, 1), or ``most`` is negative.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share must be at least 0 and less than 1, got {share!r}.")
@@ -239,11 +238,13 @@ def split_dev(dataset: Dataset, share: float = 0.05, most: int = 500, seed: int 
 
 
 def _draw_groups(queries: NDArray[np.int64], positives: NDArray[np.int64], target: int, seed: int) -> list[int]:
-    """Positives, at random, whose rows are at most ``target``, and so are the other rows with these rows' queries.
+    """Draw positives at random, with at most ``target`` rows in total.
+
+    At most ``target`` other rows share a query with these rows.
 
     Args:
-        queries: (rows,) numbers of the queries, from 0.
-        positives: (rows,) numbers of the positives, from 0.
+        queries: Query numbers from 0, shape ``(rows,)``.
+        positives: Positive numbers from 0, shape ``(rows,)``.
     """
     sizes = np.bincount(positives)
     pairs = np.unique(np.stack([positives, queries]), axis=1)

@@ -1,4 +1,4 @@
-"""Lines of a text file, plain or compressed, and the JSON in them."""
+"""Read plain or compressed text files line by line, and parse JSON lines."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 LINE_LIMIT = 64 * 2**20
-"""Bytes; a longer line means that the file is no JSON lines, and would not fit in memory for long."""
+"""Maximum line length in bytes. A longer line means that the file is not JSON lines, and might not fit in memory."""
 
-_ZSTD_CHUNK = 8192  # bytes of compressed input; what they expand to is held in memory
+_ZSTD_CHUNK = 8192  # bytes of compressed input; the decompressed chunk is held in memory
 
 
 class DataError(Jcv2Error, ValueError):
-    """A training file is unreadable; the message names file, line and field."""
+    """A training file cannot be read. The message names the file, line and field."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield ``(line number, line)`` of a file decompressed by its suffix, without blank lines.
+    """Yield ``(line number, line)`` for the non-blank lines of a file, decompressed by its suffix.
 
-    The suffixes are .gz, .xz, .bz2 and .zst; the last needs the package ``zstandard``.
+    The suffixes are .gz, .xz, .bz2 and .zst, which requires the package ``zstandard``.
 
     Raises:
-        DataError: If the file is missing, cannot be read or decompressed, or has a line over ``LINE_LIMIT``.
+        DataError: The file is missing, cannot be read or decompressed, or has a line over ``LINE_LIMIT``.
     """
     if not path.is_file():
         raise DataError(
@@ -60,10 +60,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_json(line: bytes) -> Any:
-    """The value of one line.
+    """Parse one line as JSON.
 
     Raises:
-        ValueError: If it is not UTF-8 or not JSON.
+        ValueError: The line is not UTF-8 or not JSON.
     """
     try:
         return json.loads(line.decode("utf-8"))
@@ -88,7 +88,7 @@ def _open_zstd(path: Path) -> IO[bytes]:
 
 
 class _ZstdFrames(io.RawIOBase):
-    """The decompressed bytes of a .zst file. Unlike zstandard's own reader, it refuses a file cut short."""
+    """Decompressed bytes of a .zst file. Unlike zstandard's own reader, it raises on a truncated file."""
 
     def __init__(self, path: Path) -> None:
         import zstandard
@@ -120,7 +120,7 @@ class _ZstdFrames(io.RawIOBase):
         return count
 
     def _feed(self, chunk: bytes) -> bytes:
-        """Decompress into ``_ready``; what is left of the chunk belongs to the next frame."""
+        """Decompress into ``_ready`` and return the rest of the chunk, which belongs to the next frame."""
         self._frame = frame = self._frame or self._decompressor.decompressobj()
         try:
             self._ready = memoryview(frame.decompress(chunk))

@@ -1,8 +1,7 @@
-"""Texts as rows of tokens, all of one length, and the masking of whole words in them.
+"""Pack texts into token sequences of equal length, and mask whole words in them.
 
-Tokens are packed into a file that is mapped, not read, so that memory does not grow with the texts. Which tokens
-of a row are masked depends on the seed, the epoch and the row alone, so that a run that was stopped and goes on
-masks what it would have masked.
+Tokens are packed into a memory-mapped file, so memory does not grow with the texts. Which tokens of a row are masked
+depends only on the seed, the epoch and the row, so a resumed run masks the same tokens as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""The label of a token that is not to be predicted, as torch's cross-entropy has it."""
+"""Label of tokens that are not predicted, as in torch's cross-entropy."""
 
 _FORMATS = "Give text files with a document a line (.txt), or JSON lines or Parquet with a field 'text'"
 _TEXT_FILE = re.compile(r"\.txt(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)
@@ -41,11 +40,11 @@ _TOKENS, _ABOUT = "tokens.bin", "tokens.json"
 def read_texts(path: Path) -> Iterator[str]:
     """Yield the documents of a file, without blank ones.
 
-    A file named ``.txt`` (plain, .gz, .xz, .bz2, .zst) has a document a line; everything else is read by
-    :mod:`jcv2_trainer.data.records`, and each record has its document in the field ``text``.
+    A file named ``.txt`` (plain, .gz, .xz, .bz2, .zst) has one document per line. Other files are read by
+    :mod:`jcv2_trainer.data.records`, with the document in the field ``text`` of each record.
 
     Raises:
-        DataError: If the file cannot be read, or a record has no text; the message names file and line.
+        DataError: The file cannot be read, or a record has no text. The message names the file and line.
     """
     if _TEXT_FILE.search(path.name):
         if not path.is_file():
@@ -65,15 +64,15 @@ def read_texts(path: Path) -> Iterator[str]:
 
 
 def word_starts(text: str, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens of a text begin a word.
+    """Return which tokens of a text begin a word.
 
-    A word is a pre-token of the tokenizer. Where those hold spaces (SentencePiece without a split), it begins at
-    the space as well. In scripts without spaces a pre-token is a whole clause, so there each token is a word.
+    A word is a pre-token of the tokenizer. If pre-tokens contain spaces (SentencePiece without a split), a word also
+    begins at each space. In scripts without spaces, a pre-token is a whole clause, so each token is a word.
 
     Args:
         text: The text that was tokenised.
-        word_ids: The pre-token of each token, as a fast tokenizer gives it.
-        offsets: Where each token begins and ends in the text, in characters.
+        word_ids: The pre-token of each token, from a fast tokenizer.
+        offsets: Start and end of each token in the text, in characters.
     """
     clauses = _UNSPACED.search(text) is not None or _UNSPACED_WIDE.search(text) is not None
     starts = []
@@ -96,16 +95,16 @@ def _unspaced(character: str) -> bool:
 
 @dataclass(frozen=True)
 class About:
-    """What a packed file was made of, and what is in it.
+    """What a packed file was made from, and its size.
 
     Attributes:
-        files: Name and bytes of each file that was read.
-        tokenizer: A digest of it.
-        length: Tokens a row.
-        whole_word: Whether words of several tokens are marked as such.
-        rows: Rows.
-        documents: Documents that were read.
-        tokens: Tokens of the documents, those of the last, incomplete row included, which is left out.
+        files: Name and size in bytes of each source file.
+        tokenizer: A digest of the tokenizer.
+        length: Tokens per row.
+        whole_word: Whether words of several tokens are marked, for whole-word masking.
+        rows: Number of rows.
+        documents: Number of documents read.
+        tokens: Number of tokens in the documents, including those of the last, incomplete row, which is dropped.
     """
 
     files: list[list[Any]]
@@ -117,7 +116,7 @@ class About:
     tokens: int = 0
 
     def same_source(self, other: About) -> bool:
-        """Whether both were made of the same."""
+        """Return whether both were made from the same files and settings."""
         return all(
             getattr(self, name) == getattr(other, name) for name in ("files", "tokenizer", "length", "whole_word")
         )
@@ -128,8 +127,9 @@ class Packed:
     """Rows of tokens in a file.
 
     Attributes:
-        values: Of shape ``(rows, length)``, mapped. Each is twice the token's id, plus 1 if it begins a word.
-        about: What they are.
+        values: Memory-mapped array of shape ``(rows, length)``. Each value is twice the token id, plus 1 if the token
+            begins a word.
+        about: Source and size of the file.
     """
 
     values: NDArray[np.uint32]
@@ -137,10 +137,10 @@ class Packed:
 
 
 def describe(texts: Sequence[Path], tokenizer: Any, length: int, whole_word: bool) -> About:
-    """What a file packed of these texts would be made of.
+    """Describe the file that packing these texts would produce.
 
     Raises:
-        DataError: If a file is missing.
+        DataError: A file is missing.
     """
     files = []
     for path in texts:
@@ -153,7 +153,7 @@ def describe(texts: Sequence[Path], tokenizer: Any, length: int, whole_word: boo
 
 
 def load_packed(folder: Path) -> Packed | None:
-    """What :func:`pack` wrote there, None if it did not finish."""
+    """Load the output of :func:`pack`. Return None if it is incomplete."""
     try:
         about = About(**json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
         return Packed(np.memmap(folder / _TOKENS, np.uint32, "r", shape=(about.rows, about.length)), about)
@@ -170,18 +170,18 @@ def pack(
 ) -> Packed:
     """Write documents one after another into rows, each between the model's first and last special token.
 
-    Documents are separated by the last special token, and go on in the next row. So nothing is padded, and only
-    the tokens of the last, incomplete row are left out.
+    Documents are separated by the last special token and may continue in the next row. Nothing is padded, and only the
+    tokens of the last, incomplete row are dropped.
 
     Args:
         texts: Files, see :func:`read_texts`.
-        tokenizer: A transformers tokenizer; a fast one if whole words are wanted.
-        about: Of :func:`describe`.
-        folder: Where to write; what is there is replaced.
-        progress: Called with numbers of documents as they are done.
+        tokenizer: A transformers tokenizer. Must be a fast one for whole words.
+        about: Result of :func:`describe`.
+        folder: Output folder. Existing content is replaced.
+        progress: Called with the number of documents in each batch that is done.
 
     Raises:
-        DataError: If a file cannot be read, or all of them do not fill two rows.
+        DataError: A file cannot be read, or the texts do not fill two rows.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -223,10 +223,10 @@ def pack(
 
 
 def boundary_ids(tokenizer: Any) -> tuple[int, int]:
-    """Ids of the special tokens around a text: ``<s>`` and ``</s>``, or ``[CLS]`` and ``[SEP]``.
+    """Return the ids of the special tokens around a text: ``<s>`` and ``</s>``, or ``[CLS]`` and ``[SEP]``.
 
     Raises:
-        DataError: If the tokenizer lacks one.
+        DataError: The tokenizer lacks one of them.
     """
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
@@ -255,7 +255,7 @@ def _encode(texts: list[str], tokenizer: Any, whole_word: bool) -> Iterator[arra
         return_attention_mask=False,
         return_token_type_ids=False,
         return_offsets_mapping=whole_word,
-        verbose=False,  # longer than the model is no fault here
+        verbose=False,  # no warning about texts longer than the model's limit
     )
     for index, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
         if whole_word:
@@ -266,7 +266,7 @@ def _encode(texts: list[str], tokenizer: Any, whole_word: bool) -> Iterator[arra
 
 
 class Rows:
-    """Some rows of a packed file, for a data loader."""
+    """Some rows of a packed file, as a dataset for a data loader."""
 
     def __init__(self, packed: Packed, chosen: NDArray[np.int64], seed: int) -> None:
         self._values = packed.values
@@ -283,9 +283,10 @@ class Rows:
 
 
 class WordMasker:
-    """Collate rows into a batch in which a share of the words is to be predicted.
+    """Collate rows into a batch, with a share of the words to predict.
 
-    Of their tokens 80 % are replaced by the mask, 10 % by random tokens, and 10 % are left, as in BERT.
+    Of the tokens to predict, 80% are replaced with the mask token, 10% with random tokens, and 10% are unchanged,
+    as in BERT.
     """
 
     def __init__(self, tokenizer: Any, share: float) -> None:
@@ -297,7 +298,7 @@ class WordMasker:
         self._ordinary = np.flatnonzero(~self._special)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors ``input_ids`` and ``labels`` of shape ``(rows, length)``."""
+        """Return tensors ``input_ids`` and ``labels`` of shape ``(rows, length)``."""
         import torch
 
         masked = [self.mask(row["values"], np.random.default_rng(row["draw"])) for row in rows]
@@ -309,7 +310,7 @@ class WordMasker:
     def mask(
         self, values: NDArray[np.uint32], random: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Masked ids and labels of a row. At least one word is masked, unless all tokens are special."""
+        """Return the masked ids and the labels of a row. At least one word is masked, unless all tokens are special."""
         ids = (values >> 1).astype(np.int64)
         words = np.cumsum(values & 1)
         free = ~self._special[ids]

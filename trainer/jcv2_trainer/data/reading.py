@@ -1,4 +1,4 @@
-"""Read training data lazily, and draw samples of texts from it."""
+"""Read training data lazily, and sample texts from it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["DataError", "read_jsonl", "read_pairs", "sample_texts"]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ``(line number, object)`` of JSON lines; blank lines are passed over.
+    """Yield ``(line number, object)`` for the non-blank lines of a JSON-lines file.
 
     Raises:
-        DataError: At the first line that is not a JSON object.
+        DataError: A line is not a JSON object.
     """
     for entry in json_lines(path):
         yield entry.number, sound_record(entry)
 
 
 def read_pairs(path: Path, lang: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yield ``(query, positive)`` of the rows whose ``lang`` is the given one (None: of all rows).
+    """Yield ``(query, positive)`` of the rows in a language, or of all rows.
 
-    The file has any of the formats and field names of :mod:`jcv2_trainer.data.records`.
+    The file can have any format and field names of :mod:`jcv2_trainer.data.records`.
 
     Raises:
-        DataError: At the first row that has no text in either field.
+        DataError: A row has no text in one of the two fields.
     """
     for entry in read_entries(path):
         row, names = normalise(sound_record(entry))
@@ -46,15 +46,15 @@ def read_pairs(path: Path, lang: str | None = None) -> Iterator[tuple[str, str]]
 
 
 def sample_texts(path: Path, count: int, seed: int, lang: str | None = None) -> tuple[list[str], list[str]]:
-    """``(queries, positives)`` of rows drawn by a shuffle: ``count`` texts in all, half of each kind.
+    """Sample texts and return ``(queries, positives)``, ``count`` texts in all, half of each.
 
-    The rows are shuffled by ``random.Random(seed)``; the positives and the queries are those of its first
-    rows. An odd count has one positive more. A file with too few rows gives all its texts. The file, of any
-    format that :mod:`jcv2_trainer.data.records` knows, is read twice, so that only the sample is held in memory.
+    The rows are shuffled with ``random.Random(seed)``, and the queries and positives of the first rows are taken. If
+    ``count`` is odd, there is one more positive. A file with too few rows yields all its texts. The file can have any
+    format of :mod:`jcv2_trainer.data.records`. It is read twice, so that only the sample is held in memory.
 
     Raises:
-        DataError: If the file is unreadable, or has no row in ``lang``.
-        ValueError: If ``count`` is less than 2.
+        DataError: The file cannot be read, or has no row in ``lang``.
+        ValueError: ``count`` is less than 2.
     """
     if count < 2:
         raise ValueError(f"A sample needs at least 2 texts (a query and a positive), got {count!r}.")

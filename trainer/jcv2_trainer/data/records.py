@@ -1,8 +1,8 @@
-"""Records of training files of any format, read lazily, and the field names they may have.
+"""Read records of training files in any supported format, and normalise their field names.
 
-The formats are JSON lines (plain, .gz, .xz, .bz2, .zst), Parquet, a folder written by
-``datasets.Dataset.save_to_disk`` (of a ``DatasetDict`` its split "train"), and a folder that holds nothing but
-JSON-lines and Parquet files, which are read in the order of their names.
+Supported are JSON lines (plain, .gz, .xz, .bz2, .zst), Parquet, a folder written by ``datasets.Dataset.save_to_disk``
+(for a ``DatasetDict``, its split "train" is read), and a folder that contains only JSON-lines and Parquet files, which
+are read in the order of their names. All are read lazily.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jcv2_trainer.data.lines import DataError, parse_json, read_lines
 
 Unit = Literal["line", "row"]
 
-_BATCH = 256  # rows of a table that are held at once
+_BATCH = 256  # rows of a table held in memory at once
 _FORMATS = (
     "Give JSON lines (.jsonl, also with .gz, .xz, .bz2, .zst), Parquet (.parquet), "
     "a folder of such files, or a folder saved by datasets"
@@ -27,7 +27,7 @@ _NEGATIVE = re.compile(r"negative(?:_([0-9]{1,6}))?")
 
 
 class NoRecord(NamedTuple):
-    """What stands where a record should.
+    """Placeholder for a line that is not a record.
 
     Attributes:
         kind: ``"bad-json"`` or ``"not-an-object"``.
@@ -39,13 +39,13 @@ class NoRecord(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of JSON lines that is not blank, or one row of a table.
+    """A non-blank line of a JSON-lines file, or a row of a table.
 
     Attributes:
         file: The file, or the folder of a saved dataset.
         unit: What ``number`` counts.
-        number: From 1.
-        value: The record with the fields' names as they are in the file.
+        number: Line or row number, from 1.
+        value: The record, with field names as in the file.
     """
 
     file: Path
@@ -55,12 +55,12 @@ class Entry(NamedTuple):
 
     @property
     def position(self) -> str:
-        """Where it stands, for messages."""
+        """The entry's position, for messages."""
         return position_of(self.file, self.unit, self.number)
 
 
 def position_of(file: Path | str, unit: Unit, number: int) -> str:
-    """``file:3`` for a line, ``file row 3`` for a row."""
+    """Return ``file:3`` for a line, ``file row 3`` for a row."""
     return f"{file}:{number}" if unit == "line" else f"{file} row {number}"
 
 
@@ -68,16 +68,16 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line or row number from 1, record)`` of a file or folder of any format.
 
     Raises:
-        DataError: At the first line that is not a JSON object, or if the file cannot be read.
+        DataError: A line is not a JSON object, or the file cannot be read.
     """
     return ((entry.number, sound_record(entry)) for entry in read_entries(path))
 
 
 def sound_record(entry: Entry) -> dict[str, Any]:
-    """The record of an entry.
+    """Return the record of an entry.
 
     Raises:
-        DataError: If it is none.
+        DataError: The entry is not a record.
     """
     if not isinstance(entry.value, NoRecord):
         return entry.value
@@ -87,10 +87,10 @@ def sound_record(entry: Entry) -> dict[str, Any]:
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """Yield what is in a file or folder of any format, also lines that are no records.
+    """Yield the entries of a file or folder of any format, including lines that are not records.
 
     Raises:
-        DataError: If there is no such file, or it cannot be read or decompressed.
+        DataError: The file does not exist, or cannot be read or decompressed.
     """
     for file in data_files(path):
         if file.is_dir():
@@ -102,10 +102,10 @@ def read_entries(path: Path) -> Iterator[Entry]:
 
 
 def data_files(path: Path) -> list[Path]:
-    """What is read for ``path``: itself, the files in it, or the folder of a dataset's split "train".
+    """Return what to read for ``path``: itself, the files in it, or the folder of a dataset's split "train".
 
     Raises:
-        DataError: If there is nothing at ``path``, or a folder holds something else than data.
+        DataError: ``path`` does not exist, or is a folder with other content than data.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist. {_FORMATS}.")
@@ -145,10 +145,10 @@ def _is_parquet(file: Path) -> bool:
 
 
 def json_lines(file: Path) -> Iterator[Entry]:
-    """Yield the lines of a file of JSON lines that are not blank.
+    """Yield the non-blank lines of a JSON-lines file.
 
     Raises:
-        DataError: If there is no such file, or it cannot be read or decompressed.
+        DataError: The file does not exist, or cannot be read or decompressed.
     """
     for number, line in read_lines(file):
         value: Any
@@ -182,21 +182,21 @@ def _saved_dataset(folder: Path) -> Iterator[Entry]:
 
     def batches() -> Iterator[Any]:
         dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
-        # As Arrow, so that columns of images or audio are not decoded.
+        # As Arrow, to avoid decoding columns of images or audio.
         yield from dataset.with_format("arrow").iter(batch_size=_BATCH)
 
     yield from _rows(folder, batches())
 
 
 def _rows(file: Path, batches: Iterable[Any]) -> Iterator[Entry]:
-    """The rows of Arrow batches or tables."""
+    """Yield the rows of Arrow batches or tables."""
     number = 0
     try:
         for batch in batches:
             for record in batch.to_pylist():
                 number += 1
                 yield Entry(file, "row", number, record)
-    except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:  # Arrow's are subclasses
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:  # Arrow's errors are subclasses
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
             f"{file}: cannot be read after row {number} ({reason}). Check its permissions, and write it again."
@@ -210,14 +210,15 @@ def _missing(file: Path, what: str) -> DataError:
 
 
 def normalise(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A record under the canonical field names, and the record's own names of the fields that were renamed.
+    """Rename the fields of a record to their canonical names.
 
-    ``anchor`` becomes ``query``; ``negative``, ``negative_1``, ``negative_2``, ... become the list ``negatives``.
-    An alias that is null is absent. Where the canonical field is there too (and not null), the alias is left as
-    it is, an unknown field.
+    ``anchor`` becomes ``query``; ``negative``, ``negative_1``, ``negative_2``, ... become the list ``negatives``. An
+    alias that is null counts as absent. If the canonical field is present too (and not null), the alias is kept
+    unchanged, as an unknown field.
 
     Returns:
-        The record and, for instance, ``{"query": "anchor", "negatives[0]": "negative_1"}``.
+        The record, and the original names of the renamed fields, such as
+        ``{"query": "anchor", "negatives[0]": "negative_1"}``.
     """
     if not any(name == "anchor" or (name.startswith("negative") and name != "negatives") for name in record):
         return record, {}

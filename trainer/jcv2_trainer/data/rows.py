@@ -1,4 +1,4 @@
-"""Sound rows of training files, one at a time."""
+"""Read the valid rows of training files one by one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Row:
     """A row without errors.
 
     Attributes:
-        query: As in the file, not stripped.
-        positive: As in the file, not stripped.
-        negatives: None to many; empty for a pair.
-        scores: The teacher's for the positive, then for each negative; None without them.
-        lang: Empty if absent.
-        source: Empty if absent.
+        query: Query text as in the file, not stripped.
+        positive: Positive text as in the file, not stripped.
+        negatives: Negative texts. Empty for a pair.
+        scores: The teacher's scores for the positive, then for each negative. None if the row has no scores.
+        lang: Language, or empty.
+        source: Source, or empty.
     """
 
     query: str
@@ -37,18 +37,18 @@ class Row:
 
 
 def read_rows(path: Path, *, on_bad: OnBad = "stop", skipped: Counter[str] | None = None) -> Iterator[Row]:
-    """Yield the sound rows of a file or folder of any format that :mod:`jcv2_trainer.data.records` knows.
+    """Yield the valid rows of a file or folder of any format of :mod:`jcv2_trainer.data.records`.
 
-    Warnings of :func:`jcv2_trainer.data.check.check_file` do not make a row unsound.
+    Rows with mere warnings of :func:`jcv2_trainer.data.check.check_file` are valid.
 
     Args:
         path: The file or folder.
-        on_bad: What to do at a row with errors: ``"stop"`` with an error, or ``"skip"`` it.
-        skipped: Counts the skipped rows, each once, by the kind of its first error (a key of ``KINDS``).
+        on_bad: How to handle rows with errors: ``"stop"`` raises, ``"skip"`` skips them.
+        skipped: Counts each skipped row once, under the kind of its first error (a key of ``KINDS``).
 
     Raises:
-        DataError: At the first row with errors, or, in either case, if the file cannot be read.
-        ValueError: If ``on_bad`` is neither.
+        DataError: A row has errors (with ``"stop"``), or the file cannot be read.
+        ValueError: ``on_bad`` is neither ``"stop"`` nor ``"skip"``.
     """
     if on_bad not in ("stop", "skip"):
         raise ValueError(f"on_bad must be 'stop' or 'skip', got {on_bad!r}.")
@@ -71,7 +71,7 @@ def _sound_rows(path: Path, on_bad: OnBad, skipped: Counter[str]) -> Iterator[Ro
 
 
 def _judge(entry: Entry) -> tuple[dict[str, Any], Fault | None]:
-    """The record under canonical names, and its first fault under its own names."""
+    """Return the record with canonical field names, and its first error under the original name."""
     if isinstance(entry.value, NoRecord):
         return {}, Fault(entry.value.kind, "", entry.value.message)
     row, own_names = normalise(entry.value)

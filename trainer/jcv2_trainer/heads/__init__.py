@@ -1,1 +1,1 @@
-"""Projection heads: made from a backbone, fitted, or trained on frozen states."""
+"""Projection heads: initialised from a backbone, fitted without labels, or trained on frozen hidden states."""

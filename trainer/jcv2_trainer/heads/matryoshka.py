@@ -1,4 +1,4 @@
-"""Heads to train: those of the model, new ones started from them, and the weight-tied form."""
+"""Projection heads to train: the model's own, new ones initialised from them, and weight-tied ones."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch.nn import functional as F
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 
 _FRESH_SHARE = 0.1
-"""Length of a new component beside the old ones, at the start of training: small, so that the scores of the head it
-comes from are nearly kept, and not zero, where no gradient would ever reach it."""
+"""Initial length of a new component relative to the old ones. It is small, to nearly preserve the scores of the parent
+head, but not zero, because no gradient would ever reach a zero component."""
 
 
 def with_dims(heads: MatryoshkaHeads, dims: Sequence[int], moment: Tensor) -> MatryoshkaHeads:
-    """Heads for ``dims``, in that order: those that are there, and new ones started from the nearest larger.
+    """Return heads for ``dims``, in that order: existing heads, and new ones initialised from the nearest larger head.
 
-    MaxSim compares dot products of vectors, which a rotation keeps. A smaller head is therefore its parent's output
-    rotated to its principal axes and cut, which of all cuts loses the least of the dot products on average; a larger
-    one is its parent with the main directions of the token states that the parent does not see, at small length.
+    MaxSim compares dot products, which a rotation preserves. A smaller head is therefore its parent's output, rotated
+    to its principal axes and truncated. On average, no other truncation loses less of the dot products. A larger head
+    is its parent, extended with the main directions of the hidden states that the parent does not cover, at small
+    length.
 
     Args:
         heads: The model's heads.
-        dims: The dimensions wanted.
-        moment: Mean outer product of the normalised token states of some texts, ``(in_features, in_features)``; see
-            :func:`jcv2_trainer.heads.principal.second_moment`.
+        dims: Dimensions of the new heads.
+        moment: Mean outer product of the normalised hidden states of some texts, shape ``(in_features, in_features)``;
+            see :func:`jcv2_trainer.heads.principal.second_moment`.
 
     Raises:
-        ValueError: If a dimension exceeds the token states' size.
+        ValueError: A dimension exceeds the size of the hidden states.
     """
     if (largest := max(dims)) > heads.in_features:
         raise ValueError(
@@ -48,7 +49,7 @@ def _started(heads: MatryoshkaHeads, dim: int, moment: Tensor) -> Tensor:
         axes = torch.linalg.eigh(parent @ moment @ parent.T).eigenvectors.flip(1)[:, :dim]
         rotated: Tensor = axes.T @ parent
         return rotated.float()
-    # Orthonormal basis of what the parent does not see, and the states' main directions within.
+    # Orthonormal basis of what the parent does not cover, and the hidden states' main directions within it.
     unseen = torch.linalg.svd(parent, full_matrices=True).Vh[parent.shape[0] :]
     axes = torch.linalg.eigh(unseen @ moment @ unseen.T).eigenvectors.flip(1)[:, : dim - parent.shape[0]]
     fresh = axes.T @ unseen
@@ -57,10 +58,10 @@ def _started(heads: MatryoshkaHeads, dim: int, moment: Tensor) -> Tensor:
 
 
 class TiedHeads(MatryoshkaHeads):
-    """The weight-tied form (MRL-E, arXiv 2205.13147): a head is the first rows of the one matrix there is.
+    """Weight-tied heads (MRL-E, arXiv 2205.13147): each head is the first rows of a single matrix.
 
-    The paper compares it with untied heads and finds it clearly worse for late interaction. :meth:`untied` gives the
-    heads that the rest of the package works with.
+    The Jina-ColBERT-v2 paper (arXiv 2408.16672) finds them clearly worse than untied heads for late interaction.
+    :meth:`untied` returns the heads that the rest of the package works with.
     """
 
     def __init__(self, in_features: int, dims: Iterable[int], normalize: bool, weight: Tensor) -> None:
@@ -70,7 +71,7 @@ class TiedHeads(MatryoshkaHeads):
 
     @classmethod
     def of(cls, heads: MatryoshkaHeads, moment: Tensor) -> TiedHeads:
-        """Start from the largest head, rotated to its principal axes so that every prefix is the best of its size."""
+        """Initialise from the largest head, rotated to its principal axes: every prefix is the best of its size."""
         largest = max(heads.dims)
         weight = heads.weight(largest)
         turned = weight.double().cpu()
@@ -78,16 +79,16 @@ class TiedHeads(MatryoshkaHeads):
         return cls(heads.in_features, heads.dims, heads.normalize, (axes.T @ turned).float().to(weight))
 
     def project(self, states: Tensor, dim: int) -> Tensor:
-        """Token states ``(..., in_features)`` to token vectors ``(..., dim)``."""
+        """Project hidden states ``(..., in_features)`` to token vectors ``(..., dim)``."""
         weight = self.get_parameter(f"linears.{max(self.dims)}.weight")
         vectors = F.linear(states, weight[:dim])
         return F.normalize(vectors, p=2, dim=-1) if self.normalize else vectors
 
     def weight(self, dim: int) -> Tensor:
-        """The head's weight, of shape ``(dim, in_features)``, detached from training."""
+        """Return the weight of a head, of shape ``(dim, in_features)``, detached from the graph."""
         return super().weight(max(self.dims))[:dim]
 
     def untied(self) -> MatryoshkaHeads:
-        """The same heads, each with a matrix of its own."""
+        """Return the same heads, each with its own matrix."""
         weights = {dim: self.weight(dim) for dim in self.dims}
         return MatryoshkaHeads(self.in_features, self.dims, self.normalize, weights=weights)

@@ -1,8 +1,8 @@
-"""Heads without training: the principal components of a backbone's token states.
+"""Fit projection heads without training: principal components of a backbone's hidden states.
 
-For a backbone that has no late-interaction heads yet, projecting on the leading eigenvectors of the
-(uncentred) second moment of its normalised token states loses the least of their dot products, which are
-what MaxSim compares. It is the starting point from which heads are trained.
+Projecting on the leading eigenvectors of the (uncentred) second moment of the normalised hidden states loses the least
+of their dot products, which are what MaxSim compares. For a backbone without late-interaction heads, this is the
+starting point of training.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 
 
 def load_backbone(name_or_folder: str) -> Transformer:
-    """The backbone of a shipped model (``"mini"``), or the transformers model in a folder.
+    """Load the backbone of a shipped model (``"mini"``), or the transformers model in a folder.
 
-    Its token states are those of the last layer. No remote code is run and no pickle is read.
+    It returns the hidden states of the last layer. No remote code is run and no pickle is read.
 
     Raises:
-        ModelNotFoundError: If it is neither the name of a shipped model nor a folder.
-        ModelLayoutError: If transformers cannot read the folder.
+        ModelNotFoundError: It is neither the name of a shipped model nor a folder.
+        ModelLayoutError: transformers cannot read the folder.
     """
     if (shipped := shipped_model(name_or_folder)) is not None:
         return shipped.plain_backbone({})
@@ -51,7 +51,7 @@ def load_backbone(name_or_folder: str) -> Transformer:
 
 
 def prompts_of(name_or_folder: str) -> dict[str, str]:
-    """What a shipped model puts before each ``"query"`` and each ``"document"``; empty for a folder."""
+    """Return a shipped model's prompts for ``"query"`` and ``"document"``, or an empty dict for a folder."""
     shipped = shipped_model(name_or_folder)
     return {} if shipped is None else dict(shipped.settings["prompts"])
 
@@ -62,19 +62,19 @@ def second_moment(
     tokens_per_batch: int = 512,
     progress: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
-    """Mean outer product of the L2-normalised token states of ``texts``, of shape ``(hidden, hidden)``.
+    """Return the mean outer product of the L2-normalised hidden states of ``texts``.
 
     Args:
-        backbone: A transformer that gives ``token_embeddings``.
-        texts: Texts, cut to the backbone's maximum length. Padding does not count; special tokens do.
-        tokens_per_batch: Padded tokens a batch.
+        backbone: A transformer that returns ``token_embeddings``.
+        texts: Texts, truncated to the backbone's maximum length. Padding is ignored, special tokens are not.
+        tokens_per_batch: Padded tokens per batch.
         progress: Called after each batch with its number of texts.
 
     Returns:
-        A float64 matrix of trace 1, on the CPU.
+        A float64 matrix of shape ``(hidden, hidden)`` and trace 1, on the CPU.
 
     Raises:
-        ValueError: If there are no texts.
+        ValueError: There are no texts.
     """
     if not texts:
         raise ValueError("There are no texts, so there is no second moment. Give at least one.")
@@ -82,7 +82,10 @@ def second_moment(
 
 
 def mean_outer_product(states: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The mean over the rows of all matrices ``(tokens, hidden)``, of shape ``(hidden, hidden)``, in float64."""
+    """Return the mean outer product of the rows of all matrices ``(tokens, hidden)``.
+
+    It is in float64, of shape ``(hidden, hidden)``.
+    """
     total, tokens = torch.zeros(()), 0
     for one in states:
         rows = one.double()
@@ -97,9 +100,9 @@ def token_states(
     tokens_per_batch: int = 512,
     progress: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Position and L2-normalised token states ``(tokens, hidden)`` of each text, on the CPU, in no particular order.
+    """Yield the position and the L2-normalised hidden states ``(tokens, hidden)`` of each text, on the CPU.
 
-    The arguments are those of :func:`second_moment`.
+    The texts come in no particular order. The arguments are those of :func:`second_moment`.
     """
     backbone.eval()
     device = next(backbone.parameters()).device
@@ -119,23 +122,23 @@ def token_states(
 
 
 def captured(moment: torch.Tensor, weight: torch.Tensor) -> float:
-    """Share of a second moment (of any trace) within the span of the orthonormal rows of ``weight``."""
+    """Return the share of a second moment (of any trace) within the span of the orthonormal rows of ``weight``."""
     rows = weight.detach().to(moment)
     return float(((rows @ moment) * rows).sum() / moment.trace())
 
 
 def principal_heads(moment: torch.Tensor, dims: Iterable[int]) -> MatryoshkaHeads:
-    """Heads on the leading eigenvectors of a second moment, the first of ``dims`` being the default.
+    """Return heads on the leading eigenvectors of a second moment. The first of ``dims`` is the default.
 
     Raises:
-        ValueError: If a dimension exceeds the hidden size.
+        ValueError: A dimension exceeds the hidden size.
     """
     wanted = tuple(dims)
     hidden = moment.shape[0]
     if max(wanted) > hidden:
         raise ValueError(f"The backbone's states have {hidden} components, so no head of {max(wanted)} can be fitted.")
     components = torch.linalg.eigh(moment).eigenvectors.flip(1).T  # rows, largest eigenvalue first
-    # Eigenvectors have no sign; fix it, so that a refit gives the same file.
+    # The sign of an eigenvector is arbitrary; fix it, so that a refit gives the same file.
     signs = torch.sign(components.gather(1, components.abs().argmax(dim=1, keepdim=True)))
     components = (components * signs).float()
     return MatryoshkaHeads(hidden, wanted, weights={dim: components[:dim] for dim in wanted})

@@ -1,9 +1,9 @@
-"""Fit heads without labels so that MaxSim says what it says at full size.
+"""Fit projection heads without labels, so that they preserve the MaxSim scores of the full hidden states.
 
-Principal components keep the dot products of token states best on average. A ranking asks for less and for more: only
-the *largest* dot product of each query token counts, and only the differences of passages. So each head is trained, on
-states that are computed once, to give the differences of MaxSim that whole states give. It is the idea of
-Matryoshka-Adaptor (arXiv 2407.20243: keep the similarities of texts when dimensions are cut), for token vectors.
+Principal components preserve the dot products of hidden states best on average. Ranking needs something else: only the
+*largest* dot product of each query token counts, and only differences between passages. Each head is therefore trained,
+on hidden states that are computed once, to reproduce the MaxSim differences of the full hidden states. This is the idea
+of Matryoshka-Adaptor (arXiv 2407.20243: preserve text similarities at fewer dimensions), applied to token vectors.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from jcv2_trainer.heads.principal import captured, mean_outer_product, principal
 
 STEPS = 400
 QUERIES, PASSAGES = 24, 72
-"""Real queries of a step, and passages that they are compared with; half as many queries are spans of passages."""
+"""Real queries per step, and passages to compare them with. Half as many spans of passages serve as further queries."""
 _SPAN = (5, 14)
 _WARMUP = 20
 _LEARNING_RATE = 2e-3
 _WHOLE_QUERIES = 0.5
-"""Weight of the error of whole scores beside that of single tokens, whose errors partly cancel."""
+"""Weight of the error of whole scores, relative to that of single tokens, whose errors partly cancel."""
 
 
 TokenStates = Sequence[Tensor]
-"""Of each text its L2-normalised token states, of shape ``(tokens, hidden)``; half precision will do."""
+"""L2-normalised hidden states of each text, shape ``(tokens, hidden)``. Half precision is enough."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Queries and passages of one step, tokens one behind the other."""
+    """Queries and passages of one step, with their tokens concatenated."""
 
     queries: Tensor
     query_lengths: list[int]
@@ -46,11 +46,11 @@ class _Step:
 
     @cached_property
     def wanted(self) -> Tensor:
-        """:meth:`best` of whole states, which every head is to give."""
+        """Target of every head: :meth:`best` of the full hidden states."""
         return self.best(None)
 
     def best(self, weight: Tensor | None) -> Tensor:
-        """Each query token's largest cosine with each passage, less its mean over passages: ``(tokens, passages)``."""
+        """Return each query token's largest cosine with each passage, centred over passages: ``(tokens, passages)``."""
         queries, passages = self.queries, self.passages
         if weight is not None:
             queries, passages = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
@@ -59,7 +59,7 @@ class _Step:
         return best - best.mean(dim=1, keepdim=True)
 
     def sums(self, values: Tensor) -> Tensor:
-        """Token rows added up to query rows."""
+        """Sum token rows into query rows."""
         return torch.stack([one.sum(dim=0) for one in torch.split(values, self.query_lengths)])
 
 
@@ -72,22 +72,22 @@ def keep_scores(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> MatryoshkaHeads:
-    """Heads trained from ``heads`` to rank as whole states do.
+    """Train heads to rank as the full hidden states do.
 
     Args:
-        heads: The start, such as :func:`~jcv2_trainer.heads.principal.principal_heads`. One as large as the states is
-            kept: an orthogonal matrix loses nothing.
-        queries: States of queries.
-        passages: States of the passages that answer them, in the same order; there may be more.
+        heads: Initial heads, such as :func:`~jcv2_trainer.heads.principal.principal_heads`. A head as large as the
+            hidden states is left unchanged: an orthogonal matrix loses nothing.
+        queries: Hidden states of the queries.
+        passages: Hidden states of the passages that answer them, in the same order. There may be more.
         steps: Optimiser steps.
-        seed: Of the batches.
-        progress: Called after each step with 1.
+        seed: Random seed of the batches.
+        progress: Called with 1 after each step.
 
     Returns:
         New heads on the CPU.
 
     Raises:
-        ValueError: There are no queries, or fewer passages than two or than queries.
+        ValueError: There are no queries, fewer passages than queries, or fewer than two passages.
     """
     if not len(queries) or len(passages) < max(2, len(queries)):
         raise ValueError(
@@ -115,14 +115,14 @@ def keep_scores(
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """Heads fitted to a backbone's states of some texts.
+    """Heads fitted to a backbone's hidden states of some texts.
 
     Attributes:
         heads: The heads.
-        captured: By dimension, the share of the states' squared length within the principal components it began with.
-        errors: By dimension, :func:`score_error` of the heads, on other batches than they were trained on.
-        components: The principal components.
-        component_errors: Their errors.
+        captured: Share of the hidden states' squared length within the initial principal components, by dimension.
+        errors: :func:`score_error` of the heads by dimension, on batches not used in training.
+        components: The initial heads, which are principal components.
+        component_errors: Errors of the initial heads, in the same form.
     """
 
     heads: MatryoshkaHeads
@@ -144,19 +144,20 @@ def fit_heads(
     texts_done: Callable[[int], object] | None = None,
     steps_done: Callable[[int], object] | None = None,
 ) -> FittedHeads:
-    """Principal components of a backbone's token states, trained by :func:`keep_scores`.
+    """Fit heads to a backbone: principal components of its hidden states, trained by :func:`keep_scores`.
 
-    All states are held in memory: two bytes a component, 230 MB for 3,000 texts of 100 tokens of 384 components.
+    All hidden states are held in memory, at two bytes per component: 230 MB for 3,000 texts of 100 tokens with 384
+    components.
 
     Args:
-        backbone: A transformer that gives ``token_embeddings``.
+        backbone: A transformer that returns ``token_embeddings``.
         queries: Queries.
-        passages: The passages that answer them, in the same order; there may be more.
-        dims: Sizes of the heads, the default one first.
-        prompts: What stands before each ``"query"`` and each ``"document"``, as a model's ``prompts`` say.
-        steps: Of :func:`keep_scores`; 0 leaves the principal components.
-        seed: Of the batches.
-        texts_done: Called with a number of texts, after each batch of them.
+        passages: The passages that answer them, in the same order. There may be more.
+        dims: Dimensions of the heads, the default one first.
+        prompts: Prefix of each ``"query"`` and each ``"document"``, as in a model's ``prompts``.
+        steps: Steps of :func:`keep_scores`. 0 returns the principal components.
+        seed: Random seed of the batches.
+        texts_done: Called after each batch of texts with their number.
         steps_done: Called with 1 after each step.
     """
     prompts = prompts or {}
@@ -181,7 +182,7 @@ def fit_heads(
 
 
 def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, seed: int = 0, steps: int = 8) -> float:
-    """What a head loses: the squared error of MaxSim's differences as a share of their variance, on some batches."""
+    """Return the squared error of a head's MaxSim differences as a share of their variance, on some batches."""
     lost, whole = 0.0, 0.0
     with torch.no_grad():
         for batch in _batches(queries, passages, steps, seed):
@@ -197,7 +198,7 @@ def _loss(batch: _Step, weight: Tensor) -> Tensor:
 
 
 def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int) -> Iterator[_Step]:
-    """Queries with the passages of their own and others, and spans of yet others as queries of more kinds."""
+    """Yield queries with their own and other passages, and spans of further passages as additional queries."""
     generator = random.Random(seed)
     for _ in range(steps):
         asked = generator.sample(range(len(queries)), min(QUERIES, len(queries)))

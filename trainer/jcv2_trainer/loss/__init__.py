@@ -1,1 +1,1 @@
-"""The training loss: MaxSim of every head, InfoNCE and KL divergence."""
+"""Training loss: MaxSim at every projection head, InfoNCE and KL divergence."""

@@ -1,9 +1,10 @@
-"""The factor on MaxSim scores at which a model's own scores say most about which passage is right.
+"""Find the scale of MaxSim scores at which a model's own scores say most about the right passage.
 
-MaxSim is a sum over a query's tokens, so how far apart a right and a wrong passage lie depends on the model and on how
-long its queries are. A softmax of scores that are too close together pulls all of them apart before it teaches anything
-about the hard ones: LoRA on mini at a factor of 1 made nDCG@10 on a dev set worse, at 5 it made it better. The loss of
-the start is least at 2 there. Training takes twice that, at which easy negatives count little from the first step on.
+MaxSim is a sum over a query's tokens, so the gap between right and wrong passages depends on the model and on the
+length of its queries. If scores are too close together, their softmax pulls all of them apart before it learns anything
+about hard negatives. LoRA on mini lowered nDCG@10 on a dev set at a scale of 1, and raised it at 5; the initial loss is
+lowest at 2 there. Training uses twice the scale with the lowest initial loss, so that easy negatives count little from
+the first step on.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _GRID = [2 ** (exponent / 2) for exponent in range(-4, 13)]  # 0.25 to 64
 
 
 def best_scale(encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator) -> float:
-    """Twice the factor of least InfoNCE loss, of the untrained model's default head on some batches of the rows.
+    """Return twice the scale with the lowest InfoNCE loss of the untrained model's default head, on some batches.
 
     Args:
-        encoder: Prepared for training.
+        encoder: The encoder, prepared for training.
         rows: Training rows.
-        settings: The recipe, which says how large the batches are.
-        collator: As in training.
+        settings: The recipe, which sets the batch size.
+        collator: The collator used in training.
     """
     size = min(settings.batch_size, _ROWS)
     sampler = GroupedBatchSampler(rows, size, seed=settings.seed)
@@ -51,6 +52,6 @@ def best_scale(encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRec
             for scale in _GRID:
                 totals[scale] += float(contrastive_loss(scores, positive, excluded, scale)) * len(chosen)
     encoder.train(training)
-    if max(totals.values()) == min(totals.values()):  # no negatives to tell from: nothing is known
+    if max(totals.values()) == min(totals.values()):  # without negatives, the loss does not depend on the scale
         return 1.0
     return _SHARPER * min(totals, key=totals.__getitem__)

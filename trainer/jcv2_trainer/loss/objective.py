@@ -1,8 +1,8 @@
-"""The training loss over all Matryoshka heads: one backbone pass, one backward pass.
+"""Training loss over all Matryoshka heads, with one backbone pass and one backward pass.
 
-The token states of a batch go through every head; each head has a loss of its own, and the loss is their weighted
-sum (arXiv 2408.16672: Matryoshka representation learning without weight tying). As the heads share nothing, the
-gradient of a head is that of its own loss.
+Every head projects the hidden states of a batch and has its own loss. The total is their weighted sum (arXiv
+2408.16672: Matryoshka representation learning without weight tying). Since the heads share no weights, a head's
+gradient is that of its own loss.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from jcv2_trainer.recipes.settings import TrainingRecipe
 
 
 class MatryoshkaLateInteractionLoss(nn.Module):
-    """InfoNCE and/or distillation at every head; see the module.
+    """InfoNCE and/or distillation at every head, as described in the module.
+
+    With ``settings.cached``, gradients are cached (GradCache, arXiv 2101.06983): texts are encoded without a graph, the
+    loss gives the gradient of each token vector, and a second pass backpropagates it into the model, one forward pass
+    at a time. Loss and gradients are the same as without caching. Memory is that of one forward pass and of the
+    vectors. With several processes, in-batch negatives come from all of them.
 
     Args:
-        model: The encoder, all of whose heads are trained.
+        model: The encoder. All its heads are trained.
         settings: Weights, scale, temperature and whether to cache.
-        weights: Of the heads' losses, in the order of the model's dims. None weighs all alike: with a sum of 1, so
-            that the loss has the size of one head's.
-
-    With ``settings.cached``, gradients are cached (GradCache, arXiv 2101.06983): texts are encoded without a graph,
-    the loss gives the gradient of each token vector, and a second pass carries it into the model, one forward pass
-    at a time. Loss and gradients are those of the plain way; memory is that of one forward pass and of the vectors.
-    In several processes, in-batch negatives come from all of them.
+        weights: Weights of the heads' losses, in the order of the model's dims. Defaults to equal weights. They are
+            normalised to a sum of 1, so that the loss is on the scale of a single head's.
     """
 
     model: JinaColbertEncoder
@@ -52,12 +52,12 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         self.dims = model.dims
         weights = weights or [1.0] * len(self.dims)
         self.weights = [weight / sum(weights) for weight in weights]
-        # sentence-transformers' trainer reads it: backward works by a hook on the loss.
+        # Read by sentence-transformers' trainer, since backward runs in a hook on the loss.
         self.uses_gradient_cache = settings.cached
         self.last: dict[int, Tensor] = {}
 
     def forward(self, features: Batch, labels: Tensor | None = None) -> Tensor:
-        """The loss of a batch, a scalar."""
+        """Return the loss of a batch, a scalar."""
         if not (self.settings.cached and torch.is_grad_enabled()):
             return self._loss(*self.encode(features), features)
         return self._cached(features)
@@ -65,7 +65,7 @@ class MatryoshkaLateInteractionLoss(nn.Module):
     # Encoding
 
     def encode(self, batch: Batch) -> tuple[TokenVectors, TokenVectors]:
-        """Token vectors of the batch's queries and documents, those of all heads side by side."""
+        """Return the token vectors of the batch's queries and documents, those of all heads concatenated."""
         return self._encode(batch.queries, "query"), self._encode(batch.documents, "document")
 
     def _encode(self, packed: Packed, task: str) -> TokenVectors:
@@ -73,11 +73,11 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         return TokenVectors(packed.rows, [one for one, _ in passes], [mask for _, mask in passes], packed.count)
 
     def _pass(self, features: dict[str, Any], task: str) -> tuple[Tensor, Tensor]:
-        # The model changes the dictionary that it is given, and a second pass reads it again.
+        # Copied, because the model modifies the dictionary and a second pass reads it again.
         output = self.model(dict(features), task=task, dim=self.dims)
         return output["token_embeddings"], output["attention_mask"].bool()
 
-    # The loss of encoded texts
+    # Loss of encoded texts
 
     def _loss(self, queries: TokenVectors, documents: TokenVectors, batch: Batch) -> Tensor:
         settings = self.settings
@@ -94,7 +94,7 @@ class MatryoshkaLateInteractionLoss(nn.Module):
             not_asked = answered(batch.document_keys[batch.positive], known, own_query)
         total = torch.zeros((), device=keys.device)
         scale = settings.scale or 1.0
-        # Scores are summed in float32 also where the model computes in half precision.
+        # Sum scores in float32, even if the model computes in half precision.
         with torch.autocast(keys.device.type, enabled=False):
             for (start, dim), weight in zip(head_slices(self.dims), self.weights, strict=True):
                 if weight == 0:
@@ -146,7 +146,7 @@ class MatryoshkaLateInteractionLoss(nn.Module):
     def _replay(
         self, upstream: Tensor, *, batch: Batch, gradients: list[Tensor | None], states: list[RandContext]
     ) -> None:
-        """Encode again with a graph, and send the cached gradients through it, scaled by ``upstream``."""
+        """Encode again with a graph, and backpropagate the cached gradients, scaled by ``upstream``."""
         passes = [
             (features, task)
             for packed, task in ((batch.queries, "query"), (batch.documents, "document"))
@@ -156,7 +156,7 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         parallel = isinstance(model, DistributedDataParallel)
         with torch.enable_grad():
             for index, ((features, task), gradient, state) in enumerate(zip(passes, gradients, states, strict=True)):
-                # Processes exchange gradients once, at the end.
+                # Synchronise gradients between processes once, after the last pass.
                 waits = parallel and index < len(passes) - 1
                 with model.no_sync() if waits else nullcontext(), state:
                     vectors, _ = self._pass(features, task)
@@ -165,28 +165,28 @@ class MatryoshkaLateInteractionLoss(nn.Module):
 
 
 def targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Column of each query's positive, ``(queries,)``, and what is no negative of it, ``(queries, documents)``.
+    """Return the column of each query's positive, ``(queries,)``, and what to exclude, ``(queries, documents)``.
 
-    A text counts once, wherever it comes from: of equal keys the first column stands for all. What is known to answer
-    the query is no negative of it.
+    A text counts once, wherever it comes from: the first of several columns with equal keys stands for all. Passages
+    known to answer a query are excluded from its negatives.
     """
     _, group = torch.unique(keys, return_inverse=True)
     positions = torch.arange(len(keys), device=keys.device)
     first = torch.full_like(positions, len(keys)).scatter_reduce(0, group, positions, "amin")[group]
     positive = first[positive]
     excluded = torch.zeros(len(known), len(keys), dtype=torch.bool, device=keys.device)
-    for column in known.unbind(dim=1):  # one at a time: all at once are (queries, documents, most)
+    for column in known.unbind(dim=1):  # one at a time: all at once would be (queries, documents, most)
         excluded |= keys[None, :] == column[:, None]
     excluded |= (first != positions)[None, :]
     return positive, excluded.scatter(1, positive[:, None], False)
 
 
 def answered(positive_keys: Tensor, known: Tensor, own: Tensor) -> Tensor:
-    """Which queries are no negatives of a positive, ``(positives, queries)``: those that it answers, but its own.
+    """Return which queries are not negatives of a positive, ``(positives, queries)``: those it answers, except its own.
 
     Args:
         positive_keys: Keys of the positives, ``(positives,)``.
-        known: Keys of what answers each query, ``(queries, most)``.
+        known: Keys of the passages that answer each query, ``(queries, most)``.
         own: Position of each positive's own query, ``(positives,)``.
     """
     excluded = (positive_keys[:, None, None] == known[None, :, :]).any(dim=2)
@@ -194,11 +194,11 @@ def answered(positive_keys: Tensor, known: Tensor, own: Tensor) -> Tensor:
 
 
 def _gather_queries(queries: TokenVectors, known: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
-    """The queries of all processes, what is known to answer them, and where this process's are among them.
+    """Gather the queries of all processes, their known answers, and the positions of this process's queries among them.
 
-    A process with fewer queries fills up with copies of its last. A copy answers to what its original does, so that it
-    is excluded for its original's positive, and counts as a negative of the others once more; batches of unequal size
-    come at the end of a group only.
+    A process with fewer queries fills up with copies of its last one. A copy has the same known answers as its
+    original, so it is excluded for the original's positive and counts once more as a negative of the others. Batches of
+    unequal size only occur at the end of a group.
     """
     vectors, mask = queries.padded()
     sizes = all_gather(torch.tensor([[queries.count, known.shape[1]]], device=known.device))
@@ -212,11 +212,11 @@ def _gather_queries(queries: TokenVectors, known: Tensor) -> tuple[TokenVectors,
 
 
 def _gather(documents: TokenVectors, keys: Tensor, positive: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
-    """The documents of all processes, their keys, and where this process's positives are among them."""
+    """Gather the documents of all processes, their keys, and the positions of this process's positives among them."""
     vectors, mask = documents.padded()
     counts = all_gather(torch.tensor([documents.count], device=keys.device))
     most = int(counts.max())
-    # Processes have different numbers of distinct documents; copies of the last fill up, and equal keys count once.
+    # Processes have different numbers of distinct documents: fill up with copies of the last; equal keys count once.
     filled = torch.arange(most, device=keys.device).clamp(max=documents.count - 1)
     gathered, gathered_mask = all_gather_padded(vectors[filled], mask[filled], with_grad=True)
     everything = TokenVectors([list(range(len(gathered)))], [gathered], [gathered_mask], len(gathered))

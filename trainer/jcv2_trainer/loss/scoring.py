@@ -1,7 +1,7 @@
-"""MaxSim between the packed queries and passages of a batch, head by head.
+"""MaxSim between the packed queries and passages of a batch, for one head at a time.
 
-A score is the sum over a query's tokens of the largest dot product with a passage's tokens (arXiv 2004.12832). The
-formula is sentence-transformers'; here it is applied pass by pass, so that scoring pads no more than encoding did.
+A score is the sum, over a query's tokens, of the largest dot product with a passage's tokens (arXiv 2004.12832). The
+formula is sentence-transformers'. It is applied to each forward pass, so that scoring pads no more than encoding.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass
 class TokenVectors:
-    """Token vectors of some texts, as the forward passes gave them.
+    """Token vectors of texts, as returned by the forward passes.
 
     Attributes:
-        rows: For each pass the positions of its texts.
-        vectors: For each pass ``(texts, tokens, sum of dims)``.
-        masks: For each pass ``(texts, tokens)``, true where a token is scored.
+        rows: Positions of the texts, for each pass.
+        vectors: Token vectors of shape ``(texts, tokens, sum of dims)``, for each pass.
+        masks: Masks of shape ``(texts, tokens)``, for each pass; true where a token is scored.
         count: Number of texts.
     """
 
@@ -31,21 +31,22 @@ class TokenVectors:
     count: int
 
     def head(self, start: int, dim: int) -> TokenVectors:
-        """The vectors of one head, which are the components ``start:start + dim``, in float32.
+        """Return the vectors of one head, which are the components ``start:start + dim``, in float32.
 
-        MaxSim adds up dozens of dot products: sums in half precision lose more than the rest of the model does.
+        MaxSim sums dozens of dot products. In half precision, these sums lose more precision than the rest of the
+        model.
         """
         parts = [vectors[..., start : start + dim].float() for vectors in self.vectors]
         return TokenVectors(self.rows, parts, self.masks, self.count)
 
     @property
     def order(self) -> Tensor:
-        """Where each text is in the passes, one behind the other, shape ``(texts,)``."""
+        """Position of each text in the concatenated passes, shape ``(texts,)``."""
         flat = torch.tensor([row for rows in self.rows for row in rows], device=self.vectors[0].device)
         return flat.argsort()
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """All texts as one tensor ``(texts, most tokens, dim)`` and its mask, in their own order."""
+        """Return all texts in their original order as one tensor ``(texts, most tokens, dim)``, and its mask."""
         most = max(mask.shape[1] for mask in self.masks)
         vectors = [torch.nn.functional.pad(one, (0, 0, 0, most - one.shape[1])) for one in self.vectors]
         masks = [torch.nn.functional.pad(one, (0, most - one.shape[1])) for one in self.masks]
@@ -54,7 +55,7 @@ class TokenVectors:
 
 
 def head_slices(dims: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """``(first component, dim)`` of each head in concatenated vectors."""
+    """Yield ``(first component, dim)`` of each head in concatenated vectors."""
     start = 0
     for dim in dims:
         yield start, dim
@@ -62,7 +63,7 @@ def head_slices(dims: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def all_scores(queries: TokenVectors, documents: TokenVectors) -> Tensor:
-    """MaxSim of every query with every document, shape ``(queries, documents)``, float32."""
+    """Return the MaxSim score of every query with every document, shape ``(queries, documents)``, float32."""
     blocks = [
         torch.cat(
             [
@@ -77,12 +78,12 @@ def all_scores(queries: TokenVectors, documents: TokenVectors) -> Tensor:
 
 
 def candidate_scores(queries: TokenVectors, documents: TokenVectors, candidates: Tensor) -> Tensor:
-    """MaxSim of each query with its own candidates only.
+    """Return the MaxSim scores of each query with its own candidates only.
 
     Args:
         queries: ``Q`` queries.
         documents: Documents.
-        candidates: Positions among the documents, shape ``(Q, candidates)``, negative where there is none.
+        candidates: Positions among the documents, shape ``(Q, candidates)``, negative where there is no candidate.
 
     Returns:
         Scores of shape ``(Q, candidates)``, float32, ``-inf`` where there is no candidate.

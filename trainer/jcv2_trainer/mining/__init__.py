@@ -1,1 +1,1 @@
-"""Hard negatives and teacher scores."""
+"""Hard negatives and teacher scores for training files."""

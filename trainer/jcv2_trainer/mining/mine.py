@@ -1,8 +1,8 @@
-"""Mine hard negatives: passages that a model or BM25 ranks high for a query, less those that may well be right.
+"""Mine hard negatives: passages that a model or BM25 ranks high for a query, without likely positives.
 
-A passage is no negative if it is a positive of the same query anywhere in the file, or the query itself, white space
-aside; if it comes a second time; or if it scores so close to the row's positive, or above it, that it is probably
-right as well and only unlabelled.
+A passage is not used as a negative if it is a positive of the same query anywhere in the file, or the query itself
+(ignoring whitespace), if it is a duplicate, or if its score is so close to the row's positive, or above it, that it is
+probably an unlabelled positive.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from jcv2_trainer.recipes import Recipe
 if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection
 
-_MOST_POSITIVES = 1000  # of one query, for which further results are asked for
+_MOST_POSITIVES = 1000  # of one query, for which additional results are requested
 
 COUNTED = (
     *("full", "short", "empty", "dropped", "negatives", "stale_scores"),
     *("positives", "duplicates", "range_min", "relative_margin", "absolute_margin", "max_score"),
 )
-"""What :attr:`MineReport.counts` has."""
+"""Keys of :attr:`MineReport.counts`."""
 
 
 class MineRecipe(Recipe):
-    """How negatives are chosen. See the field descriptions, which are also the flags' help."""
+    """Settings for mining hard negatives. The field descriptions are also the flags' help."""
 
     negatives: int = Field(ge=1, description="Negatives of each row, at most.")
     range_min: int = Field(ge=0, description="Skip so many of the best candidates.")
@@ -74,15 +74,15 @@ class MineRecipe(Recipe):
 
 @dataclass
 class MineReport:
-    """What :func:`mine` did.
+    """Result of :func:`mine`.
 
     Attributes:
-        rows: Rows read.
-        resumed_at: How many of them an earlier run had done.
-        counts: ``full``, ``short`` and ``empty`` rows (as many negatives as asked for, fewer, none), ``dropped``
-            ones; ``negatives`` written; ``stale_scores``: rows whose scores were removed, since they belonged to
-            other negatives; and candidates turned down, as ``positives``, ``duplicates``, ``range_min``,
-            ``relative_margin``, ``absolute_margin``, ``max_score``. All are there, be they 0.
+        rows: Number of rows read.
+        resumed_at: Number of them done in an earlier run.
+        counts: Numbers of ``full``, ``short`` and ``empty`` rows (with as many negatives as requested, fewer, none) and
+            of ``dropped`` ones; of ``negatives`` written; of rows with ``stale_scores``, which were removed because
+            they belonged to other negatives; and of candidates rejected as ``positives``, ``duplicates``,
+            ``range_min``, ``relative_margin``, ``absolute_margin``, ``max_score``. Every key is present, even at 0.
     """
 
     rows: int
@@ -91,7 +91,7 @@ class MineReport:
 
 
 class Survey:
-    """What a first reading of a training file shows; 16 bytes a row are held."""
+    """Queries, positives and languages of a training file, from a first pass. Holds 16 bytes per row in memory."""
 
     def __init__(self, data: Path, *, needless: Sequence[str] = ()) -> None:
         queries, positives = array("q"), array("q")
@@ -109,7 +109,7 @@ class Survey:
         self._positives = np.frombuffer(positives, dtype=np.int64)[order]
 
     def positives(self, query: str) -> set[int]:
-        """Keys of the positives that a query has anywhere in the file."""
+        """Return the keys of a query's positives anywhere in the file."""
         key = passage_key(query)
         start, end = np.searchsorted(self._queries, key, "left"), np.searchsorted(self._queries, key, "right")
         return set(self._positives[start:end].tolist())
@@ -126,23 +126,24 @@ def mine(
     progress: Progress | None = None,
     index_progress: Callable[[int], None] | None = None,
 ) -> MineReport:
-    """Write the rows of a training file with negatives found anew. The order and all other fields are kept.
+    """Mine hard negatives for the rows of a training file, and write the rows with their new negatives.
 
-    The file is read twice; beside the index, a batch of rows and 16 bytes a row are held in memory.
+    The order and all other fields are kept. The file is read twice. Besides the index, a batch of rows and 16 bytes per
+    row are held in memory.
 
     Args:
-        data: The rows, of any format of :mod:`jcv2_trainer.data.records`.
-        out: JSON lines to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
-        source: Where candidates come from: an open collection, :class:`Bm25Source` or :class:`ModelSource`.
-        settings: How they are chosen.
-        resume: Go on with a run that was stopped.
+        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
+        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
+        source: Source of the candidates: an open collection, :class:`Bm25Source` or :class:`ModelSource`.
+        settings: How negatives are chosen.
+        resume: Resume an interrupted run.
         force: Replace ``out``.
         progress: Called after each batch.
-        index_progress: Called with the passages indexed since the last call.
+        index_progress: Called with the number of passages indexed since the last call.
 
     Raises:
-        DataError: A row is not sound; the first one is named, before anything is written.
-        OutputError: ``out`` is there, or cannot be gone on with.
+        DataError: A row is invalid. The first one is reported, before anything is written.
+        OutputError: ``out`` exists, or its run cannot be resumed.
         OutOfMemoryError: The batch is too large.
     """
     chosen = _as_source(source)
@@ -180,14 +181,14 @@ def _mined(
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
     known = [survey.positives(row["query"]) for row in batch]
-    # Ranks are counted without the positives, so there must be results to spare.
+    # Positives do not count as ranks, so request that many more results.
     k = settings.range_max + min(max(map(len, known)), _MOST_POSITIVES)
     queries, positives = [row["query"] for row in batch], [row["positive"] for row in batch]
     with short_of_memory(settings.batch_size):
         found = finder.find(queries, positives, k, settings.exact)
     written = []
     for index, (row, one, right) in enumerate(zip(batch, found, known, strict=True), first):
-        # A row draws the same however the file is cut into batches and runs.
+        # Seeded by the row, so that it draws the same in any batch and any run.
         draw = random.Random(f"{settings.seed}:{index}") if settings.sampling == "random" else None
         negatives = choose_negatives(row, one, right, settings, counts, draw)
         if not negatives:
@@ -210,15 +211,15 @@ def choose_negatives(
     counts: Counter[str],
     draw: random.Random | None = None,
 ) -> list[str]:
-    """The negatives of one row, its own first if they are kept, then the found ones by rank.
+    """Return the negatives of one row: its own first, if they are kept, then candidates by rank.
 
     Args:
-        row: With the canonical field names.
+        row: The row, with canonical field names.
         found: The candidates.
         known: Keys (:func:`jcv2_trainer.mining.sources.passage_key`) of the query's positives.
-        settings: What to turn down.
-        counts: Counts what is turned down, and why.
-        draw: Draws from what is left; None takes the best.
+        settings: Which candidates to reject.
+        counts: Updated with the rejected candidates, by reason.
+        draw: Samples from the remaining candidates. None takes the best.
     """
     right = {*known, passage_key(row["positive"]), passage_key(row["query"])}
     seen: set[int] = set()
@@ -258,7 +259,7 @@ def choose_negatives(
 def _ceilings(positive: float, settings: MineRecipe) -> list[tuple[str, float]]:
     ceilings = []
     if settings.relative_margin is not None:
-        # Of the magnitude: the margin lies below the positive where its score is negative, too.
+        # Relative to the magnitude, so that the margin is below the positive even if its score is negative.
         ceilings.append(("relative_margin", positive - settings.relative_margin * abs(positive)))
     if settings.absolute_margin is not None:
         ceilings.append(("absolute_margin", positive - settings.absolute_margin))

@@ -1,7 +1,7 @@
-"""Files of rows that are written batch by batch, and gone on with after Ctrl-C, a crash or a kill.
+"""Write files of rows in batches, and resume after Ctrl-C, a crash or a kill.
 
-Rows go to ``OUT.partial``. After each batch ``OUT.partial.json`` says how far that is, and from which input, by which
-settings. ``OUT`` itself is there only when it is whole, compressed as its suffix says.
+Rows are written to ``OUT.partial``. After each batch, ``OUT.partial.json`` records the progress, the input and the
+settings. ``OUT`` itself appears only when it is complete, compressed according to its suffix.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.records import data_files, normalise, read_entries, sound_record
 
 Progress = Callable[[int, int], object]
-"""Called with the input's rows done so far, those of an earlier run included, and all there are."""
+"""Called with the number of input rows done, including those of an earlier run, and the total number."""
 
 _NAME = re.compile(r"\.jsonl(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)
 _VERSION = 1
 
 
 class OutputError(Jcv2Error):
-    """A result cannot be written or gone on with; the message names the file and the way out."""
+    """An output cannot be written or resumed. The message names the file and the remedy."""
 
 
 class OutOfMemoryError(Jcv2Error):
-    """The device or the machine has too little memory for the batch size; what was written before is kept."""
+    """The device or the machine has too little memory for the batch size. What was written before is kept."""
 
 
 def sound_rows(
     path: Path, *, skip: int = 0, needless: Collection[str] = (), passed: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a training file or folder under the canonical field names, unknown fields included.
+    """Yield the rows of a training file or folder with canonical field names, including unknown fields.
 
     Args:
-        path: Any format of :mod:`jcv2_trainer.data.records`.
-        skip: Rows to leave out at the beginning.
-        needless: Fields that are not looked at.
-        passed: Kinds of :data:`jcv2_trainer.data.check.KINDS` that do no harm here.
+        path: The file or folder, in any format of :mod:`jcv2_trainer.data.records`.
+        skip: Number of rows to skip at the beginning.
+        needless: Fields that are not checked.
+        passed: Kinds of :data:`jcv2_trainer.data.check.KINDS` that are tolerated.
 
     Raises:
-        DataError: At the first row with an error, or if the file cannot be read.
+        DataError: A row has an error, or the file cannot be read.
     """
     for entry in islice(read_entries(path), skip, None):
         row, names = normalise(sound_record(entry))
@@ -70,7 +70,7 @@ def sound_rows(
 
 
 def file_identity(path: Path) -> list[list[str | int]]:
-    """``[path, size in bytes, time of change in ns]`` of a file, or of each file in a folder."""
+    """Return ``[path, size in bytes, modification time in ns]`` of a file, or of each file in a folder."""
     found: list[list[str | int]] = []
     for one in data_files(path):
         found += _statuses([file for file in one.rglob("*") if file.is_file()] if one.is_dir() else [one])
@@ -78,7 +78,10 @@ def file_identity(path: Path) -> list[list[str | int]]:
 
 
 def model_identity(name: str) -> str | list[list[str | int]]:
-    """The weights' files of a folder, so that a model trained anew is another one; else the name."""
+    """Return the paths, sizes and times of the weight files in a model folder, or the name of another model.
+
+    A retrained model therefore has another identity.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
@@ -94,14 +97,14 @@ def _statuses(files: Iterable[Path]) -> list[list[str | int]]:
 
 
 class ResumableOutput:
-    """A result being written; made by :func:`open_output`.
+    """An output file being written, created by :func:`open_output`.
 
     Attributes:
-        out: The file it will be.
-        rows: Rows of the input that are done.
-        resumed_at: How many of them an earlier run did.
-        counts: What happened to them, by name; kept for a resumed run.
-        scratch: A folder for what else should outlast a stopped run; removed at the end.
+        out: The final file.
+        rows: Number of input rows done.
+        resumed_at: Number of them done in an earlier run.
+        counts: Counters by name, kept when a run is resumed.
+        scratch: Folder for other data that an interrupted run should keep. It is deleted at the end.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
@@ -116,7 +119,7 @@ class ResumableOutput:
         self._file: IO[bytes] | None = None
 
     def append(self, written: Iterable[Mapping[str, Any]], rows: int) -> None:
-        """Write the results of the input's next ``rows`` rows, to disk. ``counts`` must include them by now."""
+        """Write the results of the next ``rows`` input rows to disk. ``counts`` must already include them."""
         assert self._file is not None
         self._file.write(b"".join(_as_line(row) for row in written))
         self._file.flush()
@@ -169,7 +172,7 @@ class ResumableOutput:
             if begun.get(key) != self.identity.get(key):
                 raise OutputError(f"{self.partial}: {_difference(key, begun.get(key), self.identity.get(key))}")
         self._file = self.partial.open("r+b")
-        # What a batch wrote before it was noted, perhaps half a line, is done again.
+        # Drop what was written after the last recorded batch, perhaps half a line.
         self._file.truncate(size)
         self._file.seek(size)
         self.rows = self.resumed_at = done
@@ -193,7 +196,7 @@ class ResumableOutput:
         self._remove()
 
     def _abandon(self) -> None:
-        """After an error: keep what was done, but no files if that is nothing."""
+        """Keep what was done before an error, or delete the files if nothing was."""
         self._close()
         if not self.rows and not self.scratch.exists():
             self._remove()
@@ -212,18 +215,18 @@ class ResumableOutput:
 def open_output(
     out: Path, identity: Mapping[str, Any], *, inputs: Sequence[Path], resume: bool, force: bool
 ) -> Iterator[ResumableOutput]:
-    """A result that is moved to ``out`` when the block ends well; on an error what is done is kept for ``resume``.
+    """Open an output that is moved to ``out`` on success. On an error, what was done is kept for ``resume``.
 
     Args:
-        out: The file, ending in .jsonl, or in that and .gz, .xz, .bz2 or .zst.
-        identity: What must be the same for going on, as JSON: input, settings, model.
+        out: The file, ending in .jsonl, optionally followed by .gz, .xz, .bz2 or .zst.
+        identity: What must stay the same to resume a run, as JSON: input, settings, model.
         inputs: Files that must not be overwritten.
-        resume: Go on with a run that was stopped, if there is one.
-        force: Replace a file that is there, and, without ``resume``, discard a run that was stopped.
+        resume: Resume an interrupted run, if there is one.
+        force: Replace an existing file and, without ``resume``, discard an interrupted run.
 
     Raises:
-        OutputError: The file is there, or of an unknown format, or another run writes it, or what is left of a
-            stopped run belongs to another input or other settings.
+        OutputError: The file exists or has an unknown format, another run is writing it, or the interrupted run has
+            another input or other settings.
     """
     out = out.expanduser()
     out = out.parent.resolve() / out.name
@@ -283,19 +286,19 @@ def _difference(key: str, begun: Any, now: Any) -> str:
 
 
 def _as_line(row: Mapping[str, Any]) -> bytes:
-    # Columns of a table may hold what is no JSON, such as dates.
+    # Table columns may hold values that JSON does not have, such as dates.
     try:
         return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, in a field that nothing reads
+    except UnicodeEncodeError:  # half a surrogate pair, in an unused field
         return json.dumps(row, default=str).encode() + b"\n"
 
 
 @contextmanager
 def short_of_memory(batch_size: int) -> Iterator[None]:
-    """Say which option to lower, where a device or the machine has too little memory.
+    """Convert out-of-memory errors to one that says which option to lower.
 
     Raises:
-        OutOfMemoryError: Instead of what PyTorch and Python raise then.
+        OutOfMemoryError: PyTorch or Python is out of memory.
     """
     try:
         yield

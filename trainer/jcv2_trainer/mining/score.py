@@ -1,4 +1,4 @@
-"""Score passages with a cross-encoder, whose judgement is then distilled: the teacher's logits, row by row."""
+"""Score passages with a cross-encoder, as the teacher for distillation."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _PASSED = ("positive-as-negative", "duplicate-negatives")
 _HEADS = ("ForSequenceClassification", "ForCausalLM")
-_ROW_OVERHEAD = 8  # a window has at most so many times as many rows as pairs fit it, where rows have none to score
+_ROW_OVERHEAD = 8  # maximum rows of a window, as a multiple of its pairs: rows may have none to score
 
 
 class ScoreRecipe(Recipe):
-    """How passages are scored. See the field descriptions, which are also the flags' help."""
+    """Settings for scoring passages. The field descriptions are also the flags' help."""
 
     overwrite: bool = Field(
         description="Score every row; else rows that have scores keep them, which then mixes teachers."
@@ -53,19 +53,19 @@ class ScoreRecipe(Recipe):
 
 
 class TeacherError(Jcv2Error):
-    """A teacher is not to be had, or is no cross-encoder with one score; the message names it and the way out."""
+    """A teacher cannot be loaded, or is not a cross-encoder with one score. The message names it and the remedy."""
 
 
 @dataclass
 class ScoreReport:
-    """What :func:`score` did.
+    """Result of :func:`score`.
 
     Attributes:
-        rows: Rows read, and written.
-        resumed_at: How many of them an earlier run had done.
-        pairs: Query and passage pairs scored.
-        kept: Rows that kept the scores they had.
-        lone: Rows without negatives, whose one score nothing can be learned from.
+        rows: Number of rows read and written.
+        resumed_at: Number of them done in an earlier run.
+        pairs: Number of query-passage pairs scored.
+        kept: Number of rows that kept their scores.
+        lone: Number of rows without negatives, whose single score is useless for distillation.
     """
 
     rows: int
@@ -87,26 +87,26 @@ def score(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ScoreReport:
-    """Write the rows of a training file with a teacher's logits: for the positive, then for each negative.
+    """Write the rows of a training file with a teacher's logits for the positive, then for each negative.
 
-    The file is read twice, the first time to find what is wrong with it before anything is scored; a window of rows
-    is held in memory.
+    The file is read twice, first to find errors before anything is scored. A window of rows is held in memory.
 
     Args:
-        data: The rows, of any format of :mod:`jcv2_trainer.data.records`.
-        out: JSON lines to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
-        teacher: A cross-encoder's name on the hub, or its folder.
-        settings: How it is run.
-        trust_remote_code: Run Python code that the teacher's repository has.
-        device: Where to run it; None takes the best there is.
-        resume: Go on with a run that was stopped.
+        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
+        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
+        teacher: Hub name or folder of a cross-encoder.
+        settings: How to run the teacher.
+        trust_remote_code: Run the Python code in the teacher's repository.
+        device: Device to run the teacher on. Defaults to the best one available.
+        resume: Resume an interrupted run.
         force: Replace ``out``.
         progress: Called after each window.
 
     Raises:
-        DataError: A row is not sound; the first one is named, before anything is written.
-        TeacherError: The teacher cannot be loaded, gives more than one score a pair, or one that is no number.
-        OutputError: ``out`` is there, or cannot be gone on with.
+        DataError: A row is invalid. The first one is reported, before anything is written.
+        TeacherError: The teacher cannot be loaded, or returns more than one score per pair or a score that is not
+            finite.
+        OutputError: ``out`` exists, or its run cannot be resumed.
         OutOfMemoryError: The batch is too large.
     """
     identity = {
@@ -138,7 +138,7 @@ def _has_scores(row: dict[str, Any]) -> bool:
 
 
 def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[list[dict[str, Any]]]:
-    """Rows with about ``window`` batches of pairs to score."""
+    """Yield rows with about ``window`` batches of pairs to score."""
     most = settings.window * settings.batch_size
     batch: list[dict[str, Any]] = []
     pairs = 0
@@ -170,7 +170,7 @@ def _scored(
     logits: list[float] = []
     if pairs:
         with short_of_memory(settings.batch_size):
-            # It sorts the pairs by length before it cuts them into batches.
+            # predict sorts the pairs by length before it batches them.
             raw = model.predict(
                 pairs, batch_size=settings.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
             )
@@ -179,7 +179,7 @@ def _scored(
                 f"The teacher {teacher!r} gave scores of shape {tuple(raw.shape)} for {len(pairs)} pairs. Give a "
                 "cross-encoder with one score a pair (num_labels 1)."
             )
-        # A float32 by its shortest digits, which read back give the same number.
+        # The shortest digits that give the same float32 when read back.
         logits = [float(str(one)) for one in raw]
     for (query, passage), logit in zip(pairs, logits, strict=True):
         if not math.isfinite(logit):
@@ -204,10 +204,12 @@ def _scored(
 def load_teacher(
     name: str, settings: ScoreRecipe, *, trust_remote_code: bool = False, device: str | None = None
 ) -> CrossEncoder:
-    """A cross-encoder that gives one logit a pair. No pickle is read, and no remote code is run unless trusted.
+    """Load a cross-encoder that returns one logit per pair.
+
+    No pickle is read, and no remote code is run unless trusted.
 
     Raises:
-        TeacherError: It is not to be had, or none, or needs its repository's code.
+        TeacherError: It cannot be loaded, is not such a cross-encoder, or needs its repository's code.
     """
     import torch
     from sentence_transformers import CrossEncoder
@@ -242,10 +244,10 @@ def load_teacher(
 
 
 def _check_config(name: str, trust_remote_code: bool) -> None:
-    """Refuse what would be loaded with random weights, and so score at random without a word.
+    """Reject models that would be loaded with random weights, and thus silently score at random.
 
-    A repository with code of its own may name an architecture that transformers has as well, under other names of
-    weights (jina-reranker-v2 does); and a plain encoder would be given a head made up on the spot.
+    A repository with its own code may name an architecture that transformers also has, under other weight names
+    (jina-reranker-v2 does). A plain encoder would get a randomly initialised head.
     """
     from transformers import PretrainedConfig
 
@@ -275,7 +277,7 @@ def _check_config(name: str, trust_remote_code: bool) -> None:
 
 
 def _is_saved_cross_encoder(name: str) -> bool:
-    """Whether sentence-transformers wrote it as a cross-encoder, whose head may then be a module of its own."""
+    """Return whether sentence-transformers saved it as a cross-encoder, whose head may be a separate module."""
     from sentence_transformers.util import load_file_path
 
     if (file := load_file_path(name, "config_sentence_transformers.json")) is None:
@@ -284,7 +286,10 @@ def _is_saved_cross_encoder(name: str) -> bool:
 
 
 def _positions(model: CrossEncoder) -> int | None:
-    """The longest input, where the model has a table of positions: the padding's may be taken off it, as RoBERTa's."""
+    """Return the maximum input length of a model with a position table, or None.
+
+    The positions that RoBERTa reserves for padding do not count.
+    """
     transformer = model.model
     config = None if transformer is None else transformer.config
     positions = getattr(config, "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Where candidates for hard negatives come from: a collection, a model's own index, or BM25."""
+"""Sources of candidates for hard negatives: a collection, a model's own index, or BM25."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from jcv2_plugin.documents import Document
 
 PASSED = ("positive-as-negative", "duplicate-negatives", "score-count", "non-finite-score")
-"""Errors of a row that mining puts right."""
+"""Errors of a row that mining corrects."""
 
 
 class Found(NamedTuple):
-    """What was found for a row: ``(text, score)`` best first, and the positive's score on the same scale."""
+    """Candidates of a row as ``(text, score)``, best first, and the score of its positive on the same scale."""
 
     hits: list[tuple[str, float]]
     positive_score: float
 
 
 class Finder(Protocol):
-    """Searches for candidates."""
+    """Search for candidates."""
 
     def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
-        """The ``k`` best passages for each query, and the score of its positive."""
+        """Return the ``k`` best passages for each query, and the score of its positive."""
 
 
 @runtime_checkable
@@ -45,33 +45,33 @@ class Source(Protocol):
     """Where candidates come from."""
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be gone on with, as JSON."""
+        """Return what must stay the same to resume a run, as JSON."""
 
     def opened(
         self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None
     ) -> AbstractContextManager[Finder]:
-        """Index what there is to index, within the block.
+        """Index what there is to index, for the duration of the ``with`` block.
 
         Args:
             data: The training file, whose passages are the corpus if there is no other.
-            lang: For BM25.
-            scratch: A folder that outlasts a stopped run.
-            progress: Called with the passages indexed since the last call.
+            lang: Language, for BM25.
+            scratch: Folder that an interrupted run keeps.
+            progress: Called with the number of passages indexed since the last call.
         """
 
 
 def passage_key(text: str) -> int:
-    """A number for a text, the same for all that differ in white space only."""
+    """Return a hash of a text that ignores differences in whitespace."""
     return text_key(" ".join(text.split()))
 
 
 def passages(corpus: Path | None, data: Path) -> Iterator[str]:
-    """The distinct texts of a corpus, or without one the positives and negatives of the training file.
+    """Yield the distinct texts of a corpus, or without one the positives and negatives of the training file.
 
-    A corpus has records with ``text``, and perhaps ``title``, which goes before it, as in BEIR's data sets.
+    Corpus records have a ``text``, and optionally a ``title``, which is prepended, as in BEIR datasets.
 
     Raises:
-        DataError: A record has no text.
+        DataError: A record has no text, or there are no passages.
     """
     seen: set[int] = set()
     for text in _corpus_texts(corpus) if corpus is not None else _row_texts(data):
@@ -133,7 +133,7 @@ class CollectionSource:
         return [Found([(hit.text, hit.score) for hit in hits], scores[row]) for row, hits in enumerate(found)]
 
     def _max_sim(self, queries: list[str], texts: list[str]) -> list[float]:
-        """The scores that these texts would have, were they in the collection."""
+        """Return the scores that these texts would have in the collection."""
         schema, encoder = self.collection.schema, self.collection.encoder
         long_documents = "split" if schema.long_documents == "error" else schema.long_documents
         documents = encoder.document_vectors(texts, schema.dim, long_documents, schema.pool_factor)
@@ -143,13 +143,13 @@ class CollectionSource:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Passages of a corpus file, or the training file's own, encoded by a model and ranked by MaxSim.
+    """Passages of a corpus file or of the training file, encoded by a model and ranked by MaxSim.
 
     Attributes:
-        model: Its name or folder.
-        corpus: Records with ``text``; None for the training file's passages.
-        dim: One of the model's dimensions; None for its default.
-        device: Where to put it.
+        model: Name or folder of the model.
+        corpus: File of records with ``text``. None uses the training file's passages.
+        dim: One of the model's dimensions. Defaults to the model's default.
+        device: Device for the model.
     """
 
     model: str
@@ -164,7 +164,7 @@ class ModelSource:
 
     @contextmanager
     def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
-        """See :class:`Source`. What a stopped run has encoded is in ``scratch`` and not encoded again."""
+        """See :class:`Source`. Passages encoded by an interrupted run are in ``scratch`` and are not encoded again."""
         from jcv2_plugin.collection.collection import ColbertCollection
         from jcv2_plugin.documents import Document
         from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -187,10 +187,10 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Bm25Source:
-    """Passages of a corpus file, or the training file's own, ranked by BM25; all are held in memory.
+    """Passages of a corpus file or of the training file, ranked by BM25. All are held in memory.
 
     Attributes:
-        corpus: Records with ``text``; None for the training file's passages.
+        corpus: File of records with ``text``. None uses the training file's passages.
     """
 
     corpus: Path | None = None
@@ -206,7 +206,7 @@ class Bm25Source:
 
 
 class _Bm25Finder:
-    """An index of texts; scores are those of :func:`jcv2_plugin.evaluation.bm25.bm25_run`."""
+    """BM25 index of texts, with the same scores as :func:`jcv2_plugin.evaluation.bm25.bm25_run`."""
 
     def __init__(self, texts: list[str], lang: str, progress: Callable[[int], None] | None) -> None:
         import bm25s
@@ -243,7 +243,7 @@ class _Bm25Finder:
         return Found(hits, self._score(tokens, positive))
 
     def _score(self, query: list[str], text: str) -> float:
-        """What the index would give a text, with its statistics of words; the text need not be in it."""
+        """Return the score that a text would have with the index's word statistics, even if it is not in the index."""
         tokens = self._tokenize(text)
         frequencies = Counter(tokens)
         vocabulary, starts = self._index.vocab_dict, self._index.scores["indptr"]

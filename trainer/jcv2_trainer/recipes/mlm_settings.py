@@ -1,4 +1,4 @@
-"""The settings of masked-language training: fields of the recipe ``mlm``."""
+"""Settings of masked-language training: the fields of the recipe ``mlm``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jcv2_trainer.recipes import Recipe
 
 
 class MlmRecipe(Recipe):
-    """How a masked-language model is trained on. See the field descriptions, which are also the flags' help."""
+    """Settings of masked-language training. The field descriptions are also the flags' help."""
 
     mask_share: float = Field(gt=0, lt=1, description="Share of the words that are masked, drawn anew each epoch.")
     whole_word: bool = Field(description="Mask all tokens of a word together, or else each token by itself.")

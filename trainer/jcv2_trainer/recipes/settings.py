@@ -1,4 +1,4 @@
-"""The settings of training an encoder: fields of the recipes ``pairs``, ``triplets`` and ``train``."""
+"""Settings of encoder training: the fields of the recipes ``pairs``, ``triplets`` and ``train``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jcv2_trainer.recipes import Recipe
 
 
 def _split(value: Any) -> Any:
-    """Let a flag say several values as ``128,64``."""
+    """Split a flag with several values, such as ``128,64``."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -19,7 +19,7 @@ Weights = Annotated[tuple[float, ...], BeforeValidator(_split)]
 
 
 class TrainingRecipe(Recipe):
-    """How an encoder is trained. See the field descriptions, which are also the flags' help."""
+    """Settings of encoder training. The field descriptions are also the flags' help."""
 
     dims: Dims | None = Field(
         description="Matryoshka dimensions to train, the default one first; heads that the model lacks are added."

@@ -1,1 +1,1 @@
-"""Training runs: settings, the trainer, checkpoints and the result."""
+"""Training runs: preparation, trainer, checkpoints and results."""

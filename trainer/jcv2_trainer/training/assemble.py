@@ -1,8 +1,8 @@
-"""Make a late-interaction encoder of a backbone: markers, query expansion, skip list, and heads to train from.
+"""Build a late-interaction encoder from a backbone: markers, query expansion, skip list and projection heads.
 
-This is the step of the paper's recipe (arXiv 2408.16672) between a masked-language model and training on pairs. The
-encoder is prepared as jina-colbert-v2 is, see :func:`jcv2_plugin.encoder.loading.load_official`. Its heads are
-principal components (:mod:`jcv2_trainer.heads.principal`), from which training starts better than from random ones.
+In the paper's recipe (arXiv 2408.16672), this is the step between the masked-language model and training on pairs. The
+encoder is prepared like jina-colbert-v2, see :func:`jcv2_plugin.encoder.loading.load_official`. Its heads are principal
+components (:mod:`jcv2_trainer.heads.principal`), which are a better starting point for training than random heads.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from jcv2_trainer.training.rotary import LOADING_ERRORS
 from jcv2_trainer.training.runs import REPORT, refuse_taken, versions
 
 PAPER_DIMS = (128, 64, 96, 256, 512, 768)
-"""The paper's six sizes, the default one first."""
+"""The paper's six dimensions, the default one first."""
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """How an encoder is made.
+    """Settings of an encoder to build.
 
     Attributes:
-        dims: Sizes of the heads, the default one first.
-        query_length: Vectors of a query: it is filled up with mask tokens to so many, which are attended to.
-        document_length: Tokens of a document, markers included; longer ones are cut or split.
+        dims: Dimensions of the heads, the default one first.
+        query_length: Number of vectors of a query. Queries are filled up with mask tokens, which are attended to.
+        document_length: Maximum tokens of a document, including markers. Longer documents are truncated or split.
         skiplist: Which document tokens are not scored, see :mod:`jcv2_plugin.encoder.skiplist`.
-        markers: Mark queries and documents by a token of their own each.
-        texts: Size of the sample that the heads are fitted to, half queries and half positives.
-        seed: Of the shuffle that draws the sample.
-        lang: Only rows with this ``lang`` are in the sample; None for all.
+        markers: Whether queries and documents each begin with their own marker token.
+        texts: Size of the sample to fit the heads to, half queries and half positives.
+        seed: Random seed of the sample.
+        lang: Sample only rows with this ``lang``. None samples from all.
     """
 
     dims: tuple[int, ...] = PAPER_DIMS
@@ -62,19 +62,19 @@ class Assembly:
 
 @dataclass
 class AssemblyReport:
-    """What was made, as ``training.json`` in the encoder's folder has it.
+    """What was built, as in ``training.json`` in the encoder's folder.
 
     Attributes:
         model: The backbone.
-        data: Name of the file that the sample was drawn from.
-        queries: Queries in the sample.
-        positives: Positives in it.
+        data: Name of the file that was sampled.
+        queries: Number of queries in the sample.
+        positives: Number of positives in the sample.
         settings: See :class:`Assembly`.
-        captured: By dimension, the share of the token states' squared length that the head keeps.
-        added_tokens: Markers that the tokenizer did not have.
-        parameters: Of backbone and heads.
+        captured: Share of the hidden states' squared length that each head keeps, by dimension.
+        added_tokens: Markers that were added to the tokenizer.
+        parameters: Number of parameters of backbone and heads.
         stage: ``"assemble"``.
-        versions: Of Python and the packages that matter.
+        versions: Versions of Python and the relevant packages.
     """
 
     model: str
@@ -98,24 +98,24 @@ def assemble(
     force: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> AssemblyReport:
-    """Write an encoder made of a backbone and heads fitted to texts. No remote code is run and no pickle is read.
+    """Build an encoder from a backbone, with heads fitted to texts, and write it to a folder.
 
-    Weights are written in float32, in which they are trained.
+    No remote code is run and no pickle is read. Weights are written in float32, as they are trained.
 
     Args:
-        backbone: Folder of a transformers encoder, as ``convert`` and ``mlm`` write it, or name of a shipped model.
-        data: A file of pairs or triplets, whose texts are the sample (:func:`~jcv2_trainer.data.reading.sample_texts`).
-        out: Folder to write; it appears whole or not at all.
-        settings: How; the paper's way if not given.
-        force: Replace a model of ours in ``out``.
+        backbone: Folder of a transformers encoder, such as ``convert`` and ``mlm`` write, or name of a shipped model.
+        data: File of pairs or triplets to sample texts from (:func:`~jcv2_trainer.data.reading.sample_texts`).
+        out: Output folder, which is either complete or absent.
+        settings: Settings of the encoder. Defaults to those of the paper.
+        force: Replace an encoder written by this package in ``out``.
         progress: Called after each batch of the sample with its number of texts.
 
     Raises:
         ModelNotFoundError: ``backbone`` is neither a folder nor a shipped model.
-        ModelLayoutError: It cannot be read, lacks weights, or its tokenizer cannot do what is asked.
-        InvalidOptionError: A dimension or length is more than the backbone has.
-        DataError: The data cannot be read, or have no row in ``lang``.
-        TrainingError: ``out`` is taken, or ``backbone`` has heads already.
+        ModelLayoutError: The backbone cannot be read, lacks weights, or its tokenizer does not support the settings.
+        InvalidOptionError: A dimension or length exceeds the backbone's.
+        DataError: The data cannot be read, or has no row in ``lang``.
+        TrainingError: ``out`` is taken, or ``backbone`` already has heads.
     """
     settings = settings or Assembly()
     out = out.expanduser().absolute()
@@ -132,7 +132,7 @@ def assemble(
     added = add_markers(transformer) if settings.markers else []
     encoder = _encoder(transformer, settings)
     queries, positives = sample_texts(data, settings.texts, settings.seed, settings.lang)
-    # As the encoder reads them, but for the mask tokens, which would outnumber the words of short queries.
+    # As the encoder reads them, but without the mask tokens, which would outnumber the words of short queries.
     texts = [(encoder.prompts.get("document") or "") + text for text in positives]
     texts += [(encoder.prompts.get("query") or "") + text for text in queries]
     moment = second_moment(transformer, texts, progress=progress)
@@ -156,28 +156,28 @@ def assemble(
 
 
 def add_markers(transformer: Transformer) -> list[str]:
-    """Give tokenizer and embeddings the two markers, where they lack them; in place.
+    """Add the two markers to the tokenizer and the embeddings if they are missing, in place.
 
-    A new marker starts as the separator (``[SEP]``, ``</s>``), which disturbs the states of the other tokens least:
-    before 60 English paragraphs their mean cosine to the states without a marker was 0.996 with all-MiniLM-L6-v2, and
-    0.970 for the mean of all embeddings or ``[CLS]``, 0.87 for ``[MASK]``. Both markers may start alike, as each has
-    gradients of its own.
+    A new marker is initialised as the separator (``[SEP]``, ``</s>``), which disturbs the hidden states of the other
+    tokens least. Before 60 English paragraphs, with all-MiniLM-L6-v2, their mean cosine to the states without a marker
+    was 0.996. It was 0.970 with the mean of all embeddings or ``[CLS]``, and 0.87 with ``[MASK]``. Both markers may
+    start alike, as each has its own gradients.
 
     Returns:
-        The markers that were new to the vocabulary.
+        The markers that were added to the vocabulary.
 
     Raises:
-        ModelLayoutError: If the tokenizer cannot keep a marker as one token.
+        ModelLayoutError: The tokenizer cannot keep a marker as one token.
     """
     tokenizer: Any = transformer.tokenizer
     known = tokenizer.get_vocab()
     new = [marker for marker in (QUERY_MARKER, DOCUMENT_MARKER) if marker not in known]
     split = [marker for marker in (QUERY_MARKER, DOCUMENT_MARKER) if tokenizer.tokenize(marker) != [marker]]
     if split:
-        # Appended: by default the tokenizer's own such tokens would no longer count as special.
+        # Append them. By default, the tokenizer's existing additional tokens would no longer be special.
         tokenizer.add_special_tokens({"additional_special_tokens": split}, replace_extra_special_tokens=False)
     taken = set(known.values()).intersection(tokenizer.convert_tokens_to_ids(new))
-    if taken:  # new ids are counted, so that a vocabulary with gaps has them already
+    if taken:  # new ids continue the token count, so they may be taken in a vocabulary with gaps
         raise ModelLayoutError(
             f"The vocabulary has {len(known):,} tokens with ids up to {max(known.values()):,}, so that a marker would "
             f"share the id {min(taken)} with another token. Number them without gaps, or go without by --no-markers."
@@ -187,7 +187,7 @@ def add_markers(transformer: Transformer) -> list[str]:
     old = model.get_input_embeddings().weight.detach()
     row = old.mean(dim=0) if start is None else old[start].clone()
     rows = 1 + max(tokenizer.get_vocab().values())
-    if rows > len(old):  # some models have rows to spare, untrained ones
+    if rows > len(old):  # some models have spare, untrained rows
         model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
         for marker in new:
@@ -198,7 +198,7 @@ def add_markers(transformer: Transformer) -> list[str]:
 
 
 def _check_marker(tokenizer: Any, marker: str) -> None:
-    """Raise unless a marked text is the text's tokens behind the marker, within the usual special tokens."""
+    """Raise unless a marked text becomes the marker and the text's tokens, within the usual special tokens."""
     ids = tokenizer(f"{marker} a")["input_ids"]
     own = tokenizer.convert_tokens_to_ids(marker)
     before = ids[: ids.index(own)] if own in ids else None
@@ -210,12 +210,12 @@ def _check_marker(tokenizer: Any, marker: str) -> None:
 
 
 def _load(backbone: str) -> Transformer:
-    """The backbone in float32, after a check that all its weights are there."""
+    """Load the backbone in float32, and check that no weights are missing."""
     folder = Path(backbone).expanduser()
     if shipped_model(backbone) is None and folder.is_dir():
         _refuse_heads(folder)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a pooler that is missing is made up, and should be the same each time
+        torch.manual_seed(0)  # a missing pooler is random, and should be the same each time
         transformer = load_backbone(backbone)
     if shipped_model(backbone) is None:
         _refuse_incomplete(folder)
@@ -239,7 +239,7 @@ def _refuse_heads(folder: Path) -> None:
 
 
 def _refuse_incomplete(folder: Path) -> None:
-    """Raise if weights are missing, for which transformers makes up random ones; a pooler has no part in ours."""
+    """Raise if weights are missing, which transformers would initialise at random. A missing pooler is fine."""
     try:
         _, info = AutoModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
@@ -253,7 +253,7 @@ def _refuse_incomplete(folder: Path) -> None:
 
 
 def _encoder(transformer: Transformer, settings: Assembly) -> JinaColbertEncoder:
-    """The encoder with random heads, which stand in until the states are known."""
+    """Build the encoder with random heads, as placeholders until the hidden states are known."""
     prompts = {"query": f"{QUERY_MARKER} ", "document": f"{DOCUMENT_MARKER} "} if settings.markers else {}
     transformer.query_expansion = {"strategy": "fixed", "attend": True, "length": settings.query_length}
     heads = MatryoshkaHeads(transformer.get_embedding_dimension(), settings.dims)
@@ -270,7 +270,7 @@ def _encoder(transformer: Transformer, settings: Assembly) -> JinaColbertEncoder
 
 
 def card(report: AssemblyReport) -> str:
-    """The model card as Markdown: what the encoder is, and that it is untrained."""
+    """Return the model card as Markdown, which says that the heads are untrained."""
     name = report.model if shipped_model(report.model) else Path(report.model).name
     settings = report.settings
     markers = "with" if settings["markers"] else "without"

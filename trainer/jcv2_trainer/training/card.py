@@ -1,4 +1,4 @@
-"""The model card of a trained model, and the curve of quality against dimension."""
+"""Write the model card of a trained model, with a chart of quality by dimension."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 360, 64, 24, 40, 64
 
 
 def write_card(folder: Path, report: TrainingReport) -> None:
-    """Write ``README.md`` and, where there is a dev set, ``curve.svg`` to a model folder."""
+    """Write ``README.md`` and, if there is a dev set, ``curve.svg`` to a model folder."""
     if report.after:
         (folder / CURVE).write_text(curve(report.before, report.after), encoding="utf-8")
     (folder / "README.md").write_text(card(report), encoding="utf-8")
 
 
 def card(report: TrainingReport) -> str:
-    """The model card as Markdown: data, recipe, figures by dimension, how to load it."""
+    """Return the model card as Markdown: data, recipe, results by dimension, and how to load the model."""
     lines = [
         "---",
         "library_name: sentence-transformers",
@@ -121,7 +121,7 @@ def _recipe(report: TrainingReport) -> list[str]:
 
 
 def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = "nDCG@10 by dimension") -> str:
-    """Quality against size as SVG: a line for the start and one for the result, dimensions on a log scale."""
+    """Return an SVG chart of quality by dimension before and after training, with dimensions evenly spaced."""
     dims = sorted(after)
     values = [*before.values(), *after.values()]
     low, high = min(values), max(values)

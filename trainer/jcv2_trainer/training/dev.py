@@ -1,4 +1,4 @@
-"""nDCG@10 on a dev set, at every head, during training."""
+"""Evaluate nDCG@10 on a dev set during training, at every head."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _DOCUMENTS_AT_A_TIME = 512
 
 @dataclass(frozen=True)
 class DevSet:
-    """Queries, the passages they are searched in, and which of them are relevant.
+    """Queries, the passages to search, and relevance judgements.
 
     Attributes:
-        queries: Text by id.
-        documents: Text by id.
+        queries: Query texts by id.
+        documents: Passage texts by id.
         qrels: Relevance by query id and document id.
     """
 
@@ -43,14 +43,14 @@ class DevSet:
         distractors: Iterable[str] = (),
         fill: int = 0,
     ) -> DevSet:
-        """Training rows as a small retrieval task: among all their positives and negatives, find the positive.
+        """Turn training rows into a small retrieval task: find the positive among all their positives and negatives.
 
         Args:
-            rows: With ``query``, ``positive`` and ``negatives``.
-            also: Rows whose positives are relevant too, where a query is one of the others'.
-            distractors: Passages to add while there are fewer than ``fill``; among the positives of a few pairs alone
+            rows: Rows with ``query``, ``positive`` and ``negatives``.
+            also: Rows whose positives are relevant too, if their query is one of ``rows``.
+            distractors: Passages to add while there are fewer than ``fill``. Among the positives of a few pairs alone,
                 every model finds the right one.
-            fill: See there.
+            fill: Number of passages up to which distractors are added.
         """
         queries: dict[str, str] = {}
         documents: dict[str, str] = {}
@@ -72,10 +72,10 @@ class DevSet:
 
     @classmethod
     def read(cls, path: Path) -> DevSet:
-        """A folder in BEIR layout (its dev split, else test), or a file of pairs or triplets.
+        """Read a folder in BEIR layout (its dev split, or else test), or a file of pairs or triplets.
 
         Raises:
-            DataError: If the file cannot be read, has a row with errors, or has no rows.
+            DataError: The file cannot be read, has a row with errors, or has no rows.
         """
         if path.is_dir() and (path / "corpus.jsonl").is_file():
             split = "dev" if (path / "qrels" / "dev.tsv").is_file() else "test"
@@ -90,11 +90,11 @@ class DevSet:
 
 
 class DevEvaluator(BaseEvaluator):
-    """Exact MaxSim over a :class:`DevSet`, at several dimensions from one encoding.
+    """Evaluate a :class:`DevSet` with exact MaxSim, at several dimensions from one encoding.
 
     Args:
-        dev: The set.
-        dims: The heads to measure.
+        dev: The dev set.
+        dims: Dimensions to evaluate.
     """
 
     def __init__(self, dev: DevSet, dims: Sequence[int]) -> None:
@@ -106,15 +106,15 @@ class DevEvaluator(BaseEvaluator):
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """nDCG@10 by :func:`metric_name`; the other arguments are sentence-transformers' and not used."""
+        """Return nDCG@10 by :func:`metric_name`. The other arguments are sentence-transformers' and unused."""
         return {metric_name(dim): value for dim, value in self.ndcg(model).items()}
 
     def ndcg(self, encoder: JinaColbertEncoder) -> dict[int, float]:
-        """nDCG@10 by dimension."""
+        """Return nDCG@10 by dimension."""
         return {dim: metrics.ndcg_at_10 for dim, metrics in self.metrics(encoder).items()}
 
     def metrics(self, encoder: JinaColbertEncoder) -> dict[int, Metrics]:
-        """All measures by dimension, means and of each query."""
+        """Return all metrics by dimension, means and per query."""
         query_ids, document_ids = list(self.dev.queries), list(self.dev.documents)
         texts = list(self.dev.documents.values())
         training = encoder.training
@@ -122,7 +122,7 @@ class DevEvaluator(BaseEvaluator):
         options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": False}
         queries = encoder.encode_query(list(self.dev.queries.values()), **options)
         parts: dict[int, list[Tensor]] = {dim: [] for dim in self.dims}
-        # A part of the passages at a time: all heads' vectors of a large set would not fit in memory.
+        # Encode the passages in parts: all heads' vectors of a large set would not fit in memory.
         for start in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
             documents = encoder.encode_document(texts[start : start + _DOCUMENTS_AT_A_TIME], **options)
             for dim in self.dims:
@@ -135,5 +135,5 @@ class DevEvaluator(BaseEvaluator):
 
 
 def metric_name(dim: int) -> str:
-    """Under which name the trainer logs the figure of a head."""
+    """Return the name under which the trainer logs a head's nDCG@10."""
     return f"ndcg@10_{dim}"

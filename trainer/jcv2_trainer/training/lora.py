@@ -1,4 +1,4 @@
-"""LoRA on a backbone, by peft: small matrices beside every linear layer, merged into it at the end."""
+"""LoRA on a backbone, using peft: low-rank matrices beside every linear layer, merged into it at the end."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jcv2_plugin.errors import Jcv2Error
 
 
 def add_lora(backbone: nn.Module, rank: int, dropout: float = 0.0) -> list[str]:
-    """Freeze a transformers model and put LoRA matrices of a rank beside its linear layers, but a pooler's.
+    """Freeze a transformers model and add LoRA matrices to its linear layers, except a pooler's.
 
     Args:
-        backbone: A transformers model, changed in place.
-        rank: Rank of the matrices; their scale (alpha / rank) is 1.
-        dropout: Before the matrices.
+        backbone: A transformers model, modified in place.
+        rank: Rank of the matrices. Their scale (alpha / rank) is 1.
+        dropout: Dropout before the matrices.
 
     Returns:
         Names of the layers.
 
     Raises:
-        Jcv2Error: If peft is not installed.
+        Jcv2Error: peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -41,7 +41,7 @@ def add_lora(backbone: nn.Module, rank: int, dropout: float = 0.0) -> list[str]:
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Add the matrices to the layers that they stand beside, and take them away: a plain model again."""
+    """Merge the LoRA matrices into their layers and remove them, which leaves a plain model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -52,7 +52,10 @@ def merge_lora(backbone: nn.Module) -> None:
 
 
 def save_lora(backbone: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the matrices as peft does (``adapter_config.json``, ``adapter_model.safetensors``), before a merge."""
+    """Write the LoRA matrices in peft's layout, before they are merged.
+
+    The files are ``adapter_config.json`` and ``adapter_model.safetensors``.
+    """
     tensors = {
         f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in backbone.named_parameters()

@@ -1,7 +1,8 @@
-"""Masked-language training, by which a model converted to rotary positions learns to use them.
+"""Train a masked-language model, so that a model converted to rotary positions learns to use them.
 
-The loss is that of transformers' masked-language models, but the head, whose logits are as wide as the vocabulary
-(250,000 in XLM-R), is applied to the masked tokens only: at a share of 0.3 a third of the memory and time.
+The loss is that of transformers' masked-language models. However, the head, whose logits are as wide as the vocabulary
+(250,000 in XLM-R), is applied to the masked tokens only. At a mask share of 0.3, this takes a third of the memory and
+time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoi
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
 
-# What may differ between a run and its continuation. Batch size and accumulation may too, if their product does not.
+# Settings that may change when a run is resumed. Batch size and accumulation may only change if their product does not.
 _FREE = {
     "batch_size",
     "accumulate",
@@ -49,23 +50,23 @@ _FREE = {
 
 @dataclass
 class MlmReport:
-    """What a masked-language training did, as ``training.json`` in the model folder has it.
+    """Result of masked-language training, as in ``training.json`` in the model folder.
 
     Attributes:
-        model: The model trained from.
+        model: The initial model.
         stage: ``"mlm"``.
-        texts: Names of the files.
-        documents: Documents in them.
-        tokens: Tokens in the documents.
-        sequences: Sequences trained on.
-        held_out: Sequences held out.
+        texts: Names of the text files.
+        documents: Number of documents in them.
+        tokens: Number of tokens in the documents.
+        sequences: Number of sequences trained on.
+        held_out: Number of held-out sequences.
         recipe: The settings.
-        steps: Optimisation steps done.
-        start_loss: Masked-language loss of the start on what is held out, in nats a token.
-        final_loss: The same of the result; None if it was stopped before.
-        finished: False if it was stopped before its end.
-        history: Loss, rate and gradient norm by step.
-        versions: Of Python and the packages that matter.
+        steps: Number of optimiser steps done.
+        start_loss: Masked-language loss of the initial model on the held-out sequences, in nats per token.
+        final_loss: The same loss after training. None if training was interrupted.
+        finished: False if training was interrupted.
+        history: Loss, learning rate and gradient norm by step.
+        versions: Versions of Python and the relevant packages.
     """
 
     model: str
@@ -96,25 +97,25 @@ def train_mlm(
 ) -> MlmReport:
     """Train a masked-language model on texts, and write it to a new folder.
 
-    Checkpoints, the packed texts and ``log.jsonl`` lie in ``<out>.run`` until the end. Ctrl-C ends training behind
-    the running step, with a checkpoint. On a terminal there are progress bars; in a pipe nothing is printed.
+    During training, checkpoints, the packed texts and ``log.jsonl`` are in ``<out>.run``. Ctrl-C ends training after
+    the current step, with a checkpoint. Progress bars are shown on a terminal, and nothing is printed in a pipe.
 
     Args:
-        texts: Files, see :func:`~jcv2_trainer.data.mlm.read_texts`.
+        texts: Text files, see :func:`~jcv2_trainer.data.mlm.read_texts`.
         model: Folder of a transformers model with a masked-language head, such as
             :func:`~jcv2_trainer.training.rotary.to_rotary` writes. No remote code is run, and no pickle is read.
-        out: Folder to write; ``out`` appears whole or not at all.
+        out: Output folder, which is either complete or absent.
         settings: The recipe.
-        resume: Go on from the last whole checkpoint of a run that was stopped. Model, texts and settings must be
-            the same; the result then is that of a run that was not stopped.
-        force: Replace a training's result in ``out``, and start an unfinished run anew.
-        on_step: Called after each step with its number and the number of all.
+        resume: Resume an interrupted run from its last complete checkpoint. Model, texts and settings must be the same.
+            The result is that of an uninterrupted run.
+        force: Replace the result of a training in ``out``, and restart an unfinished run.
+        on_step: Called after each step with its number and the total number of steps.
 
     Raises:
-        ModelNotFoundError: If ``model`` is no folder.
-        ModelLayoutError: If it holds no model with a masked-language head, or has pickled weights only.
-        DataError: If a file cannot be read, or there is too little text.
-        TrainingError: If ``out`` is taken, there is no such run to resume, or memory runs out.
+        ModelNotFoundError: ``model`` is not a folder.
+        ModelLayoutError: ``model`` contains no model with a masked-language head, or only pickled weights.
+        DataError: A file cannot be read, or there is too little text.
+        TrainingError: ``out`` is taken, there is no such run to resume, or memory runs out.
     """
     model, out = model.expanduser(), out.expanduser().absolute()
     refuse_taken(out, force)
@@ -168,7 +169,7 @@ def train_mlm(
 
 
 def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer."""
+    """Load the model in float32, and its tokenizer."""
     raw = read_config(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token_id is None:
@@ -198,7 +199,7 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         )
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and raw.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1  # theirs begin behind the padding's
+        positions -= model.config.pad_token_id + 1  # their positions start after the padding's
     if positions is not None and settings.sequence_length > positions:
         raise TrainingError(
             f"sequence_length is {settings.sequence_length}, and {folder} has {positions} positions. "
@@ -209,7 +210,7 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
             f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings."
         )
     if settings.gradient_checkpointing:
-        # transformers 5.24 has a new name for it, and warns of the old one
+        # transformers 5.24 renames it, and warns about the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     _predict_masked_only(model)
@@ -217,10 +218,10 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
 
 
 def _predict_masked_only(model: Any) -> None:
-    """Give a model a forward pass that applies the head to the masked tokens only.
+    """Replace a model's forward pass with one that applies the head to the masked tokens only.
 
-    It also divides by the masked tokens of all accumulated batches, which transformers' models that take any
-    keyword are supposed to do, and Jina's does not (its gradients would grow with the accumulation).
+    It also divides the loss by the number of masked tokens in all accumulated batches. transformers expects this of
+    models that accept any keyword, but Jina's does not do it: its gradients would grow with the accumulation.
     """
     head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
     model.accepts_loss_kwargs = head is not None
@@ -270,7 +271,7 @@ def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
 
 
 def _identity(model: Path, about: About, settings: MlmRecipe, arguments: TrainingArguments) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
+    """Return what must stay the same to resume a run."""
     return {
         "stage": "mlm",
         "model": str(model.resolve()),
@@ -282,7 +283,7 @@ def _identity(model: Path, about: About, settings: MlmRecipe, arguments: Trainin
 
 
 def _follows(arguments: TrainingArguments) -> bool:
-    """Whether another process of the same training has packed the texts just now."""
+    """Return whether another process of the same training has just packed the texts."""
     return int(arguments.process_index) > 0
 
 
@@ -295,7 +296,7 @@ def _packed(texts: Sequence[Path], tokenizer: Any, about: About, folder: Path, m
 
 
 def _split(packed: Packed, settings: MlmRecipe) -> tuple[Rows, Rows]:
-    """Rows to train on, and rows held out; at least one of each."""
+    """Split into training rows and held-out rows, at least one of each."""
     order = np.random.default_rng(settings.seed).permutation(packed.about.rows)
     held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
     return Rows(packed, np.sort(order[held_out:]), settings.seed), Rows(
@@ -304,10 +305,10 @@ def _split(packed: Packed, settings: MlmRecipe) -> tuple[Rows, Rows]:
 
 
 class _Trainer(Trainer):
-    """transformers' trainer, whose checkpoints hold the parameters under their own names.
+    """transformers' ``Trainer``, with checkpoints that hold the parameters under their own names.
 
-    It would write them under the names of the published file, and read them by their own: a model with Jina's
-    architecture would go on with the weights it started from, and but a warning.
+    transformers' version writes the names of the published file, but reads the parameters' own names. A model with
+    Jina's architecture would therefore resume with its initial weights, with only a warning.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -324,7 +325,7 @@ class _Trainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Tell the rows their epoch, by which they are masked, the log its lines, and the caller the steps."""
+    """Pass the epoch to the rows, which determines their masks, write the log, and report steps to the caller."""
 
     def __init__(self, rows: Rows, run: RunFolder, on_step: Callable[[int, int], object] | None) -> None:
         self._rows = rows
@@ -332,7 +333,7 @@ class _Watch(TrainerCallback):
         self._on_step = on_step
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The loader reads a batch ahead, so the epoch must be set before it begins.
+        # The data loader reads one batch ahead, so the epoch must be set before it starts.
         self._rows.epoch = int(state.epoch or 0) + 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -351,7 +352,7 @@ class _Sum(NamedTuple):
 
 
 def held_out_loss(trainer: Trainer, rows: Rows) -> float:
-    """Masked-language loss in nats a masked token, with masks that are the same at each call."""
+    """Return the masked-language loss in nats per masked token, with the same masks at each call."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
@@ -369,7 +370,7 @@ def held_out_loss(trainer: Trainer, rows: Rows) -> float:
 
 @contextmanager
 def _memory_hint(settings: MlmRecipe) -> Iterator[None]:
-    """Say which settings to change when memory runs out."""
+    """Convert out-of-memory errors to one that says which settings to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

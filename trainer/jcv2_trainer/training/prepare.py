@@ -1,4 +1,4 @@
-"""Set an encoder up for training: its heads, and which parameters are trained."""
+"""Prepare an encoder for training: its projection heads, and which parameters are trained."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MOMENT_TEXTS = 1000
 
 
 def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset) -> tuple[int, ...]:
-    """Add or tie heads, add LoRA or freeze the backbone, as the recipe says; in place.
+    """Add or tie heads, and add LoRA or freeze the backbone, as the recipe says, in place.
 
     Args:
-        encoder: In float32.
+        encoder: The encoder, in float32.
         settings: The recipe.
-        rows: The training rows, a sample of which says what the token states look like, where heads are added or tied.
+        rows: Training rows. If heads are added or tied, the hidden states of a sample determine how.
 
     Returns:
         The dimensions that were added.
@@ -56,14 +56,15 @@ def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset
 
 
 def interpolate(encoder: JinaColbertEncoder, start: Mapping[str, Tensor], share: float) -> None:
-    """Put the trained parameters between the start's and their own, in place (WiSE-FT, arXiv 2109.01903).
+    """Interpolate between the initial and the trained parameters, in place (WiSE-FT, arXiv 2109.01903).
 
-    Of LoRA only the second matrices move, which are zero at the start: their products then move on the same line.
+    For LoRA, only the second matrices are interpolated. They are zero at the start, so their products move along the
+    same line.
 
     Args:
-        encoder: Trained, before :func:`finish`.
-        start: What :func:`~jcv2_trainer.training.trainer.trainable` gave before training.
-        share: 0 is the start, 1 the trained model.
+        encoder: The trained encoder, before :func:`finish`.
+        start: The initial parameters, from :func:`~jcv2_trainer.training.trainer.trainable`.
+        share: 0 gives the initial model, 1 the trained one.
     """
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
@@ -72,7 +73,7 @@ def interpolate(encoder: JinaColbertEncoder, start: Mapping[str, Tensor], share:
 
 
 def finish(encoder: JinaColbertEncoder, settings: TrainingRecipe) -> None:
-    """Merge LoRA and untie heads, so that what is left is an encoder like any other; in place."""
+    """Merge LoRA and untie the heads in place, which leaves a regular encoder."""
     if settings.lora:
         merge_lora(encoder.backbone.model)
     if isinstance(heads := encoder.heads, TiedHeads):
@@ -83,7 +84,7 @@ def finish(encoder: JinaColbertEncoder, settings: TrainingRecipe) -> None:
 
 def _choose_trained(encoder: JinaColbertEncoder, settings: TrainingRecipe) -> None:
     for name, parameter in encoder.named_parameters():
-        # A pooler has no part in token vectors; distributed training stops at parameters without gradients.
+        # A pooler does not affect token vectors, and distributed training fails on parameters without gradients.
         parameter.requires_grad_("pooler" not in name)
     backbone = encoder.backbone.model
     if settings.freeze_backbone:

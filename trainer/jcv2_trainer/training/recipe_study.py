@@ -1,6 +1,7 @@
-"""Which recipe at equal steps: pairs then triplets (the paper's), either alone, or both at once; tied or untied heads.
+"""Compare training recipes at equal steps: two stages or one, tied or untied heads.
 
-arXiv 2408.16672 trains in two stages and unties the heads. It does not say what one stage of the same length gives.
+The routes are pairs then triplets (the paper's), either alone, or both at once. arXiv 2408.16672 trains in two stages
+and unties the heads. It does not report a single stage of the same length.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ ROUTES: Mapping[str, tuple[Stage, ...]] = {
     "both at once": ("joint",),
 }
 _DEV_SHARE = 0.2
-"""Of the triplets, at most: the dev set may not take the rows to train on."""
+"""Maximum share of the triplets in the dev set, so that enough rows are left to train on."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every route is given.
+    """Resources given to every route.
 
     Attributes:
-        trained: The heads alone, LoRA matrices too, or everything.
-        steps: Optimiser steps in all; two stages share them.
-        batch_size: Rows a step.
-        negatives: Hard negatives of a triplet, at most.
-        document_length: Tokens of a passage in training; None for the model's.
-        queries: Dev queries, at most.
+        trained: What is trained: the heads alone, LoRA matrices too, or everything.
+        steps: Total optimiser steps, which two stages share.
+        batch_size: Rows per step.
+        negatives: Maximum hard negatives per triplet.
+        document_length: Maximum tokens per passage in training. Defaults to the model's.
+        queries: Maximum number of dev queries.
     """
 
     trained: Literal["heads", "lora", "all"]
@@ -65,17 +66,17 @@ class Budget:
 
 
 class RecipeStudy:
-    """See :class:`jcv2_plugin.evaluation.study.base.Study`.
+    """Study of training recipes, see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
     Args:
-        model: Name or folder of the model to start from.
+        model: Name or folder of the initial model.
         pairs: A file of pairs.
         triplets: A file of triplets.
         budget: Steps and sizes.
-        dims: Heads to train; the model's if not given.
-        lang: Only rows in this language.
-        seeds: Trainings of each route.
-        device: As in :meth:`JinaColbertEncoder.from_pretrained`.
+        dims: Dimensions to train. Defaults to the model's.
+        lang: Use only rows in this language.
+        seeds: Number of training runs per route.
+        device: See :meth:`JinaColbertEncoder.from_pretrained`.
     """
 
     name = "recipe"
@@ -105,13 +106,13 @@ class RecipeStudy:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model, the budget, and the files by name and size."""
+        """The model, the budget, and the files with their sizes."""
         files = {stage: f"{path.name}, {path.stat().st_size:,} bytes" for stage, path in self._files.items()}
         languages = {"languages": self._languages, "dims": list(self.dims)}
         return {**self._described, **asdict(self.budget), **files, **languages}
 
     def cells(self) -> Sequence[Cell]:
-        """One for each route and seed; tied heads where there are two stages."""
+        """Return a cell for each route and seed, and cells with tied heads for the two-stage route."""
         found = []
         for seed in range(self.seeds):
             for route, stages in ROUTES.items():
@@ -121,7 +122,7 @@ class RecipeStudy:
         return found
 
     def measure(self, cell: Cell) -> Measured:
-        """Train by a route, and search the dev set with every head."""
+        """Train along a route, and evaluate every head on the dev set."""
         stages = ROUTES[str(cell.parameters["route"])]
         seed, heads = int(cell.parameters["seed"] or 0), str(cell.parameters["heads"])
         rows, dev = self._rows
@@ -144,7 +145,7 @@ class RecipeStudy:
         return Measured({**values, **losses, "dev passages": len(dev.documents)}, samples)
 
     def report(self, results: Sequence[Result]) -> Report:
-        """The report."""
+        """Return the report of the results."""
         return recipe_report(self.settings, results)
 
     def _recipe(self, stage: Stage, heads: str, seed: int, steps: int) -> TrainingRecipe:
@@ -154,7 +155,7 @@ class RecipeStudy:
             "heads": heads,
             "seed": seed,
             "max_steps": steps,
-            "epochs": 1000.0,  # the steps end it
+            "epochs": 1000.0,  # limited by the steps
             "batch_size": budget.batch_size,
             "document_length": budget.document_length,
             "negatives": 0 if stage == "pairs" else budget.negatives,
@@ -164,13 +165,13 @@ class RecipeStudy:
             "learning_rate": 2e-5 if budget.trained == "all" else 4e-4,
             "dev_share": 0.0,
             "evaluations": 1,
-            "log_every": steps,  # the study has a bar of its own
+            "log_every": steps,  # the study has its own progress bar
         }
         return load_recipe(TrainingRecipe, "train").model_copy(update=changes)
 
     @cached_property
     def _rows(self) -> tuple[dict[str, Path], DevSet]:
-        """Files of the rows to train on, and the dev set, none of whose queries and answers are among them."""
+        """Files of the rows to train on, and the dev set, whose queries and positives do not occur in them."""
         folder = Path(self._folder.name)
         read = {
             stage: training_dataset([path], folder / stage, on_bad="skip", languages=self._languages)[0]
@@ -193,7 +194,7 @@ class RecipeStudy:
 
 
 def _write(rows: Dataset, chosen: Sequence[int], most: int, path: Path) -> Path:
-    """So many rows as triplets or pairs, drawn at random; the same ones each time."""
+    """Write at most ``most`` of the chosen rows, sampled at random with a fixed seed."""
     if not chosen:
         raise StudyError("No rows are left to train on beside the dev set. Give larger files.")
     drawn = random.Random(0).sample(list(chosen), min(most, len(chosen)))
@@ -206,10 +207,10 @@ def _write(rows: Dataset, chosen: Sequence[int], most: int, path: Path) -> Path:
 
 
 def recipe_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """The report of what was measured.
+    """Return the report of the results.
 
     Raises:
-        StudyError: Nothing was trained yet.
+        StudyError: Nothing has been trained yet.
     """
     routes = [route for route in distinct(results, "route") if route != START]
     if not routes:
@@ -254,7 +255,7 @@ def recipe_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Rep
 
 
 def tables(results: Sequence[Result]) -> list[Table]:
-    """nDCG@10 by route and dimension, and the differences to the two stages."""
+    """Return nDCG@10 by route and dimension, and the differences from the two-stage route."""
     dims = _dims(results)
     return [_table(results, dims), _differences(results, dims)]
 

@@ -1,4 +1,4 @@
-"""What a training did, as ``training.json`` in the model folder has it."""
+"""Report of a training run, written to ``training.json`` in the model folder."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from jcv2_trainer.training.runs import versions
 
 @dataclass
 class TrainingReport:
-    """Data, recipe and figures of a run.
+    """Data, recipe and results of a run.
 
     Attributes:
-        model: The model trained from.
+        model: The initial model.
         stage: The command.
-        rows: Rows trained on.
-        skipped: Rows left out, by reason.
-        data: Files, and how many rows have negatives and scores.
-        dev: Size of the dev set, empty without one.
+        rows: Number of training rows.
+        skipped: Number of skipped rows, by reason.
+        data: File names, and how many rows have negatives and scores.
+        dev: Size of the dev set. Empty without one.
         recipe: The settings.
-        added_dims: Heads that the model did not have.
-        steps: Optimisation steps done.
-        best_step: The step whose weights these are: the best on the dev set.
-        before: nDCG@10 on the dev set by dimension, of the start (new heads as they were started).
-        after: The same of the result.
-        finished: False if it was stopped before its end.
-        history: Losses and figures by step.
-        versions: Of Python and the packages that matter.
+        added_dims: Dimensions of the heads that were added to the model.
+        steps: Number of optimiser steps done.
+        best_step: Step of the saved weights, which are the best on the dev set.
+        before: nDCG@10 of the initial model on the dev set, by dimension (new heads as initialised).
+        after: nDCG@10 of the trained model on the dev set, by dimension.
+        finished: False if training was interrupted.
+        history: Losses and metrics by step.
+        versions: Versions of Python and the relevant packages.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""What is to be trained, and the rows it is trained and measured on."""
+"""Training requests, and the split of their rows into training rows and dev set."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jcv2_trainer.training.report import TrainingReport
 
 Stage = Literal["train", "pairs", "triplets"]
 
-_LEAST_PASSAGES = 500  # in a dev set that is drawn from the data
-_MOST_SOURCES = 50  # named in the card
+_LEAST_PASSAGES = 500  # in a dev set split off from the data
+_MOST_SOURCES = 50  # listed in the model card
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Request:
 
     Attributes:
         data: Files of pairs or triplets.
-        model: Name or folder of the model to start from.
-        out: Folder to write the trained model to; checkpoints lie in ``<out>.run`` meanwhile.
+        model: Name or folder of the initial model.
+        out: Output folder of the trained model. Checkpoints are in ``<out>.run`` during training.
         settings: The recipe.
-        stage: What the data must have: ``"triplets"`` negatives, ``"pairs"`` and ``"train"`` nothing.
-        dev: A dev set of its own: a file like ``data``, or a folder in BEIR layout.
-        on_bad: What to do at a row with errors.
-        languages: Only rows with one of these ``lang``.
-        resume: Go on from the last checkpoint.
-        force: Replace ``out``, and start an unfinished run anew.
-        device: As in :meth:`JinaColbertEncoder.from_pretrained`.
+        stage: Required data: ``"triplets"`` needs negatives, ``"pairs"`` and ``"train"`` need nothing.
+        dev: Separate dev set: a file like ``data``, or a folder in BEIR layout.
+        on_bad: How to handle rows with errors.
+        languages: Use only rows with one of these ``lang`` values.
+        resume: Resume from the last checkpoint.
+        force: Replace ``out``, and restart an unfinished run.
+        device: See :meth:`JinaColbertEncoder.from_pretrained`.
         revision: Hub revision of the model.
-        attn_implementation: As in :meth:`JinaColbertEncoder.from_pretrained`.
+        attn_implementation: See :meth:`JinaColbertEncoder.from_pretrained`.
     """
 
     data: Sequence[Path]
@@ -59,7 +59,7 @@ class Request:
     attn_implementation: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
+        """Return what must stay the same to resume a run."""
         return {
             "stage": self.stage,
             "model": self.model,
@@ -72,10 +72,10 @@ class Request:
 
 
 def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, TrainingReport]:
-    """Training rows, dev set, and the report as it is before training.
+    """Return the training rows, the dev set, and the report before training.
 
     Raises:
-        TrainingError: The rows do not fit the stage, or none are left beside the dev set.
+        TrainingError: The rows do not fit the stage, or none are left besides the dev set.
     """
     settings = request.settings
     negatives, scores = _lengths(dataset, "negatives"), _lengths(dataset, "scores")
@@ -128,7 +128,7 @@ def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, T
 
 
 def _lengths(dataset: Dataset, column: str) -> NDArray[np.int64]:
-    """Length of each row's list, without reading what is in it."""
+    """Return the length of each row's list, without reading its values."""
     import pyarrow.compute as pc
 
     lengths: NDArray[np.int64] = pc.list_value_length(dataset.data.column(column)).to_numpy()

@@ -1,8 +1,9 @@
-"""Convert a plain BERT or (XLM-)RoBERTa to rotary positions, the network of jina-colbert-v2's backbone.
+"""Convert a BERT or (XLM-)RoBERTa to rotary positions, the architecture of jina-colbert-v2's backbone.
 
-The two networks are the same but for positions: absolute ones are added to the embeddings, rotary ones turn each
-attention head's queries and keys. So every weight but the position table moves over unchanged. The result has
-never seen rotary positions, and needs masked-language training (:mod:`jcv2_trainer.training.mlm`) before it is of use.
+The two architectures differ in their positions only: absolute positions are added to the embeddings, and rotary
+positions rotate each attention head's queries and keys. All weights except the position table are therefore kept
+unchanged. The result has never seen rotary positions, and needs masked-language training
+(:mod:`jcv2_trainer.training.mlm`) before it is useful.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LOADING_ERRORS = (
     RuntimeError,
     SafetensorError,
 )
-"""What transformers and safetensors raise over a folder that is no model."""
+"""Errors that transformers and safetensors raise for a folder that is not a model."""
 
 _ROTARY = ("jina_embeddings_v3", "modernbert", "modernbert-decoder", "nomic_bert", "eurobert", "gte", "new", "roformer")
 _TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
@@ -78,14 +79,14 @@ _NAMES = [
 
 @dataclass(frozen=True)
 class Conversion:
-    """What :func:`to_rotary` wrote.
+    """Result of :func:`to_rotary`.
 
     Attributes:
         out: The new folder.
-        model_type: That of the source.
-        parameters: Of the new model, its masked-language head included.
-        fresh_head: Whether the source had no such head, so that an untrained one was added.
-        notes: What a user should know, a sentence each.
+        model_type: Model type of the source.
+        parameters: Number of parameters of the new model, including its masked-language head.
+        fresh_head: Whether an untrained masked-language head was added, because the source had none.
+        notes: Notes for the user, a sentence each.
     """
 
     out: Path
@@ -96,22 +97,23 @@ class Conversion:
 
 
 def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_positions: int = 8194) -> Conversion:
-    """Write ``source`` as a masked-language model with rotary positions (``JinaEmbeddingsV3ForMaskedLM``).
+    """Convert ``source`` to a masked-language model with rotary positions (``JinaEmbeddingsV3ForMaskedLM``).
 
-    Weights keep their values and type. No remote code is run and no pickle is read. The folder appears whole or
-    not at all.
+    Weights keep their values and dtype. No remote code is run and no pickle is read. The output folder is either
+    complete or absent.
 
     Args:
         source: Folder of a BERT, RoBERTa, CamemBERT or XLM-RoBERTa, with or without a masked-language head.
-        out: A folder that is new or empty.
-        rope_theta: Base of the rotary frequencies; jina-colbert-v2 has 10000.
-        max_positions: The longest text in tokens, of the model and its tokenizer; jina-colbert-v2 has 8194.
+        out: A new or empty folder.
+        rope_theta: Base of the rotary frequencies. jina-colbert-v2 uses 10000.
+        max_positions: Maximum text length of the model and its tokenizer, in tokens. jina-colbert-v2 uses 8194.
 
     Raises:
-        ModelNotFoundError: If ``source`` is no folder.
-        ModelLayoutError: If it is of another architecture, rotary already, pickled or incomplete.
-        FileExistsError: If ``out`` is there and not empty.
-        InvalidOptionError: If ``rope_theta`` is not above 1, or ``max_positions`` not above 2.
+        ModelNotFoundError: ``source`` is not a folder.
+        ModelLayoutError: ``source`` has another architecture, rotary positions already, pickled weights or missing
+            ones.
+        FileExistsError: ``out`` exists and is not empty.
+        InvalidOptionError: ``rope_theta`` is not above 1, or ``max_positions`` is not above 2.
     """
     if rope_theta <= 1 or max_positions <= 2:
         raise InvalidOptionError(
@@ -154,17 +156,17 @@ def _notes(raw: dict[str, Any], config: Any, fresh_head: bool) -> Iterator[str]:
         tied = "tied to the embeddings" if config.tie_word_embeddings else "with weights of its own"
         yield f"The source has no masked-language head, so an untrained one, {tied}, was added."
     elif raw["model_type"] == "bert" and config.hidden_act != "gelu":
-        # RoBERTa's head, which Jina's is, has exact GELU whatever the layers have.
+        # RoBERTa's head, which Jina's model uses, has exact GELU, whatever the layers have.
         yield f"The masked-language head now has exact GELU, where the source had {config.hidden_act!r}."
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a local folder, without remote code.
+    """Load the tokenizer of a local folder, without remote code.
 
     Raises:
-        ModelLayoutError: If the folder has none.
+        ModelLayoutError: The folder has no readable tokenizer.
     """
-    # Without its files transformers would make a tokenizer that knows no words.
+    # Without these files, transformers would create a tokenizer without a vocabulary.
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise ModelLayoutError(f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}). Copy its files there.")
     try:
@@ -174,11 +176,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model's folder, after a check that its weights are no pickle.
+    """Read ``config.json`` of a model folder, after checking that its weights are not pickled.
 
     Raises:
-        ModelNotFoundError: If it is no folder.
-        ModelLayoutError: If there is no such file, it is no JSON object, or there are only pickled weights.
+        ModelNotFoundError: The folder does not exist.
+        ModelLayoutError: There is no such file, it is not a JSON object, or there are only pickled weights.
     """
     if not folder.is_dir():
         raise ModelNotFoundError(
@@ -197,7 +199,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _checked_config(source: Path) -> dict[str, Any]:
-    """The configuration of a model that can be converted."""
+    """Read the configuration of a model, and check that the model can be converted."""
     raw = read_config(source)
     kind, positions = raw.get("model_type"), raw.get("position_embedding_type") or "absolute"
     accepted = f"Accepted are {', '.join(ACCEPTED)}, with absolute positions."
@@ -215,10 +217,10 @@ def _checked_config(source: Path) -> dict[str, Any]:
 
 
 def _masked_lm(source: Path) -> tuple[Any, set[str]]:
-    """The source model, and the names of its head's weights that the folder lacks."""
+    """Return the source model, and the names of the head weights that the folder lacks."""
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a head that has to be added is the same at each conversion
+            torch.manual_seed(0)  # an added head is the same at each conversion
             model, info = AutoModelForMaskedLM.from_pretrained(
                 source, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
             )
@@ -236,7 +238,7 @@ def _masked_lm(source: Path) -> tuple[Any, set[str]]:
 
 
 def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights under the names of the rotary model, without the position table."""
+    """Rename weights to those of the rotary model, and drop the position table."""
     renamed = {}
     for name, weight in weights.items():
         if name.endswith("position_embeddings.weight"):

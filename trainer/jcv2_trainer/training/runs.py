@@ -1,4 +1,4 @@
-"""The folders of a run: where it keeps its checkpoints, and how its result replaces an older one."""
+"""Manage run folders, which hold the checkpoints, and the replacement of older results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PACKAGES = ("jcv2-plugin", "torch", "sentence-transformers", "transformers", "a
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``<out>.run``: the rows as Arrow, checkpoints, and ``run.json``, which says what the run is.
+    """``<out>.run``: the rows as Arrow, the checkpoints, and ``run.json``, which identifies the run.
 
-    It lies beside the result, so that the result's folder is a whole model or not there at all.
+    It is separate from the output folder, which is therefore either a complete model or absent.
     """
 
     folder: Path
@@ -34,16 +34,17 @@ class RunFolder:
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any], *, resume: bool, force: bool) -> RunFolder:
-        """Make the folder, or take up an unfinished run.
+        """Create the folder, or open that of an unfinished run.
 
         Args:
-            out: Where the result goes.
-            identity: What must be the same for a run to go on: model, data, settings.
-            resume: Go on from the last checkpoint.
-            force: Replace a result, and start an unfinished run anew.
+            out: Output folder of the result.
+            identity: What must stay the same to resume a run: model, data, settings.
+            resume: Resume from the last checkpoint.
+            force: Replace a result, and restart an unfinished run.
 
         Raises:
-            TrainingError: ``out`` is taken, there is an unfinished run, or (with ``resume``) there is none or another.
+            TrainingError: ``out`` is taken, there is an unfinished run, or (with ``resume``) there is none or a
+                different one.
         """
         out = out.expanduser().absolute()
         run = cls(out.with_name(f"{out.name}.run"), out)
@@ -87,24 +88,25 @@ class RunFolder:
                 )
 
     def read(self, name: str) -> Any:
-        """A JSON file of the folder, or None."""
+        """Read a JSON file in the folder. Return None if it does not exist."""
         path = self.folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         write_atomically(self.folder / name, json.dumps(value, indent=1) + "\n")
 
     def clear(self) -> None:
-        """Remove what is of no use once the result is there."""
+        """Delete the folder, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def refuse_taken(out: Path, force: bool) -> None:
-    """Raise if writing to ``out`` would lose something that is no training's result.
+    """Raise if writing to ``out`` would overwrite anything but the result of a training.
 
     Raises:
-        TrainingError: ``out`` is a file, holds other things than a trained model, or (without ``force``) anything.
+        TrainingError: ``out`` is a file, contains something other than a trained model, or (without ``force``)
+            anything.
     """
     if not out.exists():
         return
@@ -119,12 +121,12 @@ def refuse_taken(out: Path, force: bool) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' that a training depends on; those that are installed."""
+    """Return the versions of Python and of the installed packages that training depends on."""
     return {"python": platform.python_version(), **environment.versions(_PACKAGES)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's or the machine's memory is used up."""
+    """Return whether an error means that the device or the machine is out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()

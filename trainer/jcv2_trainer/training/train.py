@@ -1,4 +1,4 @@
-"""Train an encoder from files to a model folder: what the commands ``train``, ``pairs`` and ``triplets`` do."""
+"""Train an encoder from files, as the commands ``train``, ``pairs`` and ``triplets`` do."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ from jcv2_trainer.training.trainer import (
     trainable,
 )
 
-_LEAST_QUERIES = 50  # in a dev set whose figures may end a training early
+_LEAST_QUERIES = 50  # in a dev set used for early stopping
 
 
 def train(request: Request) -> TrainingReport:
-    """Run a training; see :class:`Request`.
+    """Train an encoder as a :class:`Request` says.
 
     Returns:
-        The report. If a signal stopped the run, ``finished`` is False and nothing was written to ``out``: the model so
-        far is in ``<out>.run/model``, and ``resume`` goes on.
+        The report. If a signal interrupted the run, ``finished`` is False and nothing is written to ``out``. The model
+        so far is then in ``<out>.run/model``, and ``resume`` continues the run.
 
     Raises:
         DataError: The data cannot be read, or has rows with errors (with ``on_bad="stop"``).
-        TrainingError: The data do not fit the stage, ``out`` is taken, the run cannot be resumed, or memory ran out.
+        TrainingError: The data does not fit the stage, ``out`` is taken, the run cannot be resumed, or memory runs out.
         Jcv2Error: The model cannot be loaded.
     """
     try:
@@ -81,7 +81,7 @@ def _train(request: Request) -> TrainingReport:
     rows, dev, report = split(everything, request)
     report.skipped = {**skipped, **report.skipped}
     encoder = load(request)
-    set_seed(settings.seed)  # for LoRA's matrices; the trainer does it again
+    set_seed(settings.seed)  # for LoRA's matrices; the trainer sets it again
     report.added_dims = prepare(encoder, settings, rows)
     start = trainable(encoder) if settings.interpolation < 1 else {}
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
@@ -109,7 +109,7 @@ def _train(request: Request) -> TrainingReport:
 
 
 def load(request: Request) -> JinaColbertEncoder:
-    """The encoder to start from, in float32: optimisers lose small steps in half precision.
+    """Load the initial encoder in float32, since optimisers lose small steps in half precision.
 
     Raises:
         TrainingError: The model is a backbone without heads.
@@ -143,16 +143,17 @@ def build_trainer(
     collator: PackedCollator | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> ColbertTrainer:
-    """A trainer for a prepared encoder; see :func:`~jcv2_trainer.training.prepare.prepare`.
+    """Build a trainer for an encoder prepared by :func:`~jcv2_trainer.training.prepare.prepare`.
 
     Args:
-        encoder: Prepared.
+        encoder: The prepared encoder.
         settings: The recipe.
         rows: Training rows, with the columns of :func:`~jcv2_trainer.data.datasets_io.training_dataset`.
-        folder: For checkpoints.
-        evaluator: Measures at intervals; the best checkpoint of the default dimension is what training ends with.
-        collator: One that knows more than the rows do of which passages answer a query; None makes one of the rows.
-        callbacks: Of transformers' trainer.
+        folder: Folder for checkpoints.
+        evaluator: Evaluates at intervals. Training ends with the checkpoint that is best at the default dimension.
+        collator: A collator that knows more passages that answer a query than the rows do. Defaults to one built from
+            the rows.
+        callbacks: Callbacks of transformers' trainer.
     """
     collator = collator or _collator(encoder, settings, rows)
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
@@ -189,7 +190,7 @@ def _collator(encoder: JinaColbertEncoder, settings: TrainingRecipe, everything:
 
 
 def known_positives(dataset: Dataset) -> dict[int, list[int]]:
-    """Keys of the passages that answer a query, by the query's key, where there are several."""
+    """Return the keys of the passages that answer a query, by the query's key, for queries with several."""
     positives: dict[int, set[int]] = defaultdict(set)
     keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
     _, groups, counts = np.unique(keys["query_key"], return_inverse=True, return_counts=True)
@@ -206,7 +207,7 @@ def _arguments(
 ) -> MultiVectorEncoderTrainingArguments:
     on_cpu = encoder.device.type == "cpu"
     bf16 = settings.bf16 if settings.bf16 is not None else not on_cpu and torch.cuda.is_bf16_supported()
-    # Only where asked for: transformers is about to rename both arguments, and warns at each use.
+    # Only if needed: transformers is renaming both arguments, and warns about each use.
     checkpointing: dict[str, Any] = {}
     if settings.gradient_checkpointing:
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
@@ -244,13 +245,13 @@ def _arguments(
 
 
 def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
-    """Evaluate and save as often as the recipe says, whatever the number of steps."""
+    """Evaluate and save as often as the recipe says, regardless of the number of steps."""
     rows: Any = trainer.train_dataset
     batches = len(trainer.get_batch_sampler(rows, settings.batch_size)) // trainer.args.world_size
     if not batches:
         raise TrainingError(f"{len(rows)} rows are too few for {trainer.args.world_size} processes. Give more rows.")
     steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(batches / settings.accumulate))
-    warming = math.ceil(settings.warmup * steps) + 1  # before that the model is hardly the start's better
+    warming = math.ceil(settings.warmup * steps) + 1  # before that, the model has hardly improved
     trainer.args.eval_steps = trainer.args.save_steps = max(
         math.ceil(steps / settings.evaluations), min(warming, steps)
     )
@@ -259,7 +260,7 @@ def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
 
 
 def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder) -> dict[int, float]:
-    """Figures of the start, measured once: a resumed run has other weights by then."""
+    """Return the initial model's metrics, measured once, since a resumed run has other weights."""
     if (known := run.read("before.json")) is not None:
         return {int(dim): figure for dim, figure in known.items()}
     figures = evaluator.ndcg(encoder)
@@ -271,7 +272,7 @@ def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder
 def _scale(
     encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator, run: RunFolder
 ) -> float:
-    """The factor on scores, found once: a resumed run has other scores by then."""
+    """Return the scale of the scores, determined once, since a resumed run has other scores."""
     if (known := run.read("scale.json")) is not None:
         return float(known)
     scale = best_scale(encoder, rows, settings, collator)
@@ -284,7 +285,7 @@ def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: R
     checkpoint = last_checkpoint(run.folder) if request.resume else None
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= trainer.total_steps:  # only the result was not written any more
+        if state.global_step >= trainer.total_steps:  # only the result is missing
             trainer.state = state
             load_trainable(trainer.model, Path(state.best_model_checkpoint or checkpoint))
             return
@@ -293,7 +294,7 @@ def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: R
 
 
 def _of_the_best(trainer: ColbertTrainer, dims: Sequence[int]) -> dict[int, float]:
-    """Figures of the checkpoint that training ended with, as they were measured then; empty if it was not measured."""
+    """Return the logged metrics of the checkpoint that training ended with, or none if it was not evaluated."""
     best = trainer.state.best_global_step
     for entry in trainer.state.log_history:
         if best and entry["step"] == best and all(f"eval_{metric_name(dim)}" in entry for dim in dims):
@@ -302,7 +303,7 @@ def _of_the_best(trainer: ColbertTrainer, dims: Sequence[int]) -> dict[int, floa
 
 
 def memory_hint(settings: TrainingRecipe) -> str:
-    """What to change when memory runs out, in the order in which it helps most."""
+    """Return what to change when memory runs out, most effective first."""
     advice = []
     if not settings.cached:
         advice.append("--cached (the batch no longer counts)")

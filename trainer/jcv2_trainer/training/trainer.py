@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer with our batches, loss and checkpoints."""
+"""sentence-transformers' trainer with grouped batches, the loss over all heads, and small checkpoints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _STATE = "trainer_state.json"
 
 
 class ColbertTrainer(MultiVectorEncoderTrainer):
-    """``MultiVectorEncoderTrainer`` for :class:`~jcv2_trainer.data.collator.Batch` and
-    :class:`~jcv2_trainer.loss.objective.MatryoshkaLateInteractionLoss`.
+    """``MultiVectorEncoderTrainer`` for packed batches and the loss over all heads.
 
-    Differences: batches are grouped (:class:`~jcv2_trainer.data.sampler.GroupedBatchSampler`), a checkpoint holds only
-    what is trained, and the loss of each head is logged.
+    The inputs are :class:`~jcv2_trainer.data.collator.Batch`, and the loss is
+    :class:`~jcv2_trainer.loss.objective.MatryoshkaLateInteractionLoss`. Batches are grouped
+    (:class:`~jcv2_trainer.data.sampler.GroupedBatchSampler`), a checkpoint holds only the trained parameters, and the
+    loss of each head is logged.
     """
 
     loss: MatryoshkaLateInteractionLoss  # type: ignore[assignment]
@@ -37,20 +38,20 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
     total_steps: int = 0
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Nothing: the card is written by :mod:`jcv2_trainer.training.card`, from the recipe and the figures."""
+        """Do nothing: :mod:`jcv2_trainer.training.card` writes the model card, from the recipe and the results."""
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, *args: Any, **kwargs: Any) -> GroupedBatchSampler:
-        """See the class."""
-        if self.sampler is None:  # asked for twice: for the number of steps, and to train
+        """Return the grouped batch sampler."""
+        if self.sampler is None:  # called twice: to count the steps, and to train
             self.sampler = GroupedBatchSampler(dataset, batch_size, processes=self.args.world_size, seed=self.args.seed)
         return self.sampler
 
     def collect_features(self, inputs: Mapping[str, Any]) -> tuple[Batch, None]:  # type: ignore[override]
-        """The collator's batch, on the trainer's device."""
+        """Move the collator's batch to the trainer's device."""
         return inputs["batch"].to(self.args.device), None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss; that of each head is logged beside it."""
+        """Compute the loss, and log the loss of each head."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not bool(torch.isfinite(loss.detach() if isinstance(loss, Tensor) else loss[0].detach())):
             raise TrainingError(
@@ -62,7 +63,7 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
         return loss
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As transformers does, but of equal figures the later wins: it has seen more."""
+        """Like transformers' method, except that on a tie the later checkpoint wins, as it has seen more data."""
         better: bool = super()._determine_best_metric(metrics, trial)
         name = self.args.metric_for_best_model
         if not better and name is not None and metrics.get(name) == self.state.best_metric:
@@ -80,16 +81,16 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters that are trained, by name, on the CPU."""
+    """Return a copy of the trained parameters by name, on the CPU."""
     named = model.named_parameters()
     return {name: one.detach().to("cpu", copy=True).contiguous() for name, one in named if one.requires_grad}
 
 
 def load_trainable(model: nn.Module, checkpoint: Path) -> None:
-    """Set the trained parameters to those of a checkpoint.
+    """Load the trained parameters from a checkpoint.
 
     Raises:
-        ValueError: If the checkpoint holds other parameters.
+        ValueError: The checkpoint has other parameters.
     """
     stored = load_file(checkpoint / TRAINABLE)
     own = {name: one for name, one in model.named_parameters() if one.requires_grad}
@@ -102,7 +103,7 @@ def load_trainable(model: nn.Module, checkpoint: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None. The trainer writes ``trainer_state.json`` last."""
+    """Return the newest complete checkpoint of a run, or None. The trainer writes ``trainer_state.json`` last."""
     whole = [
         path
         for path in folder.glob("checkpoint-*")
@@ -112,9 +113,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C (or a terminate signal) ends training behind the running step, with a checkpoint; a second one at once.
+    """End training after the current step on Ctrl-C or SIGTERM, with a checkpoint. A second signal ends it at once.
 
-    Use it as a context manager around ``trainer.train()``. In a thread other than the main one signals are left alone.
+    Use it as a context manager around ``trainer.train()``. Outside the main thread, signals are not handled.
     """
 
     def __init__(self) -> None:
@@ -141,7 +142,7 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint and the end, in all processes behind the same step."""
+        """Request a checkpoint and the end of training, after the same step in all processes."""
         stopped = self.stopped
         if args.world_size > 1:
             flag = torch.tensor(int(stopped), device=args.device)
@@ -154,7 +155,7 @@ class StopOnSignal(TrainerCallback):
 
 
 class LogLines(TrainerCallback):
-    """One line for each entry of the log, where there is no terminal for a bar."""
+    """Print a line for each log entry, where there is no terminal for a progress bar."""
 
     def on_log(
         self,
@@ -164,7 +165,7 @@ class LogLines(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Print losses, or figures of the dev set."""
+        """Print losses, or metrics of the dev set."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         names = {"loss": "loss", "grad_norm": "gradient", "learning_rate": "rate"}
@@ -176,12 +177,12 @@ class LogLines(TrainerCallback):
 
 
 class MeasureTheEnd(TrainerCallback):
-    """Evaluate and save behind the last step too, whatever the interval."""
+    """Evaluate and save after the last step too, regardless of the interval."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for it."""
+        """Request an evaluation and a checkpoint after the last step."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = str(args.eval_strategy) != "IntervalStrategy.NO"
             control.should_save = True
@@ -189,10 +190,10 @@ class MeasureTheEnd(TrainerCallback):
 
 
 class EpochOfData(TrainerCallback):
-    """Tell sampler and collator the epoch, by which they shuffle and draw.
+    """Pass the epoch to the sampler and the collator, which shuffle and sample negatives by it.
 
-    accelerate's wrappers pass it on in some cases only: not to a sampler that is dealt out to several processes and
-    whose first batches are skipped, as in a resumed run.
+    accelerate's wrappers do so in some cases only: not for a sampler that is split among several processes and whose
+    first batches are skipped, as in a resumed run.
     """
 
     def __init__(self, collator: PackedCollator) -> None:
@@ -202,14 +203,17 @@ class EpochOfData(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set it."""
+        """Set the epoch."""
         self.collator.epoch = int(state.epoch or 0)
         if self.trainer is not None and self.trainer.sampler is not None:
             self.trainer.sampler.set_epoch(self.collator.epoch)
 
 
 def reports() -> list[str]:
-    """Where the run is logged beside the terminal: TensorBoard and Weights & Biases, if installed (and logged in)."""
+    """Return where to log the run besides the terminal: TensorBoard and Weights & Biases, where available.
+
+    Both must be installed, and Weights & Biases must be logged in.
+    """
     from transformers import integrations
 
     available = integrations.get_available_reporting_integrations()  # type: ignore[attr-defined,no-untyped-call]
