@@ -35,8 +35,8 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
-from jcv2_plugin.evaluation import evaluate_run
-from jcv2_plugin.storage import STORAGES
+from jcv2_plugin.engines.storage import STORAGES
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 OUTPUT = ROOT / "build" / "compression.json"
 CANDIDATES = 500
@@ -82,8 +82,8 @@ def bytes_by_part(folder: Path) -> dict[str, int]:
     for file in (folder / "shard").rglob("*"):
         if not file.is_file():
             continue
-        place = file.relative_to(folder / "shard").parts
-        name = place[2] if place[0] == "segments" and len(place) > 2 else place[0]
+        names = file.relative_to(folder / "shard").parts
+        name = names[2] if names[0] == "segments" and len(names) > 2 else names[0]
         name = "quantized" if "quantized" in str(file) else name.partition(".")[0]
         parts[name] += file.stat().st_blocks * 512
     return dict(parts)

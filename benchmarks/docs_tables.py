@@ -87,72 +87,72 @@ def training_throughput(report: dict[str, Any]) -> str:
 
 def study_matryoshka(report: dict[str, Any]) -> str:
     """Each head's size, quality and time."""
-    from jcv2_plugin.study.matryoshka_report import overview
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.matryoshka_report import overview
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return overview(results_of(report)).markdown()
 
 
 def study_scenarios(report: dict[str, Any]) -> str:
     """Which dimension to take."""
-    from jcv2_plugin.study.matryoshka_report import heads_of, scenarios
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.matryoshka_report import heads_of, scenarios
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return scenarios(heads_of(results_of(report))).markdown()
 
 
 def study_languages(report: dict[str, Any]) -> str:
     """The model beside BM25 in each set."""
-    from jcv2_plugin.study.languages import languages_table
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.languages import languages_table
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return languages_table(results_of(report)).markdown()
 
 
 def study_dims_by_language(report: dict[str, Any]) -> str:
     """What each dimension keeps of the largest, by the language of the queries."""
-    from jcv2_plugin.study.matryoshka_report import kept_table, languages_of
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.matryoshka_report import kept_table, languages_of
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return kept_table("language", languages_of(results_of(report))).markdown()
 
 
 def study_dims_by_length(report: dict[str, Any]) -> str:
     """What each dimension keeps of the largest, by the length of the relevant document."""
-    from jcv2_plugin.study.matryoshka_report import kept_table, lengths_of
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.matryoshka_report import kept_table, lengths_of
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return kept_table("length", lengths_of(results_of(report))).markdown()
 
 
 def study_by_language(report: dict[str, Any]) -> str:
     """The model beside BM25 in each language and direction."""
-    from jcv2_plugin.study.languages import by_language_table
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.languages import by_language_table
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return by_language_table(results_of(report)).markdown()
 
 
 def study_masks(report: dict[str, Any]) -> str:
     """What expansion changes, by query length."""
-    from jcv2_plugin.study.masks import by_length
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.masks import by_length
+    from jcv2_plugin.evaluation.study.record import results_of
 
     return by_length(report["settings"], results_of(report)).markdown()
 
 
 def study_recipe(report: dict[str, Any]) -> str:
     """Routes of training by dimension, and their differences to two stages."""
-    from jcv2_plugin.study.record import results_of
-    from jcv2_trainer.recipe_study import tables
+    from jcv2_plugin.evaluation.study.record import results_of
+    from jcv2_trainer.training.recipe_study import tables
 
     return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in tables(results_of(report)))
 
 
 def study_lengths(report: dict[str, Any]) -> str:
     """Time of eager attention and of rotary positions, and memory."""
-    from jcv2_plugin.study.lengths_report import TO_ABSOLUTE, TO_SDPA, memory, ratios
-    from jcv2_plugin.study.record import results_of
+    from jcv2_plugin.evaluation.study.lengths_report import TO_ABSOLUTE, TO_SDPA, memory, ratios
+    from jcv2_plugin.evaluation.study.record import results_of
 
     results = results_of(report)
     tables = [ratios(results, TO_SDPA), ratios(results, TO_ABSOLUTE), memory(results)]
@@ -184,6 +184,13 @@ def multilingual(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def multilingual_summary(report: dict[str, Any]) -> str:
+    """mini-multilingual in each language, beside BM25."""
+    from multilingual_quality import summary
+
+    return summary(report)
+
+
 def encoding_profile(report: dict[str, Any]) -> str:
     """Where the time of encoding goes."""
     from encoding_profile import markdown
@@ -199,6 +206,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "ingestion-overlap": ("ingestion", "overlap", overlap),
     "mini-heads": ("mini_heads", None, mini_heads),
     "multilingual": ("multilingual_quality", None, multilingual),
+    "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
     "encoding-profile": ("encoding_profile", None, encoding_profile),
@@ -218,8 +226,10 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
 Results of studies lie in docs/studies, where ``jcv2 study`` writes them.
 """
 # One run makes all of these tables; its command and versions stand once on a page, under the last of them.
-_CAPTIONED = ("left_out", "search_summary")
-_CAPTIONED_ELSEWHERE = {f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name not in _CAPTIONED}
+_CAPTIONED = ("left_out",)
+_CAPTIONED_ELSEWHERE = {"multilingual-summary"} | {
+    f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name not in _CAPTIONED
+}
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.beir import BeirDataset
 from jcv2_plugin.documents import Document, payload_of, point_id
 from jcv2_plugin.engines.base import Matrix, Point
-from jcv2_plugin.evaluation import Qrels
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import Qrels
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")

@@ -28,7 +28,7 @@ from machine import machine
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.documents import ID_KEY
 from jcv2_plugin.engines.base import Candidates, SearchRequest
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 STAGES = ("pooled", "bm25", "hybrid", "muvera")
 CANDIDATES = (50, 100, 200, 300, 500)
@@ -90,9 +90,9 @@ def growth(data: EncodedSet, encoder: JinaColbertEncoder, dim: int, sizes: Seque
         queries = list(data.queries)[:: max(1, len(data.queries) // _GROWTH_QUERIES)]
         times: list[dict[str, list[float]]] = [{"two-stage": [], "exact": []} for _ in made]
         for query in queries:
-            for place, collection in enumerate(made):
-                times[place]["two-stage"].append(search(collection, data, query, number)[0])
-                times[place]["exact"].append(search(collection, data, query, None)[0])
+            for index, collection in enumerate(made):
+                times[index]["two-stage"].append(search(collection, data, query, number)[0])
+                times[index]["exact"].append(search(collection, data, query, None)[0])
         for part, one in zip(parts, times, strict=True):
             row: dict[str, Any] = {"documents": len(part.documents)}
             for kind in ("two-stage", "exact"):

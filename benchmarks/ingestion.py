@@ -35,7 +35,7 @@ from machine import machine
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.checks import in_batches
-from jcv2_plugin.ingestion import BATCH_DOCUMENTS, changed, points_of
+from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, changed, points_of
 
 OUTPUT = ROOT / "build" / "ingestion.json"
 WORDS = (

@@ -39,8 +39,8 @@ from peer_tables import int8
 from worker import timed
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_run
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import evaluate_run
 
 OUTPUT = ROOT / "build" / "int8.json"
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf")
@@ -159,7 +159,7 @@ def qualities(
         vectors = encode(encoder, model, [one.text for one in documents], dim)
         queries = encode(encoder, model, list(data.queries.values()), dim, "query")
         run = {
-            query: {str(documents[place].id): score for place, score in best.items()}
+            query: {str(documents[index].id): score for index, score in best.items()}
             for query, best in zip(data.queries, exact_top(queries, vectors, DEPTH), strict=True)
         }
         figures[name] = evaluate_run(run, data.qrels)["ndcg@10"]

@@ -1,6 +1,6 @@
 """A backbone's arithmetic by other runtimes and in fewer bits; what is around it stays this package's encoder.
 
-Each backend is a module with a transformer's ``forward``, to be put in its place: batches, heads, masks are the same.
+Each backend is a module with a transformer's ``forward``, that replaces it: batches, heads, masks are the same.
 Needs onnx, onnxruntime, openvino and nncf (benchmarks/peers/int8.txt).
 """
 
@@ -20,8 +20,8 @@ from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from jcv2_plugin import JinaColbertEncoder, quantize
-from jcv2_plugin.quantized import Int8Model
-from jcv2_plugin.quantizing import _States
+from jcv2_plugin.encoder.int8 import Int8Model
+from jcv2_plugin.encoder.quantization import _States
 
 Features = dict[str, Any]
 
@@ -59,7 +59,7 @@ class Setting:
 
 
 class Runtime(nn.Module):
-    """A function of two arrays in a transformer's place."""
+    """A function of two arrays instead of a transformer."""
 
     runs_own_threads = True
 
@@ -148,7 +148,7 @@ def openvino_dynamic_int8(setting: Setting) -> nn.Module:
 
 
 class _Packaged(nn.Module):
-    """What ``jcv2_plugin.quantize`` makes, in a transformer's place."""
+    """What ``jcv2_plugin.quantize`` makes, instead of a transformer."""
 
     runs_own_threads = True
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from jcv2_plugin.study.environment import machine
+from jcv2_plugin.evaluation.study.environment import machine
 
 __all__ = ["machine"]

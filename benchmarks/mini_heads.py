@@ -26,8 +26,8 @@ from machine import machine
 from torch.nn import functional as F
 
 from jcv2_plugin import JinaColbertEncoder, MatryoshkaHeads
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_run, run_of
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import evaluate_run, run_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")

@@ -23,10 +23,10 @@ from typing import Any
 from machine import machine
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.bm25 import bm25_run
-from jcv2_plugin.evaluation import evaluate_collection, evaluate_run
-from jcv2_plugin.long_documents import LongDocuments
+from jcv2_plugin.encoder.windows import LongDocuments
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.bm25 import bm25_run
+from jcv2_plugin.evaluation.metrics import evaluate_collection, evaluate_run
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")

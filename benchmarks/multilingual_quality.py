@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, MatryoshkaHeads
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.evaluation import evaluate_collection, measure_run, run_of
-from jcv2_plugin.fingerprint import weights_fingerprint
-from jcv2_plugin.shipped import shipped_model
+from jcv2_plugin.encoder.fingerprint import weights_fingerprint
+from jcv2_plugin.encoder.shipped import shipped_model
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import evaluate_collection, measure_run, run_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")
@@ -216,6 +216,23 @@ def markdown(report: dict[str, Any]) -> str:
         *(np.mean([one[kind][dim] for one in every]) for kind, dim in columns),
     ]
     lines.append([f"mean of {len(every)}", "", *(f"{mean:.4f}" for mean in means)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+SUMMARY_DIMS = (128, 64, 32)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A row for each language or direction, the mean over its sets, and one for the mean over all sets."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for figures in report["sets"].values():
+        groups.setdefault(figures["language"], []).append(figures)
+    lines = [["language", "sets", "BM25", *(f"{dim} dims" for dim in SUMMARY_DIMS)], ["---", *["--:"] * 5]]
+    ordered = sorted(groups.items(), key=lambda group: (not {"+", ">"}.isdisjoint(group[0]), group[0]))
+    for name, sets in [*ordered, ("**mean over sets**", list(report["sets"].values()))]:
+        bm25 = np.mean([one["BM25"] for one in sets])
+        ours = (np.mean([one[TRAINED][str(dim)] for one in sets]) for dim in SUMMARY_DIMS)
+        lines.append([name, str(len(sets)), *(f"{value:.3f}" for value in (bm25, *ours))])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

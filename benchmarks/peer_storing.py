@@ -230,7 +230,7 @@ def exact_top(queries: Sequence[Matrix], documents: Sequence[Matrix], k: int) ->
     for query in queries:
         similar: NDArray[np.float32] = flat @ query.T
         scores = np.maximum.reduceat(similar, starts, axis=0).sum(axis=1)
-        best.append({int(place): float(scores[place]) for place in np.argsort(-scores, kind="stable")[:k]})
+        best.append({int(index): float(scores[index]) for index in np.argsort(-scores, kind="stable")[:k]})
     return best
 
 

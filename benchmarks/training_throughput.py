@@ -31,11 +31,11 @@ from machine import machine
 from transformers.utils import logging
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_trainer.check import text_key
+from jcv2_trainer.data.check import text_key
+from jcv2_trainer.data.rows import read_rows
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.rows import read_rows
-from jcv2_trainer.settings import TrainingRecipe
-from jcv2_trainer.training import build_trainer
+from jcv2_trainer.recipes.settings import TrainingRecipe
+from jcv2_trainer.training.train import build_trainer
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
 

@@ -23,7 +23,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from jcv2_plugin import ColbertCollection, Document, Explanation, JinaColbertEncoder
-from jcv2_plugin.cli.console import quiet_libraries
+from jcv2_plugin.console import quiet_libraries
 from langchain_jcv2 import JinaColbertRetriever
 from llama_index_jcv2 import JinaColbertIndex, ScoredNode
 
@@ -127,10 +127,10 @@ def main() -> int:
     quiet_libraries()
     BUILD.mkdir(parents=True, exist_ok=True)
     encoder = JinaColbertEncoder.from_pretrained("mini-multilingual", dims=128)
-    place = BUILD / "collection"
-    with ColbertCollection.create(place, encoder=encoder, dim=128, overwrite=True) as collection:
+    folder = BUILD / "collection"
+    with ColbertCollection.create(folder, encoder=encoder, dim=128, overwrite=True) as collection:
         report = collection.ingest(passages())
-        console.print(f"Indexed {report.written} passages of {len(PAGES)} pages into {place}.\n")
+        console.print(f"Indexed {report.written} passages of {len(PAGES)} pages into {folder}.\n")
         console.print(Rule("LangChain"))
         ask_langchain(collection)
         console.print(Rule("LlamaIndex"))

@@ -21,19 +21,19 @@ from typing import Any
 import torch
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_plugin.shipped import shipped_model
-from jcv2_trainer.card import CURVE, curve
-from jcv2_trainer.data import sample_texts
-from jcv2_trainer.dev import DevEvaluator, DevSet
-from jcv2_trainer.principal_heads import load_backbone
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_plugin.encoder.shipped import shipped_model
+from jcv2_trainer.data.reading import sample_texts
+from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.heads.principal import load_backbone
+from jcv2_trainer.heads.score_keeping import FittedHeads, fit_heads
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.requests import Request
-from jcv2_trainer.rows import read_rows
-from jcv2_trainer.runs import versions
-from jcv2_trainer.score_keeping import FittedHeads, fit_heads
-from jcv2_trainer.settings import TrainingRecipe
-from jcv2_trainer.training import train
+from jcv2_trainer.recipes.settings import TrainingRecipe
+from jcv2_trainer.training.card import CURVE, curve
+from jcv2_trainer.training.dev import DevEvaluator, DevSet
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.runs import versions
+from jcv2_trainer.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data") / "train"
@@ -68,7 +68,7 @@ def write_heads(data: Path, folder: Path) -> None:
     fitted = fit_heads(load_backbone("mini"), queries, positives, DIMS, steps=STEPS, seed=SEED)
     encoder = plain_encoder()
     rows = (row for row in read_rows(data / "triplets.jsonl.xz") if row.lang == "en")
-    dev = dev_set(row for place, row in enumerate(rows) if place % DEV_EVERY == 0)
+    dev = dev_set(row for index, row in enumerate(rows) if index % DEV_EVERY == 0)
     figures = []
     for heads in (fitted.components, fitted.heads):
         encoder.set_heads(heads)
@@ -111,8 +111,8 @@ def card(fitted: FittedHeads, before: dict[int, float], after: dict[int, float],
 Linear heads of {", ".join(map(str, sorted(DIMS)))} dimensions over the token states of
 sentence-transformers/all-MiniLM-L6-v2 (English, Apache-2.0), which is as its authors trained it. They were fitted
 without labels, to rank as the whole states do: principal components of {TEXTS // 2:,} queries and {TEXTS // 2:,}
-passages of the English training pairs, then {STEPS} steps of `jcv2_trainer.score_keeping` (arXiv 2407.20243 for whole
-texts). `make train-mini` makes them again.
+passages of the English training pairs, then {STEPS} steps of `jcv2_trainer.heads.score_keeping` (arXiv 2407.20243 for
+whole texts). `make train-mini` makes them again.
 
 | dim | bytes a token (float16) | error, principal components | error, trained | nDCG@10, principal | nDCG@10, trained |
 |--:|--:|--:|--:|--:|--:|
@@ -129,7 +129,7 @@ Versions: {package_versions}.
 
 
 def ship(out: Path) -> None:
-    """Put heads and card in the place of the package's."""
+    """Replace the package's heads and card."""
     heads = out / "heads"
     (SHIPPED / "heads").mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):

@@ -27,11 +27,10 @@ from sentence_transformers.base.modules import Transformer
 from tqdm import tqdm
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.adapter import CONFIG, WEIGHTS, merge_adapter
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_plugin.shipped import shipped_model
-from jcv2_trainer.card import CURVE, curve
-from jcv2_trainer.frozen_heads import (
+from jcv2_plugin.encoder.adapter import CONFIG, WEIGHTS, merge_adapter
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_plugin.encoder.shipped import shipped_model
+from jcv2_trainer.heads.frozen import (
     FrozenTexts,
     TokenStates,
     dev_ndcg,
@@ -40,12 +39,13 @@ from jcv2_trainer.frozen_heads import (
     train_heads,
     whitened_heads,
 )
-from jcv2_trainer.principal_heads import principal_heads, prompts_of
+from jcv2_trainer.heads.principal import principal_heads, prompts_of
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.requests import Request
-from jcv2_trainer.runs import versions
-from jcv2_trainer.settings import TrainingRecipe
-from jcv2_trainer.training import train as run_training
+from jcv2_trainer.recipes.settings import TrainingRecipe
+from jcv2_trainer.training.card import CURVE, curve
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.runs import versions
+from jcv2_trainer.training.train import train as run_training
 
 States = tuple[TokenStates, TokenStates]
 """Of questions and of passages."""

@@ -1,8 +1,8 @@
-"""Jina-ColBERT-v2 as something people can use: multilingual late-interaction retrieval over Qdrant.
+"""Multilingual late-interaction retrieval with Jina-ColBERT-v2 and Qdrant.
 
-The two classes most people need are :class:`JinaColbertEncoder` (token vectors at a Matryoshka dimension)
-and :class:`ColbertCollection` (documents as multivectors, in a folder, in memory or on a Qdrant server).
-Names are imported when first used, so ``import jcv2_plugin`` is quick.
+Most users need two classes: :class:`JinaColbertEncoder` encodes texts into token vectors at a Matryoshka dimension,
+and :class:`ColbertCollection` stores documents as multivectors, in a folder, in memory or on a Qdrant server. Names
+are imported lazily, so ``import jcv2_plugin`` is fast.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from typing import TYPE_CHECKING
 
 from jcv2_plugin.lazy import lazy_exports
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from jcv2_plugin.collection import ColbertCollection, IngestReport
+    from jcv2_plugin.collection.collection import ColbertCollection, IngestReport
+    from jcv2_plugin.collection.qdrant_import import ImportReport, import_qdrant
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
-    from jcv2_plugin.encoder import JinaColbertEncoder
-    from jcv2_plugin.explanation import Explanation, TokenMatch, explain
-    from jcv2_plugin.handover import HandOverReport, hand_over
-    from jcv2_plugin.heads import MatryoshkaHeads
-    from jcv2_plugin.quantizing import quantize
-    from jcv2_plugin.reranking import RerankResult, rerank
-    from jcv2_plugin.schema import CollectionSchema
+    from jcv2_plugin.encoder.heads import MatryoshkaHeads
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.quantization import quantize
+    from jcv2_plugin.engines.schema import CollectionSchema
+    from jcv2_plugin.scoring.explanation import Explanation, TokenMatch, explain
+    from jcv2_plugin.scoring.rerank import RerankResult, rerank
 
 _HOMES = {
-    "ColbertCollection": "collection",
-    "IngestReport": "collection",
+    "ColbertCollection": "collection.collection",
+    "IngestReport": "collection.collection",
     "Document": "documents",
     "SearchHit": "documents",
     "StoredDocument": "documents",
-    "JinaColbertEncoder": "encoder",
-    "Explanation": "explanation",
-    "TokenMatch": "explanation",
-    "explain": "explanation",
-    "MatryoshkaHeads": "heads",
-    "CollectionSchema": "schema",
-    "HandOverReport": "handover",
-    "hand_over": "handover",
-    "quantize": "quantizing",
-    "RerankResult": "reranking",
-    "rerank": "reranking",
+    "JinaColbertEncoder": "encoder.model",
+    "Explanation": "scoring.explanation",
+    "TokenMatch": "scoring.explanation",
+    "explain": "scoring.explanation",
+    "MatryoshkaHeads": "encoder.heads",
+    "CollectionSchema": "engines.schema",
+    "ImportReport": "collection.qdrant_import",
+    "import_qdrant": "collection.qdrant_import",
+    "quantize": "encoder.quantization",
+    "RerankResult": "scoring.rerank",
+    "rerank": "scoring.rerank",
 }
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "CollectionSchema",
     "Document",
     "Explanation",
-    "HandOverReport",
+    "ImportReport",
     "IngestReport",
     "JinaColbertEncoder",
     "MatryoshkaHeads",
@@ -58,7 +58,7 @@ __all__ = [
     "TokenMatch",
     "__version__",
     "explain",
-    "hand_over",
+    "import_qdrant",
     "quantize",
     "rerank",
 ]

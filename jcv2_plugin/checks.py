@@ -1,67 +1,32 @@
-"""What is checked of documents, queries and vectors before anything is written or searched."""
+"""Validate texts, queries and vectors before they are written, searched or ranked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jcv2_plugin.documents import Document, is_unicode
-from jcv2_plugin.engines.base import Matrix
-from jcv2_plugin.errors import DocumentTooLongError, InvalidDocumentError, InvalidQueryError, InvalidVectorError
-from jcv2_plugin.schema import MAX_FLOATS, CollectionSchema
-from jcv2_plugin.tokens import scored_tokens
-
-if TYPE_CHECKING:
-    from jcv2_plugin.encoder import JinaColbertEncoder
+from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, InvalidVectorError
 
 _BATCH_CHARACTERS = 1_000_000
-"""In a batch at most, unless one document has more: its token vectors are in memory at once, several times."""
+"""Maximum characters per batch, unless a single document has more. Several copies of a batch's token vectors are in
+memory at the same time."""
 
 
-def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder) -> None:
-    """Refuse documents that would make more floats than Qdrant takes, or that the collection does not split.
-
-    Raises:
-        DocumentTooLongError: Naming the document, its size and the way out.
-    """
-    splitter = encoder._window_splitter(encoder.prompts.get("document"))
-    counts = splitter.count([document.text for document in documents])
-    overhead = encoder.document_length - splitter.capacity
-    for document, tokens in zip(documents, counts, strict=True):
-        if schema.long_documents == "error" and tokens > splitter.capacity:
-            raise DocumentTooLongError(
-                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit "
-                f"document_length={encoder.document_length}, and this collection was created with "
-                "long_documents='error'. Split it, or create the collection with long_documents='split' or 'truncate'."
-            )
-        # An upper bound first: counting the vectors exactly means tokenising with offsets.
-        windows = 1 if schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
-        if (tokens + windows * overhead) * schema.dim < MAX_FLOATS:
-            continue
-        rows = len(scored_tokens(encoder, document.text, "document", schema.long_documents))
-        if rows * schema.dim >= MAX_FLOATS:
-            raise DocumentTooLongError(
-                f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, "
-                f"Qdrant takes fewer than {MAX_FLOATS:,} floats a document: at most "
-                f"{(MAX_FLOATS - 1) // schema.dim} vectors. Split the document into several, or use a smaller dim."
-            )
-
-
-def check_vectors(matrix: Matrix, dim: int, what: str, *, stored: bool = True) -> None:
-    """Refuse a multivector that Qdrant would store but never find, or not store at all.
+def check_vectors(matrix: NDArray[np.float32], dim: int, what: str) -> None:
+    """Reject a multivector that cannot be scored.
 
     Args:
-        matrix: The vectors of a document.
-        dim: The dimension wanted.
-        what: What to call it.
-        stored: Whether it is to be stored, so that Qdrant's limits hold.
+        matrix: Token vectors of a document.
+        dim: Expected dimension.
+        what: Name of the document for error messages.
 
     Raises:
-        InvalidVectorError: It has another dimension, or values that are not finite.
-        InvalidDocumentError: It has no rows.
-        DocumentTooLongError: It has too many.
+        InvalidVectorError: If it has another dimension, or values that are not finite.
+        InvalidDocumentError: If it has no rows.
     """
     if matrix.ndim != 2 or matrix.shape[1] != dim:
         raise InvalidVectorError(f"{what}: expected vectors of shape (tokens, {dim}), got {matrix.shape}.")
@@ -74,25 +39,23 @@ def check_vectors(matrix: Matrix, dim: int, what: str, *, stored: bool = True) -
         raise InvalidDocumentError(
             f"{what}: no token is left to score: the text holds only what the skip list leaves out."
         )
-    if stored and matrix.size >= MAX_FLOATS:
-        raise DocumentTooLongError(f"{what}: {matrix.size:,} floats, Qdrant takes fewer than {MAX_FLOATS:,}.")
 
 
 def check_query(query: str) -> None:
-    """Refuse what cannot be searched for.
+    """Reject an invalid query.
 
     Raises:
-        InvalidQueryError: It is empty, no string, or not Unicode.
+        InvalidQueryError: If the query is empty, not a string, or not valid Unicode.
     """
     if not isinstance(query, str) or not query.strip() or not is_unicode(query):
         raise InvalidQueryError(f"A query must be a non-empty str, got {query!a:.60}.")
 
 
-def check_query_vectors(vectors: list[Matrix]) -> list[Matrix]:
-    """The same vectors, of queries.
+def check_query_vectors(vectors: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return the query vectors unchanged if they are all finite.
 
     Raises:
-        InvalidVectorError: Some are not finite.
+        InvalidVectorError: If some are not finite.
     """
     if not all(np.isfinite(matrix).all() for matrix in vectors):
         raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
@@ -100,11 +63,11 @@ def check_query_vectors(vectors: list[Matrix]) -> list[Matrix]:
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items and a last, shorter one, taking no more from the iterable than it yields.
+    """Yield lists of ``size`` items; the last one may be shorter. The iterable is consumed one batch at a time.
 
     Raises:
         ValueError: If the size is not positive.
-        InvalidDocumentError: If a single document is given for an iterable of them.
+        InvalidDocumentError: If a single document is given instead of an iterable.
     """
     if size < 1:
         raise ValueError(f"batch_documents must be positive, got {size!r}.")
@@ -121,7 +84,7 @@ def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def cut_by_length(batches: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """Batches of texts or documents again, those with too many characters in parts."""
+    """Split batches of texts or documents that have too many characters."""
     for batch in batches:
         part: list[Any] = []
         characters = 0

@@ -1,4 +1,4 @@
-"""What goes into a collection and what comes out of it."""
+"""Documents, stored documents and search hits."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 from jcv2_plugin.errors import InvalidDocumentError
 
 if TYPE_CHECKING:
-    # Imports the tokenizers, which reading or deleting needs none of.
-    from jcv2_plugin.explanation import Explanation
+    # Imports the tokenizers, which are not needed for reading or deleting.
+    from jcv2_plugin.scoring.explanation import Explanation
 
 TEXT_KEY = "page_content"
 METADATA_KEY = "metadata"
 ID_KEY = "_id"
 HASH_KEY = "_hash"
-"""Payload keys. The first two are langchain-qdrant's, so that it can read our payloads."""
+"""Payload keys. The first two are those of langchain-qdrant, so that it can read our payloads."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
 
 
 def point_id(document_id: str) -> str:
-    """The UUID under which Qdrant knows a document: version 5, of its id. Qdrant takes no free strings."""
+    """Return the Qdrant point id of a document, a version 5 UUID of its id. Qdrant does not accept other strings."""
     return str(uuid.uuid5(_NAMESPACE, document_id))
 
 
@@ -34,10 +34,10 @@ class Document:
     """A text with its id and metadata.
 
     Attributes:
-        id: Any non-empty string, the user's own. None draws a random one when it is added.
-        text: The text that is encoded and searched.
-        metadata: JSON-like; filters address it as ``metadata.<key>``.
-        payload: Further top-level payload keys, for integrations that keep a layout of their own.
+        id: Any non-empty string. If None, a random id is generated when the document is added.
+        text: Text to encode and search.
+        metadata: JSON-compatible metadata; filters refer to it as ``metadata.<key>``.
+        payload: Additional top-level payload keys, for integrations with their own payload layout.
     """
 
     text: str
@@ -48,7 +48,7 @@ class Document:
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document read back from a collection; ``payload`` is the whole payload as stored."""
+    """A document read from a collection; ``payload`` is the complete stored payload."""
 
     id: str
     text: str
@@ -57,7 +57,7 @@ class StoredDocument:
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any] | None) -> StoredDocument:
-        """Take a payload of ours apart."""
+        """Build a stored document from a payload in our layout."""
         payload = dict(payload or {})
         return cls(
             id=str(payload.get(ID_KEY, "")),
@@ -67,7 +67,7 @@ class StoredDocument:
         )
 
     def as_document(self) -> Document:
-        """The document as it was added, so that adding it elsewhere stores the same payload."""
+        """Return the document as it was added. Adding it to another collection stores the same payload."""
         ours = {TEXT_KEY, METADATA_KEY, ID_KEY, HASH_KEY}
         rest = {key: value for key, value in self.payload.items() if key not in ours}
         return Document(self.text, self.id, self.metadata, rest)
@@ -78,10 +78,10 @@ class SearchHit(StoredDocument):
     """A search result.
 
     Attributes:
-        score: MaxSim, the sum over query tokens of the largest dot product with a document token. At most
-            the number of query vectors.
-        query_vectors: How many vectors the query has.
-        explanation: Which token matched which, where the search was asked for it.
+        score: MaxSim score: the sum over query tokens of the largest dot product with a document token. At most the
+            number of query vectors.
+        query_vectors: Number of query vectors.
+        explanation: Token matches, if the search was called with ``with_explanation=True``.
     """
 
     score: float = 0.0
@@ -90,17 +90,17 @@ class SearchHit(StoredDocument):
 
     @property
     def relevance(self) -> float:
-        """The score divided by the number of query vectors, within 0 and 1.
+        """The score divided by the number of query vectors, between 0 and 1.
 
-        It is the mean cosine of a query vector with its best match, so that hits of queries of different lengths can
-        be compared, and held against one threshold. Storage that rounds can lift it a little over 1, and vectors
-        that point away from each other under 0; there it is clipped.
+        This is the mean cosine similarity of each query vector with its best match. It makes hits of queries of
+        different lengths comparable, so that one threshold works for all of them. It is clipped to 0 and 1, because
+        rounding in storage can lift it slightly above 1, and vectors with negative similarity push it below 0.
         """
         return relevance_of(self.score, self.query_vectors)
 
 
 def relevance_of(score: float, query_vectors: int) -> float:
-    """See :attr:`SearchHit.relevance`; 0 for a query without vectors."""
+    """Compute :attr:`SearchHit.relevance`; 0 for a query without vectors."""
     return min(max(score / query_vectors, 0.0), 1.0) if query_vectors else 0.0
 
 
@@ -109,10 +109,10 @@ def as_documents(
     ids: Iterable[str | None] | None = None,
     metadata: Iterable[Mapping[str, Any] | None] | None = None,
 ) -> list[Document]:
-    """Put texts, ids and metadata together.
+    """Combine texts, ids and metadata into documents.
 
     Raises:
-        InvalidDocumentError: If their numbers differ, or a text is given as one string.
+        InvalidDocumentError: If their lengths differ, or a single text is given instead of a list.
     """
     if isinstance(texts, (str, Document)):
         raise InvalidDocumentError(f"Give a list of texts, not a single {type(texts).__name__}.")
@@ -137,11 +137,11 @@ def as_documents(
 
 
 def validate(documents: Sequence[Document]) -> list[Document]:
-    """Check documents before anything is encoded or written, and give those without an id a random one.
+    """Validate documents before anything is encoded or written, and assign random ids to those without one.
 
     Raises:
-        InvalidDocumentError: Empty text, text or id that is no string, an id given twice, metadata that is
-            no JSON object.
+        InvalidDocumentError: If a text is empty, a text or id is not a string, an id is given twice, or metadata is
+            not a JSON object.
     """
     checked: list[Document] = []
     seen: set[str] = set()
@@ -182,7 +182,7 @@ def _check_json(value: Any, where: str) -> None:
 
 
 def _json_problem(value: Any) -> str | None:
-    """What json.dumps lets pass but Qdrant does not take, or would change without saying."""
+    """Return what is wrong with a value that json.dumps accepts but Qdrant rejects or silently changes."""
     if isinstance(value, str):
         return None if is_unicode(value) else "text with lone surrogates, which is not Unicode"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -199,7 +199,7 @@ def _json_problem(value: Any) -> str | None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a str is proper Unicode: a broken decoding can leave half a surrogate pair in it."""
+    """Return whether a str is valid Unicode. Faulty decoding can leave lone surrogates in it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -208,7 +208,7 @@ def is_unicode(text: str) -> bool:
 
 
 def payload_of(document: Document) -> dict[str, Any]:
-    """What is stored beside the vectors, with a hash that tells whether the document has changed."""
+    """Return the payload to store with the vectors, including a hash that shows whether the document has changed."""
     payload = {
         **{key: value for key, value in document.payload.items() if key != HASH_KEY},
         TEXT_KEY: document.text,

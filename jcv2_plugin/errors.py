@@ -1,54 +1,54 @@
-"""Every error of the package: one base, one subclass per thing a caller can act on.
+"""Exceptions raised by this package.
 
-Each message names the thing, the offending value and the way out. Errors that are also an ordinary Python
-error (a bad value, a missing file) inherit from it too, so that generic handlers keep working.
+All derive from :class:`Jcv2Error`. Each message names what failed, the offending value and how to fix it. Exceptions
+that correspond to a built-in one, such as ``ValueError`` or ``FileNotFoundError``, also inherit from it.
 """
 
 from __future__ import annotations
 
 
 class Jcv2Error(Exception):
-    """Base of all errors raised by this package."""
+    """Base class of all exceptions raised by this package."""
 
 
 class ModelNotFoundError(Jcv2Error, FileNotFoundError):
-    """A model name is neither a folder, nor shipped with the package, nor to be had from the hub."""
+    """A model is not a local folder, not bundled with the package, and not available from the hub."""
 
 
 class ModelLayoutError(Jcv2Error, ValueError):
-    """A model folder is there but cannot be read as a multi-vector model without remote code or pickle."""
+    """A model folder exists but cannot be loaded as a multi-vector model without remote code or pickle."""
 
 
 class UnknownDimError(Jcv2Error, ValueError):
-    """The model has no head for a dimension. Heads are untied: one is never sliced out of another."""
+    """The model has no projection head for a dimension. Heads are not weight-tied, so none is sliced out of another."""
 
 
 class InvalidDocumentError(Jcv2Error, ValueError):
-    """A document, id or metadata cannot be stored. Nothing of the call was written."""
+    """A document, id or metadata cannot be stored. The call wrote nothing."""
 
 
 class DocumentTooLongError(InvalidDocumentError):
-    """A document has more tokens than the model takes, or more floats than Qdrant takes for one point."""
+    """A document has more tokens than the model accepts, or more floats than Qdrant accepts for one point."""
 
 
 class InvalidVectorError(Jcv2Error, ValueError):
-    """Vectors are not finite, or of another dimension than the collection's."""
+    """Vectors are not finite, or do not have the collection's dimension."""
 
 
 class CollectionError(Jcv2Error):
-    """Base of the errors about a collection as a whole."""
+    """Base class of exceptions about a whole collection."""
 
 
 class CollectionNotFoundError(CollectionError, FileNotFoundError):
-    """There is no collection at this place."""
+    """There is no collection at this location."""
 
 
 class CollectionExistsError(CollectionError, FileExistsError):
-    """There is a collection at this place already."""
+    """There is already a collection at this location."""
 
 
 class CollectionLockedError(CollectionError):
-    """Another process, or another object in this one, has the folder open."""
+    """The folder is open in another process, or in another object of this one."""
 
 
 class CollectionCorruptError(CollectionError):
@@ -56,32 +56,32 @@ class CollectionCorruptError(CollectionError):
 
 
 class CollectionMismatchError(CollectionError, ValueError):
-    """A collection was made with another model, dimension or preprocessing than the one offered."""
+    """A collection was created with another model, dimension or preprocessing than the given one."""
 
 
 class CollectionAccessError(CollectionError):
-    """A Qdrant server wants a key, or one that may do more than the key given."""
+    """A Qdrant server requires an API key, or one with more permissions."""
 
 
 class ServerLimitError(CollectionError):
-    """A request goes past a limit of the server, or does what the collection's strict mode forbids."""
+    """A request exceeds a limit of the server, or is forbidden by the collection's strict mode."""
 
 
 class ServerBusyError(CollectionError):
-    """The server cannot take a request now (a rate limit, overload, a shard that is away). Later it may."""
+    """The server is temporarily unable to handle a request (rate limit, overload, unavailable shard)."""
 
 
 class MissingPackageError(Jcv2Error, ImportError):
-    """Something needs a package that an extra of this one brings."""
+    """A feature needs a package that one of our extras installs."""
 
 
 class InvalidQueryError(Jcv2Error, ValueError):
-    """A query is empty or no string, or the number of results asked for is not positive."""
+    """A query is empty or not a string, or the requested number of results is not positive."""
 
 
 class InvalidOptionError(Jcv2Error, ValueError):
-    """A setting is none of those there are, or out of range."""
+    """An option has an unknown value, or is out of range."""
 
 
 class UnsupportedFilterError(Jcv2Error, ValueError):
-    """A filter has a condition, an operator or a value that the engine has no counterpart for."""
+    """A filter has a condition, an operator or a value that the engine does not support."""

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def write_atomically(file: Path, content: str) -> None:
-    """Replace a file's content in one step: whoever reads it, or a crash, finds the old or the new one."""
+    """Replace a file's content atomically: readers see the old or the new content, even after a crash."""
     temporary = file.with_name(file.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(content)
@@ -21,10 +21,10 @@ def write_atomically(file: Path, content: str) -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise where a new folder cannot be made.
+    """Check that a new folder can be created.
 
     Raises:
-        FileExistsError: Something is there, and it is not an empty folder.
+        FileExistsError: If the path exists and is not an empty folder.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{str(path)!r} exists and is not empty. Choose a new folder.")
@@ -32,10 +32,12 @@ def check_new_folder(path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is full: a crash or an error leaves no half of one behind.
+    """Yield a temporary folder that is renamed to ``path`` on success.
+
+    If the block raises, the temporary folder is deleted. ``path`` itself never exists half-filled.
 
     Raises:
-        FileExistsError: As :func:`check_new_folder`.
+        FileExistsError: If the path exists and is not an empty folder.
     """
     path = path.expanduser().resolve()
     check_new_folder(path)
@@ -43,11 +45,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield staging
-        check_new_folder(path)  # filling it may have taken hours
+        check_new_folder(path)  # again: filling it may have taken hours
         if path.exists():
             path.rmdir()
         staging.rename(path)
-        path.chmod(0o755)  # mkdtemp gives it to its owner alone
+        path.chmod(0o755)  # mkdtemp makes it private to its owner
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when first used, so that importing the package itself is quick."""
+"""Lazy imports of a package's public names, so that importing the package is fast."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 def lazy_exports(
     package: str, homes: Mapping[str, str], *, extra: str | None = None, requires: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of such a package.
+    """Return ``__getattr__`` and ``__dir__`` for a package that imports its names lazily.
 
     Args:
-        package: Its ``__name__``.
-        homes: For each public name the submodule that defines it.
-        extra: The extra of our distribution that the submodules need.
-        requires: The import package that this extra brings; where it is missing, the error says how to install it.
+        package: The package's ``__name__``.
+        homes: Submodule that defines each public name.
+        extra: Extra of our distribution that the submodules need.
+        requires: Import package that this extra installs. If it is missing, the error says how to install it.
     """
 
     def get(name: str) -> Any:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection.ingest import NewDocument, points_of
 from jcv2_plugin.documents import payload_of, point_id
-from jcv2_plugin.ingestion import NewDocument, points_of
 
 DIM = 32
 

@@ -17,7 +17,7 @@ import server_site
 import torch
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.engines import transport
+from jcv2_plugin.engines import retries as transport
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -88,15 +88,15 @@ def precompiled_charsmap(replacements: Mapping[str, str]) -> bytes:
     targets = {source.encode(): target.encode() for source, target in replacements.items()}
     parents = list(dict.fromkeys(source[:end] for source in targets for end in range(len(source))))
     # Where a state's value lies, and 256 units from there its children. One without children needs its value only.
-    place = {prefix: 256 * number for number, prefix in enumerate(parents, start=1)}
-    childless = [source for source in targets if source not in place]
-    place.update(zip(childless, itertools.count(256 * (len(parents) + 1))))
-    units = [0] * (256 * (max(place.values()) // 256 + 1))
-    units[0] = place[b""] << 10
+    bases = {prefix: 256 * number for number, prefix in enumerate(parents, start=1)}
+    childless = [source for source in targets if source not in bases]
+    bases.update(zip(childless, itertools.count(256 * (len(parents) + 1))))
+    units = [0] * (256 * (max(bases.values()) // 256 + 1))
+    units[0] = bases[b""] << 10
     blob = b""
-    for prefix, own in place.items():
+    for prefix, own in bases.items():
         if prefix:
-            position = place[prefix[:-1]] ^ prefix[-1]
+            position = bases[prefix[:-1]] ^ prefix[-1]
             units[position] = (position ^ own) << 10 | (prefix in targets) << 8 | prefix[-1]
         if prefix in targets:
             units[own] = 1 << 31 | len(blob)

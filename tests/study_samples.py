@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jcv2_plugin.study.base import Cell, Chart, Measured, Report, Result, Section
-from jcv2_plugin.study.charts import Line, line_chart
-from jcv2_plugin.study.intervals import interval
+from jcv2_plugin.evaluation.study.base import Cell, Chart, Measured, Report, Result, Section
+from jcv2_plugin.evaluation.study.charts import Line, line_chart
+from jcv2_plugin.evaluation.study.intervals import interval
 
 THINGS = ("ferry", "harbour", "rice", "telescope", "bread", "oven", "violin", "glacier", "bridge", "river", "lantern")
 

@@ -69,7 +69,7 @@ class TestMeasures:
         query = chance.standard_normal((4, 8)).astype(np.float32)
         plain = [sum(max(float(token @ other) for other in one) for token in query) for one in documents]
         (found,) = exact_top([query], documents, 3)
-        assert list(found) == sorted(range(4), key=lambda place: -plain[place])[:3]
+        assert list(found) == sorted(range(4), key=lambda index: -plain[index])[:3]
         assert list(found.values()) == pytest.approx(sorted(plain, reverse=True)[:3], rel=1e-5)
 
     def test_vectors_that_cannot_be_compared_are_told(self, tmp_path: Path) -> None:

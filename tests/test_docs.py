@@ -18,11 +18,11 @@ from loopback_qdrant import LoopbackQdrant
 from typer.main import get_command
 
 import jcv2_plugin.cli
-import jcv2_trainer.cli
+import jcv2_trainer.cli.app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-APPS = {"jcv2": jcv2_plugin.cli.app, "jcv2-finetune": jcv2_trainer.cli.app}
+APPS = {"jcv2": jcv2_plugin.cli.app, "jcv2-finetune": jcv2_trainer.cli.app.app}
 OTHERS_COMMANDS = re.compile(r"(accelerate|pip|python)\s[^`]*")
 
 
@@ -115,6 +115,7 @@ def options_of(command: Any) -> set[str]:
 
 def commands_of(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """A command and those below it, by the words that call them; those of entry points too."""
+    command = command.load() if hasattr(command, "load") else command
     yield words, command
     if hasattr(command, "commands"):  # a group
         for name in command.list_commands(None):

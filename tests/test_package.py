@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import os
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,55 @@ def test_the_packages_keep_their_distance() -> None:
             for other in set(PACKAGES) - {folder.name} - allowed[folder.name]:
                 assert f"import {other}" not in text, file
                 assert f"from {other}" not in text, file
+
+
+def imports_of(file: Path, package: str) -> Iterator[str]:
+    """The package's modules that a file imports when it is imported or when it runs: types alone do not count."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for_types = {
+        id(below)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for below in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in for_types:
+            module = node.module or ""
+            if module == package or module.startswith(f"{package}."):
+                below = [f"{module}.{alias.name}" for alias in node.names]
+                modules = [name for name in below if module_file(name).exists()]
+                yield from modules or [module]
+
+
+def module_file(name: str) -> Path:
+    path = ROOT / {"jcv2_trainer": "trainer"}.get(name.partition(".")[0], ".") / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def graph_of(package: str) -> dict[str, set[str]]:
+    folder = module_file(package).parent
+    graph = {}
+    for file in folder.rglob("*.py"):
+        name = ".".join((package, *file.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
+        graph[name] = set(imports_of(file, package))
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("package", "levels"),
+    [
+        ("jcv2_plugin", ({"encoder"}, {"engines", "scoring"}, {"collection"}, {"evaluation"}, {"cli"})),
+        ("jcv2_trainer", ({"recipes", "data"}, {"mining", "loss"}, {"heads"}, {"training"}, {"cli"})),
+    ],
+)
+def test_imports_run_one_way(package: str, levels: tuple[set[str], ...]) -> None:
+    """A package imports those of the levels below it; no two modules import each other, however far around."""
+    level = {name: number for number, names in enumerate(levels, start=1) for name in names}
+    graph = graph_of(package)
+    assert len(graph) > 20
+    role = {name: next((one for one in name.split(".")[1:2] if one in level), "") for name in graph}
+    for name in graph.keys() - {package, f"{package}.__main__"}:
+        for other in graph[name]:
+            same = role[other] == role[name]
+            assert same or level.get(role[other], 0) < level.get(role[name], 0), f"{name} imports {other}"
+    list(graphlib.TopologicalSorter(graph).static_order())

@@ -19,13 +19,13 @@ jcv2_plugin.ColbertCollection.create("folder", encoder=7)
 jcv2_plugin.ColbertCollection.open("folder").search("a", first_stage="dense")
 jcv2_plugin.ColbertCollection.open("folder").search("a")[0].id + 1
 jcv2_plugin.Document(text=7)
-jcv2_plugin.hand_over("http://localhost:6333", "a", "b", "langchain")
+jcv2_plugin.import_qdrant("http://localhost:6333", "a", "b", "langchain")
 langchain_jcv2.JinaColbertVectorStore.from_texts([1])
 langchain_jcv2.JinaColbertReranker(top_n="three")
-langchain_jcv2.from_qdrant("http://localhost:6333", "dense")
+langchain_jcv2.import_qdrant("http://localhost:6333", "dense")
 llama_index_jcv2.JinaColbertIndex.from_documents(["text"])
 llama_index_jcv2.JinaColbertRetriever.from_collection("folder").with_options(7)
-llama_index_jcv2.from_qdrant("http://localhost:6333", "dense")
+llama_index_jcv2.import_qdrant("http://localhost:6333", "dense")
 jcv2_trainer.check_file(7)
 jcv2_trainer.no_such_name
 """

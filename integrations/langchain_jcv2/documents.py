@@ -1,4 +1,4 @@
-"""LangChain's documents as the core's and back, and the collections that hold them."""
+"""Convert documents and search results between LangChain and jcv2_plugin."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jcv2_plugin import Explanation, SearchHit, StoredDocument
 from jcv2_plugin.errors import InvalidDocumentError
 
 RELEVANCE_KEY = "relevance_score"
-"""The metadata key of a score in 0..1: MaxSim by the number of query vectors."""
+"""Metadata key of the relevance in 0..1: MaxSim divided by the number of query vectors."""
 MAXSIM_KEY = "maxsim"
-"""The metadata key of MaxSim itself."""
+"""Metadata key of the MaxSim score."""
 MATCHES_KEY = "token_matches"
-"""The metadata key of what :func:`token_matches` gives."""
+"""Metadata key of the result of :func:`token_matches`."""
 
 
 def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = None) -> list[jcv2_plugin.Document]:
-    """LangChain documents for a collection to add; an id in ``ids`` comes before a document's own.
+    """Convert LangChain documents to documents of a collection. Ids in ``ids`` override the documents' own.
 
     Raises:
-        InvalidDocumentError: There are more or fewer ids than documents.
+        InvalidDocumentError: ``ids`` is a string, or its length differs from the number of documents.
     """
     listed = list(documents)
     if isinstance(ids, str):
@@ -39,20 +39,20 @@ def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = No
 
 
 def to_langchain(stored: StoredDocument, added: Mapping[str, Any] | None = None) -> Document:
-    """A stored document as LangChain's, with further metadata."""
+    """Convert a stored document to a LangChain document, with additional metadata."""
     return Document(id=stored.id, page_content=stored.text, metadata={**stored.metadata, **(added or {})})
 
 
 def scores_of(found: SearchHit | jcv2_plugin.RerankResult) -> dict[str, float]:
-    """The scores of a result as metadata."""
+    """Return the scores of a result as metadata."""
     return {RELEVANCE_KEY: found.relevance, MAXSIM_KEY: found.score}
 
 
 def token_matches(explanation: Explanation) -> list[dict[str, Any]]:
-    """The best match of each query token in a form that JSON takes.
+    """Return the best match of each query token as JSON-serializable dicts.
 
-    Markers and [MASK] tokens of the query are left out: no character of it stands behind them. ``start`` and ``end``
-    are the document token's place in the text, equal for a special token.
+    Markers and [MASK] tokens of the query are left out, since they correspond to no characters of it. ``start`` and
+    ``end`` are the document token's offsets in the text, equal for a special token.
     """
     return [
         {
@@ -68,10 +68,10 @@ def token_matches(explanation: Explanation) -> list[dict[str, Any]]:
 
 
 def with_metadata(document: Document, added: Mapping[str, Any]) -> Document:
-    """A copy of a document with further metadata, which shares nothing that could be changed with it."""
+    """Return a copy of a document with additional metadata. It shares no mutable data with the original."""
     return document.model_copy(update={"metadata": {**copy.deepcopy(document.metadata), **added}})
 
 
 def search_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for a search, without the one that LangChain's ``invoke`` hands on for itself."""
+    """Return the search arguments without ``verbose``, which LangChain's ``invoke`` adds."""
     return {name: value for name, value in given.items() if name != "verbose"}

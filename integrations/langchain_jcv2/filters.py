@@ -1,4 +1,4 @@
-"""Plain dicts as Qdrant filters on metadata."""
+"""Convert metadata dicts to Qdrant filters."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from jcv2_plugin.documents import METADATA_KEY
 from jcv2_plugin.errors import UnsupportedFilterError
 
 MetadataFilter = models.Filter | Mapping[str, Any]
-"""Qdrant's own filter, on ``metadata.<key>``, or a dict of metadata that documents must have."""
+"""A Qdrant filter on ``metadata.<key>``, or a dict of metadata that documents must match."""
 
 _PLAIN_KEY = re.compile(r"[\w-]+")
 _WAY_OUT = "Write it as a qdrant_client.models.Filter on the key 'metadata.<key>'."
 
 
 def as_qdrant_filter(filter: MetadataFilter | None) -> models.Filter | None:
-    """A filter as Qdrant takes it.
+    """Convert a filter to a Qdrant filter.
 
     Args:
-        filter: Qdrant's own, which is returned as it is; or a dict of metadata entries, all of which a document must
-            have, such as ``{"room": "hall", "year": 1999}``. A nested dict reaches into nested metadata. Where the
-            metadata holds a list, one equal element suffices. A dot in a key is a dot, not a path.
+        filter: A Qdrant filter, which is returned unchanged, or a dict of metadata entries. A document must match all
+            of them, as in ``{"room": "hall", "year": 1999}``. A nested dict matches nested metadata. A list in the
+            metadata matches if one of its elements is equal. A dot in a key is literal, not a path separator.
 
     Returns:
-        None for None and for an empty dict.
+        The Qdrant filter, or None for None or an empty dict.
 
     Raises:
-        UnsupportedFilterError: It is neither of the two, or a value is none to be compared by equality.
+        UnsupportedFilterError: The filter is of another type, or a value cannot be compared for equality.
     """
     if filter is None or isinstance(filter, models.Filter):
         return filter

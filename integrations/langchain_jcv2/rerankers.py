@@ -1,4 +1,4 @@
-"""``JinaColbertReranker``: MaxSim over what any retriever finds, without an index."""
+"""``JinaColbertReranker``: rerank the documents of any retriever by MaxSim, without an index."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 
 import jcv2_plugin
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.long_documents import LongDocuments
+from jcv2_plugin.encoder.windows import LongDocuments
 from langchain_jcv2.documents import MATCHES_KEY, MAXSIM_KEY, RELEVANCE_KEY, scores_of, token_matches, with_metadata
 
 
 class JinaColbertReranker(BaseDocumentCompressor):
-    """Ranks documents by MaxSim with the query, whatever found them.
+    """Rerank documents by MaxSim with the query.
 
-    The documents given stay as they are; copies of them come back, best first, with ``relevance_score`` (MaxSim by the
-    number of query vectors, in 0..1) and ``maxsim`` in their metadata. Documents without text come last, with 0.
+    The documents may come from any retriever and are not modified. Copies are returned, best first, with
+    ``relevance_score`` (MaxSim divided by the number of query vectors, in 0..1) and ``maxsim`` in their metadata.
+    Documents without text come last, with scores of 0.
 
     Example:
         >>> reranker = JinaColbertReranker(encoder="mini", dim=64, top_n=1)
@@ -33,39 +34,39 @@ class JinaColbertReranker(BaseDocumentCompressor):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
     encoder: JinaColbertEncoder | str | os.PathLike[str] = Field(default="mini", repr=False)
-    """The model, loaded or by name; by name it is loaded when it is first needed."""
+    """The model, loaded or by name. A name is loaded on first use."""
 
     dim: int | None = None
-    """One of the model's Matryoshka dimensions; None takes its default."""
+    """One of the model's Matryoshka dimensions. Defaults to the model's default."""
 
     top_n: int | None = Field(default=None, ge=1)
-    """How many to return; None returns all."""
+    """Number of documents to return. None returns all."""
 
     long_documents: LongDocuments = "split"
-    """What is done with documents over the model's window, as for ``ColbertCollection.create``."""
+    """How to handle documents longer than the model's window, as in ``ColbertCollection.create``."""
 
     with_explanation: bool = False
-    """Put each query token's best match into the metadata, as ``token_matches``."""
+    """Add each query token's best match to the metadata, as ``token_matches``."""
 
     _model: _Model = PrivateAttr(default_factory=lambda: _Model())
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Rank documents.
+        """Rerank documents.
 
         Args:
-            documents: What a retriever found.
-            query: The question.
-            callbacks: Not used.
+            documents: Documents from a retriever.
+            query: The query.
+            callbacks: Unused.
 
         Returns:
-            Copies of the best ``top_n``, best first; those that score the same stay in their order.
+            Copies of the best ``top_n`` documents, best first. Ties keep their order.
 
         Raises:
-            InvalidQueryError: The query is empty or no string.
-            ModelNotFoundError: There is no such model.
-            UnknownDimError: The model has no head for ``dim``.
+            InvalidQueryError: The query is empty or not a string.
+            ModelNotFoundError: The model does not exist.
+            UnknownDimError: The model has no projection head for ``dim``.
         """
         documents = list(documents)
         worded = [position for position, one in enumerate(documents) if one.page_content.strip()]
@@ -100,7 +101,7 @@ class JinaColbertReranker(BaseDocumentCompressor):
 
 
 class _Model:
-    """A model loaded by name, once. A copy has none: it loads its own when that is needed."""
+    """A model loaded once, by name. A copy does not share it: it loads its own when needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""``JinaColbertRetriever``: a collection as a LangChain retriever."""
+"""``JinaColbertRetriever``: a LangChain retriever over a collection."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
+from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
 from jcv2_plugin.documents import as_documents
-from jcv2_plugin.first_stage import FirstStage
-from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.engines.first_stage import FirstStage
 from langchain_jcv2.documents import (
     MATCHES_KEY,
     scores_of,
@@ -31,18 +31,18 @@ from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 from langchain_jcv2.vectorstores import JinaColbertVectorStore
 
 _OPTIONS = ("candidates", "first_stage", "with_explanation")
-"""Fields that are arguments of ``ColbertCollection.search`` under the same names."""
+"""Fields passed to ``ColbertCollection.search`` under the same names."""
 
 
 class JinaColbertRetriever(BaseRetriever):
-    """Documents of a :class:`~jcv2_plugin.ColbertCollection` by MaxSim, best first.
+    """Retrieve documents of a :class:`~jcv2_plugin.ColbertCollection` by MaxSim, best first.
 
-    A document comes back as it was added: its ``id``, ``page_content`` and ``metadata``. ``k``, ``filter``,
-    ``candidates``, ``first_stage``, ``with_explanation`` and whatever else ``ColbertCollection.search`` takes can be
-    given for one call, as in ``invoke(question, k=3)``; a filter given so takes the place of the retriever's own, and
-    None keeps that.
+    Documents are returned as they were added, with ``id``, ``page_content`` and ``metadata``. ``k``, ``filter``,
+    ``candidates``, ``first_stage``, ``with_explanation`` and the other arguments of ``ColbertCollection.search`` can be
+    given per call, as in ``invoke(question, k=3)``. A ``filter`` given this way replaces the retriever's own; None
+    keeps it.
 
-    Close ``retriever.collection`` to release a folder or client.
+    Close ``retriever.collection`` to release its folder or client.
 
     Example:
         >>> retriever = JinaColbertRetriever.from_texts(["Tokens meet tokens.", "Cooking rice."], dim=64, k=1)
@@ -50,37 +50,39 @@ class JinaColbertRetriever(BaseRetriever):
         'Tokens meet tokens.'
     """
 
-    # What is wrong may be the URL of a place, with a password in it.
+    # An invalid value may be a URL that contains a password.
     model_config = ConfigDict(
         arbitrary_types_allowed=True, extra="forbid", validate_assignment=True, hide_input_in_errors=True
     )
 
-    # Out of repr and dumps: those end up in logs and traces, and a collection holds a client.
+    # Kept out of repr and dumps, which end up in logs and traces: a collection holds a client.
     collection: ColbertCollection = Field(exclude=True, repr=False)
-    """The collection that is searched."""
+    """The collection to search."""
 
     k: int = Field(default=4, ge=1)
-    """How many documents to return."""
+    """Number of documents to return."""
 
     filter: MetadataFilter | None = None
-    """Search only what it selects: Qdrant's own filter, on ``metadata.<key>``, or a dict such as
-    ``{"room": "hall"}``."""
+    """Search only matching documents: a Qdrant filter on ``metadata.<key>``, or a dict such as
+    ``{"room": "hall"}``.
+    """
 
     candidates: int | None = Field(default=None, ge=1)
-    """How many the first stage is to find; None takes 300, and at least ``4 * k``."""
+    """Number of first-stage candidates. Defaults to 300, but at least ``4 * k``."""
 
     first_stage: FirstStage | None = None
-    """Another first stage than the collection's, of what it stores; ``"none"`` ranks all documents."""
+    """First stage to use instead of the collection's, out of those it stores. ``"none"`` ranks all documents."""
 
     with_explanation: bool = False
-    """Put each query token's best match into the documents' metadata, as ``token_matches``."""
+    """Add each query token's best match to the documents' metadata, as ``token_matches``."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of ``ColbertCollection.search``, such as ``score_threshold``."""
+    """Additional arguments of ``ColbertCollection.search``, such as ``score_threshold``."""
 
     add_score: bool = False
-    """Put scores into the documents' metadata: MaxSim as ``maxsim``, and by the number of query vectors, so in 0..1,
-    as ``relevance_score``."""
+    """Add scores to the documents' metadata: ``maxsim``, and ``relevance_score``, which is MaxSim divided by the number
+    of query vectors, in 0..1.
+    """
 
     @field_validator("filter", mode="before")
     @classmethod
@@ -108,23 +110,24 @@ class JinaColbertRetriever(BaseRetriever):
         k: int = 4,
         **options: Any,
     ) -> Self:
-        """Create a collection of texts, and a retriever over it.
+        """Create a collection of texts and return a retriever over it.
 
         Args:
-            texts: What to search.
-            ids: An id for each text; None draws random ones.
-            metadatas: A dict for each text.
+            texts: Texts to index.
+            ids: An id for each text. None generates random ids.
+            metadatas: A metadata dict for each text.
             encoder: The model, loaded or by name.
-            dim: One of the model's Matryoshka dimensions; None takes its default.
-            location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path``, ``url`` or
+            dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
+            location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
                 ``client`` is among the options.
-            k: How many documents a search returns.
-            **options: The retriever's other fields, and options of ``ColbertCollection.create`` (``name``
-                means the collection's).
+            k: Number of documents to return.
+            **options: The retriever's other fields, and options of ``ColbertCollection.create``. ``name`` is the
+                collection's name.
 
         Raises:
-            InvalidDocumentError: Empty text, an id twice, metadata that is no JSON. Nothing was created.
-            CollectionExistsError: There is a collection already; :meth:`from_collection` opens it.
+            InvalidDocumentError: A text is empty, an id is repeated, or metadata is not JSON-serializable. Nothing is
+                created.
+            CollectionExistsError: The collection already exists. Open it with :meth:`from_collection`.
         """
         documents = as_documents(texts, ids, metadatas)
         return cls._from_core(documents, encoder=encoder, dim=dim, location=location, k=k, **options)
@@ -140,35 +143,36 @@ class JinaColbertRetriever(BaseRetriever):
         k: int = 4,
         **options: Any,
     ) -> Self:
-        """Create a collection of LangChain documents, and a retriever over it.
+        """Create a collection of LangChain documents and return a retriever over it.
 
         Args:
-            documents: What to search. Those without an ``id`` get a random one.
-            encoder: As for :meth:`from_texts`.
-            dim: As for :meth:`from_texts`.
-            location: As for :meth:`from_texts`.
-            k: As for :meth:`from_texts`.
-            **options: As for :meth:`from_texts`.
+            documents: Documents to index. Those without an ``id`` get a random one.
+            encoder: See :meth:`from_texts`.
+            dim: See :meth:`from_texts`.
+            location: See :meth:`from_texts`.
+            k: See :meth:`from_texts`.
+            **options: See :meth:`from_texts`.
 
         Raises:
-            InvalidDocumentError: As for :meth:`from_texts`.
-            CollectionExistsError: As for :meth:`from_texts`.
+            InvalidDocumentError: See :meth:`from_texts`.
+            CollectionExistsError: See :meth:`from_texts`.
         """
         return cls._from_core(to_core(documents), encoder=encoder, dim=dim, location=location, k=k, **options)
 
     @classmethod
     def from_vectorstore(cls, vectorstore: JinaColbertVectorStore, *, k: int = 4, **fields: Any) -> Self:
-        """A retriever over the collection of a vector store.
+        """Create a retriever over the collection of a vector store.
 
-        ``vectorstore.as_retriever()`` makes LangChain's own, which has MMR and thresholds on relevance instead.
+        ``vectorstore.as_retriever()`` returns LangChain's own retriever instead, which supports MMR and relevance
+        thresholds.
 
         Args:
-            vectorstore: A :class:`JinaColbertVectorStore`.
-            k: How many documents a search returns.
+            vectorstore: The vector store.
+            k: Number of documents to return.
             **fields: The retriever's other fields.
 
         Raises:
-            TypeError: The store is another. Its ``as_retriever`` makes a retriever.
+            TypeError: The vector store is not a :class:`JinaColbertVectorStore`. Use its ``as_retriever`` instead.
         """
         if not isinstance(vectorstore, JinaColbertVectorStore):
             raise TypeError(
@@ -185,16 +189,16 @@ class JinaColbertRetriever(BaseRetriever):
         k: int = 4,
         **options: Any,
     ) -> Self:
-        """A retriever over a collection that exists.
+        """Create a retriever over an existing collection.
 
         Args:
-            collection: An open collection, or the location of one: a folder or a server's URL.
-            k: How many documents a search returns.
-            **options: The retriever's other fields, and options of ``ColbertCollection.open`` (``encoder``,
-                ``url``, ``client``, ``name``, ``client_options``, ...).
+            collection: An open collection, or the location of one: a folder or a server URL.
+            k: Number of documents to return.
+            **options: The retriever's other fields, and options of ``ColbertCollection.open`` (``encoder``, ``url``,
+                ``client``, ``name``, ``client_options``, ...).
 
         Raises:
-            CollectionNotFoundError: There is none.
+            CollectionNotFoundError: The collection does not exist.
             TypeError: Options for opening are given with an open collection.
         """
         fields = cls._take_fields(options, k)
@@ -209,7 +213,7 @@ class JinaColbertRetriever(BaseRetriever):
 
     @classmethod
     def _take_fields(cls, options: dict[str, Any], k: int) -> dict[str, Any]:
-        """The retriever's own of the options, checked before a collection is created or opened."""
+        """Pop the retriever's fields from the options and validate them, before a collection is created or opened."""
         own = set(cls.model_fields) - {"name", "collection", "k"}
         fields = {"k": k, **{name: options.pop(name) for name in sorted(own & options.keys())}}
         blank = cls.model_construct()
@@ -248,7 +252,7 @@ class JinaColbertRetriever(BaseRetriever):
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in _OPTIONS}
-        if given.get("exact") or given.get("first_stage") == "none":  # then there are no candidates to be found
+        if given.get("exact") or given.get("first_stage") == "none":  # there are no candidates then
             own.update(candidates=None, first_stage=None)
         return {**own, **self.search_kwargs, **search_options(given)}
 

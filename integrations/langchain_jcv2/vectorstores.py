@@ -1,4 +1,4 @@
-"""``JinaColbertVectorStore``: a collection as a LangChain vector store."""
+"""``JinaColbertVectorStore``: a LangChain vector store over a collection."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
+from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
 from jcv2_plugin.documents import as_documents
-from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
 from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
@@ -26,13 +26,13 @@ _NO_VECTOR = (
 
 
 class JinaColbertVectorStore(VectorStore):
-    """A :class:`~jcv2_plugin.ColbertCollection` as a LangChain ``VectorStore``, ranked by MaxSim.
+    """LangChain vector store over a :class:`~jcv2_plugin.ColbertCollection`, ranked by MaxSim.
 
-    It encodes with the model of its collection, so it has no ``Embeddings``. Ids are any strings. Searches take
-    ``filter`` (Qdrant's own, on ``metadata.<key>``, or a dict such as ``{"room": "hall"}``) and whatever else
-    ``ColbertCollection.search`` takes: ``candidates``, ``exact``, ``first_stage``, ``score_threshold`` (on MaxSim).
+    Texts are encoded with the collection's model, so no ``Embeddings`` is used. Ids can be any strings. Searches take
+    ``filter`` (a Qdrant filter on ``metadata.<key>``, or a dict such as ``{"room": "hall"}``) and the other arguments
+    of ``ColbertCollection.search``: ``candidates``, ``exact``, ``first_stage``, ``score_threshold`` (on MaxSim).
 
-    Close ``store.collection`` to release a folder or client.
+    Close ``store.collection`` to release its folder or client.
 
     Args:
         collection: An open collection.
@@ -52,7 +52,7 @@ class JinaColbertVectorStore(VectorStore):
         self._collection = collection
 
     def __repr__(self) -> str:
-        # LangChain logs and traces this: no client, no URL.
+        # LangChain logs and traces this, so leave out the client and the URL.
         schema = self._collection.schema
         return f"{type(self).__name__}(model={schema.model!r}, dim={schema.dim})"
 
@@ -63,10 +63,10 @@ class JinaColbertVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> None:
-        """None: an ``Embeddings`` makes one vector of a text, and this store compares one for each token."""
+        """None: an ``Embeddings`` gives one vector per text, and this store compares one vector per token."""
         return None
 
-    # Making one
+    # Construction
 
     @classmethod
     def from_texts(
@@ -81,23 +81,24 @@ class JinaColbertVectorStore(VectorStore):
         location: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Create a collection of texts, and a store over it.
+        """Create a collection of texts and return a vector store over it.
 
         Args:
-            texts: What to store.
-            embedding: The same as ``encoder``, in the place where LangChain has it. An ``Embeddings`` is refused.
-            metadatas: A dict for each text.
-            ids: An id for each text; None draws random ones.
-            encoder: The model, loaded or by name; None takes ``"mini"``.
-            dim: One of the model's Matryoshka dimensions; None takes its default.
-            location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path``, ``url`` or
+            texts: Texts to store.
+            embedding: Same as ``encoder``, under LangChain's name. An ``Embeddings`` is rejected.
+            metadatas: A metadata dict for each text.
+            ids: An id for each text. None generates random ids.
+            encoder: The model, loaded or by name. Defaults to ``"mini"``.
+            dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
+            location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
                 ``client`` is among the options.
             **options: Options of ``ColbertCollection.create``.
 
         Raises:
-            InvalidDocumentError: Empty text, an id twice, metadata that is no JSON. Nothing was created.
-            CollectionExistsError: There is a collection already; :meth:`from_existing_collection` opens it.
-            TypeError: ``embedding`` is an ``Embeddings``, or a model is given twice.
+            InvalidDocumentError: A text is empty, an id is repeated, or metadata is not JSON-serializable. Nothing is
+                created.
+            CollectionExistsError: The collection already exists. Open it with :meth:`from_existing_collection`.
+            TypeError: ``embedding`` is an ``Embeddings``, or both ``embedding`` and ``encoder`` are given.
         """
         documents = as_documents(texts, ids, metadatas)
         return cls._create(documents, embedding, encoder, dim=dim, location=location, **options)
@@ -114,21 +115,21 @@ class JinaColbertVectorStore(VectorStore):
         location: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Create a collection of LangChain documents, and a store over it.
+        """Create a collection of LangChain documents and return a vector store over it.
 
         Args:
-            documents: What to store.
-            embedding: As for :meth:`from_texts`, as are all that follow but one.
-            ids: An id for each document; where it is None, the document's own, or else a random one.
+            documents: Documents to store.
+            embedding: See :meth:`from_texts`.
+            ids: An id for each document. Where it is None, the document's own id is used, or else a random one.
             encoder: See :meth:`from_texts`.
             dim: See :meth:`from_texts`.
             location: See :meth:`from_texts`.
             **options: See :meth:`from_texts`.
 
         Raises:
-            InvalidDocumentError: As :meth:`from_texts`.
-            CollectionExistsError: As :meth:`from_texts`.
-            TypeError: As :meth:`from_texts`.
+            InvalidDocumentError: See :meth:`from_texts`.
+            CollectionExistsError: See :meth:`from_texts`.
+            TypeError: See :meth:`from_texts`.
         """
         return cls._create(to_core(documents, ids), embedding, encoder, dim=dim, location=location, **options)
 
@@ -142,7 +143,7 @@ class JinaColbertVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **options: Any,
     ) -> Self:
-        """:meth:`from_texts`, without blocking the event loop."""
+        """Run :meth:`from_texts` without blocking the event loop."""
         return await run_in_executor(None, cls.from_texts, texts, embedding, metadatas, ids=ids, **options)
 
     @classmethod
@@ -152,23 +153,23 @@ class JinaColbertVectorStore(VectorStore):
         embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """:meth:`from_documents`, without blocking the event loop."""
+        """Run :meth:`from_documents` without blocking the event loop."""
         return await run_in_executor(None, cls.from_documents, documents, embedding, **options)
 
     @classmethod
     def from_existing_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> Self:
-        """A store over a collection that exists; its model is loaded when it is first needed.
+        """Return a vector store over an existing collection. Its model is loaded on first use.
 
         Args:
-            collection: An open collection, or the location of one: a folder or a server's URL.
+            collection: An open collection, or the location of one: a folder or a server URL.
             **options: Options of ``ColbertCollection.open`` (``encoder``, ``url``, ``client``, ``name``,
                 ``client_options``, ...).
 
         Raises:
-            CollectionNotFoundError: There is none.
-            CollectionMismatchError: It was made with another model or dimension.
+            CollectionNotFoundError: The collection does not exist.
+            CollectionMismatchError: The collection uses another model or dimension.
             TypeError: Options are given with an open collection.
         """
         return cls(open_collection(collection, **options))
@@ -205,22 +206,23 @@ class JinaColbertVectorStore(VectorStore):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Encode and store texts; one whose id is there already replaces what is stored under it.
+        """Encode and store texts. A text whose id already exists replaces the stored document.
 
         Args:
-            texts: What to add.
-            metadatas: A dict for each text.
-            ids: An id for each text; None draws random ones.
-            batch_size: Taken because LangChain's ``index`` gives it. The collection makes batches of its own, by
-                tokens and bytes.
-            **kwargs: None is known.
+            texts: Texts to add.
+            metadatas: A metadata dict for each text.
+            ids: An id for each text. None generates random ids.
+            batch_size: Accepted because LangChain's ``index`` passes it, and ignored: the collection batches by tokens
+                and bytes.
+            **kwargs: Rejected.
 
         Returns:
             The ids, in order.
 
         Raises:
-            InvalidDocumentError: Empty text, an id twice, metadata that is no JSON, ... Nothing was written.
-            TypeError: An unknown argument.
+            InvalidDocumentError: A text is empty, an id is repeated, metadata is not JSON-serializable, ... Nothing is
+                written.
+            TypeError: An argument is unknown.
         """
         _refuse(kwargs)
         return self._collection.add(as_documents(texts, ids, metadatas))
@@ -233,36 +235,36 @@ class JinaColbertVectorStore(VectorStore):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Encode and store documents; one whose id is there already replaces what is stored under it.
+        """Encode and store documents. A document whose id already exists replaces the stored one.
 
         Args:
-            documents: What to add.
-            ids: An id for each document; where it is None, the document's own, or else a random one.
-            batch_size: As for :meth:`add_texts`.
-            **kwargs: None is known.
+            documents: Documents to add.
+            ids: An id for each document. Where it is None, the document's own id is used, or else a random one.
+            batch_size: See :meth:`add_texts`.
+            **kwargs: Rejected.
 
         Returns:
             The ids, in order.
 
         Raises:
-            InvalidDocumentError: As :meth:`add_texts`.
-            TypeError: As :meth:`add_texts`.
+            InvalidDocumentError: See :meth:`add_texts`.
+            TypeError: See :meth:`add_texts`.
         """
         _refuse(kwargs)
         return self._collection.add(to_core(documents, ids))
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: MetadataFilter | None = None, **kwargs: Any) -> bool:
-        """Remove documents by id, or all that a filter selects. Ids that are not there are no error.
+        """Delete documents by id, or all that match a filter. Unknown ids are ignored.
 
-        Without either nothing is removed, though LangChain's base class would remove all: that is
-        ``delete(filter=models.Filter())``.
+        Calling it without either raises an error, although LangChain's base class would delete everything. To delete
+        everything, call ``delete(filter=models.Filter())``.
 
         Returns:
             True.
 
         Raises:
-            ValueError: Neither or both are given.
-            TypeError: An unknown argument.
+            ValueError: Neither or both of ``ids`` and ``filter`` are given.
+            TypeError: An argument is unknown.
         """
         _refuse(kwargs)
         chosen = as_qdrant_filter(filter)
@@ -275,7 +277,7 @@ class JinaColbertVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents of these ids that exist, in the order asked."""
+        """Return the documents with these ids, in the given order. Unknown ids are skipped."""
         return [to_langchain(stored) for stored in self._collection.get(ids)]
 
     # Searching
@@ -283,30 +285,33 @@ class JinaColbertVectorStore(VectorStore):
     def similarity_search(
         self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The ``k`` documents of the largest MaxSim with the query, best first.
+        """Return the ``k`` documents with the highest MaxSim score, best first.
 
         Args:
-            query: The question.
-            k: How many.
-            filter: Search only what it selects.
-            **kwargs: Further arguments of ``ColbertCollection.search``.
+            query: The query.
+            k: Number of documents to return.
+            filter: Search only matching documents.
+            **kwargs: Additional arguments of ``ColbertCollection.search``.
 
         Raises:
             InvalidQueryError: The query is empty, or ``k`` is not positive.
-            UnsupportedFilterError: The filter is none, or asks for what there is no counterpart for.
+            UnsupportedFilterError: The filter is of another type or cannot be translated for Qdrant.
         """
         return [to_langchain(hit) for hit in self._search(query, k, filter, kwargs)]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """:meth:`similarity_search` with MaxSim: larger is better, at most the number of the query's vectors."""
+        """Run :meth:`similarity_search` and return MaxSim scores too.
+
+        Higher is better; the maximum is the number of query vectors.
+        """
         return [(to_langchain(hit), hit.score) for hit in self._search(query, k, filter, kwargs)]
 
     def similarity_search_with_explanation(
         self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, Explanation]]:
-        """:meth:`similarity_search` with which token matched which: see :class:`jcv2_plugin.Explanation`."""
+        """Run :meth:`similarity_search` and return the token matches too, as :class:`jcv2_plugin.Explanation`."""
         hits = self._search(query, k, filter, {**kwargs, "with_explanation": True})
         return [(to_langchain(hit), _explanation(hit)) for hit in hits]
 
@@ -320,23 +325,23 @@ class JinaColbertVectorStore(VectorStore):
         filter: MetadataFilter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Documents that are relevant and differ from each other, by maximal marginal relevance.
+        """Return relevant and diverse documents, by maximal marginal relevance.
 
         Args:
-            query: The question.
-            k: How many.
-            fetch_k: Out of how many of the largest MaxSim they are chosen; at least ``k`` are.
-            lambda_mult: 1 is relevance alone, 0 is diversity alone.
-            filter: Search only what it selects.
-            **kwargs: Further arguments of ``ColbertCollection.search_diverse``.
+            query: The query.
+            k: Number of documents to return.
+            fetch_k: Number of documents with the highest MaxSim to choose from, at least ``k``.
+            lambda_mult: Trade-off between relevance (1) and diversity (0).
+            filter: Search only matching documents.
+            **kwargs: Additional arguments of ``ColbertCollection.search_mmr``.
 
         Raises:
-            InvalidQueryError: As :meth:`similarity_search`, or ``lambda_mult`` is not in 0..1.
+            InvalidQueryError: As in :meth:`similarity_search`, or ``lambda_mult`` is not in 0..1.
         """
-        hits = self._collection.search_diverse(
+        hits = self._collection.search_mmr(
             query,
             k,
-            fetch_k=fetch_k if fetch_k < 1 else max(fetch_k, k),  # the collection refuses what is not positive
+            fetch_k=fetch_k if fetch_k < 1 else max(fetch_k, k),  # the collection rejects values below 1
             lambda_mult=lambda_mult,
             filter=as_qdrant_filter(filter),
             **search_options(kwargs),
@@ -344,7 +349,7 @@ class JinaColbertVectorStore(VectorStore):
         return [to_langchain(hit) for hit in hits]
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> NoReturn:
-        """Not possible: a query has one vector for each token, not one embedding.
+        """Not supported: a query has one vector per token, not a single embedding.
 
         Raises:
             NotImplementedError: Always.
@@ -354,7 +359,7 @@ class JinaColbertVectorStore(VectorStore):
     def max_marginal_relevance_search_by_vector(
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> NoReturn:
-        """Not possible: a query has one vector for each token, not one embedding.
+        """Not supported: a query has one vector per token, not a single embedding.
 
         Raises:
             NotImplementedError: Always.
@@ -364,18 +369,18 @@ class JinaColbertVectorStore(VectorStore):
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        # By the number of the query's vectors, so in 0..1. The base class has taken score_threshold away.
+        # The base class has already removed score_threshold.
         return [(to_langchain(hit), hit.relevance) for hit in self._search(query, k, filter, kwargs)]
 
     def _search(self, query: str, k: int, filter: MetadataFilter | None, given: Mapping[str, Any]) -> list[SearchHit]:
         return self._collection.search(query, k, filter=as_qdrant_filter(filter), **search_options(given))
 
-    # The base class runs the other async methods' twins in a thread, which leaves the event loop free.
+    # The base class runs the other async methods in a thread.
 
     async def asimilarity_search_with_explanation(
         self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, Explanation]]:
-        """:meth:`similarity_search_with_explanation`, without blocking the event loop."""
+        """Run :meth:`similarity_search_with_explanation` without blocking the event loop."""
         return await run_in_executor(None, self.similarity_search_with_explanation, query, k, filter=filter, **kwargs)
 
     async def _asimilarity_search_with_relevance_scores(
@@ -385,7 +390,7 @@ class JinaColbertVectorStore(VectorStore):
 
 
 def _explanation(hit: SearchHit) -> Explanation:
-    assert hit.explanation is not None  # it was asked for
+    assert hit.explanation is not None  # the search requested it
     return hit.explanation
 
 

@@ -1,4 +1,4 @@
-"""LlamaIndex's ``MetadataFilters`` as filters of Qdrant."""
+"""Convert LlamaIndex ``MetadataFilters`` to Qdrant filters."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _BOUNDS = {
 
 
 def to_qdrant_filter(filters: MetadataFilters | None) -> models.Filter | None:
-    """The same filter in Qdrant's classes; None for one without conditions.
+    """Convert metadata filters to a Qdrant filter. Return None if there are no conditions.
 
-    A key names a metadata entry. Dots reach into nested dicts, unless there is an entry of that whole name.
-    ``doc_id``, ``document_id`` and ``ref_doc_id`` mean the source document, unless the node has metadata of
-    that name. Of an entry that is a list, any element may satisfy a condition. ``!=`` and ``nin`` hold where
-    there is no entry. ``text_match`` asks that all words of the value occur, in upper or lower case.
+    A key names a metadata entry. Dots address nested dicts, unless an entry with that whole name exists. ``doc_id``,
+    ``document_id`` and ``ref_doc_id`` refer to the source document, unless the node has metadata of that name. If an
+    entry is a list, any of its elements may match. ``!=`` and ``nin`` also match nodes without the entry.
+    ``text_match`` requires all words of the value, case-insensitively.
 
     Raises:
-        UnsupportedFilterError: An operator, or a value for one, has no counterpart.
+        UnsupportedFilterError: Qdrant has no equivalent for an operator or its value.
     """
     if filters is None or not filters.filters:
         return None
@@ -56,13 +56,13 @@ def to_qdrant_filter(filters: MetadataFilters | None) -> models.Filter | None:
 
 
 def query_filter(query: VectorStoreQuery, *further: models.Filter | None) -> models.Filter | None:
-    """All that a query restricts the search to: filters, source documents and nodes."""
+    """Combine everything that restricts a query: its filters, source documents and nodes."""
     sources = source_filter(query.doc_ids) if query.doc_ids else None
     return both(to_qdrant_filter(query.filters), sources, node_filter(query.node_ids or None), *further)
 
 
 def source_filter(ref_doc_ids: Sequence[str]) -> models.Filter:
-    """The nodes of some source documents. A node that names no source is its own, as in LlamaIndex's pipelines."""
+    """Match the nodes of source documents. A node without a source is its own, as in LlamaIndex's pipelines."""
     match = models.MatchAny(any=list(ref_doc_ids))
     unnamed = models.FieldCondition(key=SOURCE_KEY, match=models.MatchValue(value=NO_SOURCE))
     no_source = models.Filter(should=[unnamed, _is_empty(SOURCE_KEY)])
@@ -71,14 +71,14 @@ def source_filter(ref_doc_ids: Sequence[str]) -> models.Filter:
 
 
 def node_filter(node_ids: Sequence[str] | None) -> models.Filter | None:
-    """Some nodes; None for None."""
+    """Match nodes by id. Return None for None."""
     if node_ids is None:
         return None
     return models.Filter(must=[models.HasIdCondition(has_id=[point_id(one) for one in node_ids])])
 
 
 def both(*filters: models.Filter | None) -> models.Filter | None:
-    """What satisfies all of the filters that there are."""
+    """Match what satisfies all of the filters. None is ignored."""
     given: list[Any] = [one for one in filters if one is not None]
     if len(given) < 2:
         return given[0] if given else None
@@ -103,7 +103,7 @@ def _condition(part: MetadataFilter) -> models.Filter:
 
 
 def _paths(key: str) -> list[str]:
-    """Where in the payload the value may be, in order of precedence."""
+    """Return the payload paths where the value may be, in order of precedence."""
     if not key or '"' in key:
         raise UnsupportedFilterError(f"Filter on {key!r}: a key must not be empty nor hold a quotation mark.")
     quoted = f'{METADATA_KEY}."{key}"'
@@ -120,8 +120,8 @@ def _is_empty(path: str) -> models.IsEmptyCondition:
 
 
 def _one(path: str, value: Any) -> models.FieldCondition:
-    """That the value is this one."""
-    # Qdrant tells 1 from 1.0 by match, not by range.
+    """Match a value."""
+    # Qdrant's match distinguishes 1 from 1.0; its range does not.
     if isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT_AS_FLOAT):
         return models.FieldCondition(key=path, range=models.Range(gte=value, lte=value))
     return models.FieldCondition(key=path, match=models.MatchValue(value=value))
@@ -155,7 +155,7 @@ def _not_equal(path: str, part: MetadataFilter) -> models.Filter:
 
 def _in(path: str, part: MetadataFilter) -> models.Filter:
     conditions: list[Any] = [_one(path, value) for value in _values(part)]
-    return models.Filter(should=conditions or [models.HasIdCondition(has_id=[])])  # an empty should holds always
+    return models.Filter(should=conditions or [models.HasIdCondition(has_id=[])])  # an empty should matches everything
 
 
 def _not_in(path: str, part: MetadataFilter) -> models.Filter:

@@ -1,4 +1,4 @@
-"""``JinaColbertIndex``: a collection as a LlamaIndex index."""
+"""``JinaColbertIndex``: a LlamaIndex index over a collection."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
 from llama_index_jcv2.nodes import document_of, has_text, naming_sources, warn_of_nodes_without_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
 
-# Not one of LlamaIndex's enum; it looks types up by their values, and they are str.
+# Not a member of LlamaIndex's enum: types are looked up by value, and values are str.
 _STRUCT_TYPE = cast(IndexStructType, "jina_colbert")
 
 
 class JinaColbertStruct(IndexDict):
-    """An index's entry in an index store. Its type lets ``load_index_from_storage`` make a ``JinaColbertIndex``."""
+    """Entry of an index in an index store. Lets ``load_index_from_storage`` create a ``JinaColbertIndex``."""
 
     @classmethod
     def get_type(cls) -> IndexStructType:
-        """Its type."""
+        """Return the struct's type."""
         return _STRUCT_TYPE
 
 
 class JinaColbertIndex(VectorStoreIndex):
-    """A ``VectorStoreIndex`` that finds nodes by MaxSim over the vectors of their tokens.
+    """A ``VectorStoreIndex`` that retrieves nodes by MaxSim over their token vectors.
 
-    Made by :meth:`from_documents`, :meth:`from_collection` or ``from_vector_store``. It encodes with the
-    collection's model: no embedding model is set or asked for. Everything is kept in the collection, so opening
-    that again is all there is to loading an index. Close ``index.collection`` to release a folder or client.
+    Create it with :meth:`from_documents`, :meth:`from_collection` or ``from_vector_store``. Texts are encoded with the
+    collection's model, so no embedding model is used or needed. All data is in the collection: to load an index, open
+    its collection again. Close ``index.collection`` to release its folder or client.
 
     Args:
         nodes: Nodes to add.
-        storage_context: One whose vector store is a :class:`JinaColbertVectorStore`.
-        embed_model: None, always.
-        **kwargs: As for ``VectorStoreIndex``.
+        storage_context: A storage context whose vector store is a :class:`JinaColbertVectorStore`.
+        embed_model: Must be None.
+        **kwargs: See ``VectorStoreIndex``.
 
     Raises:
-        TypeError: The vector store is another, or an embedding model is given.
+        TypeError: The vector store is of another class, or an embedding model is given.
     """
 
     index_struct_cls = JinaColbertStruct
@@ -71,7 +71,7 @@ class JinaColbertIndex(VectorStoreIndex):
                 "Make it with from_documents, from_collection or from_vector_store."
             )
         _refuse_embed_model(embed_model)
-        # Left to itself, the base class would load the embedding model of the global settings.
+        # By default, the base class would load the embedding model of the global settings.
         super().__init__(nodes=nodes, storage_context=storage_context, embed_model=MockEmbedding(embed_dim=1), **kwargs)
         self._store = store
 
@@ -89,27 +89,28 @@ class JinaColbertIndex(VectorStoreIndex):
         location: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> JinaColbertIndex:
-        """Create a collection, and an index of documents in it.
+        """Create a collection of documents and return an index over it.
 
         Args:
-            documents: What to index.
-            storage_context: One whose vector store is a :class:`JinaColbertVectorStore`: add the documents to
-                its collection, instead of creating one.
+            documents: Documents to index.
+            storage_context: A storage context whose vector store is a :class:`JinaColbertVectorStore`. The documents
+                are added to its collection, and no collection is created.
             show_progress: Show LlamaIndex's progress bars.
-            callback_manager: LlamaIndex's callbacks.
-            transformations: How documents become nodes; None takes those of LlamaIndex's settings.
+            callback_manager: LlamaIndex's callback manager.
+            transformations: How documents are split into nodes. Defaults to the transformations in LlamaIndex's
+                ``Settings``.
             encoder: The model, loaded or by name.
-            dim: One of the model's Matryoshka dimensions; None takes its default.
-            location: A folder, ``":memory:"`` or a server's URL. None is memory, unless ``path``, ``url`` or
+            dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
+            location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
                 ``client`` is among the options.
             **options: Options of ``ColbertCollection.create``.
 
         Raises:
-            CollectionExistsError: There is a collection already; :meth:`from_collection` opens it.
-            InvalidDocumentError: A node's metadata is no JSON, its text is longer than the collection takes, ...
-                Nothing was created or replaced.
-            TypeError: A storage context is given with what describes a new collection, or an embedding model is
-                given.
+            CollectionExistsError: The collection already exists. Open it with :meth:`from_collection`.
+            InvalidDocumentError: A node's metadata is not JSON-serializable, its text is too long for the collection,
+                ... Nothing is created or replaced.
+            TypeError: A storage context is given together with arguments that describe a new collection, or an
+                embedding model is given.
         """
         _refuse_embed_model(options.pop("embed_model", None))
         rest: dict[str, Any] = {
@@ -148,15 +149,15 @@ class JinaColbertIndex(VectorStoreIndex):
     def from_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> JinaColbertIndex:
-        """An index over a collection that exists.
+        """Create an index over an existing collection.
 
         Args:
-            collection: An open collection, or the location of one: a folder or a server's URL.
+            collection: An open collection, or the location of one: a folder or a server URL.
             **options: Options of ``ColbertCollection.open`` (``encoder``, ``url``, ``client``, ``name``, ...).
 
         Raises:
-            CollectionNotFoundError: There is none.
-            TypeError: Options are given with an open collection, or an embedding model is.
+            CollectionNotFoundError: The collection does not exist.
+            TypeError: Options are given with an open collection, or an embedding model is given.
         """
         _refuse_embed_model(options.pop("embed_model", None))
         return cls(nodes=[], storage_context=_storage_context(open_collection(collection, **options)))
@@ -168,73 +169,73 @@ class JinaColbertIndex(VectorStoreIndex):
 
     @property
     def vector_store(self) -> JinaColbertVectorStore:
-        """The collection as a vector store."""
+        """The vector store over the collection."""
         return self._store
 
     def as_retriever(self, **kwargs: Any) -> JinaColbertRetriever:
-        """A retriever of nodes, with their MaxSim scores.
+        """Return a retriever of nodes with MaxSim scores.
 
         Args:
-            **kwargs: As for :class:`~llama_index_jcv2.JinaColbertRetriever`: ``similarity_top_k``, ``filters``,
-                ``doc_ids``, ``node_ids``, ``first_stage``, ``candidates``, ``with_explanation``, ... What is for a
-                query engine or a chat engine is passed over.
+            **kwargs: See :class:`~llama_index_jcv2.JinaColbertRetriever`: ``similarity_top_k``, ``filters``,
+                ``doc_ids``, ``node_ids``, ``first_stage``, ``candidates``, ``with_explanation``, ... Arguments for a
+                query engine or a chat engine are ignored.
 
         Raises:
-            TypeError: A name is nearly that of an option, or an embedding model is given.
+            TypeError: A name looks like a misspelled option, or an embedding model is given.
         """
         return JinaColbertRetriever(self, **chosen_options(kwargs))
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
-        """All source documents in the collection, with the ids of their nodes and the metadata of one of these."""
+        """All source documents in the collection, with the ids of their nodes and the metadata of one of them."""
         return self._store.ref_doc_info()
 
     async def aref_doc_info(self) -> dict[str, RefDocInfo]:
-        """:attr:`ref_doc_info`, without blocking the event loop."""
+        """Return :attr:`ref_doc_info` without blocking the event loop."""
         return await asyncio.to_thread(self._store.ref_doc_info)
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """Put the nodes of a document in the place of those that it has.
+        """Replace the nodes of a document.
 
-        The new ones are stored before the old ones are removed, so a document that is refused leaves those it had.
-        Calls for one document at the same time follow each other.
+        New nodes are stored before old ones are deleted, so a rejected document keeps the nodes it had. Concurrent
+        calls for the same document run one after the other.
 
         Args:
-            document: The document as it should be.
-            **update_kwargs: ``insert_kwargs`` and ``delete_kwargs``, as for ``VectorStoreIndex``.
+            document: The updated document.
+            **update_kwargs: ``insert_kwargs`` and ``delete_kwargs``, as in ``VectorStoreIndex``.
 
         Raises:
-            InvalidDocumentError: The document is refused.
+            InvalidDocumentError: The document is rejected.
         """
         with self._callback_manager.as_trace("update_ref_doc"):
             nodes = self._nodes_of(document, update_kwargs)
             self._replace(document, nodes, update_kwargs)
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """:meth:`update_ref_doc`, without blocking the event loop."""
+        """Run :meth:`update_ref_doc` without blocking the event loop."""
         with self._callback_manager.as_trace("aupdate_ref_doc"):
             nodes = await self._anodes_of(document, update_kwargs)
             await asyncio.to_thread(self._replace, document, nodes, update_kwargs)
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        """Insert the documents that are new and update those that have changed, by what the collection holds.
+        """Insert new documents and update changed ones, compared with what the collection holds.
 
-        So nothing is written twice after reopening, nor by calls at the same time in one process. The collection is
-        asked once for all of the documents, and again for each that is to be written.
+        Nothing is written twice, neither after reopening nor by concurrent calls in one process. The collection is
+        queried once for all documents, and again for each document to write.
 
-        Documents are written one after the other: where one is refused, those before it stay stored, and those after
-        it are not looked at. Take it out, or mend it, and repeat the call.
+        Documents are written one by one. If one is rejected, those before it stay stored and those after it are not
+        processed. Remove or fix it, and repeat the call.
 
         Args:
-            documents: The documents as they should be.
-            **update_kwargs: ``insert_kwargs`` and ``update_kwargs``, as for ``VectorStoreIndex``.
+            documents: The current documents.
+            **update_kwargs: ``insert_kwargs`` and ``update_kwargs``, as in ``VectorStoreIndex``.
 
         Returns:
-            For each document whether anything was written or removed. So it is False for one without text of which
-            nothing is stored.
+            For each document, whether anything was written or deleted. False for a document without text if nothing of
+            it was stored.
 
         Raises:
-            InvalidDocumentError: A document is refused.
+            InvalidDocumentError: A document is rejected.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
             stored = self._store.source_hashes([document.id_ for document in documents])
@@ -250,7 +251,7 @@ class JinaColbertIndex(VectorStoreIndex):
         return refreshed
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
-        """:meth:`refresh_ref_docs`, without blocking the event loop."""
+        """Run :meth:`refresh_ref_docs` without blocking the event loop."""
         with self._callback_manager.as_trace("arefresh_ref_docs"):
             stored = await asyncio.to_thread(self._store.source_hashes, [document.id_ for document in documents])
             refreshed = []
@@ -277,9 +278,10 @@ class JinaColbertIndex(VectorStoreIndex):
     def _replace(
         self, document: Document, nodes: Sequence[BaseNode], options: Mapping[str, Any], *, unless_same: bool = False
     ) -> bool:
-        """Store the nodes of a document and remove those that it had; whether there was anything to do.
+        """Store a document's new nodes and delete its old ones. Return whether anything changed.
 
-        Whole in one thread, since the lock belongs to that: else another call could look before this one has written.
+        Runs in a single thread, which holds the lock. Otherwise a concurrent call could read before this one has
+        written.
         """
         with self._store.write_lock:
             before = self._store.source_nodes(document.id_)
@@ -295,7 +297,7 @@ class JinaColbertIndex(VectorStoreIndex):
         return True
 
     def _get_node_with_embedding(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> list[BaseNode]:
-        """The nodes as they are, for the store to encode; those without text are left out."""
+        """Return the nodes unchanged, for the store to encode. Nodes without text are left out."""
         warn_of_nodes_without_text(nodes)
         return [node for node in nodes if has_text(node)]
 
@@ -304,12 +306,12 @@ class JinaColbertIndex(VectorStoreIndex):
 
 
 def _others(before: Iterable[str], nodes: Sequence[BaseNode]) -> list[str]:
-    """The ids that are not those of the nodes."""
+    """Return the ids that belong to none of the nodes."""
     return sorted(set(before) - {node.node_id for node in nodes if has_text(node)})
 
 
 def _write_options(given: Mapping[str, Any], *, new: bool) -> Mapping[str, Any]:
-    """Of the arguments of a refresh those for one document."""
+    """Select the arguments for one document from those of a refresh."""
     return {"insert_kwargs": given.get("insert_kwargs", {})} if new else given.get("update_kwargs", {})
 
 

@@ -1,8 +1,8 @@
-"""LlamaIndex nodes as documents of a collection, and back.
+"""Convert LlamaIndex nodes to documents of a collection, and back.
 
-What is encoded, and stored as the document's text, is the node's content for embedding: its text with the
-metadata that is not excluded from embedding. The node itself lies beside it in the payload, in the layout of
-LlamaIndex's Qdrant store, so nothing of it is lost and that store can read it.
+The document's text, which is encoded and stored, is the node's content for embedding: its text with the metadata not
+excluded from embedding. The payload also holds the complete node, in the layout of LlamaIndex's Qdrant store, which can
+therefore read it.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ logger = logging.getLogger(__name__)
 
 SOURCE_KEY = "doc_id"
 SOURCE_KEYS = frozenset({SOURCE_KEY, "document_id", "ref_doc_id"})
-"""Payload keys that LlamaIndex gives the id of a node's source document."""
+"""Payload keys under which LlamaIndex stores the id of a node's source document."""
 NO_SOURCE = "None"
-"""What LlamaIndex writes there for a node without one."""
+"""Value that LlamaIndex stores there for a node without a source."""
 SOURCE_HASH_KEY = "_doc_hash"
-"""Payload key of the hash that the source document had: the one key that is not of LlamaIndex's layout."""
+"""Payload key of the source document's hash: the only key that is not in LlamaIndex's layout."""
 CONTENT_KEY = "_node_content"
 TYPE_KEY = "_node_type"
 
 
 def embedded_text(node: BaseNode) -> str:
-    """The text of a node that is encoded."""
+    """Return the text of a node to encode."""
     return node.get_content(metadata_mode=MetadataMode.EMBED)
 
 
 def has_text(node: BaseNode) -> bool:
-    """Whether there is anything in a node to encode."""
+    """Return whether a node has text to encode."""
     return bool(embedded_text(node).strip())
 
 
 def warn_of_nodes_without_text(nodes: Sequence[BaseNode]) -> None:
-    """Log how many nodes are left out for want of text."""
+    """Log how many nodes are skipped because they have no text."""
     if missing := [node.node_id for node in nodes if not has_text(node)]:
         logger.warning("Left out %d nodes that have no text to encode: %.200s", len(missing), ", ".join(missing))
 
 
 def document_of(node: BaseNode) -> Document:
-    """A node as a document; its ``node_id`` becomes the document's id.
+    """Convert a node to a document. The ``node_id`` becomes the document's id.
 
     Raises:
-        InvalidDocumentError: Its metadata cannot be written as JSON, or holds NaN or an infinity.
+        InvalidDocumentError: The node's metadata is not JSON-serializable, or contains NaN or an infinity.
     """
     try:
         payload = node_to_metadata_dict(node, remove_text=False, flat_metadata=False)
@@ -62,7 +62,7 @@ def document_of(node: BaseNode) -> Document:
         raise InvalidDocumentError(
             f"{_named(node)} cannot be stored as JSON ({error}): metadata {node.metadata!r:.120}."
         ) from error
-    # The dump has null in their place.
+    # The dump replaces NaN and infinities with null.
     if (path := _not_finite(node.metadata, "metadata")) is not None:
         raise InvalidDocumentError(
             f"{_named(node)} cannot be stored as JSON: {path}, which JSON does not have. Leave such entries out, or "
@@ -77,7 +77,7 @@ def document_of(node: BaseNode) -> Document:
 
 @contextmanager
 def naming_sources(nodes: Sequence[BaseNode]) -> Iterator[None]:
-    """Say of which source document the node is that an error of the core names: ids of nodes are mostly random."""
+    """Add the source document to errors about a node, since node ids are mostly random."""
     try:
         yield
     except InvalidDocumentError as error:
@@ -98,7 +98,7 @@ def _named(node: BaseNode) -> str:
 
 
 def _not_finite(value: Any, path: str) -> str | None:
-    """Where in a value there is a number that JSON has not, and which."""
+    """Describe the first number in a value that JSON cannot represent, with its path."""
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{path} is {value!r}"
     parts: Iterator[tuple[str, Any]] = iter(())
@@ -110,18 +110,18 @@ def _not_finite(value: Any, path: str) -> str | None:
 
 
 def node_of(stored: StoredDocument) -> BaseNode:
-    """The node of a document; one that LlamaIndex did not write becomes a ``TextNode``."""
+    """Return the node of a document. A document not written by LlamaIndex becomes a ``TextNode``."""
     if CONTENT_KEY not in stored.payload:
         return TextNode(id_=stored.id, text=stored.text, metadata=stored.metadata)
     return node_of_payload(stored.payload)
 
 
 def node_of_payload(payload: Mapping[str, Any]) -> BaseNode:
-    """The node in a payload of LlamaIndex's layout.
+    """Return the node in a payload of LlamaIndex's layout.
 
     Raises:
-        ValueError: The payload holds none, or one that cannot be read.
+        ValueError: The payload contains no node, or one that cannot be read.
     """
-    if payload.get(TYPE_KEY) == LlamaDocument.class_name():  # LlamaIndex's own function makes it a TextNode
+    if payload.get(TYPE_KEY) == LlamaDocument.class_name():  # LlamaIndex's function returns a TextNode
         return LlamaDocument.from_json(payload[CONTENT_KEY])
     return metadata_dict_to_node(dict(payload))

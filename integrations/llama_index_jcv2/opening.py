@@ -1,19 +1,20 @@
-"""Collections as LlamaIndex needs them."""
+"""Create collections with the payload index that LlamaIndex needs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jcv2_plugin import ColbertCollection, opening
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.collection import opening
 from llama_index_jcv2.nodes import SOURCE_KEY
 
 
 def create_collection(**options: Any) -> ColbertCollection:
-    """A new collection, in memory if no place is named, with an index of source documents.
+    """Create a collection with a payload index on source documents, in memory if no location is given.
 
     Args:
-        **options: Those of ``ColbertCollection.create``, ``location`` included.
+        **options: Options of ``ColbertCollection.create``, and ``location``.
     """
-    # Source documents are looked up whenever one is deleted, updated or refreshed.
+    # Deleting, updating and refreshing look up source documents.
     options["payload_indexes"] = {SOURCE_KEY: "keyword", **(options.get("payload_indexes") or {})}
     return opening.create_collection(**options)

@@ -1,7 +1,7 @@
-"""``IngestionPipeline`` over a store that encodes by itself.
+"""``IngestionPipeline`` support for a vector store that encodes texts itself.
 
-LlamaIndex's pipeline hands its vector store only nodes that have an embedding. Ours need none, so they would be left
-out, and nothing would say so. A last step marks them; it is added to each pipeline that runs into such a store.
+LlamaIndex's pipeline passes only nodes with an embedding to its vector store. This store needs no embeddings, so its
+nodes would be dropped silently. A last step marks them, and is added to each pipeline that runs into such a store.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from llama_index_jcv2.nodes import has_text, warn_of_nodes_without_text
 
 
 class EncodedByStore(TransformComponent):
-    """The last step of a pipeline into a ``JinaColbertVectorStore``: lets nodes without an embedding pass.
+    """Last step of a pipeline into a ``JinaColbertVectorStore``: lets nodes without an embedding pass.
 
-    It gives them an empty embedding. A pipeline that runs gets this step by itself where it is missing. Nodes without
-    text cannot be encoded: they stay as they are, are not stored, and are warned of.
+    Nodes get an empty embedding. The step is added automatically when a pipeline without it runs. Nodes without text
+    cannot be encoded: they are passed through unchanged, not stored, and a warning is logged.
     """
 
     @classmethod
     def class_name(cls) -> str:
-        """The class's name in LlamaIndex's dumps."""
+        """Return the class name used in LlamaIndex's dumps."""
         return "EncodedByStore"
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[BaseNode]:
-        """The nodes, in order; those that are marked are copies."""
+        """Return the nodes, in order. Marked nodes are copies."""
         warn_of_nodes_without_text(nodes)
         return [
             node.model_copy(update={"embedding": []}) if node.embedding is None and has_text(node) else node
@@ -43,7 +43,7 @@ class EncodedByStore(TransformComponent):
 
 
 class _AddsTheStep(BaseSpanHandler[BaseSpan]):
-    """Called by LlamaIndex when a pipeline begins to run, before its steps do."""
+    """Span handler that LlamaIndex calls when a pipeline starts, before its steps run."""
 
     def __init__(self, store_class: type[BasePydanticVectorStore]) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _AddsTheStep(BaseSpanHandler[BaseSpan]):
         tags: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append the step where it is missing. The user's list of steps stays as it is."""
+        """Append the step if it is missing. The user's list of steps is not modified."""
         if not isinstance(instance, IngestionPipeline) or not isinstance(instance.vector_store, self._store_class):
             return
         steps = instance.transformations
@@ -68,12 +68,12 @@ class _AddsTheStep(BaseSpanHandler[BaseSpan]):
             instance.transformations = [*steps, EncodedByStore()]
 
     def prepare_to_exit_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
     def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is to be done."""
+        """Do nothing."""
 
 
 def let_pipelines_store(store_class: type[BasePydanticVectorStore]) -> None:
-    """Give pipelines into stores of a class the step that they need, from now on."""
+    """Add the step to all pipelines into stores of a class, from now on."""
     get_dispatcher(pipeline_module.__name__).add_span_handler(_AddsTheStep(store_class))

@@ -1,4 +1,4 @@
-"""``JinaColbertRerank``: what any retriever found, put in order by MaxSim. No index is needed."""
+"""``JinaColbertRerank``: rerank the nodes of any retriever by MaxSim, without an index."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
 from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
+from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
-from jcv2_plugin.long_documents import LongDocuments
 from llama_index_jcv2.nodes import embedded_text, has_text
 from llama_index_jcv2.results import ScoredNode
 
@@ -25,26 +25,26 @@ RETRIEVAL_SCORE_KEY = "retrieval_score"
 
 
 class JinaColbertRerank(BaseNodePostprocessor):
-    """Ranks nodes by MaxSim with the query, and keeps the best.
+    """Rerank nodes by MaxSim with the query and keep the best.
 
-    Results are new :class:`~llama_index_jcv2.results.ScoredNode` objects: the nodes that come in stay as they are.
-    Nodes without text come last, with the score 0.
+    Results are new :class:`~llama_index_jcv2.results.ScoredNode` objects; the input nodes are not modified. Nodes
+    without text come last, with a score of 0.
 
     Args:
-        top_n: How many nodes to keep.
+        top_n: Number of nodes to keep.
         model: The model, by name or folder, or loaded.
-        dim: One of its Matryoshka dimensions; None takes its default.
-        long_documents: What to do with nodes over the model's window, as for ``jcv2_plugin.rerank``.
-        keep_retrieval_score: Keep the score that a node came with as ``retrieval_score`` in its metadata, where
-            neither prompts nor embeddings get it to see.
-        with_explanation: Give each result its ``explanation``.
-        device: Where to put a model that is loaded here.
-        callback_manager: LlamaIndex's callbacks.
+        dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
+        long_documents: How to handle nodes longer than the model's window, as in ``jcv2_plugin.rerank``.
+        keep_retrieval_score: Keep a node's previous score as ``retrieval_score`` in its metadata, excluded from prompts
+            and embeddings.
+        with_explanation: Add an ``explanation`` to each result.
+        device: Device for a model loaded here.
+        callback_manager: LlamaIndex's callback manager.
 
     Raises:
-        ModelNotFoundError: There is no such model.
-        UnknownDimError: The model has no head for ``dim``.
-        InvalidOptionError: ``top_n`` is no positive integer.
+        ModelNotFoundError: The model does not exist.
+        UnknownDimError: The model has no projection head for ``dim``.
+        InvalidOptionError: ``top_n`` is not a positive integer.
     """
 
     top_n: int = Field(description="How many nodes to keep.")
@@ -54,7 +54,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
     keep_retrieval_score: bool = Field(description="Whether to keep the former score in the metadata.")
     with_explanation: bool = Field(description="Whether to explain scores.")
 
-    # Private, as in the vector store: dumps hold no model.
+    # Private, to keep the model out of dumps, as in the vector store.
     _encoder: JinaColbertEncoder = PrivateAttr()
 
     def __init__(
@@ -88,7 +88,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """The class's name in LlamaIndex's dumps."""
+        """Return the class name used in LlamaIndex's dumps."""
         return "JinaColbertRerank"
 
     @property
@@ -108,7 +108,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        # LlamaIndex runs this in a thread for its asynchronous callers.
+        # LlamaIndex runs this in a thread for async callers.
         if query_bundle is None:
             raise InvalidQueryError("There is no query to rank nodes by: give query_str or query_bundle.")
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=self.top_n, model_name=self.model))
@@ -144,7 +144,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
 
 
 def _with_score(node: BaseNode, score: float | None) -> BaseNode:
-    """A copy of a node whose metadata has the score, hidden from prompts and embeddings."""
+    """Return a copy of a node with the score in its metadata, excluded from prompts and embeddings."""
     excluded = ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
     changes: dict[str, Any] = {name: [*getattr(node, name), RETRIEVAL_SCORE_KEY] for name in excluded}
     changes["metadata"] = {**node.metadata, RETRIEVAL_SCORE_KEY: score}

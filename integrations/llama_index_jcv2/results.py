@@ -1,4 +1,4 @@
-"""What retriever and reranker give back: LlamaIndex's ``NodeWithScore``, with more to be read from it."""
+"""Results of the retriever and the reranker: ``NodeWithScore`` with relevance and explanation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from jcv2_plugin import Explanation
 
 
 class ScoredNode(NodeWithScore):
-    """A node with its MaxSim score, its relevance and, where it was asked for, the explanation of the score.
+    """A node with its MaxSim score, its relevance and, if requested, an explanation of the score.
 
-    Everywhere else it is LlamaIndex's ``NodeWithScore``: what is added lies beside the node and not in its metadata,
-    so it gets neither into prompts nor into hashes, and is left out of dumps and comparisons.
+    It works wherever LlamaIndex expects a ``NodeWithScore``. The additional fields are not part of the node's metadata,
+    so they do not appear in prompts, hashes, dumps or comparisons.
 
     Attributes:
         node: The node.
-        score: MaxSim: the sum over query vectors of the largest dot product with a vector of the node.
-        relevance: The score divided by the number of query vectors, within 0 and 1. Unlike scores it can be compared
-            between queries.
-        explanation: Which token of the node each query token matched; None where it was not asked for.
+        score: MaxSim: the sum, over query vectors, of the largest dot product with a vector of the node.
+        relevance: The score divided by the number of query vectors, in 0..1. Unlike scores, it is comparable between
+            queries.
+        explanation: Which token of the node each query token matched, or None if not requested.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -28,5 +28,5 @@ class ScoredNode(NodeWithScore):
     explanation: Explanation | None = Field(default=None, exclude=True, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        # Pydantic would compare the explanations' arrays, which have no truth value.
+        # Pydantic would compare the explanations, whose arrays have no truth value.
         return isinstance(other, NodeWithScore) and self.node == other.node and self.score == other.score

@@ -1,4 +1,4 @@
-"""``JinaColbertRetriever``: nodes of a collection by MaxSim, with relevance and explanations."""
+"""``JinaColbertRetriever``: retrieve nodes of a collection by MaxSim, with relevance and explanations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
 
 from jcv2_plugin import ColbertCollection, SearchHit
-from jcv2_plugin.first_stage import FirstStage
-from jcv2_plugin.opening import open_collection
+from jcv2_plugin.collection.opening import open_collection
+from jcv2_plugin.engines.first_stage import FirstStage
 from llama_index_jcv2.nodes import node_of
 from llama_index_jcv2.results import ScoredNode
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
@@ -26,32 +26,32 @@ _SEARCH_OPTIONS = ("first_stage", "candidates", "exact", "score_threshold", "mmr
 
 
 class JinaColbertRetriever(BaseRetriever):
-    """A retriever of nodes, whose results are :class:`~llama_index_jcv2.results.ScoredNode`.
+    """Retrieve nodes by MaxSim, as :class:`~llama_index_jcv2.results.ScoredNode` results.
 
-    Every argument from ``similarity_top_k`` to ``vector_store_kwargs`` is an attribute too. It may be set for all
-    queries from then on, or for some by :meth:`with_options`.
+    Every argument from ``similarity_top_k`` to ``vector_store_kwargs`` is also an attribute. Set it for all later
+    queries, or use :meth:`with_options` for some of them.
 
     Args:
-        index: Where to search: a :class:`~llama_index_jcv2.JinaColbertIndex` or another index over a
-            :class:`~llama_index_jcv2.JinaColbertVectorStore`, such a store, an open collection, or the place of one (a
-            folder or a server's URL). See :meth:`from_collection` for options of opening.
-        similarity_top_k: How many nodes.
-        vector_store_query_mode: ``"default"``, or ``"mmr"`` for nodes that are relevant and not all the same.
-        filters: Search only nodes whose metadata satisfies these.
-        node_ids: Search only these nodes; None or an empty list searches all.
-        doc_ids: Search only nodes of these source documents; None or an empty list searches all.
-        first_stage: What finds the candidates, of what the collection stores: ``"hybrid"``, ``"pooled"``, ``"bm25"``,
-            ``"muvera"``, or ``"none"`` to rank all. None leaves it to the collection.
-        candidates: How many candidates MaxSim ranks.
-        exact: True ranks all nodes, False uses the first stage however few there are.
-        score_threshold: Leave out nodes of a smaller score.
-        mmr_threshold: For ``"mmr"``: from 0 (as unlike each other as can be) to 1 (by score alone).
-        with_explanation: Give each result its ``explanation``.
-        vector_store_kwargs: Further arguments of ``JinaColbertVectorStore.search``: ``qdrant_filters``, ...
-        callback_manager: LlamaIndex's callbacks; None takes the index's.
-        object_map: What index nodes point at, by their ``index_id``; None takes the index's.
-        objects: Index nodes whose objects are looked into.
-        verbose: Print which objects are.
+        index: What to search: a :class:`~llama_index_jcv2.JinaColbertIndex` or another index over a
+            :class:`~llama_index_jcv2.JinaColbertVectorStore`, such a store, an open collection, or the location of one
+            (a folder or a server URL). Use :meth:`from_collection` to pass options for opening.
+        similarity_top_k: Number of nodes to return.
+        vector_store_query_mode: ``"default"``, or ``"mmr"`` for relevant and diverse nodes.
+        filters: Search only nodes whose metadata matches.
+        node_ids: Search only these nodes. None or an empty list searches all.
+        doc_ids: Search only nodes of these source documents. None or an empty list searches all.
+        first_stage: First stage that finds the candidates, out of those the collection stores: ``"hybrid"``,
+            ``"pooled"``, ``"bm25"``, ``"muvera"``, or ``"none"`` to rank all nodes. Defaults to the collection's.
+        candidates: Number of candidates ranked by MaxSim.
+        exact: True ranks all nodes. False uses the first stage, even for a small collection.
+        score_threshold: Leave out nodes with a lower score.
+        mmr_threshold: For ``"mmr"``: from 0 (most diverse) to 1 (by score alone).
+        with_explanation: Add an ``explanation`` to each result.
+        vector_store_kwargs: Additional arguments of ``JinaColbertVectorStore.search``: ``qdrant_filters``, ...
+        callback_manager: LlamaIndex's callback manager. Defaults to the index's.
+        object_map: Objects that index nodes refer to, by ``index_id``. Defaults to the index's.
+        objects: Index nodes whose objects are retrieved recursively.
+        verbose: Print which objects are retrieved.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class JinaColbertRetriever(BaseRetriever):
     def from_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> JinaColbertRetriever:
-        """A retriever over a collection that exists.
+        """Create a retriever over an existing collection.
 
         Args:
-            collection: An open collection, or the location of one: a folder or a server's URL.
+            collection: An open collection, or the location of one: a folder or a server URL.
             **options: Options of this class, and of ``ColbertCollection.open`` (``encoder``, ``url``, ``name``, ...).
 
         Raises:
-            CollectionNotFoundError: There is none.
-            TypeError: Options of opening are given with an open collection.
+            CollectionNotFoundError: The collection does not exist.
+            TypeError: Options for opening are given with an open collection.
         """
         own = {name: options.pop(name) for name in retriever_options() & set(options)}
         opened = open_collection(collection, **options)
@@ -118,14 +118,14 @@ class JinaColbertRetriever(BaseRetriever):
 
     @property
     def collection(self) -> ColbertCollection:
-        """The collection that is searched."""
+        """The collection to search."""
         return self._store.collection
 
     def with_options(self, **options: Any) -> JinaColbertRetriever:
-        """A copy with other options, for some queries: ``retriever.with_options(similarity_top_k=20).retrieve(q)``.
+        """Return a copy with other options, as in ``retriever.with_options(similarity_top_k=20).retrieve(q)``.
 
         Raises:
-            TypeError: There is no such option.
+            TypeError: An option is unknown.
         """
         if unknown := sorted(set(options) - _changeable()):
             raise TypeError(f"There are no options {unknown}. Use some of {sorted(_changeable())}.")
@@ -157,7 +157,7 @@ class JinaColbertRetriever(BaseRetriever):
 
 
 def retriever_options() -> set[str]:
-    """What a :class:`JinaColbertRetriever` takes beside the index."""
+    """Return the names of all :class:`JinaColbertRetriever` arguments except the index."""
     return set(inspect.signature(JinaColbertRetriever).parameters) - {"index"}
 
 
@@ -166,13 +166,13 @@ def _changeable() -> set[str]:
 
 
 def chosen_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments of ``as_retriever`` that are for the retriever.
+    """Select the retriever's options from the arguments of ``as_retriever``.
 
-    LlamaIndex's engines hand all that they are given to ``as_retriever``, so what is not known here must pass. What
-    looks like a slip of the pen must not.
+    LlamaIndex's engines pass all their arguments to ``as_retriever``, so unknown names are ignored. Names that look
+    like misspelled options are rejected.
 
     Raises:
-        TypeError: A name is nearly that of an option, or an embedding model is given.
+        TypeError: A name looks like a misspelled option, or an embedding model is given.
     """
     if given.get("embed_model") is not None:
         raise TypeError("The collection encodes queries with its own model. Leave embed_model out.")
@@ -191,8 +191,8 @@ def _store_of(
         store = JinaColbertVectorStore(open_collection(store))
     if not isinstance(store, JinaColbertVectorStore):
         raise TypeError(
-            f"JinaColbertRetriever searches a JinaColbertIndex or a JinaColbertVectorStore, a collection or the place "
-            f"of one, not {type(index).__name__}({type(store).__name__})."
+            f"JinaColbertRetriever searches a JinaColbertIndex or a JinaColbertVectorStore, a collection or the "
+            f"location of one, not {type(index).__name__}({type(store).__name__})."
         )
     return store
 

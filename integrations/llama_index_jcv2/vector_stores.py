@@ -1,4 +1,4 @@
-"""``JinaColbertVectorStore``: a collection as a LlamaIndex vector store that encodes texts itself."""
+"""``JinaColbertVectorStore``: a LlamaIndex vector store over a collection, which encodes texts itself."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ from llama_index_jcv2.pipelines import let_pipelines_store
 _EVERYTHING = models.Filter(must_not=[models.IsEmptyCondition(is_empty=models.PayloadField(key=ID_KEY))])
 _SOURCES_PER_LOOKUP = 1000
 
-# One for each open collection, since several indexes and stores may share one.
+# One lock per open collection, since several indexes and stores may share a collection.
 _locks: weakref.WeakKeyDictionary[ColbertCollection, threading.RLock] = weakref.WeakKeyDictionary()
 _locks_lock = threading.Lock()
 
 
 class JinaColbertVectorStore(BasePydanticVectorStore):
-    """Nodes as documents of a :class:`~jcv2_plugin.ColbertCollection`, found by MaxSim.
+    """Store nodes in a :class:`~jcv2_plugin.ColbertCollection` and search them by MaxSim.
 
-    A node has many vectors, and LlamaIndex keeps one: so the store encodes nodes and queries itself, with the
-    collection's model. ``node.embedding`` and an embedding model are neither needed nor looked at, in an
-    ``IngestionPipeline`` neither.
+    A node has many vectors, and LlamaIndex supports only one. The store therefore encodes nodes and queries itself,
+    with the collection's model. ``node.embedding`` and embedding models are not needed and are ignored, also in an
+    ``IngestionPipeline``.
 
     Args:
-        collection: An open collection. It stays the caller's to close.
+        collection: An open collection. The caller closes it.
 
     Raises:
-        TypeError: It is something else, such as the place of one.
+        TypeError: ``collection`` is something else, such as a location.
     """
 
     stores_text: bool = True
     is_embedding_query: bool = False
 
-    # Private: a public field would put the collection, and so a client, into dumps.
+    # Private, to keep the collection and its client out of dumps.
     _collection: ColbertCollection = PrivateAttr()
     _lock: Any = PrivateAttr()
 
@@ -79,7 +79,7 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """The class's name in LlamaIndex's dumps."""
+        """Return the class name used in LlamaIndex's dumps."""
         return "JinaColbertVectorStore"
 
     @property
@@ -89,14 +89,14 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
     @property
     def client(self) -> ColbertCollection:
-        """The collection, under the name that LlamaIndex has for it."""
+        """The collection, under LlamaIndex's name for it."""
         return self._collection
 
     @property
     def write_lock(self) -> threading.RLock:
-        """Held while nodes are written or removed; hold it to look at what is stored and write by that.
+        """Lock held while nodes are written or deleted. Hold it to read and write atomically.
 
-        All stores over one open collection share it.
+        It is shared by all stores over the same open collection.
         """
         lock: threading.RLock = self._lock
         return lock
@@ -105,28 +105,28 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         return type(self)(self._collection)
 
     def __getstate__(self) -> NoReturn:
-        # LlamaIndex would leave the collection out, and what is loaded would fail at its first use.
+        # LlamaIndex would drop the collection, and the unpickled store would fail on first use.
         raise TypeError(
             f"A JinaColbertVectorStore cannot be pickled: it holds the open collection {self._collection!r}. "
             "Everything is kept in that, so open it again where it is needed, with JinaColbertIndex.from_collection."
         )
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Encode and store nodes; one whose id is there already replaces it.
+        """Encode and store nodes. A node whose id already exists replaces the stored one.
 
         Returns:
             The nodes' ids, in order.
 
         Raises:
-            InvalidDocumentError: A node has no text, comes twice, or has metadata that is no JSON. Nothing of
-                the call was written.
+            InvalidDocumentError: A node has no text, occurs twice, or has metadata that is not JSON-serializable.
+                Nothing is written.
         """
         documents = [document_of(node) for node in nodes]
         with self.write_lock, naming_sources(nodes):
             return self._collection.add(documents)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Remove all nodes of a source document; one that is not there is no error."""
+        """Delete all nodes of a source document. An unknown document is ignored."""
         with self.write_lock:
             self._collection.delete(filter=source_filter([ref_doc_id]))
 
@@ -136,10 +136,10 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Remove nodes by id, by metadata, or those that satisfy both.
+        """Delete nodes by id, by metadata, or by both, in which case both must match.
 
         Raises:
-            ValueError: Neither is given. :meth:`clear` removes everything.
+            ValueError: Neither is given. Use :meth:`clear` to delete everything.
         """
         chosen = both(node_filter(node_ids), to_qdrant_filter(filters))
         if chosen is None:
@@ -148,19 +148,19 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             self._collection.delete(filter=chosen)
 
     def clear(self) -> None:
-        """Remove all nodes; the collection stays."""
+        """Delete all nodes, but keep the collection."""
         with self.write_lock:
             self._collection.delete(filter=_EVERYTHING)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Nodes by id, in the order asked; by metadata; those that satisfy both; or, with neither, all."""
+        """Return nodes by id (in the given order), by metadata, by both, or all nodes if neither is given."""
         if node_ids is not None and filters is None:
             return [node_of(stored) for stored in self._collection.get(node_ids)]
         chosen = both(node_filter(node_ids), to_qdrant_filter(filters))
         return [node_of(stored) for stored in self._collection.scroll(chosen)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The nodes that :meth:`search` finds, with their MaxSim scores as similarities."""
+        """Return the nodes found by :meth:`search`, with MaxSim scores as similarities."""
         hits = self.search(query, **kwargs)
         return VectorStoreQueryResult(
             nodes=[node_of(hit) for hit in hits],
@@ -178,25 +178,26 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         mmr_prefetch_k: int | None = None,
         **kwargs: Any,
     ) -> list[SearchHit]:
-        """The documents of the largest MaxSim with ``query.query_str``.
+        """Return the documents with the highest MaxSim score for ``query.query_str``.
 
-        Filters, ``doc_ids`` and ``node_ids`` of the query are honoured. An empty list restricts nothing, as in
+        The query's filters, ``doc_ids`` and ``node_ids`` are applied. An empty list restricts nothing, as in
         LlamaIndex's Qdrant store.
 
         Args:
-            query: LlamaIndex's query. Its mode is the default one, or ``mmr``, which gives results that are relevant
-                and not all the same.
-            qdrant_filters: A filter of Qdrant's, to be satisfied too.
-            mmr_threshold: For ``mmr``: from 0 (as unlike each other as can be) to 1 (by score alone). None takes the
-                query's own, or else 0.5.
-            mmr_prefetch_factor: For ``mmr``: of so many times the results asked for they are chosen.
-            mmr_prefetch_k: Or of so many of the best. None of the two takes 4 times, and at least 20.
-            **kwargs: Further arguments of ``ColbertCollection.search``: ``first_stage``, ``candidates``, ``exact``,
+            query: LlamaIndex's query, in the default mode or in ``mmr`` mode, which returns relevant and diverse
+                results.
+            qdrant_filters: A Qdrant filter to apply in addition.
+            mmr_threshold: For ``mmr``: from 0 (most diverse) to 1 (by score alone). Defaults to the query's own, or
+                else 0.5.
+            mmr_prefetch_factor: For ``mmr``: choose from this many times the number of results.
+            mmr_prefetch_k: For ``mmr``: choose from this many of the best, instead. If neither is given, 4 times the
+                number of results, and at least 20.
+            **kwargs: Additional arguments of ``ColbertCollection.search``: ``first_stage``, ``candidates``, ``exact``,
                 ``score_threshold``, ``with_explanation``.
 
         Raises:
-            InvalidQueryError: There is no text, or the mode is another one.
-            UnsupportedFilterError: A filter has no counterpart in Qdrant.
+            InvalidQueryError: The query has no text, or its mode is not supported.
+            UnsupportedFilterError: Qdrant has no equivalent for a filter.
         """
         if query.query_str is None:
             raise InvalidQueryError("The query has no query_str. This store encodes the text: an embedding is no use.")
@@ -208,7 +209,7 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             if mmr_prefetch_k is None and mmr_prefetch_factor is not None:
                 mmr_prefetch_k = int(limit * mmr_prefetch_factor)
             threshold = 0.5 if mmr_threshold is None else mmr_threshold
-            return self._collection.search_diverse(
+            return self._collection.search_mmr(
                 query.query_str, limit, fetch_k=mmr_prefetch_k, lambda_mult=threshold, **kwargs
             )
         if query.mode != VectorStoreQueryMode.DEFAULT:
@@ -220,14 +221,14 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             raise InvalidQueryError("mmr_threshold and mmr_prefetch_* belong to the query mode 'mmr'. Set that too.")
         return self._collection.search(query.query_str, limit, **kwargs)
 
-    # What an index asks of its source documents.
+    # Lookups of source documents, for the index
 
     def source_hashes(self, ref_doc_ids: Sequence[str]) -> dict[str, str | None]:
-        """The hashes that source documents had when their nodes were made.
+        """Return the hashes that source documents had when their nodes were created.
 
         Returns:
-            An entry for each document that has nodes. None where its nodes disagree, as after an update that was
-            stopped halfway, or where it is not known.
+            An entry for each document that has nodes. The hash is None if it is unknown or the nodes disagree, as after
+            an interrupted update.
         """
         hashes: dict[str, str | None] = {}
         for batch in in_batches(list(ref_doc_ids), _SOURCES_PER_LOOKUP):
@@ -237,14 +238,14 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         return hashes
 
     def source_nodes(self, ref_doc_id: str) -> dict[str, str | None]:
-        """The ids of the nodes of a source document, each with the hash that the document had when it was made."""
+        """Return the ids of a source document's nodes, each with the document's hash when the node was created."""
         found = self._sources(source_filter([ref_doc_id]))
         return {str(payload[ID_KEY]): payload.get(SOURCE_HASH_KEY) for _, payload in found}
 
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
-        """All source documents: the ids of their nodes, and the metadata of one of these.
+        """Return all source documents, with the ids of their nodes and the metadata of one of them.
 
-        A ``Document`` that was stored as it is counts as its own node; other nodes without a source are left out.
+        A ``Document`` stored without splitting counts as its own node. Other nodes without a source are left out.
         """
         documents: dict[str, RefDocInfo] = {}
         for source, payload in self._sources(None, METADATA_KEY, TYPE_KEY):
@@ -255,19 +256,19 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         return documents
 
     def _sources(self, chosen: models.Filter | None, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The source of each node that a filter selects, with some of its payload. One without is its own."""
+        """Yield the source and part of the payload of each matching node. A node without a source is its own."""
         for payload in self._collection.payloads([ID_KEY, SOURCE_KEY, SOURCE_HASH_KEY, *keys], chosen):
             source = payload.get(SOURCE_KEY)
             yield str(payload[ID_KEY] if source in (None, NO_SOURCE) else source), payload
 
-    # Encoding and searching take long: in a thread they leave the event loop free.
+    # Encoding and searching are slow, so they run in a thread.
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """:meth:`add`, without blocking the event loop."""
+        """Run :meth:`add` without blocking the event loop."""
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """:meth:`delete`, without blocking the event loop."""
+        """Run :meth:`delete` without blocking the event loop."""
         await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     async def adelete_nodes(
@@ -276,25 +277,25 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """:meth:`delete_nodes`, without blocking the event loop."""
+        """Run :meth:`delete_nodes` without blocking the event loop."""
         await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     async def aclear(self) -> None:
-        """:meth:`clear`, without blocking the event loop."""
+        """Run :meth:`clear` without blocking the event loop."""
         await asyncio.to_thread(self.clear)
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
-        """:meth:`get_nodes`, without blocking the event loop."""
+        """Run :meth:`get_nodes` without blocking the event loop."""
         return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """:meth:`query`, without blocking the event loop."""
+        """Run :meth:`query` without blocking the event loop."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
     async def asearch(self, query: VectorStoreQuery, **kwargs: Any) -> list[SearchHit]:
-        """:meth:`search`, without blocking the event loop."""
+        """Run :meth:`search` without blocking the event loop."""
         return await asyncio.to_thread(self.search, query, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""The command ``jcv2``: index files, search them, see why something matched, evaluate a model, tend collections."""
+"""The ``jcv2`` command: index and search files, explain matches, evaluate models, and manage collections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jcv2_plugin.errors import Jcv2Error
 
 __all__ = ["app", "main"]
 
-# Errors speak of Python's arguments; whoever types a command has options.
+# Error messages mention Python arguments; replace them with command-line options.
 _AS_OPTIONS = {
     "pass overwrite=True to replace it": "drop it (jcv2 collections drop; jcv2 restore takes --overwrite)",
     "create the collection anew with overwrite=True": "drop it and index anew",
@@ -30,10 +30,7 @@ _AS_OPTIONS = {
 
 
 def main() -> None:
-    """Run the command; errors of ours end it with a message and status 1, without a traceback.
-
-    So do the system's: a file that may not be read, a disk that is full.
-    """
+    """Run the command. Our exceptions and ``OSError`` end it with a message and status 1, without a traceback."""
     try:
         app()
     except (Jcv2Error, OSError) as error:

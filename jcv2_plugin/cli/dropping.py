@@ -1,4 +1,4 @@
-"""``jcv2 collections drop``."""
+"""``jcv2 collections drop``: delete a collection."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import typer
 from qdrant_client import models
 
-from jcv2_plugin.cli.console import Connection, err, remark
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import locked, remove
 from jcv2_plugin.cli.listing import of_folder, on_server
+from jcv2_plugin.console import err, remark
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.errors import CollectionError, CollectionMismatchError, CollectionNotFoundError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_drop(connection: Connection, *, yes: bool) -> None:
-    """Remove a collection, once that is confirmed."""
+    """Delete a collection after confirmation."""
     if not connection.is_server:
         _drop_folder(connection, yes=yes)
         return
@@ -32,7 +33,7 @@ def run_drop(connection: Connection, *, yes: bool) -> None:
 def _drop_folder(connection: Connection, *, yes: bool) -> None:
     folder = connection.folder
     with locked(folder):
-        pass  # what cannot be dropped is not asked about
+        pass  # do not ask for confirmation if it cannot be dropped
     _confirm(connection, next(of_folder(connection.location)), yes=yes)
     with locked(folder) as lock:
         others = remove(folder, lock)
@@ -65,7 +66,7 @@ def _drop_on_server(client: QdrantClient, connection: Connection, *, yes: bool) 
         )
     _confirm(connection, found, yes=yes)
     if physical != name:
-        # The name first: nobody is to open what is about to go.
+        # Delete the alias first, so that nobody opens the collection meanwhile.
         alias = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
         client.update_collection_aliases(change_aliases_operations=[alias])
     client.delete_collection(physical)
@@ -84,15 +85,15 @@ def _confirm(connection: Connection, found: Listed, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            f"Dropping {connection.place} cannot be undone, and nobody can be asked here. Add --yes.",
+            f"Dropping {connection.title} cannot be undone, and nobody can be asked here. Add --yes.",
             param_hint="--yes",
         )
     count = "an unknown number of" if found.documents is None else f"{found.documents:,}"
-    answer = err.input(f"Drop {connection.place} with {count} documents? [y/N]: ", markup=False)
+    answer = err.input(f"Drop {connection.title} with {count} documents? [y/N]: ", markup=False)
     if answer.strip().lower() not in ("y", "yes"):
         raise typer.Abort
 
 
 def _say(connection: Connection) -> None:
-    place = connection.place
-    remark(f"{place[0].upper()}{place[1:]} is dropped.")
+    title = connection.title
+    remark(f"{title[0].upper()}{title[1:]} is dropped.")

@@ -1,4 +1,4 @@
-"""What is in an Edge collection's folder: which of its files are ours, who has it open, and how it is removed."""
+"""Inspect, lock and delete the folder of a Qdrant Edge collection."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.engines.edge import DESCRIPTION
+from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.schema import CollectionSchema
 
 _JOURNAL = "ingest.journal"
 _LOCK = "lock"
 _DROPPED = ".dropped"
 _SHARD = re.compile(rf"shard(-\d+)?({re.escape(_DROPPED)})?")
-# But the description and the lock, which go last.
+# All our files except the description and the lock, which are deleted last.
 _OURS = re.compile(
     rf"{re.escape(DESCRIPTION)}\.tmp|shard-\d+\.pending\.json(\.tmp)?|{re.escape(_JOURNAL)}(\.tmp|\.lock)?"
 )
 
 
 def journal_of(folder: Path) -> Path:
-    """Where the journal of indexing runs into a folder is kept, unless another place is given."""
+    """Return the default path of the journal for indexing runs into a folder."""
     return folder / _JOURNAL
 
 
 def is_described(folder: Path) -> bool:
-    """Whether a folder has a collection's description. One that may not be looked into has none."""
+    """Return whether a folder contains a collection's description. False if the folder cannot be read."""
     return os.path.isfile(folder / DESCRIPTION)
 
 
 def read_schema(folder: Path) -> CollectionSchema:
-    """A folder's description, read without opening the collection.
+    """Read a collection's description without opening the collection.
 
     Raises:
-        CollectionCorruptError: It is unreadable.
+        CollectionCorruptError: If it is unreadable.
     """
-    place = f"The collection in {str(folder)!r}"
+    title = f"The collection in {str(folder)!r}"
     try:
         raw: Any = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CollectionCorruptError(f"{place}: {DESCRIPTION} is unreadable ({error}).") from error
-    return CollectionSchema.from_dict(raw, place)
+        raise CollectionCorruptError(f"{title}: {DESCRIPTION} is unreadable ({error}).") from error
+    return CollectionSchema.from_dict(raw, title)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[FileLock]:
-    """Keep everybody else out of a collection.
+    """Lock a collection's folder.
 
     Raises:
-        CollectionNotFoundError: The folder has none, or one that cannot be told from other people's files.
-        CollectionLockedError: It is in use.
+        CollectionNotFoundError: If the folder has no collection description, so its files may not be ours.
+        CollectionLockedError: If the collection is in use.
     """
     if not is_described(folder):
         raise CollectionNotFoundError(
@@ -78,10 +78,10 @@ def locked(folder: Path) -> Iterator[FileLock]:
 
 
 def remove(folder: Path, lock: FileLock) -> list[str]:
-    """Remove a collection whose lock is held, and its folder if nothing else is in it; what else there is.
+    """Delete a collection whose lock is held, and its folder if it is empty then. Return the names of other files.
 
-    Whatever moment it is killed at, nobody opens half a collection, and it can be done again: a shard is renamed
-    before it is removed, and the description goes last.
+    If the process is killed, the rest cannot be opened as a collection, and the deletion can be repeated: a shard is
+    renamed before it is deleted, and the description is deleted last.
     """
     for entry in list(folder.iterdir()):
         if _SHARD.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
@@ -92,7 +92,7 @@ def remove(folder: Path, lock: FileLock) -> list[str]:
     _remove_lock(folder / _LOCK, lock)
     others = sorted(entry.name for entry in folder.iterdir())
     if not others:
-        # Somebody may have been quicker, or the folder is a link: then it stays.
+        # Keep the folder if it is a link, or another process has just written to it.
         with suppress(OSError):
             folder.rmdir()
     return others
@@ -102,6 +102,6 @@ def _remove_lock(file: Path, lock: FileLock) -> None:
     try:
         file.unlink(missing_ok=True)
     except PermissionError:
-        # Windows removes no file that is open.
+        # Windows cannot delete an open file.
         lock.release()
         file.unlink(missing_ok=True)

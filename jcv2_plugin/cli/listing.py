@@ -1,4 +1,4 @@
-"""``jcv2 collections list``."""
+"""``jcv2 collections list``: list the collections on a server or in a folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.console import Connection, out, print_table
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import is_described, read_schema
+from jcv2_plugin.console import out, print_table
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.edge import EdgeEngine
+from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.schema import METADATA_FIELD, CollectionSchema
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -28,13 +29,13 @@ UNREADABLE = "unreadable"
 
 @dataclass(frozen=True)
 class Listed:
-    """A collection that was found.
+    """An entry in the list of collections.
 
     Attributes:
-        name: What it is opened by: a name on a server, a path otherwise.
-        schema: None where its description is unreadable.
-        documents: None where they cannot be counted now.
-        state: Empty where all is well.
+        name: Name on a server, or path of a folder.
+        schema: The collection's schema; None if its description is unreadable.
+        documents: Number of documents; None if they cannot be counted now.
+        state: Remark on the collection; empty if it is fine.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Listed:
     state: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return the entry as a dict for ``--json``."""
         schema = self.schema
         return {
             "name": self.name,
@@ -57,7 +58,7 @@ class Listed:
 
 
 def run_list(connection: Connection, *, as_json: bool) -> None:
-    """Print the collections of a server, or in a folder."""
+    """Print the collections on a server or in a folder."""
     if connection.is_server:
         with connection.client() as client:
             found = list(of_server(client))
@@ -77,7 +78,7 @@ def run_list(connection: Connection, *, as_json: bool) -> None:
 
 
 def of_server(client: QdrantClient) -> Iterator[Listed]:
-    """The collections of a server that are ours, by the names they are opened by."""
+    """Yield our collections on a server, by the names under which they can be opened."""
     names = collection_names(client)
     for name in sorted(names):
         if (found := on_server(client, name, names)) is not None:
@@ -85,7 +86,7 @@ def of_server(client: QdrantClient) -> Iterator[Listed]:
 
 
 def on_server(client: QdrantClient, name: str, names: Mapping[str, str]) -> Listed | None:
-    """One collection of a server, of the names that :func:`collection_names` gives; None if it is not ours."""
+    """Return a collection on a server, or None if it is not ours. ``names`` comes from :func:`collection_names`."""
     physical = names[name]
     metadata = client.get_collection(physical).config.metadata or {}
     if METADATA_FIELD not in metadata:
@@ -99,7 +100,7 @@ def on_server(client: QdrantClient, name: str, names: Mapping[str, str]) -> List
 
 
 def _generation(physical: str, names: Mapping[str, str]) -> str:
-    """Of a collection that no name stands for: which name's it was, or is to be."""
+    """Return which migration a collection without an alias belongs to, or an empty string."""
     name, _, number = physical.rpartition(".")
     now = names.get(name, name)
     if now == name or not number.isdecimal() or not now.removeprefix(f"{name}.").isdecimal():
@@ -109,10 +110,10 @@ def _generation(physical: str, names: Mapping[str, str]) -> str:
 
 
 def of_folder(location: str) -> Iterator[Listed]:
-    """The collections in a folder, itself and one level below; described without being opened.
+    """Yield the collections in a folder: the folder itself and one level below.
 
     Raises:
-        CollectionNotFoundError: There is no such folder.
+        CollectionNotFoundError: If there is no such folder.
     """
     root = Path(location).expanduser()
     if not root.is_dir():
@@ -130,7 +131,7 @@ def _of_path(name: str, folder: Path) -> Listed:
     except CollectionCorruptError:
         return Listed(name, None, None, UNREADABLE)
     try:
-        # To count, it has to be open for a moment; where somebody has it open, it is left alone.
+        # Counting requires opening the collection, which fails if it is already open elsewhere.
         engine = EdgeEngine.open(folder)
     except CollectionLockedError:
         return Listed(name, schema, None, IN_USE)

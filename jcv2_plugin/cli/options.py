@@ -1,4 +1,4 @@
-"""The options that several subcommands share. Nothing heavy is imported here, so that ``--help`` is quick."""
+"""Options shared by several subcommands."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from jcv2_plugin.engines.first_stage import FIRST_STAGES
+from jcv2_plugin.engines.storage import STORAGES
+
 OFFICIAL = "jinaai/jina-colbert-v2"
-"""The model of a new collection where none is named."""
+"""Default model for new collections."""
 
 Collection = Annotated[
     str, typer.Option("--collection", "-c", help="A folder (embedded Qdrant Edge) or a Qdrant server's URL.")
@@ -27,6 +30,6 @@ Workers = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead.")]
 
-STORAGES_HELP = "How vectors are kept: float32, float16, int8, turbo8 or turbo4"
-FIRST_STAGES_HELP = "What finds the candidates that MaxSim ranks: none, pooled, muvera, bm25 or hybrid"
+STORAGES_HELP = f"How vectors are kept: {', '.join(STORAGES)}"
+FIRST_STAGES_HELP = f"What finds the candidates that MaxSim ranks: {', '.join(FIRST_STAGES)}"
 POOL_HELP = "Merge neighbouring token vectors until one in so many is left; 1 merges none"

@@ -1,4 +1,4 @@
-"""Which ids a run has come across, and which documents it is to remove: kept on disk, however many there are."""
+"""Keep track of the ids that an indexing run has seen and the documents it will delete, on disk."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _CACHE_KIB = 8 * 1024
 
 
 class SeenIds:
-    """A temporary database of ids; a context manager.
+    """A temporary database of ids, used as a context manager.
 
-    SQLite keeps it in a file without a name, so that nothing of it is left even after a kill. An id takes 16 bytes,
-    its digest's; of the ids in memory there are at most as many as are buffered.
+    SQLite stores it in an unnamed file, so nothing is left on disk even if the process is killed. Each id is stored as
+    a 16-byte digest. Only up to ``buffered`` ids are in memory.
     """
 
     def __init__(self, buffered: int = _BUFFERED) -> None:
@@ -23,17 +23,17 @@ class SeenIds:
         self._new: dict[bytes, int] = {}
         self._gone: list[str] = []
         self._database = sqlite3.connect(":memory:", isolation_level=None)
-        # The main database cannot be told to lie on disk whatever SQLite was compiled with, an attached one can.
+        # Attach a database, because whether a temporary main database is on disk depends on how SQLite was compiled.
         self._database.execute("PRAGMA temp_store = FILE")
         self._database.execute("ATTACH DATABASE '' AS run")
-        # What a crash leaves of it is of no use, so nothing need be safe from one.
+        # No journal, because the database is useless after a crash anyway.
         self._database.execute("PRAGMA run.journal_mode = OFF")
         self._database.execute(f"PRAGMA run.cache_size = -{_CACHE_KIB}")
         self._database.execute("CREATE TABLE run.seen (id BLOB PRIMARY KEY, file INTEGER NOT NULL) WITHOUT ROWID")
         self._database.execute("CREATE TABLE run.gone (id TEXT NOT NULL)")
 
     def add(self, own_id: str, file: int) -> int | None:
-        """Note an id of a file, by its number; the file it came from before, if it is there already."""
+        """Add an id found in file number ``file``. Return the file it was first found in, if it is a duplicate."""
         digest = _digest(own_id)
         before = self._file_of(digest)
         if before is None:
@@ -50,20 +50,20 @@ class SeenIds:
         return int(stored) + len(self._new)
 
     def note_gone(self, own_id: str) -> None:
-        """Note a document that is to be removed."""
+        """Add the id of a document to delete."""
         self._gone.append(own_id)
         if len(self._gone) >= self._buffered:
             self._write()
 
     def gone(self) -> Iterator[list[str]]:
-        """The documents to be removed, in batches."""
+        """Yield the ids of the documents to delete, in batches."""
         self._write()
         rows = self._database.execute("SELECT id FROM run.gone")
         while batch := rows.fetchmany(self._buffered):
             yield [own_id for (own_id,) in batch]
 
     def close(self) -> None:
-        """Remove the database; a second call does nothing."""
+        """Delete the database. Can be called repeatedly."""
         self._database.close()
 
     def __enter__(self) -> SeenIds:

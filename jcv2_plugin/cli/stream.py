@@ -1,4 +1,4 @@
-"""The documents of all files as one stream, and which of the stored ones the files no longer have."""
+"""Stream the documents of all files, and delete stored documents that the files no longer contain."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 
 from qdrant_client import models
 
-from jcv2_plugin.cli.console import remark
 from jcv2_plugin.cli.seen import SeenIds
-from jcv2_plugin.collection import ColbertCollection
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.sources import FILE_KEY, PassageReader, SourceError, SourceFile, source_name
+from jcv2_plugin.console import remark
 from jcv2_plugin.documents import ID_KEY, Document
-from jcv2_plugin.sources import FILE_KEY, PassageReader, SourceError, SourceFile, source_name
 
 _FILES_A_FILTER = 100
 
 
 class DocumentStream:
-    """The documents of all files, one after the other, each id once.
+    """Iterate over the documents of all files. Duplicate ids are an error.
 
     Attributes:
-        files: Those that were read, or are being read.
-        skipped: How many could not be read, and were left out with a word.
+        files: Files read so far, including the current one.
+        skipped: Number of files that could not be read and were skipped with a message.
     """
 
     def __init__(self, reader: PassageReader, files: Sequence[SourceFile], seen: SeenIds, *, strict: bool) -> None:
@@ -33,12 +33,12 @@ class DocumentStream:
         self._strict = strict
         self._documents = 0
         self._counts: list[int] = []
-        # How much there is to come from a pipe nobody knows.
+        # The size of a pipe is unknown.
         self._bytes = 0 if any(file.is_stdin for file in files) else sum(file.size() for file in files)
 
     @property
     def expected(self) -> int | None:
-        """About how many documents there are, by the bytes read so far; None while that is not known."""
+        """Estimated number of documents, based on the bytes read so far; None if not known yet."""
         if not self._documents or not self._bytes or not self._reader.bytes_read:
             return None
         read = min(self._reader.bytes_read / self._bytes, 1.0)
@@ -46,7 +46,7 @@ class DocumentStream:
 
     @property
     def names(self) -> set[str]:
-        """The names of all files, those that could not be read among them."""
+        """Names of all files, including those that could not be read."""
         return {file.name for file in self._all}
 
     def __iter__(self) -> Iterator[Document]:
@@ -77,9 +77,9 @@ class DocumentStream:
         self._documents += 1
 
     def read_files(self) -> Iterator[tuple[str, int]]:
-        """The names of the files read, and how many documents each has.
+        """Yield the names of the files read and their numbers of documents.
 
-        What came from a pipe is left out: another pipe is another source, and not the same one with fewer rows.
+        Pipes are left out, because each pipe is a new source, not a new version of the same one.
         """
         for file, count in zip(self.files, self._counts, strict=True):
             if not file.is_stdin:
@@ -89,15 +89,16 @@ class DocumentStream:
 def remove_stale(
     collection: ColbertCollection, stream: DocumentStream, seen: SeenIds, missing_from: Sequence[str] | None
 ) -> int:
-    """Remove the documents that a file had when it was last indexed and has no more; how many they were.
+    """Delete documents that are no longer in their file, and return how many.
 
-    They are noted first and deleted then, so that no scroll runs over what is being deleted.
+    All ids are collected before the first deletion, so that nothing is deleted while scrolling.
 
     Args:
-        collection: Holding them.
-        stream: The files, read to their end.
-        seen: All their ids.
-        missing_from: Paths that were given, of which folders are searched for files that are gone; None for none.
+        collection: Collection with the documents.
+        stream: The files, read to the end.
+        seen: All ids in the files.
+        missing_from: Paths whose folders are also checked for files that no longer exist. If None, only files that were
+            read are checked.
     """
     if missing_from is None:
         _note_stale(collection, stream, seen)
@@ -116,7 +117,7 @@ def _note_stale(collection: ColbertCollection, stream: DocumentStream, seen: See
         part = files[start : start + _FILES_A_FILTER]
         names = models.MatchAny(any=[name for name, _ in part])
         of_files = models.Filter(must=[models.FieldCondition(key=FILE_KEY, match=names)])
-        # All that was read is stored: where no more is, nothing is stale, and nothing need be listed.
+        # Everything that was read is stored. If nothing else is, there is nothing stale, and no need to list ids.
         if collection.count(of_files) > sum(count for _, count in part):
             for own_id in collection.ids(of_files):
                 if own_id not in seen:
@@ -126,7 +127,7 @@ def _note_stale(collection: ColbertCollection, stream: DocumentStream, seen: See
 def _note_stale_and_missing(
     collection: ColbertCollection, stream: DocumentStream, seen: SeenIds, paths: Sequence[str]
 ) -> None:
-    """Also documents of files that are gone from the folders given, and of no others."""
+    """Also note documents of files that no longer exist in the given folders."""
     roots = [source_name(path) for path in paths if Path(path).is_dir()]
     read = {name for name, _ in stream.read_files()}
     there = stream.names

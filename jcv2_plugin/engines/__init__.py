@@ -1,1 +1,1 @@
-"""The engines under a collection: Qdrant Edge in-process, and qdrant-client for everything else."""
+"""Storage engines: Qdrant Edge in-process, qdrant-client for servers and local mode."""

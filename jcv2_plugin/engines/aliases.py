@@ -1,4 +1,4 @@
-"""What a collection's name stands for on a server: it is an alias of ``name.1``, after a migration of ``name.2``."""
+"""Collection aliases on a server: ``name`` points to ``name.1``, after a migration to ``name.2``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import Any, TypeVar
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin.engines.failures import failure_of
+from jcv2_plugin.engines.schema import METADATA_FIELD
 from jcv2_plugin.errors import CollectionError
-from jcv2_plugin.schema import METADATA_FIELD
 
 T = TypeVar("T")
 
 
 def aliases_of(client: QdrantClient) -> dict[str, str]:
-    """All aliases, with the collections that they stand for."""
+    """Return all aliases and the collections they point to."""
     return {one.alias_name: one.collection_name for one in client.get_aliases().aliases}
 
 
 def if_allowed(function: Callable[[QdrantClient], T], client: QdrantClient) -> T | None:
-    """None where the key may not do this, as one that is for some collections only may not list them all."""
+    """Call a function; return None if the API key lacks permission.
+
+    For example, a key limited to some collections cannot list all of them.
+    """
     try:
         return function(client)
     except Exception as error:
@@ -31,14 +34,14 @@ def if_allowed(function: Callable[[QdrantClient], T], client: QdrantClient) -> T
 
 
 def aliases_if_allowed(client: QdrantClient) -> dict[str, str]:
-    """None at all for a key that may not list them; the server finds what a name stands for all the same."""
+    """Return all aliases, or an empty dict if the API key may not list them. The server still resolves them."""
     return if_allowed(aliases_of, client) or {}
 
 
 def collection_names(client: QdrantClient) -> dict[str, str]:
-    """The collections of a client by the names they are opened by; for each the name it has on the server.
+    """Map the names that collections are opened by to their names on the server.
 
-    A collection that an alias stands for is listed under that.
+    A collection with an alias is listed under the alias.
     """
     aliases = aliases_of(client)
     plain = {one.name for one in client.get_collections().collections} - set(aliases.values())
@@ -46,27 +49,28 @@ def collection_names(client: QdrantClient) -> dict[str, str]:
 
 
 def check_no_generation(name: str, aliases: Mapping[str, str]) -> None:
-    """Refuse to put something in the place of what another name stands for: that name would be lost."""
+    """Refuse to replace a collection that an alias points to, since the alias would be lost."""
     for alias, physical in aliases.items():
         if physical == name:
             raise CollectionError(f"{name!r} is what the name {alias!r} stands for. Replace or migrate {alias!r}.")
 
 
 def generation_name(name: str, generation: int) -> str:
-    """A collection's name on the server."""
+    """Return the name on the server of one generation of a collection."""
     return f"{name}.{generation}"
 
 
 def generation_of(name: str, physical: str | None) -> int:
-    """Which of a name's collections one is: 0 for none, and for a collection without an alias."""
+    """Return the generation of a collection, or 0 if there is none or it has no alias."""
     number = (physical or "").removeprefix(f"{name}.")
     return int(number) if number.isdecimal() else 0
 
 
 def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
-    """The name for the collection to come after another, and the description of what is left there.
+    """Return the name for the next generation, and the stored schema of any leftover collection of that name.
 
-    That is of a creation or migration of ours that did not finish. Collections of others are passed over.
+    A leftover comes from an unfinished creation or migration by this package. Names taken by other collections are
+    skipped.
     """
     aliases = aliases_if_allowed(client)
     generation = generation_of(name, old)
@@ -81,8 +85,8 @@ def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, An
 
 
 def point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:
-    """Let a name stand for a collection, in one step where it is an alias already."""
-    if old == name and name not in aliases_if_allowed(client):  # tried again, it may be an alias by now
+    """Point an alias to a collection. This is atomic if the name is already an alias."""
+    if old == name and name not in aliases_if_allowed(client):  # on a retry it may already be an alias
         client.delete_collection(name)
     operations: list[Any] = []
     if old is not None and old != name:

@@ -1,4 +1,4 @@
-"""What a collection asks of an engine."""
+"""The engine interface, with the points, requests and records that it exchanges."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector
+from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.first_stage import SparseVector, StageVector
-from jcv2_plugin.schema import VECTOR_NAME, CollectionSchema
 
 PayloadIndex = Literal["keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"]
 PAYLOAD_INDEXES: tuple[PayloadIndex, ...] = get_args(PayloadIndex)
-"""Kinds of payload index, as Qdrant names them."""
+"""Payload index types, as named by Qdrant."""
 
 Matrix = NDArray[np.float32]
 """A multivector, of shape ``(tokens, dim)``."""
@@ -25,7 +25,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Point:
-    """A point to write: a UUID, a multivector, a payload, and the first stage's vectors by name."""
+    """A point to write: UUID, multivector, payload and first-stage vectors by name."""
 
     id: str
     vectors: Matrix
@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A first stage: the ``limit`` points that its vectors rank highest, by reciprocal rank where there are several."""
+    """First-stage query: the top ``limit`` points, by reciprocal rank fusion if there are several vectors."""
 
     stages: Mapping[str, StageVector]
     limit: int
@@ -43,7 +43,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A query's token vectors, and its first stage; without one all points are ranked by MaxSim."""
+    """Query token vectors and the first stage. Without a first stage, MaxSim ranks all points."""
 
     vectors: Matrix
     candidates: Candidates | None = None
@@ -51,7 +51,7 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class Record:
-    """A point read back; ``vectors`` and ``stages`` only where asked for, ``score`` only from a search."""
+    """A stored point. ``vectors`` and ``stages`` are set only if requested, ``score`` only by a search."""
 
     id: str
     payload: dict[str, Any]
@@ -61,7 +61,7 @@ class Record:
 
 
 def record_of(point: Any, score: float = 0.0) -> Record:
-    """A record of an engine's own point, which both engines shape alike."""
+    """Convert an engine's own point to a record. Both engines use the same layout."""
     vectors: Matrix | None = None
     stages: dict[str, StageVector] = {}
     for name, value in (point.vector or {}).items() if isinstance(point.vector, dict) else ():
@@ -75,7 +75,7 @@ def record_of(point: Any, score: float = 0.0) -> Record:
 
 
 def by_bytes(points: Sequence[Point], *, most: int, per_float: int) -> Iterator[list[Point]]:
-    """Points in batches of at most that many bytes, of which a float takes ``per_float``; a larger one goes alone."""
+    """Yield batches of at most ``most`` bytes, at ``per_float`` bytes per float. A larger point gets its own batch."""
     batch: list[Point] = []
     filled = 0
     for point in points:
@@ -96,13 +96,13 @@ def _floats(vector: StageVector) -> int:
 
 @dataclass(frozen=True)
 class NewCollection:
-    """Further wishes for a collection to be created.
+    """Options for creating a collection.
 
     Attributes:
-        payload_indexes: Kinds of payload index by payload key, such as ``{"metadata.topic": "keyword"}``.
-        shard_key: The shard to read and write, of a server's collection with custom sharding.
-        retries: Attempts at each request to a server.
-        engine_options: For ``QdrantClient.create_collection``.
+        payload_indexes: Payload index types by payload key, such as ``{"metadata.topic": "keyword"}``.
+        shard_key: Shard to read and write, on a server with custom sharding.
+        retries: Maximum number of attempts per request to a server.
+        engine_options: Keyword arguments for ``QdrantClient.create_collection``.
     """
 
     payload_indexes: Mapping[str, PayloadIndex] = field(default_factory=dict)
@@ -111,10 +111,10 @@ class NewCollection:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse what no engine takes.
+        """Check the options that apply to every engine.
 
         Raises:
-            InvalidOptionError: Naming it and the way out.
+            InvalidOptionError: ``retries`` is not a positive integer, or a payload index type is unknown.
         """
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 1:
             raise InvalidOptionError(f"retries must be a positive integer (1 tries once), got {self.retries!r}.")
@@ -124,22 +124,22 @@ class NewCollection:
 
 
 class Engine(Protocol):
-    """One collection in one engine. Ids are UUID strings; all filters are ``qdrant_client.models.Filter``."""
+    """A collection in an engine. Point ids are UUID strings; filters are ``qdrant_client.models.Filter``."""
 
-    place: str
-    """Where the collection is, for messages. Never holds a secret."""
+    title: str
+    """Name of the collection in messages. Never contains a secret."""
 
     first_stage_pays: bool
-    """Whether searching with a first stage is any quicker here than without."""
+    """Whether a first stage makes searches faster on this engine."""
 
     def describe(self) -> Any:
-        """The description stored with the collection, unchecked."""
+        """Return the schema stored with the collection, unchecked."""
 
     def begin_writing(self) -> None:
-        """Make what is needed before documents are compared with those stored, and written."""
+        """Create what is needed before stored documents are compared and new ones written."""
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """Write points, replacing those of the same id; durable when it returns."""
+        """Insert points or replace those with the same id. The write is durable on return."""
 
     def search(
         self,
@@ -149,56 +149,60 @@ class Engine(Protocol):
         filter: models.Filter | None,
         score_threshold: float | None,
     ) -> list[list[Record]]:
-        """For each request the ``limit`` points of the largest MaxSim, of all points or of its candidates; best first.
+        """Return the top ``limit`` points by MaxSim for each request, from all points or its candidates, best first.
 
-        A filter applies to the candidates too: what it leaves out takes up no place among them.
+        The filter also applies to the candidates: points that it excludes do not count towards their limit.
         """
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool | list[str]
     ) -> list[Record]:
-        """Those of the points that exist, in any order; with all vectors, the first stage's too, or those named."""
+        """Return the points that exist, in any order.
+
+        ``with_vectors=True`` includes all vectors, also those of the first stage; a list includes the named ones.
+        """
 
     def scroll(
         self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
     ) -> Iterator[Record]:
-        """All points that the filter selects, in order of their UUIDs."""
+        """Iterate over all points that match the filter, ordered by UUID."""
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove points; those that do not exist are no error."""
+        """Delete points. Missing ids are ignored."""
 
     def delete_where(self, filter: models.Filter) -> None:
-        """Remove the points that a filter selects."""
+        """Delete the points that match a filter."""
 
     def count(self, filter: models.Filter | None) -> int:
-        """How many points the filter selects, exactly."""
+        """Return the exact number of points that match the filter."""
 
     def size(self) -> int:
-        """About how many points there are, quickly."""
+        """Return the approximate number of points. Faster than :meth:`count`."""
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
-        """Index a payload field, so that filters on it are quick; one that is there already is no error."""
+        """Index a payload field to speed up filters. Does nothing if the index exists."""
 
     def optimize(self) -> None:
-        """Tidy up after many writes, where the engine does not do so by itself."""
+        """Optimise storage after many writes, if the engine does not do so itself."""
 
     def close(self) -> None:
-        """Release everything; a second call does nothing."""
+        """Release all resources. Calling it again has no effect."""
 
     def moved(self) -> Engine | None:
-        """What this one's name stands for by now, if another process has put another collection in its place."""
+        """Return the collection that the name points to now, if another process has replaced this one."""
 
     def successor(self, schema: CollectionSchema) -> Engine:
-        """A collection beside this one, to be filled and then adopted.
+        """Create a second collection to be filled and then adopted.
 
-        An earlier successor of the same schema is gone on with; one of another schema is dropped.
+        An unfinished successor with the same schema is reused; one with another schema is dropped.
         """
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
-        """Put a successor in this one's place, at once for all who open it from then on.
+        """Replace this collection with its successor, atomically for everyone who opens it afterwards.
 
-        It raises only where the successor is not in place: an old one that cannot be removed then is left.
+        Raises only if this collection was not replaced. If the old collection cannot be deleted afterwards, it is
+        left in place.
 
         Returns:
-            What the old one can be found by, where it was kept.
+            Name of the old collection, if it was kept.
         """

@@ -1,8 +1,8 @@
-"""Qdrant Edge: Qdrant's engine in this process, in a folder of its own.
+"""Qdrant Edge engine: Qdrant in this process, one folder per collection.
 
-A collection's folder holds ``jcv2.json`` (its description), ``lock`` and a shard (Edge's own files), which the
-description names: replacing that one file is how a migration puts another shard in place, whole or not at all.
-One process may have a folder open at a time.
+A collection's folder contains ``jcv2.json`` (the schema and the name of the current shard), ``lock`` and the shard
+(Edge's own files). A migration switches to a new shard atomically by replacing ``jcv2.json``. Only one process can
+open a folder at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from qdrant_client import models
 
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes, record_of
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
-from jcv2_plugin.engines.filters import to_edge_filter
+from jcv2_plugin.engines.edge_filters import to_edge_filter
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
     CollectionCorruptError,
     CollectionError,
@@ -29,8 +31,6 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
 )
 from jcv2_plugin.files import write_atomically
-from jcv2_plugin.schema import CollectionSchema
-from jcv2_plugin.storage import oversampling_of
 
 T = TypeVar("T")
 
@@ -38,11 +38,11 @@ DESCRIPTION = "jcv2.json"
 _SHARD = "shard"
 _SHARD_FIELD = "shard"
 _LOCK = "lock"
-# Edge holds Python's lock during a call, so that other threads, and an event loop, wait for its end.
+# Edge holds the GIL during a call, so other threads and event loops wait for it to finish.
 _QUERIES_PER_CALL = 8
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
-# An update is one record of the write-ahead log, and is in memory several times while it is written.
+# An update is one write-ahead log record, and several copies of it are in memory during the write.
 _BYTES_PER_UPDATE = 16 * 1024 * 1024
 _INDEXES = {
     "keyword": edge.PayloadSchemaType.Keyword,
@@ -57,32 +57,32 @@ _INDEXES = {
 
 
 def is_edge_collection(path: Path) -> bool:
-    """Whether a folder looks like one of our Edge collections."""
+    """Return whether a folder looks like an Edge collection of this package."""
     return (path / DESCRIPTION).exists() or (path / _SHARD).exists()
 
 
 class EdgeEngine:
-    """See the module; made by :meth:`create` or :meth:`open`."""
+    """A collection in a Qdrant Edge folder. Use :meth:`create` or :meth:`open`."""
 
     def __init__(
         self, path: Path, name: str, shard: Any, lock: FileLock, storage: str, pending: CollectionSchema | None = None
     ) -> None:
         self.path = path
-        self.place = f"The collection in {str(path)!r}"
+        self.title = f"The collection in {str(path)!r}"
         self.first_stage_pays = True
         self._name = name
         self._shard: Any = shard
         self._lock = lock
         self._closing = threading.Lock()
         self._oversampling = oversampling_of(storage)
-        self._pending = pending  # of a successor, whose description is not yet the folder's
+        self._pending = pending  # schema of a successor that has not been adopted yet
 
     @classmethod
     def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
-        """Make a folder and an empty shard in it. The description is written last: without it, it is none.
+        """Create a folder with an empty shard. ``jcv2.json`` is written last and completes the collection.
 
         Raises:
-            CollectionExistsError: The folder holds a collection, or anything else.
+            CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
             CollectionLockedError: See :meth:`open`.
         """
         path = path.expanduser().absolute()
@@ -90,7 +90,7 @@ class EdgeEngine:
         path.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path)
         try:
-            check_free(path, overwrite=overwrite)  # again: somebody may have been quicker
+            check_free(path, overwrite=overwrite)  # again, now under the lock
             (path / DESCRIPTION).unlink(missing_ok=True)
             for old in _shards(path):
                 _remove_shard(path, old)
@@ -103,12 +103,12 @@ class EdgeEngine:
 
     @classmethod
     def open(cls, path: Path) -> EdgeEngine:
-        """Open a folder.
+        """Open the collection in a folder.
 
         Raises:
-            CollectionNotFoundError: There is no collection.
-            CollectionCorruptError: The description or the shard is unreadable.
-            CollectionLockedError: It is open already, here or in another process.
+            CollectionNotFoundError: The folder contains no collection.
+            CollectionCorruptError: The stored schema or the shard is unreadable.
+            CollectionLockedError: The folder is already open, in this process or another.
         """
         path = path.expanduser().absolute()
         if not is_edge_collection(path):
@@ -122,7 +122,7 @@ class EdgeEngine:
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
             for old in _shards(path):
-                # A migration that was stopped after it had put its shard in place.
+                # Left by a migration that was interrupted after the switch to its shard.
                 if old != name and not _pending_file(path, old).exists():
                     _remove_shard(path, old)
             storage = described.get("storage") if isinstance(described, dict) else None
@@ -141,10 +141,10 @@ class EdgeEngine:
         return described
 
     def begin_writing(self) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. There is nothing to do."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Does nothing."""
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes it durable."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes writes durable."""
         for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
             operation = edge.UpdateOperation.upsert_points(
                 [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
@@ -221,18 +221,18 @@ class EdgeEngine:
         self._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, _INDEXES[kind]))
 
     def moved(self) -> Engine | None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. A folder stays where it is while it is open."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Always None: an open folder cannot be replaced."""
         return None
 
     def optimize(self) -> None:
-        """Merge segments and drop deleted points; blocks until done."""
+        """Merge segments and drop deleted points. Blocks until done."""
         self._call(edge.EdgeShard.flush)
         self._call(edge.EdgeShard.optimize)
 
     def successor(self, schema: CollectionSchema) -> Engine:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. It lies in the same folder, under the same lock.
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The successor is in the same folder, under the same lock.
 
-        Payload indexes are as for this one.
+        It gets the same payload indexes.
         """
         name = f"{_SHARD}-{_generation(self._name) + 1}"
         indexes = self._call(edge.EdgeShard.info).payload_schema
@@ -250,9 +250,9 @@ class EdgeEngine:
         return made
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. The old shard is removed: the folder is nobody else's."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Always removes the old shard: nobody else can have it open."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
-            raise CollectionError(f"{self.place} can only adopt what its own successor() made.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
         successor._call(edge.EdgeShard.flush)
         _describe(self.path / DESCRIPTION, successor._pending, successor._name)
         successor._pending = None
@@ -264,7 +264,7 @@ class EdgeEngine:
         return None
 
     def close(self) -> None:
-        """See :class:`~jcv2_plugin.engines.base.Engine`. A successor leaves the lock to the folder's owner."""
+        """See :class:`~jcv2_plugin.engines.base.Engine`. A successor does not release the folder's lock."""
         with self._closing:
             shard, self._shard = self._shard, None
         if shard is not None:
@@ -278,7 +278,7 @@ class EdgeEngine:
                         self._lock.release()
 
     def _call(self, method: Callable[..., T], *arguments: Any) -> T:
-        """Call a method of the shard, unless it is closed, be it by another thread just before."""
+        """Call a method of the shard. Raise if the shard is closed, even by another thread during the call."""
         shard = self._shard
         if shard is not None:
             try:
@@ -286,14 +286,14 @@ class EdgeEngine:
             except Exception:
                 if self._shard is not None:
                     raise
-        raise CollectionError(f"{self.place} is closed. Open it again with ColbertCollection.open(...).")
+        raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds a collection not to be replaced, or anything that is none.
+    """Check that a collection can be created in a folder.
 
     Raises:
-        CollectionExistsError: Naming the way out.
+        CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
     """
     if not path.exists() or (path.is_dir() and all(entry.name == _LOCK for entry in path.iterdir())):
         return
@@ -307,13 +307,13 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _shards(path: Path) -> list[str]:
-    """The shards in a folder by name, those of unfinished migrations among them."""
+    """Return the names of the shards in a folder, including those of unfinished migrations."""
     names = [entry.name for entry in path.iterdir() if entry.is_dir()]
     return sorted(name for name in names if name == _SHARD or _generation(name) > 1)
 
 
 def _generation(name: str) -> int:
-    """Which shard of its folder a name stands for: 1 for the first; 0 for what is no shard's name."""
+    """Return the generation of a shard, starting at 1, or 0 if the name is not a shard name."""
     if name == _SHARD:
         return 1
     stem, _, number = name.partition("-")
@@ -330,7 +330,7 @@ def _new_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
 
 
 def _unfinished_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
-    """What a migration to the same schema has filled so far; None where there is nothing of use."""
+    """Load the shard of an unfinished migration to the same schema, or return None if there is none."""
     try:
         if (path / name).is_dir() and _read_description(_pending_file(path, name)) == schema.to_dict():
             return _load_shard(path, name)
@@ -340,7 +340,7 @@ def _unfinished_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
 
 
 def _remove_shard(path: Path, name: str) -> None:
-    # First the file: without it, what is left of the shard by a crash is nobody's, and goes at the next opening.
+    # Remove this file first: the next open() deletes any shard that a crash leaves without it.
     _pending_file(path, name).unlink(missing_ok=True)
     shutil.rmtree(path / name, ignore_errors=True)
 
@@ -366,8 +366,8 @@ def _load_shard(path: Path, name: str) -> Any:
 
 
 def _acquire(path: Path) -> FileLock:
-    # A lock of our own: Edge's error for a second opening is untyped, and its text is no interface.
-    # Not per thread, so that one thread may close what another opened.
+    # Use our own lock: Edge's error for a second open is untyped, and its text is not a stable interface.
+    # Not thread-local, so that one thread can close what another opened.
     lock = FileLock(str(path / _LOCK), thread_local=False)
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""What a collection's schema and a search request are in Qdrant Edge's own classes."""
+"""Convert collection schemas, points and search requests to Qdrant Edge's classes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import qdrant_edge as edge
 
 from jcv2_plugin.engines.base import Matrix, Point, SearchRequest
-from jcv2_plugin.first_stage import SparseVector, StageVector, stage_sizes
-from jcv2_plugin.schema import VECTOR_NAME, CollectionSchema
-from jcv2_plugin.storage import storage_profile
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
+from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
+from jcv2_plugin.engines.storage import storage_profile
 
 _DATATYPES = {
     "float16": edge.VectorStorageDatatype.Float16,
     "float32": edge.VectorStorageDatatype.Float32,
     "turbo8": edge.VectorStorageDatatype.Turbo8,
-    # In the extension, not in its stubs.
+    # Exists in the extension but not in its type stubs.
     "turbo4": getattr(edge.VectorStorageDatatype, "Turbo4", None),
 }
-# Qdrant's defaults, which the binding wants spelt out.
+# Qdrant's defaults, which the binding requires explicitly.
 _EF_CONSTRUCT = 100
 _FULL_SCAN_KB = 10_000
 _RRF_K = 2
@@ -27,7 +27,7 @@ _GRAPH = edge.HnswIndexConfig(m=16, ef_construct=_EF_CONSTRUCT, full_scan_thresh
 
 
 def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
-    """The configuration of a shard that holds a collection."""
+    """Return the shard configuration for a collection schema."""
     profile = storage_profile(schema.storage)
     quantization = None
     if profile.quantized:
@@ -38,7 +38,7 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
             distance=edge.Distance.Dot,
             multivector_config=edge.MultiVectorConfig(edge.MultiVectorComparator.MaxSim),
             datatype=_DATATYPES[profile.datatype],
-            # A graph over MaxSim costs minutes to build and finds the wrong documents: m=0 turns it off.
+            # An HNSW graph over MaxSim takes minutes to build and finds the wrong documents: m=0 disables it.
             hnsw_config=_NO_GRAPH,
             quantization_config=quantization,
             memory=edge.Memory.Cold if profile.quantized else None,
@@ -54,7 +54,7 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
 
 
 def edge_vectors(point: Point) -> dict[str, Any]:
-    """All named vectors of a point."""
+    """Return all named vectors of a point."""
     return {VECTOR_NAME: _as_vector(point.vectors), **{name: _stage(one) for name, one in point.stages.items()}}
 
 
@@ -65,19 +65,19 @@ def edge_query(
     score_threshold: float | None,
     oversampling: float | None,
 ) -> edge.QueryRequest:
-    """MaxSim over all points, or over what the first stage finds.
+    """Build a MaxSim query over all points, or over the first stage's candidates.
 
     Args:
-        request: The query.
-        limit: How many results.
-        filter: For the results and the candidates.
-        score_threshold: The least score of a result.
-        oversampling: Of the quantised copy; None where there is none.
+        request: Search request.
+        limit: Maximum number of results.
+        filter: Filter for results and candidates.
+        score_threshold: Minimum score of a result.
+        oversampling: Oversampling factor of the quantised copy, or None if there is no such copy.
     """
     prefetches = None
     if request.candidates is not None:
         most = max(request.candidates.limit, limit)
-        # The graph must be walked as wide as the answer is long.
+        # hnsw_ef must be at least the number of candidates.
         walk = edge.SearchParams(hnsw_ef=most)
         stages = [
             edge.Prefetch(
@@ -90,7 +90,7 @@ def edge_query(
         ]
         prefetches = stages
         if len(stages) > 1:
-            fused: Any = edge.Fusion.Rrf(k=_RRF_K)  # a class of its own, says the stub
+            fused: Any = edge.Fusion.Rrf(k=_RRF_K)  # the type stubs declare it as a separate class
             prefetches = [edge.Prefetch(limit=most, prefetches=stages, query=fused, filter=filter)]
     params: edge.SearchParams | None = None
     if oversampling is not None:
@@ -110,7 +110,7 @@ def edge_query(
 
 
 def _as_vector(matrix: Matrix) -> Any:
-    """Edge reads an array number by number through Python; making a list first takes half the time of that."""
+    """Convert to a list. Edge reads arrays element by element through Python, which takes twice as long."""
     return matrix.tolist()
 
 

@@ -1,4 +1,4 @@
-"""How a request to a Qdrant server failed, of REST and gRPC alike, and whether it may pass later."""
+"""Classify failed requests to a Qdrant server, over REST or gRPC, and tell whether a retry may succeed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 _TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
-# A server that names a longer wait than this is not waited for; the error says how long it asked for.
+# Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
 _LONGEST_ASKED_WAIT = 300.0
-# Trying again finds neither another certificate nor another name.
+# Certificate and name errors that a retry does not fix.
 _PERMANENT = ("[SSL", "Name or service not known", "nodename nor servname", "Failed parsing HTTP")
 NEVER_FITS = "larger than rate limiter capacity"
 
@@ -33,24 +33,24 @@ _STATUS_OF_CODE = {
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong, of REST and gRPC alike."""
+    """A failed request, over REST or gRPC."""
 
     kind: Literal["refused", "timeout", "unreachable", "unreadable"]
     reason: str
     status: int = 0
     retry_after: float | None = None
     from_qdrant: bool = True
-    """Whether the answer has the form of a Qdrant server, and not of a proxy or of another service."""
+    """Whether the response looks like Qdrant's rather than that of a proxy or another service."""
 
 
 def failure_of(error: BaseException) -> Failure | None:
-    """None for what is no failure of a request."""
+    """Classify an exception, or return None if it is not a failed request."""
     if isinstance(error, UnexpectedResponse):
         return _of_response(error)
     if isinstance(error, ResourceExhaustedResponse):
         return Failure("refused", str(error), status=429, retry_after=float(error.retry_after_s))
     if isinstance(error, QdrantException):
-        # The client could not read the header Retry-After.
+        # The client could not parse the Retry-After header.
         return Failure("refused", str(error), status=429)
     if isinstance(error, ResponseHandlingException):
         source = error.source
@@ -61,7 +61,7 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure(kind, str(source) or type(source).__name__)
     if isinstance(error, grpc.RpcError):
         return _of_rpc(error)
-    # A web page or another service's JSON with status 200: the client notices only while it reads them.
+    # A web page or another service's JSON with status 200: the client only fails when it parses the body.
     if isinstance(error, json.JSONDecodeError) or (isinstance(error, AssertionError) and "returned None" in str(error)):
         return Failure("unreadable", str(error))
     return None
@@ -84,7 +84,7 @@ def _of_response(error: UnexpectedResponse) -> Failure:
 
 
 def _stated_reason(content: bytes) -> str | None:
-    """The server's own reason: of Qdrant's JSON, or of the one-line form in which Qdrant Cloud refuses keys."""
+    """Return the server's own reason, from Qdrant's JSON or from Qdrant Cloud's short form for rejected keys."""
     try:
         body = json.loads(content)
     except ValueError:
@@ -111,7 +111,7 @@ def _of_rpc(error: grpc.RpcError) -> Failure:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may pass later: no connection, no answer in time, a busy or failing server."""
+    """Return whether a retry may succeed: no connection, a timeout, or a busy or failing server."""
     failure = failure_of(error)
     if failure is None or failure.kind == "unreadable" or NEVER_FITS in failure.reason:
         return False
@@ -119,11 +119,11 @@ def is_transient(error: BaseException) -> bool:
         return not any(one in failure.reason for one in _PERMANENT)
     if failure.retry_after is not None and failure.retry_after > _LONGEST_ASKED_WAIT:
         return False
-    # A status of 408 is the server's own timeout, and the only one of the 400s that passes by itself beside 429.
+    # 408 is the server's own timeout and, besides 429, the only transient 4xx status.
     return failure.kind == "timeout" or failure.status in _TRANSIENT_STATUSES
 
 
 def is_transient_answer(error: BaseException) -> bool:
-    """Whether a server answered, and may say something else later."""
+    """Return whether a server answered with an error that a retry may resolve."""
     failure = failure_of(error)
     return failure is not None and failure.kind == "refused" and is_transient(error)

@@ -14,7 +14,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with documents, as the current one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
@@ -24,18 +24,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def indexed(place: Path) -> Path:
+def indexed(folder: Path) -> Path:
     """With a collection of them in ``store``."""
     run("index", "docs", "--collection", "store", "--model", "mini", "--dim", "64")
-    return place
+    return folder
 
 
 @pytest.fixture
-def rows(place: Path) -> Path:
+def rows(folder: Path) -> Path:
     """With a collection in ``store`` of the 30 rows of a file."""
-    write_rows(place / "rows.jsonl", range(30))
+    write_rows(folder / "rows.jsonl", range(30))
     run("index", "rows.jsonl", "-c", "store", *MINI)
-    return place
+    return folder
 
 
 @pytest.fixture

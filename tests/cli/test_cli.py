@@ -11,8 +11,8 @@ from cli_helpers import SHIPS, jcv2, run, run_json
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.cli import _AS_OPTIONS
+from jcv2_plugin.collection.sources import SourceError
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
-from jcv2_plugin.sources import SourceError
 
 
 def sources(collection: Path) -> list[str]:
@@ -21,56 +21,56 @@ def sources(collection: Path) -> list[str]:
 
 
 class TestIndex:
-    def test_only_what_changed_is_encoded_again(self, place: Path) -> None:
+    def test_only_what_changed_is_encoded_again(self, folder: Path) -> None:
         arguments = ("index", "docs", "-c", "store", "--model", "mini", "--dim", "32")
         first = run_json(*arguments)
         assert (first["files"], first["written"], first["unchanged"], first["documents"]) == (2, 2, 0, 2)
         assert run_json("index", "docs", "-c", "store")["unchanged"] == 2
-        (place / "docs" / "new.txt").write_text("A new file.")
+        (folder / "docs" / "new.txt").write_text("A new file.")
         third = run_json(*arguments)
         assert (third["files"], third["written"], third["unchanged"]) == (3, 1, 2)
 
-    def test_an_edit_leaves_the_passages_after_it_alone(self, place: Path) -> None:
+    def test_an_edit_leaves_the_passages_after_it_alone(self, folder: Path) -> None:
         parts = [f"# Part {n}\n\n" + f"Ship number {n} sails on the sea. " * 6 for n in range(12)]
-        (place / "docs" / "ships.md").write_text("\n\n".join(parts))
+        (folder / "docs" / "ships.md").write_text("\n\n".join(parts))
         arguments = ("index", "docs/ships.md", "-c", "store", "--model", "mini", "--dim", "32", "--chunk-tokens", "60")
         before = run_json(*arguments)
         parts[0] = "# A new beginning\n\nThis is another text altogether, and longer than it was. " * 2
-        (place / "docs" / "ships.md").write_text("\n\n".join(parts))
+        (folder / "docs" / "ships.md").write_text("\n\n".join(parts))
         after = run_json(*arguments)
         assert before["written"] == 12
         assert after["unchanged"] == 11
         assert after["written"] <= 2
         assert after["removed"] == 1
 
-    def test_a_file_that_is_no_text_is_left_out_with_a_word(self, place: Path) -> None:
-        (place / "docs" / "latin.txt").write_bytes("Größe".encode("latin-1"))
-        (place / "docs" / "UPPER.MD").write_text("# Upper\n\nSuffixes may be written in capitals.")
+    def test_a_file_that_is_no_text_is_left_out_with_a_word(self, folder: Path) -> None:
+        (folder / "docs" / "latin.txt").write_bytes("Größe".encode("latin-1"))
+        (folder / "docs" / "UPPER.MD").write_text("# Upper\n\nSuffixes may be written in capitals.")
         result = run_json("index", "docs", "-c", "store", "--model", "mini", "--dim", "32")
         assert (result["files"], result["skipped_files"], result["written"]) == (3, 1, 3)
         with pytest.raises(SourceError, match="latin"):
             run("index", "docs", "-c", "store", "--strict")
 
-    def test_an_id_that_comes_twice_is_named_with_its_files(self, place: Path) -> None:
+    def test_an_id_that_comes_twice_is_named_with_its_files(self, folder: Path) -> None:
         for name in ("a", "b"):
-            (place / f"{name}.jsonl").write_text('{"id": "1", "text": "Text of a row."}\n')
+            (folder / f"{name}.jsonl").write_text('{"id": "1", "text": "Text of a row."}\n')
         with pytest.raises(SourceError, match=r"b\.jsonl: the id '1' comes a second time \(first in a\.jsonl\)"):
             run("index", "a.jsonl", "b.jsonl", "-c", "store", "--model", "mini", "--dim", "32")
 
-    def test_rows_that_are_gone_from_a_file_are_removed(self, place: Path) -> None:
+    def test_rows_that_are_gone_from_a_file_are_removed(self, folder: Path) -> None:
         rows = [json.dumps({"id": str(n), "text": f"Row {n}.", "metadata": {"source": "elsewhere"}}) for n in range(3)]
-        (place / "rows.jsonl").write_text("\n".join(rows))
+        (folder / "rows.jsonl").write_text("\n".join(rows))
         assert run_json("index", "rows.jsonl", "-c", "store", "--model", "mini", "--dim", "32")["written"] == 3
-        (place / "rows.jsonl").write_text("\n".join(rows[:2]))
+        (folder / "rows.jsonl").write_text("\n".join(rows[:2]))
         assert run_json("index", "rows.jsonl", "-c", "store")["removed"] == 1
-        (place / "rows.jsonl").unlink()
+        (folder / "rows.jsonl").unlink()
         assert run_json("index", ".", "-c", "store", "--prune")["documents"] == 2
 
-    def test_passages_that_are_gone_are_removed(self, place: Path) -> None:
+    def test_passages_that_are_gone_are_removed(self, folder: Path) -> None:
         long = "\n\n".join(f"# Part {n}\n\n" + "Ships sail on the sea. " * 8 for n in range(5))
-        (place / "docs" / "ships.md").write_text(long)
+        (folder / "docs" / "ships.md").write_text(long)
         before = run_json("index", "docs", "-c", "store", "--model", "mini", "--dim", "32", "--chunk-tokens", "60")
-        (place / "docs" / "ships.md").write_text(SHIPS)
+        (folder / "docs" / "ships.md").write_text(SHIPS)
         after = run_json("index", "docs", "-c", "store", "--chunk-tokens", "60")
         assert after["removed"] == before["documents"] - 1
         assert after["documents"] == 2
@@ -81,20 +81,20 @@ class TestIndex:
         pruned = run_json("index", "docs", "-c", "store", "--prune")
         assert (pruned["removed"], pruned["documents"]) == (1, 1)
 
-    def test_pruning_leaves_everything_else(self, place: Path) -> None:
-        (place / "outside").mkdir()
-        (place / "outside" / "o.md").write_text("# Outside\n\nNot of this folder.")
-        (place / "docs" / "rows.jsonl").write_text('{"id": "row", "text": "A row of a file."}\n')
+    def test_pruning_leaves_everything_else(self, folder: Path) -> None:
+        (folder / "outside").mkdir()
+        (folder / "outside" / "o.md").write_text("# Outside\n\nNot of this folder.")
+        (folder / "docs" / "rows.jsonl").write_text('{"id": "row", "text": "A row of a file."}\n')
         run("index", "outside", "docs", "-c", "store", "--model", "mini", "--dim", "32")
-        with ColbertCollection.open(place / "store") as collection:
+        with ColbertCollection.open(folder / "store") as collection:
             collection.add(["Added by hand."], ids=["hand"], metadata=[{"source": "docs/by-hand"}])
-        (place / "docs" / "food.md").unlink()
+        (folder / "docs" / "food.md").unlink()
         assert run_json("index", "./docs/../docs", "-c", "store", "--prune")["removed"] == 1
-        assert sources(place / "store") == ["docs/by-hand", "docs/rows.jsonl", "docs/ships.md", "outside/o.md"]
-        for file in (place / "docs").iterdir():
+        assert sources(folder / "store") == ["docs/by-hand", "docs/rows.jsonl", "docs/ships.md", "outside/o.md"]
+        for file in (folder / "docs").iterdir():
             file.unlink()
         assert run_json("index", "docs", "-c", "store", "--prune")["removed"] == 2
-        assert sources(place / "store") == ["docs/by-hand", "outside/o.md"]
+        assert sources(folder / "store") == ["docs/by-hand", "outside/o.md"]
 
     def test_another_model_or_dim_is_refused(self, indexed: Path) -> None:
         options = (("--dim", "128"), ("--model", "other"), ("--document-length", "99"), ("--storage", "float32"))
@@ -102,9 +102,9 @@ class TestIndex:
             with pytest.raises(CollectionMismatchError, match=f"was made with {option}"):
                 run("index", "docs", "-c", "store", option, value)
 
-    def test_jsonl(self, place: Path) -> None:
+    def test_jsonl(self, folder: Path) -> None:
         rows = [{"_id": str(n), "title": "", "text": f"Text number {n}."} for n in range(5)]
-        (place / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert run_json("index", "corpus.jsonl", "-c", "store", "--model", "mini", "--dim", "32")["written"] == 5
 
 
@@ -151,7 +151,7 @@ class TestSearch:
         assert (described["model"], described["dim"], described["documents"]) == ("mini", 64, 2)
         assert "float16" in run("info", "-c", "store")
 
-    def test_no_collection(self, place: Path) -> None:
+    def test_no_collection(self, folder: Path) -> None:
         with pytest.raises(CollectionNotFoundError):
             run("search", "-c", "nowhere", "anything")
 
@@ -172,18 +172,18 @@ class TestExplain:
 
 class TestEval:
     @pytest.fixture
-    def dataset(self, place: Path) -> Path:
-        folder = place / "tiny"
-        (folder / "qrels").mkdir(parents=True)
+    def dataset(self, folder: Path) -> Path:
+        tiny = folder / "tiny"
+        (tiny / "qrels").mkdir(parents=True)
         texts = {"s": "The ferry sails at noon.", "f": "Rice is cooked in water.", "m": "A piano has many keys."}
         queries = {"1": "when does the ship leave?", "2": "what is cooked?", "3": "which instrument has keys?"}
         rows = [{"_id": key, "title": "", "text": text} for key, text in texts.items()]
-        (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tiny / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         rows = [{"_id": key, "text": text} for key, text in queries.items()]
-        (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tiny / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         judged = "".join(f"{query}\t{doc}\t1\n" for query, doc in (("1", "s"), ("2", "f"), ("3", "m")))
-        (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-        return folder
+        (tiny / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+        return tiny
 
     def test_json_has_a_line_for_each_dim(self, dataset: Path) -> None:
         output = run("eval", str(dataset), "--model", "mini", "--dim", "64", "--dim", "128", "--bm25", "--json")
@@ -243,26 +243,26 @@ class TestEval:
 class TestProcess:
     """As typed in a shell: no traceback, messages on stderr, results on stdout, quiet in a pipe."""
 
-    def test_errors_are_one_message(self, place: Path) -> None:
-        done = jcv2("search", "-c", "nowhere", "anything", cwd=place)
+    def test_errors_are_one_message(self, folder: Path) -> None:
+        done = jcv2("search", "-c", "nowhere", "anything", cwd=folder)
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.startswith("error: There is no collection in")
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize("options", [("--storage", "int3"), ("--document-length", "1"), ("--dim", "7")])
-    def test_bad_options_are_one_message(self, place: Path, options: tuple[str, str]) -> None:
-        done = jcv2("index", "docs", "-c", "store", "--model", "mini", *options, cwd=place)
+    def test_bad_options_are_one_message(self, folder: Path, options: tuple[str, str]) -> None:
+        done = jcv2("index", "docs", "-c", "store", "--model", "mini", *options, cwd=folder)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert "Traceback" not in done.stderr
 
-    def test_the_hub_out_of_reach_says_how_to_go_on(self, place: Path) -> None:
-        done = jcv2("index", "docs", "-c", "store", cwd=place)
+    def test_the_hub_out_of_reach_says_how_to_go_on(self, folder: Path) -> None:
+        done = jcv2("index", "docs", "-c", "store", cwd=folder)
         assert done.returncode == 1
         assert "jinaai/jina-colbert-v2" in done.stderr
         assert "jcv2-plugin[mini]" in done.stderr
-        assert not (place / "store").exists()
+        assert not (folder / "store").exists()
 
     def test_results_are_all_there_is_on_stdout(self, indexed: Path) -> None:
         done = jcv2("search", "-c", "store", "rice?", "-k", "1", "--json", cwd=indexed)

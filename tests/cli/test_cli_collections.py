@@ -12,8 +12,8 @@ import pytest
 from cli_helpers import MINI, PROGRAM, jcv2, run, run_both, run_json, wait_until
 
 from jcv2_plugin import ColbertCollection
+from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
-from jcv2_plugin.schema import CollectionSchema
 
 
 class TestList:
@@ -103,12 +103,12 @@ class TestDrop:
         assert said.splitlines()[1] == "The folder stays: it also holds notes.txt, shards."
         assert sorted(entry.name for entry in (rows / "store").iterdir()) == ["notes.txt", "shards"]
 
-    def test_a_folder_that_is_no_collection(self, place: Path) -> None:
-        (place / "docs" / "shard").mkdir()
-        for folder in ("docs", "nowhere"):
-            with pytest.raises(CollectionNotFoundError, match=rf"no collection in '{folder}'"):
-                run("collections", "drop", "-c", folder, "--yes")
-        assert len(list((place / "docs").iterdir())) == 3
+    def test_a_folder_that_is_no_collection(self, folder: Path) -> None:
+        (folder / "docs" / "shard").mkdir()
+        for name in ("docs", "nowhere"):
+            with pytest.raises(CollectionNotFoundError, match=rf"no collection in '{name}'"):
+                run("collections", "drop", "-c", name, "--yes")
+        assert len(list((folder / "docs").iterdir())) == 3
 
     def test_one_in_use(self, rows: Path) -> None:
         with ColbertCollection.open("store") as collection:
@@ -128,16 +128,16 @@ class TestDrop:
         run("collections", "drop", "-c", "store", "--yes")
         assert not (rows / "store").exists()
 
-    def test_the_place_is_free_again(self, rows: Path) -> None:
+    def test_the_name_is_free_again(self, rows: Path) -> None:
         run("collections", "drop", "-c", "store", "--yes")
         run("index", "docs", "-c", "store", *MINI)
         wait_until(lambda: (rows / "store" / "jcv2.json").exists())
         assert run_json("info", "-c", "store")["documents"] == 2
 
 
-def snapshot(place: Path) -> Path:
+def snapshot(folder: Path) -> Path:
     """Of the collection in ``store``."""
-    file = place / "store.snapshot"
+    file = folder / "store.snapshot"
     if not file.exists():
         run("snapshot", str(file), "-c", "store")
     return file

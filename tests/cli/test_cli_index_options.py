@@ -13,10 +13,10 @@ import qdrant_edge
 from cli_helpers import MINI, ids, jcv2, run, run_both, run_json, write_rows
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin.collection.sources import FILE_KEY, SourceError
 from jcv2_plugin.documents import payload_of, point_id
 from jcv2_plugin.engines.base import Point
 from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError
-from jcv2_plugin.sources import FILE_KEY, SourceError
 
 
 def payload_indexes(folder: Path) -> dict[str, str]:
@@ -25,12 +25,12 @@ def payload_indexes(folder: Path) -> dict[str, str]:
 
 
 class TestNewCollections:
-    def test_it_is_made_as_asked_for(self, place: Path) -> None:
+    def test_it_is_made_as_asked_for(self, folder: Path) -> None:
         options = ("--storage", "int8", "--first-stage", "pooled", "--pool-factor", "2")
         run("index", "docs", "-c", "store", *MINI, *options, "--payload-index", "source=keyword")
         described = run_json("info", "-c", "store")
         assert (described["storage"], described["first_stage"], described["pool_factor"]) == ("int8", "pooled", 2.0)
-        assert payload_indexes(place / "store") == {"_file": "keyword", "metadata.source": "keyword"}
+        assert payload_indexes(folder / "store") == {"_file": "keyword", "metadata.source": "keyword"}
         # It is the same the next time; and what is said of it must be true.
         run("index", "docs", "-c", "store", *MINI, *options)
         for option, value in (("--storage", "float16"), ("--first-stage", "none"), ("--pool-factor", "3")):
@@ -47,24 +47,24 @@ class TestNewCollections:
         assert found == {"_file": "keyword", "metadata.topic": "keyword", "page_content": "text"}
 
     @pytest.mark.parametrize("given", ["topic", "=keyword", "topic=", "topic=word"])
-    def test_a_payload_index_that_is_none(self, place: Path, given: str) -> None:
+    def test_a_payload_index_that_is_none(self, folder: Path, given: str) -> None:
         run("index", "docs", "-c", "store", *MINI, "--payload-index", given, code=2)
-        assert not (place / "store").exists()
+        assert not (folder / "store").exists()
 
     @pytest.mark.parametrize("option", [("--shards", "2"), ("--replicas", "2"), ("--shard-key", "a")])
-    def test_a_folder_has_no_shards(self, place: Path, option: tuple[str, str]) -> None:
+    def test_a_folder_has_no_shards(self, folder: Path, option: tuple[str, str]) -> None:
         _, said = run_both("index", "docs", "-c", "store", *MINI, *option, code=2)
         assert "is a folder" in said
-        assert not (place / "store").exists()
+        assert not (folder / "store").exists()
 
     @pytest.mark.parametrize("option", [("--storage", "int3"), ("--first-stage", "second")])
-    def test_what_there_is_not(self, place: Path, option: tuple[str, str]) -> None:
+    def test_what_there_is_not(self, folder: Path, option: tuple[str, str]) -> None:
         with pytest.raises(InvalidOptionError, match="must be one of"):
             run("index", "docs", "-c", "store", "--model", "no/model", *option)
 
-    def test_workers(self, place: Path) -> None:
-        write_rows(place / "rows.jsonl", range(40))
-        done = jcv2("index", "rows.jsonl", "-c", "store", *MINI, "--workers", "1", "--json", cwd=place)
+    def test_workers(self, folder: Path) -> None:
+        write_rows(folder / "rows.jsonl", range(40))
+        done = jcv2("index", "rows.jsonl", "-c", "store", *MINI, "--workers", "1", "--json", cwd=folder)
         assert json.loads(done.stdout)["written"] == 40
         assert "Traceback" not in done.stderr
         assert run_json("index", "rows.jsonl", "-c", "store")["unchanged"] == 40
@@ -73,39 +73,39 @@ class TestNewCollections:
 class TestPipes:
     ROW = '{"id": "a", "text": "A text from a pipe."}\n'
 
-    def test_rows_come_from_stdin(self, place: Path) -> None:
+    def test_rows_come_from_stdin(self, folder: Path) -> None:
         assert run_json("index", "-", "docs", "-c", "store", *MINI, stdin=self.ROW)["written"] == 3
         hit = run_json("search", "-c", "store", "a pipe", "-k", "1")[0]
         assert (hit["id"], hit["metadata"]) == ("a", {"source": "stdin"})
 
-    def test_another_pipe_removes_nothing(self, place: Path) -> None:
+    def test_another_pipe_removes_nothing(self, folder: Path) -> None:
         run("index", "-", "-c", "store", *MINI, stdin=self.ROW)
         done = run_json("index", "-", "-c", "store", "--prune", stdin=self.ROW.replace('"a"', '"b"'))
         assert (done["written"], done["removed"]) == (1, 0)
         assert ids("store") == {"a", "b"}
 
-    def test_a_line_that_is_none_is_named(self, place: Path) -> None:
+    def test_a_line_that_is_none_is_named(self, folder: Path) -> None:
         with pytest.raises(SourceError, match="stdin:2: expected"):
             run("index", "-", "-c", "store", *MINI, stdin=self.ROW + "nonsense\n")
         assert run_json("info", "-c", "store")["documents"] == 0
 
-    def test_in_a_shell(self, place: Path) -> None:
-        done = jcv2("index", "-", "-c", "store", *MINI, cwd=place, stdin=self.ROW)
+    def test_in_a_shell(self, folder: Path) -> None:
+        done = jcv2("index", "-", "-c", "store", *MINI, cwd=folder, stdin=self.ROW)
         assert (done.returncode, done.stdout) == (0, "")
         assert done.stderr.startswith("1 files: 1 documents written")
 
 
 class TestFiles:
-    def test_a_jsonl_that_cannot_be_read(self, place: Path) -> None:
-        (place / "gone.jsonl").symlink_to("nowhere")
+    def test_a_jsonl_that_cannot_be_read(self, folder: Path) -> None:
+        (folder / "gone.jsonl").symlink_to("nowhere")
         with pytest.raises(SourceError, match=r"no file or folder 'gone\.jsonl'"):
             run("index", "gone.jsonl", "-c", "store", *MINI)
-        (place / "docs" / "gone.jsonl").symlink_to("nowhere")
+        (folder / "docs" / "gone.jsonl").symlink_to("nowhere")
         with pytest.raises(SourceError, match=r"docs/gone\.jsonl cannot be read"):
             run("index", "docs", "-c", "store", *MINI)
 
-    def test_a_bad_row_leaves_what_came_before(self, place: Path) -> None:
-        rows = write_rows(place / "rows.jsonl", range(300))
+    def test_a_bad_row_leaves_what_came_before(self, folder: Path) -> None:
+        rows = write_rows(folder / "rows.jsonl", range(300))
         with rows.open("a") as file:
             file.write("nonsense\n")
         with pytest.raises(SourceError, match=r"rows\.jsonl:301"):
@@ -113,9 +113,9 @@ class TestFiles:
         assert run_json("info", "-c", "store")["documents"] == 256
 
     def test_what_is_removed_may_be_more_than_fits_a_batch(
-        self, place: Path, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
+        self, folder: Path, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_rows(place / "rows.jsonl", range(3))
+        write_rows(folder / "rows.jsonl", range(3))
         with ColbertCollection.create("store", encoder=mini, dim=32, first_stage="none") as collection:
             for start in range(0, 2500, 500):
                 collection._engine.upsert([row(number) for number in range(start, start + 500)])

@@ -7,9 +7,9 @@ import json
 import pytest
 from cli_helpers import run as run_command
 
-from jcv2_plugin.cli.planning import size
+from jcv2_plugin.cli.plan import size
+from jcv2_plugin.collection.planning import Workload, plan
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.planning import Workload, plan
 
 
 def run(*arguments: str) -> str:

@@ -11,36 +11,36 @@ from official_checkpoint import SENTENCES, write_checkpoint
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
-from jcv2_plugin.cli import quantizing
+from jcv2_plugin.encoder import quantization
 from jcv2_plugin.errors import InvalidOptionError
 
 
 @pytest.fixture
-def model(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The folder of a tiny model; ``docs`` has texts to calibrate on."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for number, sentence in enumerate(SENTENCES):
-        (place / "docs" / f"{number}.txt").write_text(sentence)
-    return str(write_checkpoint(place / "model"))
+        (folder / "docs" / f"{number}.txt").write_text(sentence)
+    return str(write_checkpoint(folder / "model"))
 
 
-def test_the_folder_is_a_model(model: str, place: Path) -> None:
-    made = jcv2("quantize", model, "docs", "--out", "eight", cwd=place)
+def test_the_folder_is_a_model(model: str, folder: Path) -> None:
+    made = jcv2("quantize", model, "docs", "--out", "eight", cwd=folder)
     assert (made.returncode, made.stdout) == (0, "")
     assert made.stderr.startswith("eight: ")
     assert made.stderr.count("\n") == 1
     run("index", "docs", "-c", "store", "--model", "eight")
-    assert run_json("info", "-c", "store")["model"] == str(place / "eight")
+    assert run_json("info", "-c", "store")["model"] == str(folder / "eight")
     assert len(run_json("search", "-c", "store", "capital of France")) == 5
 
 
-def test_a_full_folder_is_refused_before_any_work(model: str, place: Path) -> None:
+def test_a_full_folder_is_refused_before_any_work(model: str, folder: Path) -> None:
     with pytest.raises(FileExistsError, match="'docs' exists and is not empty"):
         run("quantize", "no-such-model", "docs", "--out", "docs")
 
 
-def test_nothing_is_left_of_a_failure(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = sorted(place.iterdir())
+def test_nothing_is_left_of_a_failure(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(folder.iterdir())
     with pytest.raises(InvalidOptionError, match="at least 10 texts"):
         run("quantize", model, "docs/food.md", "--out", "eight")
 
@@ -49,12 +49,12 @@ def test_nothing_is_left_of_a_failure(model: str, place: Path, monkeypatch: pyte
             Path(path, "config.json").write_text("{}")
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(quantizing, "quantize", lambda *_, **__: Unwritable())
+    monkeypatch.setattr(quantization, "quantize", lambda *_, **__: Unwritable())
     with pytest.raises(OSError, match="the disk is full"):
         run("quantize", model, "docs", "--out", "eight")
-    assert sorted(place.iterdir()) == before
+    assert sorted(folder.iterdir()) == before
 
 
-def test_unreadable_texts_are_left_out_with_a_word(model: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / "docs" / "latin.txt").write_bytes(b"caf\xe9")
+def test_unreadable_texts_are_left_out_with_a_word(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "docs" / "latin.txt").write_bytes(b"caf\xe9")
     assert "skipped: docs/latin.txt" in run_both("quantize", model, "docs", "--out", "eight")[1]

@@ -12,8 +12,8 @@ from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, places
-from jcv2_plugin.cli.console import Connection
+from jcv2_plugin import ColbertCollection
+from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.errors import (
     CollectionAccessError,
     CollectionError,
@@ -25,9 +25,9 @@ from jcv2_plugin.errors import (
 
 
 @pytest.fixture
-def url(place: Path, server: LoopbackQdrant) -> str:
+def url(folder: Path, server: LoopbackQdrant) -> str:
     """A server with 30 rows in ``documents``."""
-    write_rows(place / "rows.jsonl", range(30))
+    write_rows(folder / "rows.jsonl", range(30))
     run("index", "rows.jsonl", "-c", server.url, *MINI, "--payload-index", "source=keyword")
     return server.url
 
@@ -47,7 +47,7 @@ class TestConnection:
         assert Connection("folder").arguments == {"name": "documents", "client_options": {}}
 
     def test_a_url_may_hold_a_secret(self) -> None:
-        assert Connection("https://me:secret@host:6333/x").place == "the collection 'documents' at https://host:6333"
+        assert Connection("https://me:secret@host:6333/x").title == "the collection 'documents' at https://host:6333"
 
     def test_a_secret_is_not_told_in_an_error(self, url: str) -> None:
         with pytest.raises(InvalidOptionError, match="no address of a Qdrant server") as caught:
@@ -59,8 +59,8 @@ class TestConnection:
         assert "secret" not in str(mismatch.value)
         assert url in str(mismatch.value)
 
-    def test_what_is_no_address_may_be_meant_as_a_folder(self, place: Path) -> None:
-        done = jcv2("info", "-c", "foo://bar", cwd=place)
+    def test_what_is_no_address_may_be_meant_as_a_folder(self, folder: Path) -> None:
+        done = jcv2("info", "-c", "foo://bar", cwd=folder)
         assert done.returncode == 1
         assert done.stderr == (
             "error: 'foo://bar' is no address of a Qdrant server. Write it as http://host:6333 (or https), or give a "
@@ -72,7 +72,7 @@ class TestConnection:
         with pytest.raises(InvalidOptionError, match="no address of a Qdrant server"):
             run("info", "-c", url)
 
-    def test_a_key(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_key(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with LoopbackQdrant(api_key="right") as server:
             commands: list[tuple[str, ...]] = [("info", "-c", server.url), ("collections", "list", server.url)]
             for command in commands:
@@ -83,21 +83,21 @@ class TestConnection:
             assert run_json("collections", "list", server.url, "--api-key", "right") == []
             monkeypatch.setenv("QDRANT_API_KEY", "right")
             assert run_json("collections", "list", server.url) == []
-            done = jcv2("collections", "list", server.url, "--api-key", "wrong", cwd=place)
+            done = jcv2("collections", "list", server.url, "--api-key", "wrong", cwd=folder)
             assert "Give a key that may do this: --api-key or the environment variable QDRANT_API_KEY" in done.stderr
             assert done.stderr.count("\n") == 1
 
-    def test_a_server_that_is_slow(self, url: str, place: Path, server: LoopbackQdrant) -> None:
+    def test_a_server_that_is_slow(self, url: str, folder: Path, server: LoopbackQdrant) -> None:
         server.delay(1.5, times=2)
         for command in (("index", "docs", "-c", url, "--retries", "1"), ("collections", "list", url)):
             with pytest.raises(CollectionError, match="did not answer in time"):
                 run(*command, "--timeout", "1")
         server.delay(1.5, times=1)
-        done = jcv2("collections", "list", url, "--timeout", "1", cwd=place)
+        done = jcv2("collections", "list", url, "--timeout", "1", cwd=folder)
         assert "Give it more time (--timeout SECONDS)" in done.stderr
 
-    def test_a_key_that_travels_in_the_open(self, place: Path) -> None:
-        done = jcv2("collections", "list", "http://nowhere.invalid:6333", "--api-key", "secret", cwd=place)
+    def test_a_key_that_travels_in_the_open(self, folder: Path) -> None:
+        done = jcv2("collections", "list", "http://nowhere.invalid:6333", "--api-key", "secret", cwd=folder)
         first, second = done.stderr.splitlines()
         assert first.startswith("warning: the key goes to nowhere.invalid unencrypted.")
         assert second.startswith("error: Qdrant at http://nowhere.invalid:6333 is out of reach")
@@ -112,33 +112,35 @@ class TestConnection:
 
     def test_grpc(self, url: str, server: LoopbackQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
         with LoopbackGrpc(server) as wire:
-            monkeypatch.setattr(places, "QdrantClient", functools.partial(QdrantClient, grpc_port=wire.port))
+            monkeypatch.setattr(
+                "jcv2_plugin.collection.location.QdrantClient", functools.partial(QdrantClient, grpc_port=wire.port)
+            )
             assert not server.sent("GRPC")
             assert run_json("search", "-c", url, "harbour 7", "-k", "1", "--grpc")[0]["id"] == "7"
             assert server.sent("GRPC", "Query")
 
 
 class TestIndex:
-    def test_only_what_changed(self, url: str, place: Path, client: QdrantClient) -> None:
+    def test_only_what_changed(self, url: str, folder: Path, client: QdrantClient) -> None:
         again = run_json("index", "rows.jsonl", "-c", url)
         assert (again["unchanged"], again["removed"]) == (30, 0)
-        write_rows(place / "rows.jsonl", range(28))
+        write_rows(folder / "rows.jsonl", range(28))
         assert run_json("index", "rows.jsonl", "-c", url)["removed"] == 2
         assert run_json("index", "docs", "-c", url, "--prune")["documents"] == 30
         assert run_json("search", "-c", url, "rice?", "-k", "1")[0]["metadata"]["source"] == "docs/food.md"
         assert set(client.get_collection("documents").payload_schema) == {"_file", "metadata.source"}
 
-    def test_a_server_in_strict_mode(self, place: Path) -> None:
+    def test_a_server_in_strict_mode(self, folder: Path) -> None:
         strict = models.StrictModeConfig(
             enabled=True, unindexed_filtering_retrieve=False, unindexed_filtering_update=False
         )
         with LoopbackQdrant(strict_mode=strict) as server:
-            write_rows(place / "rows.jsonl", range(5))
+            write_rows(folder / "rows.jsonl", range(5))
             run("index", "rows.jsonl", "-c", server.url, *MINI)
-            write_rows(place / "rows.jsonl", range(3))
+            write_rows(folder / "rows.jsonl", range(3))
             assert run_json("index", "rows.jsonl", "-c", server.url)["removed"] == 2
 
-    def test_shards_and_copies(self, place: Path, server: LoopbackQdrant, client: QdrantClient) -> None:
+    def test_shards_and_copies(self, folder: Path, server: LoopbackQdrant, client: QdrantClient) -> None:
         run("index", "docs", "-c", server.url, *MINI, "--shards", "3", "--replicas", "2")
         params = client.get_collection("documents").config.params
         assert (params.shard_number, params.replication_factor) == (3, 2)
@@ -149,13 +151,13 @@ class TestIndex:
 
     @pytest.mark.parametrize("given, key", [("tenant", "tenant"), ("7", 7)])
     def test_a_shard_of_its_own(
-        self, place: Path, server: LoopbackQdrant, client: QdrantClient, given: str, key: str | int
+        self, folder: Path, server: LoopbackQdrant, client: QdrantClient, given: str, key: str | int
     ) -> None:
         command = ("index", "docs", "-c", server.url, "--shard-key", given)
         run(*command, *MINI)
         assert client.get_collection("documents").config.params.sharding_method == models.ShardingMethod.CUSTOM
         assert client.count("documents", shard_key_selector=key).count == 2
-        (place / "docs" / "food.md").unlink()
+        (folder / "docs" / "food.md").unlink()
         pruned = run_json(*command, "--prune")
         assert (pruned["removed"], pruned["documents"]) == (1, 1)
         assert run_json("index", "docs", "-c", server.url, "--shard-key", "other")["written"] == 1
@@ -228,7 +230,7 @@ class TestUpkeep:
         assert run_json("verify", "-c", url, "--sample", "3")["ok"]
         assert run_json("info", "-c", url, "--name", "documents.1")["dim"] == 32
 
-    def test_from_a_server_to_a_folder_and_back(self, url: str, place: Path) -> None:
+    def test_from_a_server_to_a_folder_and_back(self, url: str, folder: Path) -> None:
         run("snapshot", "-c", url, "documents.snapshot")
         run("restore", "documents.snapshot", "-c", "folder")
         run("snapshot", "-c", "folder", "folder.snapshot")
@@ -243,15 +245,15 @@ class TestUpkeep:
     def test_a_restore_that_fails_halfway_says_so(
         self, url: str, server: LoopbackQdrant, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("jcv2_plugin.snapshots._FLOATS_A_PART", 3000)
+        monkeypatch.setattr("jcv2_plugin.collection.snapshot._FLOATS_A_PART", 3000)
         run("snapshot", "-c", url, "documents.snapshot")
         monkeypatch.setattr(server, "check_key", refuse_after(server, 2, "/points"))
         said: list[str] = []
-        monkeypatch.setattr("jcv2_plugin.cli.upkeep.remark", said.append)
+        monkeypatch.setattr("jcv2_plugin.cli.snapshot.remark", said.append)
         with pytest.raises(CollectionError):
             run("restore", "documents.snapshot", "-c", url, "--name", "half", "--retries", "1")
-        place = f"the collection 'half' at {url}"
-        assert said == [f"Stopped: {place} is not complete. Run the command again with --overwrite."]
+        title = f"the collection 'half' at {url}"
+        assert said == [f"Stopped: {title} is not complete. Run the command again with --overwrite."]
 
 
 def refuse_after(server: LoopbackQdrant, times: int, path: str) -> object:

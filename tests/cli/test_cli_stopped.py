@@ -11,7 +11,7 @@ import pytest
 from cli_helpers import MINI, jcv2, run, run_both, run_json, start, wait_until, write_rows
 from loopback_qdrant import LoopbackQdrant
 
-from jcv2_plugin.journal import JournalError
+from jcv2_plugin.collection.journal import JournalError
 
 DOCUMENTS = 3000
 
@@ -26,15 +26,15 @@ def begun(process: subprocess.Popen[str], journal: Path) -> None:
 
 
 class TestIndex:
-    def test_a_killed_run_goes_on(self, place: Path) -> None:
-        write_rows(place / "rows.jsonl", range(DOCUMENTS))
+    def test_a_killed_run_goes_on(self, folder: Path) -> None:
+        write_rows(folder / "rows.jsonl", range(DOCUMENTS))
         command = ("index", "rows.jsonl", "-c", "store", *MINI, "--first-stage", "none")
-        journal = place / "store" / "ingest.journal"
-        process = start(*command, cwd=place)
+        journal = folder / "store" / "ingest.journal"
+        process = start(*command, cwd=folder)
         begun(process, journal)
         process.kill()
         process.communicate()
-        done = jcv2(*command, cwd=place)
+        done = jcv2(*command, cwd=folder)
         assert done.stderr.startswith("going on with a run that was stopped after ")
         stopped_at = int(done.stderr.split()[9])
         assert 256 <= stopped_at < DOCUMENTS
@@ -43,10 +43,10 @@ class TestIndex:
         again = run_json("index", "rows.jsonl", "-c", "store")
         assert (again["unchanged"], again["removed"], again["resumed_at"]) == (DOCUMENTS, 0, 0)
 
-    def test_ctrl_c_keeps_what_is_stored(self, place: Path) -> None:
-        write_rows(place / "rows.jsonl", range(DOCUMENTS))
-        process = start("index", "rows.jsonl", "-c", "store", *MINI, "--first-stage", "none", cwd=place)
-        begun(process, place / "store" / "ingest.journal")
+    def test_ctrl_c_keeps_what_is_stored(self, folder: Path) -> None:
+        write_rows(folder / "rows.jsonl", range(DOCUMENTS))
+        process = start("index", "rows.jsonl", "-c", "store", *MINI, "--first-stage", "none", cwd=folder)
+        begun(process, folder / "store" / "ingest.journal")
         process.send_signal(signal.SIGINT)
         output, message = process.communicate(timeout=60)
         assert (process.returncode, output) == (130, "")
@@ -55,10 +55,10 @@ class TestIndex:
         assert 256 <= stored < DOCUMENTS
         assert run_json("verify", "-c", "store", "--sample", "3")["ok"]
 
-    def test_ctrl_c_while_waiting_for_a_pipe(self, place: Path) -> None:
+    def test_ctrl_c_while_waiting_for_a_pipe(self, folder: Path) -> None:
         reading, writing = os.pipe()
-        process = start("index", "-", "-c", "store", *MINI, cwd=place, stdin=reading)
-        wait_until(lambda: (place / "store" / "ingest.journal").exists())
+        process = start("index", "-", "-c", "store", *MINI, cwd=folder, stdin=reading)
+        wait_until(lambda: (folder / "store" / "ingest.journal").exists())
         process.send_signal(signal.SIGINT)
         _, message = process.communicate(timeout=60)
         os.close(writing)
@@ -77,24 +77,24 @@ class TestIndex:
         with pytest.raises(JournalError, match=r"'rows\.jsonl' is no journal"):
             run("index", "rows.jsonl", "-c", "store", "--journal", "rows.jsonl")
 
-    def test_a_server_has_none_unless_one_is_named(self, place: Path, server: LoopbackQdrant) -> None:
-        write_rows(place / "rows.jsonl", range(3))
-        before = set(place.iterdir())
+    def test_a_server_has_none_unless_one_is_named(self, folder: Path, server: LoopbackQdrant) -> None:
+        write_rows(folder / "rows.jsonl", range(3))
+        before = set(folder.iterdir())
         run("index", "rows.jsonl", "-c", server.url, *MINI, "--first-stage", "none")
-        assert set(place.iterdir()) == before
+        assert set(folder.iterdir()) == before
         server.fail(times=9, status=400, path_contains="/points")
-        failed = jcv2("index", "docs", "-c", server.url, "--journal", "run.journal", cwd=place)
+        failed = jcv2("index", "docs", "-c", server.url, "--journal", "run.journal", cwd=folder)
         assert failed.returncode == 1
         assert failed.stderr.startswith("error: Qdrant at http://127.0.0.1:")
-        assert (place / "run.journal").exists()
+        assert (folder / "run.journal").exists()
 
 
 class TestMigrate:
-    def test_ctrl_c_leaves_the_collection_as_it_was(self, place: Path) -> None:
-        write_rows(place / "rows.jsonl", range(1500))
+    def test_ctrl_c_leaves_the_collection_as_it_was(self, folder: Path) -> None:
+        write_rows(folder / "rows.jsonl", range(1500))
         run("index", "rows.jsonl", "-c", "store", *MINI, "--first-stage", "none")
-        process = start("migrate", "-c", "store", "--dim", "64", cwd=place)
-        wait_until(lambda: (place / "store" / "shard-2.pending.json").exists())
+        process = start("migrate", "-c", "store", "--dim", "64", cwd=folder)
+        wait_until(lambda: (folder / "store" / "shard-2.pending.json").exists())
         process.send_signal(signal.SIGINT)
         _, message = process.communicate(timeout=60)
         assert process.returncode == 130

@@ -9,9 +9,9 @@ import pytest
 from cli_helpers import jcv2, run, run_both, run_json
 
 from jcv2_plugin import ColbertCollection
+from jcv2_plugin.collection.snapshot import SnapshotError
 from jcv2_plugin.engines.base import Point
 from jcv2_plugin.errors import CollectionExistsError, InvalidOptionError, InvalidQueryError, UnknownDimError
-from jcv2_plugin.snapshots import SnapshotError
 
 
 class TestMigrate:

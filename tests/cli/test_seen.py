@@ -13,7 +13,7 @@ from cli_helpers import write_rows
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.cli.seen import SeenIds
 from jcv2_plugin.cli.stream import DocumentStream
-from jcv2_plugin.sources import PassageReader, SourceError, find_files
+from jcv2_plugin.collection.sources import PassageReader, SourceError, find_files
 
 
 class TestSeenIds:

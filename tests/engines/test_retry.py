@@ -15,9 +15,9 @@ from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import UnexpectedResponse
 
-from jcv2_plugin.engines import transport
+from jcv2_plugin.engines import retries as transport
 from jcv2_plugin.engines.failures import is_transient
-from jcv2_plugin.engines.transport import Retry, translated_errors
+from jcv2_plugin.engines.retries import Retry, translated_errors
 from jcv2_plugin.errors import InvalidOptionError, ServerBusyError
 
 

@@ -1,4 +1,4 @@
-"""Places for a collection on both embedded engines."""
+"""Locations for a collection on both embedded engines."""
 
 from __future__ import annotations
 

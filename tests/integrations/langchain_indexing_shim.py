@@ -27,8 +27,8 @@ class Shim(JinaColbertVectorStore):
 
     def __init__(self, embedding: object) -> None:
         folder, number = os.environ.get("JCV2_SHIM_FOLDER"), next(_NUMBERS)
-        place = Path(folder) / str(number) if folder else ":memory:"
-        super().__init__(ColbertCollection.create(place, encoder=_ENCODER))
+        location = Path(folder) / str(number) if folder else ":memory:"
+        super().__init__(ColbertCollection.create(location, encoder=_ENCODER))
         self.open_ones.append(self)
 
     @property

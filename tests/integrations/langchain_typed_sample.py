@@ -11,7 +11,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder
-from langchain_jcv2 import JinaColbertReranker, JinaColbertRetriever, JinaColbertVectorStore, from_qdrant
+from langchain_jcv2 import JinaColbertReranker, JinaColbertRetriever, JinaColbertVectorStore, import_qdrant
 
 FILTER = models.Filter(must=[models.FieldCondition(key="metadata.room", match=models.MatchValue(value="hall"))])
 
@@ -78,6 +78,6 @@ def reranked(encoder: JinaColbertEncoder, documents: list[Document], question: s
     return [*found, *as_base.compress_documents(documents, question)]
 
 
-def handed_over(client: QdrantClient, collection: ColbertCollection, more: dict[str, Any]) -> JinaColbertVectorStore:
-    from_qdrant(client, "dense", target=collection, filter=FILTER, progress=print)
-    return from_qdrant(client, "dense", location="folder", encoder="mini", dim=64, content_payload_key="text", **more)
+def imported(client: QdrantClient, collection: ColbertCollection, more: dict[str, Any]) -> JinaColbertVectorStore:
+    import_qdrant(client, "dense", target=collection, filter=FILTER, progress=print)
+    return import_qdrant(client, "dense", location="folder", encoder="mini", dim=64, content_payload_key="text", **more)

@@ -31,8 +31,8 @@ EXPECTED = ["bees", "lighthouse", "violin"]
 
 @pytest.fixture(scope="module", params=["memory", "folder"])
 def store(mini, request, tmp_path_factory):
-    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("chains") / "collection"
-    made = JinaColbertVectorStore.from_documents(documents(), encoder=mini, dim=64, location=place)
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("chains") / "collection"
+    made = JinaColbertVectorStore.from_documents(documents(), encoder=mini, dim=64, location=location)
     yield made
     made.collection.close()
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, CollectionSchema
-from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -47,8 +47,8 @@ def retriever(mini):
 
 class _Standard(RetrieversIntegrationTests):
     @pytest.fixture(autouse=True)
-    def _collection(self, mini, place):
-        with ColbertCollection.create(place, encoder=mini) as self.collection:
+    def _collection(self, mini, location):
+        with ColbertCollection.create(location, encoder=mini) as self.collection:
             self.collection.add(TEXTS, ids=IDS, metadata=METADATA)
             yield
 
@@ -67,13 +67,13 @@ class _Standard(RetrieversIntegrationTests):
 
 class TestStandardInMemory(_Standard):
     @pytest.fixture
-    def place(self):
+    def location(self):
         return ":memory:"
 
 
 class TestStandardInFolder(_Standard):
     @pytest.fixture
-    def place(self, tmp_path):
+    def location(self, tmp_path):
         return tmp_path / "collection"
 
 

@@ -18,8 +18,8 @@ QUESTION = "what do bees make?"
 
 @pytest.fixture(scope="module", params=["memory", "folder"])
 def store(mini, request, tmp_path_factory):
-    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("store") / "collection"
-    with ColbertCollection.create(place, encoder=mini, dim=64) as collection:
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("store") / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=64) as collection:
         made = JinaColbertVectorStore(collection)
         made.add_documents(documents())
         yield made

@@ -14,12 +14,12 @@ import langchain_jcv2
 
 SAMPLE = Path(__file__).parent / "langchain_typed_sample.py"
 WRONG = """
-from langchain_jcv2 import JinaColbertReranker, JinaColbertRetriever, JinaColbertVectorStore, from_qdrant
+from langchain_jcv2 import JinaColbertReranker, JinaColbertRetriever, JinaColbertVectorStore, import_qdrant
 
 JinaColbertVectorStore.from_texts([1])
 JinaColbertReranker(top_n="three")
 JinaColbertRetriever.from_collection("folder").filter = "room"
-from_qdrant("http://localhost:6333", "dense")
+import_qdrant("http://localhost:6333", "dense")
 """
 
 

@@ -16,7 +16,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests, Vector
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, CollectionSchema
-from jcv2_plugin.engines.client import ClientEngine
+from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionMismatchError,
@@ -73,8 +73,8 @@ class TestStandardAsRetriever(RetrieversIntegrationTests):
 
 @pytest.fixture(scope="module", params=["memory", "folder"])
 def store(mini, request, tmp_path_factory):
-    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("store") / "collection"
-    with ColbertCollection.create(place, encoder=mini, dim=64) as collection:
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("store") / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=64) as collection:
         made = JinaColbertVectorStore(collection)
         made.add_documents(documents())
         yield made
@@ -102,7 +102,7 @@ def test_documents_come_back_as_they_were_added(mini, location):
 
 
 @pytest.mark.parametrize("where", ["embedding", "encoder"])
-def test_a_model_by_name_or_loaded_in_either_place(mini, where):
+def test_a_model_by_name_or_loaded_as_either_argument(mini, where):
     for model in ("mini", mini):
         store = JinaColbertVectorStore.from_texts(TEXTS[:1], ids=["tea"], dim=64, **{where: model})
         assert store.collection.dim == 64

@@ -47,8 +47,8 @@ NODES = {
 
 @pytest.fixture(scope="module", params=["memory", "folder"])
 def store(request, mini, tmp_path_factory):
-    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("filters") / "collection"
-    with ColbertCollection.create(place, encoder=mini) as collection:
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("filters") / "collection"
+    with ColbertCollection.create(location, encoder=mini) as collection:
         made = JinaColbertVectorStore(collection)
         nodes = [TextNode(text=f"Node {id}.", id_=id, metadata=metadata) for id, metadata in NODES.items()]
         nodes[0].relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="book")
@@ -249,8 +249,8 @@ def random_filter(chooser, depth=0):
 
 @pytest.fixture(scope="module", params=["memory", "folder"])
 def oracle_store(request, mini, tmp_path_factory):
-    place = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("oracle") / "collection"
-    with ColbertCollection.create(place, encoder=mini, dim=32) as collection:
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("oracle") / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=32) as collection:
         made = JinaColbertVectorStore(collection)
         made.add([TextNode(text=f"Node {id}.", id_=id, metadata=data) for id, data in ORACLE_NODES.items()])
         yield made

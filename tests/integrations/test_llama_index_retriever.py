@@ -43,14 +43,14 @@ def index(request, mini, tmp_path_factory):
     made.collection.close()
 
 
-def test_it_searches_an_index_a_store_a_collection_and_a_place(index, mini, tmp_path):
+def test_it_searches_an_index_a_store_a_collection_and_a_location(index, mini, tmp_path):
     expected = index.collection.search(QUESTION, k=3)
-    for place in (index, index.vector_store, index.collection):
-        found = JinaColbertRetriever(place, similarity_top_k=3).retrieve(QUESTION)
+    for searched in (index, index.vector_store, index.collection):
+        found = JinaColbertRetriever(searched, similarity_top_k=3).retrieve(QUESTION)
         assert [(one.node_id, one.score, one.relevance) for one in found] == [
             (hit.id, hit.score, hit.relevance) for hit in expected
         ]
-    folder = tmp_path / "place"
+    folder = tmp_path / "collection"
     with ColbertCollection.create(folder, encoder=mini, dim=64) as collection:
         collection.add(["Bees make honey."], ids=["b"])
     opened = JinaColbertRetriever(str(folder))

@@ -37,7 +37,7 @@ def docstrings() -> tuple[dict[str, str], list[str]]:
             }
     chosen = sorted(texts, key=lambda text: zlib.crc32(text.encode()))[:DOCUMENTS]
     queries = [" ".join(text.split()[1:9]) for text in chosen[:: DOCUMENTS // QUERIES]]
-    return {f"doc-{place}": text[:CHARACTERS] for place, text in enumerate(chosen)}, queries
+    return {f"doc-{index}": text[:CHARACTERS] for index, text in enumerate(chosen)}, queries
 
 
 @pytest.fixture(scope="module", params=["docstrings", "mlqa-en"])
@@ -55,16 +55,16 @@ def task(request: pytest.FixtureRequest) -> tuple[dict[str, str], list[str]]:
     return documents, queries
 
 
-def in_core(place: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
-    with ColbertCollection.create(place, encoder=encoder, dim=64) as collection:
+def in_core(location: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
+    with ColbertCollection.create(location, encoder=encoder, dim=64) as collection:
         collection.add(documents.values(), ids=list(documents))
         return [[(hit.id, hit.score) for hit in hits] for hits in collection.search_many(queries, k=K)]
 
 
-def in_langchain(place: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
+def in_langchain(location: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
     """By the store and, which must be the same, by a retriever over it."""
     listed = [Document(id=key, page_content=text) for key, text in documents.items()]
-    store = JinaColbertVectorStore.from_documents(listed, encoder, dim=64, location=place)
+    store = JinaColbertVectorStore.from_documents(listed, encoder, dim=64, location=location)
     try:
         found = [store.similarity_search_with_score(query, k=K) for query in queries]
         retrieved = JinaColbertRetriever.from_vectorstore(store, k=K, add_score=True).batch(queries)
@@ -75,8 +75,8 @@ def in_langchain(place: Any, encoder: Any, documents: dict[str, str], queries: l
     return results
 
 
-def in_llama_index(place: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
-    index = JinaColbertIndex.from_documents([], encoder=encoder, dim=64, location=place)
+def in_llama_index(location: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
+    index = JinaColbertIndex.from_documents([], encoder=encoder, dim=64, location=location)
     try:
         index.insert_nodes([TextNode(id_=key, text=text) for key, text in documents.items()])
         retriever = index.as_retriever(similarity_top_k=K)

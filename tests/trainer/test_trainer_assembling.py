@@ -17,13 +17,13 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokeniz
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER, is_official_layout
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.official import DOCUMENT_MARKER, QUERY_MARKER, is_official_layout
-from jcv2_trainer.assembling import Assembly, add_markers, assemble
-from jcv2_trainer.cli import app
+from jcv2_trainer.cli.app import app
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.principal_heads import captured, load_backbone, second_moment
-from jcv2_trainer.rotary import to_rotary
+from jcv2_trainer.heads.principal import captured, load_backbone, second_moment
+from jcv2_trainer.training.assemble import Assembly, add_markers, assemble
+from jcv2_trainer.training.rotary import to_rotary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from jcv2_trainer.check import FIELDS, KINDS, CheckReport, check_file, row_faults
-from jcv2_trainer.cli import app, show_report
-from jcv2_trainer.data import DataError
+from jcv2_trainer.cli.app import app, show_report
+from jcv2_trainer.data.check import FIELDS, KINDS, CheckReport, check_file, row_faults
+from jcv2_trainer.data.reading import DataError
 
 DATA = Path(os.environ.get("JCV2_DATA") or Path(__file__).parents[2] / "../shared/data")
 PAIR = {"query": "who?", "positive": "she"}

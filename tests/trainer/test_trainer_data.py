@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jcv2_trainer import lines as lines_module
-from jcv2_trainer.data import DataError, read_jsonl, read_pairs, sample_texts
+from jcv2_trainer.data import lines as lines_module
+from jcv2_trainer.data.reading import DataError, read_jsonl, read_pairs, sample_texts
 
 ROWS = [{"query": f"q{i}", "positive": f"p{i}", "lang": "en" if i % 2 else "de"} for i in range(20)]
 
@@ -127,6 +127,6 @@ def test_a_sample_of_nothing_says_what_there_is(tmp_path):
 
 
 def test_importing_the_trainer_and_its_command_needs_no_torch():
-    code = "import sys, jcv2_trainer, jcv2_trainer.cli; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, jcv2_trainer, jcv2_trainer.cli.app; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcv2_trainer.check import text_key
-from jcv2_trainer.data import DataError
-from jcv2_trainer.datasets_io import COLUMNS, split_dev, training_dataset
+from jcv2_trainer.data.check import text_key
+from jcv2_trainer.data.datasets_io import COLUMNS, split_dev, training_dataset
+from jcv2_trainer.data.reading import DataError
 
 ROWS: list[dict[str, Any]] = [
     {"query": "eins", "positive": "uno ", "lang": "de", "source": "s"},
@@ -134,7 +134,7 @@ def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_as_whole(tm
     path = write(tmp_path / "a.jsonl", ROWS * 2000)
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from jcv2_trainer.datasets_io import training_dataset\n"
+        "from jcv2_trainer.data.datasets_io import training_dataset\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"  # bytes; a larger file ends the process
         "training_dataset([Path(sys.argv[1])], Path(sys.argv[2]), on_bad='stop')"
@@ -161,7 +161,7 @@ def test_a_damaged_cache_is_written_anew(tmp_path):
 def test_processes_that_want_the_same_rows_write_them_once(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS * 500)
     code = (
-        "import sys; from pathlib import Path; from jcv2_trainer.datasets_io import training_dataset\n"
+        "import sys; from pathlib import Path; from jcv2_trainer.data.datasets_io import training_dataset\n"
         "print(len(training_dataset([Path(sys.argv[1])], Path(sys.argv[2]), on_bad='stop')[0]))"
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]

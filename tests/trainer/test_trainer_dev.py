@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from training_samples import as_dataset, make_rows
 
-from jcv2_trainer.data import DataError
-from jcv2_trainer.dev import DevSet
-from jcv2_trainer.sampler import GroupedBatchSampler
+from jcv2_trainer.data.reading import DataError
+from jcv2_trainer.data.sampler import GroupedBatchSampler
+from jcv2_trainer.training.dev import DevSet
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

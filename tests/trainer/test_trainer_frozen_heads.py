@@ -14,9 +14,10 @@ from sentence_transformers.util.similarity import maxsim
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_trainer.cli import app
-from jcv2_trainer.frozen_heads import (
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_trainer.cli.app import app
+from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.heads.frozen import (
     Example,
     FrozenTexts,
     TokenStates,
@@ -26,8 +27,7 @@ from jcv2_trainer.frozen_heads import (
     train_heads,
     whitened_heads,
 )
-from jcv2_trainer.lines import DataError
-from jcv2_trainer.principal_heads import load_backbone, principal_heads
+from jcv2_trainer.heads.principal import load_backbone, principal_heads
 
 HIDDEN = 12
 LENGTHS = [3, 1, 5]
@@ -141,7 +141,7 @@ class TestTexts:
         rows.append({**rows[0], "positive": rows[5]["positive"]})
         texts = read([write(tmp_path / "rows.jsonl", rows)], dev_every=0)
         asked = texts.queries.index("de question 0")
-        assert {texts.passages[place] for place in texts.known[asked]} == {"de passage 0", "de passage 5"}
+        assert {texts.passages[index] for index in texts.known[asked]} == {"de passage 0", "de passage 5"}
 
     def test_no_rows(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no row to train on"):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from training_samples import settings, write_jsonl
 
-from jcv2_trainer.report import Report
-from jcv2_trainer.requests import Request
-from jcv2_trainer.rows import Row, read_rows
-from jcv2_trainer.training import train
+from jcv2_trainer.data.rows import Row, read_rows
+from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.train import train
 
 SEEDS = (1, 2, 3)
 MARGIN = 0.01
@@ -39,7 +39,7 @@ def medical(data_dir, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def reports(medical, tmp_path_factory) -> dict[int, tuple[Report, float]]:
+def reports(medical, tmp_path_factory) -> dict[int, tuple[TrainingReport, float]]:
     """What each seed gave and how many seconds of processor time it took; two at a time, a thread each."""
     folder = tmp_path_factory.mktemp("trained")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -47,7 +47,7 @@ def reports(medical, tmp_path_factory) -> dict[int, tuple[Report, float]]:
         return {seed: run.result() for seed, run in runs.items()}
 
 
-def finetune(data: Path, dev: Path, out: Path, seed: int) -> tuple[Report, float]:
+def finetune(data: Path, dev: Path, out: Path, seed: int) -> tuple[TrainingReport, float]:
     torch.set_num_threads(1)
     changes: dict[str, Any] = {"dims": (128, 64), "seed": seed, "evaluations": 1, "epochs": 2.0, "negatives": 2}
     started = time.process_time()

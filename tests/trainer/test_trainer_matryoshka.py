@@ -8,12 +8,12 @@ import pytest
 import torch
 from training_samples import as_dataset, make_rows, settings, tiny_encoder
 
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_trainer.calibration import best_scale
-from jcv2_trainer.card import curve
-from jcv2_trainer.collator import PackedCollator
-from jcv2_trainer.matryoshka import TiedHeads, with_dims
-from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_trainer.data.collator import PackedCollator
+from jcv2_trainer.heads.matryoshka import TiedHeads, with_dims
+from jcv2_trainer.loss.calibration import best_scale
+from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.training.card import curve
 
 STATES, OLD = 48, 16
 

@@ -19,16 +19,16 @@ from training_samples import write_jsonl as write
 from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection
-from jcv2_plugin.beir import BeirDataset
-from jcv2_plugin.bm25 import bm25_run
 from jcv2_plugin.errors import Jcv2Error, UnknownDimError
-from jcv2_trainer.check import check_file
-from jcv2_trainer.data import DataError
-from jcv2_trainer.mine import MineRecipe, Survey, choose_negatives, mine
-from jcv2_trainer.mining_commands import register
-from jcv2_trainer.mining_sources import Bm25Source, CollectionSource, Found, ModelSource, passage_key, passages
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.bm25 import bm25_run
+from jcv2_trainer.cli.mining import register
+from jcv2_trainer.data.check import check_file
+from jcv2_trainer.data.reading import DataError
+from jcv2_trainer.mining.mine import MineRecipe, Survey, choose_negatives, mine
+from jcv2_trainer.mining.resumable import OutOfMemoryError, OutputError, short_of_memory
+from jcv2_trainer.mining.sources import Bm25Source, CollectionSource, Found, ModelSource, passage_key, passages
 from jcv2_trainer.recipes import RecipeError, load_recipe
-from jcv2_trainer.resumable import OutOfMemoryError, OutputError, short_of_memory
 
 CITIES = {
     "France": "Paris",
@@ -457,8 +457,8 @@ def test_what_is_left_of_a_run_may_be_damaged(data, corpus, tmp_path):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from jcv2_trainer.mine import MineRecipe, mine
-from jcv2_trainer.mining_sources import Bm25Source
+from jcv2_trainer.mining.mine import MineRecipe, mine
+from jcv2_trainer.mining.sources import Bm25Source
 from jcv2_trainer.recipes import load_recipe
 settings = load_recipe(MineRecipe, "mine", overrides={"batch_size": 2, "relative_margin": -1e9, "negatives": 5})
 def progress(done, total):
@@ -567,7 +567,7 @@ def test_the_command_refuses_what_does_not_go_together(app, data, tmp_path, argu
     "name, said",
     [("out.parquet", "not the name of JSON lines"), ("data.jsonl", "is the input"), ("folder.jsonl", "is a folder")],
 )
-def test_the_command_refuses_a_place_it_cannot_write_to(app, data, tmp_path, name, said):
+def test_the_command_refuses_a_path_it_cannot_write_to(app, data, tmp_path, name, said):
     (tmp_path / "folder.jsonl").mkdir()
     result = run(app, "mine", data, "--out", tmp_path / name, "--with", "bm25", "--force")
     assert result.exit_code == 2
@@ -579,7 +579,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     state = tmp_path / "out.jsonl.partial.json"
     script = (
         "import typer\n"
-        "from jcv2_trainer.mining_commands import register\n"
+        "from jcv2_trainer.cli.mining import register\n"
         "app = typer.Typer(pretty_exceptions_enable=False)\n"
         "register(app)\n"
         "app()\n"
@@ -600,7 +600,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 def test_help_loads_nothing_heavy():
     script = (
         "import sys, typer\n"
-        "from jcv2_trainer.mining_commands import register\n"
+        "from jcv2_trainer.cli.mining import register\n"
         "app = typer.Typer()\nregister(app)\n"
         "loaded = {'torch', 'transformers', 'qdrant_client', 'bm25s'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"

@@ -33,14 +33,14 @@ from transformers import (
 from typer.testing import CliRunner
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_trainer.cli.mlm import register
+from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, describe, load_packed, pack, read_texts, word_starts
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.lines import DataError
-from jcv2_trainer.mlm import MlmReport, _predict_masked_only, train_mlm
-from jcv2_trainer.mlm_commands import register
-from jcv2_trainer.mlm_data import IGNORED, Rows, WordMasker, describe, load_packed, pack, read_texts, word_starts
-from jcv2_trainer.mlm_settings import MlmRecipe
-from jcv2_trainer.principal_heads import load_backbone
+from jcv2_trainer.heads.principal import load_backbone
 from jcv2_trainer.recipes import load_recipe
+from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+from jcv2_trainer.training.mlm import MlmReport, _predict_masked_only, train_mlm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -477,9 +477,7 @@ def test_the_commands(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_help_is_quick_and_full() -> None:
-    script = (
-        "import sys, jcv2_trainer.mlm_commands as m; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    script = "import sys, jcv2_trainer.cli.mlm as m; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     paths = os.pathsep.join(one for one in sys.path if one)
     assert subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}).returncode == 0
     shown = invoke("mlm", "--help").output

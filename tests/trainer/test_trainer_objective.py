@@ -15,8 +15,8 @@ from sentence_transformers.multi_vector_encoder.losses import (
 from training_samples import make_rows, settings, tiny_encoder, with_keys
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_trainer.collator import NO_CANDIDATE, Batch, PackedCollator
-from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.data.collator import NO_CANDIDATE, Batch, PackedCollator
+from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,12 +11,12 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_plugin.shipped import shipped_model
-from jcv2_trainer.cli import app
+from jcv2_trainer.cli.app import app
 from jcv2_trainer.folders import replacing
-from jcv2_trainer.principal_heads import captured, load_backbone, principal_heads, second_moment
+from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, second_moment
 
 TEXTS = [
     "Who wrote the first computer program?",
@@ -206,7 +206,7 @@ def test_a_failed_fit_leaves_everything_as_it_was(pairs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heads", "pairs.jsonl"]
 
 
-def test_the_old_heads_come_back_when_the_new_cannot_be_put_in_place(tmp_path, monkeypatch):
+def test_the_old_heads_come_back_when_the_new_cannot_replace_them(tmp_path, monkeypatch):
     out = tmp_path / "heads"
     out.mkdir()
     (out / "config.json").write_text("old")

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.cli import app
-from jcv2_plugin.study.base import StudyError
-from jcv2_plugin.study.intervals import interval
-from jcv2_trainer import recipe_study
-from jcv2_trainer.dev import DevEvaluator
-from jcv2_trainer.recipe_study import START, TIED, TWO_STAGES, UNTIED, Budget, RecipeStudy
+from jcv2_plugin.evaluation.study.base import StudyError
+from jcv2_plugin.evaluation.study.intervals import interval
+from jcv2_trainer.training import recipe_study
+from jcv2_trainer.training.dev import DevEvaluator
+from jcv2_trainer.training.recipe_study import START, TIED, TWO_STAGES, UNTIED, Budget, RecipeStudy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

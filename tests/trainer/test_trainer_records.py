@@ -17,10 +17,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jcv2_trainer.check import check_file
-from jcv2_trainer.data import DataError, sample_texts
-from jcv2_trainer.lines import read_lines
-from jcv2_trainer.records import normalise, read_entries, read_records
+from jcv2_trainer.data.check import check_file
+from jcv2_trainer.data.lines import read_lines
+from jcv2_trainer.data.reading import DataError, sample_texts
+from jcv2_trainer.data.records import normalise, read_entries, read_records
 
 ROWS: list[dict[str, Any]] = [
     {"query": f"q{i}", "positive": f"p{i}\u2028", "negatives": [f"n{i}", "m"], "scores": [2.0, 1.0, 0.5]}
@@ -136,7 +136,7 @@ def test_a_zst_file_that_expands_far_is_read_in_little_memory(tmp_path):
         for _ in range(400):
             file.write(b"x" * 2**20 + b"\n")
     code = (
-        "import resource, sys; from pathlib import Path; from jcv2_trainer.lines import read_lines\n"
+        "import resource, sys; from pathlib import Path; from jcv2_trainer.data.lines import read_lines\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "count = sum(1 for _ in read_lines(Path(sys.argv[1])))\n"
         "print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
@@ -151,7 +151,7 @@ def test_without_zstandard_the_error_says_what_to_install(tmp_path):
     path = save(tmp_path, "jsonl.zst", ROWS[:1])
     code = (
         "import sys; sys.modules['zstandard'] = None\n"
-        "from pathlib import Path; from jcv2_trainer.lines import read_lines\n"
+        "from pathlib import Path; from jcv2_trainer.data.lines import read_lines\n"
         "list(read_lines(Path(sys.argv[1])))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
@@ -177,8 +177,8 @@ def test_a_folder_of_files_is_read_by_name_and_findings_name_the_file(tmp_path):
     bad, repeated = (
         next(one for one in report.findings if one.kind == kind) for kind in ("bad-json", "repeated-query")
     )
-    assert bad.place == f"{folder / 'b.jsonl'}:2"
-    assert repeated.place == f"{folder / 'b.jsonl'}:1"
+    assert bad.position == f"{folder / 'b.jsonl'}:2"
+    assert repeated.position == f"{folder / 'b.jsonl'}:1"
     assert "row 1 of a.parquet has the same query" in repeated.message
 
 
@@ -225,7 +225,7 @@ def test_blank_lines_keep_their_number(tmp_path):
         ({"negative_x": "n", "negative_": "n"}, {"negative_x": "n", "negative_": "n"}),
     ],
 )
-def test_aliases_take_the_place_of_absent_fields(record, expected):
+def test_aliases_replace_absent_fields(record, expected):
     assert normalise(record)[0] == expected
 
 

@@ -23,10 +23,10 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from jcv2_plugin.backbone import text_transformer
+from jcv2_plugin.encoder.backbone import text_transformer
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_trainer.principal_heads import load_backbone
-from jcv2_trainer.rotary import to_rotary
+from jcv2_trainer.heads.principal import load_backbone
+from jcv2_trainer.training.rotary import to_rotary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jcv2_trainer.check import FIELDS, KINDS, row_faults
-from jcv2_trainer.data import DataError
-from jcv2_trainer.rows import Row, read_rows
+from jcv2_trainer.data.check import FIELDS, KINDS, row_faults
+from jcv2_trainer.data.reading import DataError
+from jcv2_trainer.data.rows import Row, read_rows
 
 PAIR = {"query": " who?", "positive": "she"}
 
@@ -47,7 +47,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("row, said", BAD, ids=lambda value: str(value)[:30])
-def test_a_bad_row_stops_with_place_field_value_and_remedy(tmp_path, row, said):
+def test_a_bad_row_stops_with_position_field_value_and_remedy(tmp_path, row, said):
     path = write(tmp_path / "a.jsonl", [PAIR, row])
     reader = read_rows(path)
     assert next(reader).positive == "she"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from training_samples import as_dataset, make_rows, with_keys
 
-from jcv2_trainer.sampler import GroupedBatchSampler
+from jcv2_trainer.data.sampler import GroupedBatchSampler
 
 
 def sampled(rows: list[dict[str, Any]], size: int = 4, **options: Any) -> GroupedBatchSampler:

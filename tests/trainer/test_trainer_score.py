@@ -24,12 +24,12 @@ from training_samples import write_jsonl as write
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from jcv2_trainer.check import check_file
-from jcv2_trainer.data import DataError
-from jcv2_trainer.mining_commands import register
+from jcv2_trainer.cli.mining import register
+from jcv2_trainer.data.check import check_file
+from jcv2_trainer.data.reading import DataError
+from jcv2_trainer.mining.resumable import OutputError
+from jcv2_trainer.mining.score import ScoreRecipe, TeacherError, load_teacher, score
 from jcv2_trainer.recipes import RecipeError, load_recipe
-from jcv2_trainer.resumable import OutputError
-from jcv2_trainer.score import ScoreRecipe, TeacherError, load_teacher, score
 
 WORDS = ["harbour", "ship", "river", "bread", "soup", "city", "capital", "of", "the", "is", "what", "where"]
 ROWS = [
@@ -322,7 +322,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.score import ScoreRecipe, score
+from jcv2_trainer.mining.score import ScoreRecipe, score
 settings = load_recipe(ScoreRecipe, "score", overrides={"batch_size": 4, "window": 1})
 def progress(done, total):
     print(done, flush=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jcv2_plugin.heads import MatryoshkaHeads
-from jcv2_trainer import score_keeping
-from jcv2_trainer.principal_heads import load_backbone, principal_heads
-from jcv2_trainer.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_trainer.heads import score_keeping
+from jcv2_trainer.heads.principal import load_backbone, principal_heads
+from jcv2_trainer.heads.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
 
 ROOT = Path(__file__).parents[2]
 DIMS = (64, 16, 384)
@@ -49,7 +49,7 @@ def test_the_objective_is_that_of_a_slow_reference():
     queries, passages = states(3, seed=1), states(5, seed=2)
     weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(3))
     (batch,) = score_keeping._batches(list(queries), list(passages), 1, seed=0)
-    starts = [sum(batch.query_lengths[:place]) for place in range(len(batch.query_lengths))]
+    starts = [sum(batch.query_lengths[:index]) for index in range(len(batch.query_lengths))]
     ends = [start + length for start, length in zip(starts, batch.query_lengths, strict=True)]
     passage_list = torch.split(batch.passages.double(), batch.passage_lengths)
     errors, squares = [], []

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_trainer.cli import app
+from jcv2_trainer.cli.app import app
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.requests import Request
-from jcv2_trainer.trainer import TRAINABLE, last_checkpoint
-from jcv2_trainer.training import train
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.train import train
+from jcv2_trainer.training.trainer import TRAINABLE, last_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -282,7 +282,7 @@ class TestRefusals:
         train(request)
         # As a killed run leaves it.
         again = request_for(model, data, tmp_path / "again", max_steps=2, dev_share=0.0)
-        from jcv2_trainer.runs import RunFolder
+        from jcv2_trainer.training.runs import RunFolder
 
         run = RunFolder.open(again.out, again.identity(), resume=False, force=False)
         unfinished = run.folder / "checkpoint-1"
@@ -329,7 +329,7 @@ class TestRefusals:
             train(request_for(tmp_path / "bert", data, tmp_path / "out"))
 
     def test_out_of_memory_names_the_knobs(self, model, data, tmp_path, monkeypatch):
-        from jcv2_trainer.objective import MatryoshkaLateInteractionLoss
+        from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 
         def exhausted(*args, **kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_trainer.cli import app
+from jcv2_trainer.cli.app import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ from datasets import Dataset
 from official_checkpoint import SENTENCES, write_checkpoint
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_trainer.check import text_key
+from jcv2_trainer.data.check import text_key
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.settings import TrainingRecipe
+from jcv2_trainer.recipes.settings import TrainingRecipe
 
 WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()})
 
@@ -24,7 +24,7 @@ def tiny_encoder(
     folder: Path, dims: Sequence[int] = (16, 8), seed: int = 0, dropout: float = 0.0
 ) -> JinaColbertEncoder:
     """A random encoder in the official layout's architecture, with a head for each of ``dims``, in float32."""
-    from jcv2_plugin.heads import MatryoshkaHeads
+    from jcv2_plugin.encoder.heads import MatryoshkaHeads
 
     if not folder.exists():
         write_checkpoint(folder, max(dims), dtype=torch.float32, seed=seed)

@@ -1,5 +1,5 @@
-"""``python -m jcv2_trainer``, as ``accelerate launch -m`` wants it."""
+"""``python -m jcv2_trainer``, for ``accelerate launch -m``."""
 
-from jcv2_trainer.cli import main
+from jcv2_trainer.cli.app import main
 
 main()

@@ -1,4 +1,4 @@
-"""What may go wrong in a training, beside the data (see ``DataError``)."""
+"""Training errors other than :class:`~jcv2_trainer.data.lines.DataError`."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from jcv2_plugin.errors import Jcv2Error
 
 
 class TrainingError(Jcv2Error, RuntimeError):
-    """A training cannot start or go on; the message says why and what to do."""
+    """Training cannot start or continue. The message states the reason and the remedy."""

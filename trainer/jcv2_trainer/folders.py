@@ -1,4 +1,4 @@
-"""Folders that are whole or not there."""
+"""Write folders that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(out: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when all went well, and vanishes when not.
+    """Yield a new folder that replaces ``out`` on success and is deleted on failure.
 
     Args:
-        out: The folder to make or replace.
-        check: Called with ``out`` at the start and again before it is replaced; raises if it must not be.
+        out: The folder to create or replace.
+        check: Called with ``out`` at the start and again before it is replaced. Raises if it must not be replaced.
     """
     out = out.expanduser().resolve()
     if check is not None:

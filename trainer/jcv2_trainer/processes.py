@@ -1,4 +1,4 @@
-"""Which of several processes this is."""
+"""Identify the main process in distributed training."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ import os
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes, of those that torchrun or accelerate started; also before they meet."""
+    """Return whether this is the process that writes, of those started by torchrun or accelerate.
+
+    Works before the process group is initialised.
+    """
     return int(os.environ.get("RANK", "0")) == 0

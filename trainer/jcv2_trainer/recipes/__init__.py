@@ -1,7 +1,7 @@
-"""Recipes: the settings of each stage, as YAML files beside this module, checked by pydantic models.
+"""Recipes: the settings of each stage, as YAML files in this folder, validated by pydantic models.
 
-A recipe in the package has every field, and is the default. A recipe of your own (``--recipe FILE``) names only
-what it changes, and a flag of the command wins over both.
+A packaged recipe sets every field, and is the default. Your own recipe (``--recipe FILE``) sets only the fields it
+changes. A flag of the command overrides both.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from jcv2_plugin.errors import Jcv2Error
 
 
 class RecipeError(Jcv2Error, ValueError):
-    """A recipe cannot be read or a field is out of range; the message names recipe, field and value."""
+    """A recipe cannot be read, or a field is out of range. The message names the recipe, field and value."""
 
 
 class Recipe(BaseModel):
-    """Settings of a stage: frozen, and without fields unknown to it."""
+    """Settings of a stage. They are immutable, and unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -34,10 +34,12 @@ R = TypeVar("R", bound=Recipe)
 def load_recipe(
     kind: type[R], name: str, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> R:
-    """The packaged recipe ``name``, changed by a YAML ``file`` and then by ``overrides``; None changes nothing.
+    """Load a packaged recipe, overridden by a YAML ``file`` and then by ``overrides``.
+
+    ``overrides`` that are None are ignored.
 
     Raises:
-        RecipeError: If the file is unreadable, or a field is unknown or out of range.
+        RecipeError: The file cannot be read, or a field is unknown or out of range.
     """
     packaged = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     values: dict[str, Any] = yaml.safe_load(packaged)

@@ -1,0 +1,91 @@
+"""``jcv2 explain``: show which document tokens the query tokens matched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from jcv2_plugin.cli.connection import Connection
+from jcv2_plugin.cli.options import OFFICIAL, ApiKey, Grpc, Name, Timeout
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.console import out, quiet_libraries
+from jcv2_plugin.scoring import explanation as explanations
+from jcv2_plugin.scoring.explanation import Explanation
+
+
+def explain(
+    query: Annotated[str, typer.Argument(help="The question.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="A collection to take the document from.")
+    ] = None,
+    id: Annotated[str | None, typer.Option(help="The document; the best hit if not given.")] = None,
+    text: Annotated[str | None, typer.Option(help="Instead of a collection: a text.")] = None,
+    model: Annotated[str, typer.Option(help="The model for --text.")] = OFFICIAL,
+    dim: Annotated[int | None, typer.Option(help="The dimension for --text.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
+    name: Name = "documents",
+    api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
+) -> None:
+    """Show which document token each query token matched, and how well."""
+    if (collection is None) == (text is None):
+        raise typer.BadParameter("Give either --collection or --text.")
+    if collection is None:
+        quiet_libraries()
+        from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+        encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
+        explanation, title = (
+            explanations.explain(encoder, query, str(text), dim=dim, long_documents="split"),
+            "the text given",
+        )
+    else:
+        with Connection(collection, name, api_key, timeout, grpc).open() as opened:
+            quiet_libraries()
+            chosen = id or _best_id(opened, query)
+            explanation, title = opened.explain(query, chosen), chosen
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(explanation.to_html(), encoding="utf-8")
+    _print_explanation(explanation, title)
+    if html is not None:
+        out.print(f"Heat map: {html}", soft_wrap=True)
+
+
+def _best_id(collection: ColbertCollection, query: str) -> str:
+    hits = collection.search(query, 1)
+    if not hits:
+        raise typer.BadParameter("The collection is empty, so there is nothing to explain.")
+    return hits[0].id
+
+
+def _print_explanation(explanation: Explanation, title: str) -> None:
+    passage = Text(explanation.text)
+    strongest = max(float(explanation.contributions().max(initial=0.0)), 1e-6)
+    for token, share in zip(explanation.document_tokens, explanation.contributions().tolist(), strict=True):
+        if share > 0 and not token.is_special:
+            # Oranges of the 256-colour palette, from light to dark.
+            colour = ("color(223)", "color(216)", "color(209)", "color(202)")[min(int(4 * share / strongest), 3)]
+            passage.stylize(f"black on {colour}", token.start, token.end)
+    out.print(Text.assemble((f"{explanation.score:.2f}", "cyan"), "  ", (title, "green")))
+    out.print(passage, soft_wrap=not out.is_terminal)
+    out.print()
+    table = Table("query token", "matched", "similarity", "", box=None)
+    for match in explanation.matches:
+        if match.query.is_special:
+            continue
+        found = match.document
+        surface = found.token if found.is_special else explanation.text[found.start : found.end]
+        bar = "█" * round(max(match.similarity, 0.0) * 20)
+        table.add_row(
+            Text(explanation.query[match.query.start : match.query.end]),
+            Text(surface),
+            f"{match.similarity:.3f}",
+            bar,
+        )
+    out.print(table)

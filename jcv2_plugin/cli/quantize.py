@@ -1,0 +1,59 @@
+"""``jcv2 quantize``: make an int8 model for CPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jcv2_plugin.collection.sources import PassageReader, SourceError, SourceFile, find_files
+from jcv2_plugin.console import quiet_libraries, remark
+from jcv2_plugin.encoder import quantization
+from jcv2_plugin.encoder.int8 import FOLDER
+from jcv2_plugin.encoder.model import JinaColbertEncoder
+from jcv2_plugin.files import check_new_folder, new_folder
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model, by name or folder.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Texts like those to be encoded: files and folders, as for jcv2 index.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must be new, or empty.")],
+    samples: Annotated[int, typer.Option(min=10, help="Passages to calibrate on, drawn from all.")] = 100,
+    chunk_tokens: Annotated[int, typer.Option(min=1, help="Largest passage, in tokens, as for jcv2 index.")] = 200,
+) -> None:
+    """Make a model that runs in eight bits on a CPU, beside its float weights.
+
+    Use the folder as a model: jcv2 index docs --model FOLDER. A collection made with the original model can be searched
+    with the new one, and the other way round.
+    """
+    # Check before anything that takes time.
+    check_new_folder(out)
+    quantization.require_packages()
+    files = find_files(sources)
+    quiet_libraries()
+    start = time.perf_counter()
+    encoder = JinaColbertEncoder.from_pretrained(model, device="cpu")
+    reader = PassageReader(encoder, chunk_tokens)
+    made = quantization.quantize(encoder, _texts(reader, files), samples=samples)
+    with new_folder(out) as folder:
+        # No model card, because sentence-transformers would encode examples for it and print warnings.
+        made.save_pretrained(str(folder), create_model_card=False)
+    size = sum(file.stat().st_size for file in (out / FOLDER).iterdir()) / 1e6
+    seconds = time.perf_counter() - start
+    remark(f"{out}: {size:,.1f} MB in eight bits beside the float weights, in {seconds:.0f} s. Use it by --model {out}")
+
+
+def _texts(reader: PassageReader, files: Sequence[SourceFile]) -> Iterator[str]:
+    for file in files:
+        try:
+            documents = reader.read(file)
+        except SourceError as error:
+            remark(f"skipped: {error}")
+            continue
+        for document in documents:
+            yield document.text

@@ -1,0 +1,105 @@
+"""``jcv2 search``: print the best passages and highlight the words that matched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from qdrant_client import models
+from rich.text import Text
+
+from jcv2_plugin.cli.connection import Connection
+from jcv2_plugin.cli.options import ApiKey, Collection, Grpc, Json, Name, Timeout
+from jcv2_plugin.console import out, quiet_libraries
+from jcv2_plugin.documents import SearchHit
+
+if TYPE_CHECKING:
+    from jcv2_plugin.engines.first_stage import FirstStage
+
+_HIGHLIGHT = "bold dark_orange3"
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="The question.")],
+    collection: Collection,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many passages.")] = 5,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", help="key=value: only documents with this metadata. Repeatable."),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="How many candidates the first stage finds; 300 or more if not given.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Rank all documents, without the first stage.")] = False,
+    first_stage: Annotated[
+        str | None, typer.Option(help="Another first stage than the collection's, of those it stores.")
+    ] = None,
+    name: Name = "documents",
+    api_key: ApiKey = None,
+    timeout: Timeout = None,
+    grpc: Grpc = False,
+    as_json: Json = False,
+) -> None:
+    """Print the best passages, with the words that matched highlighted."""
+    for option, given in (("--candidates", candidates), ("--first-stage", first_stage)):
+        if exact and given is not None:
+            raise typer.BadParameter("--exact ranks all documents. Give one of the two.", param_hint=option)
+    selected = _where(where or [])
+    with Connection(collection, name, api_key, timeout, grpc).open() as opened:
+        quiet_libraries()
+        hits = opened.search(
+            query,
+            k,
+            filter=selected,
+            candidates=candidates,
+            exact=exact or None,
+            first_stage=cast("FirstStage | None", first_stage),
+            with_explanation=not as_json,
+        )
+        if as_json:
+            rows = [{"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata} for hit in hits]
+            typer.echo(json.dumps(rows, ensure_ascii=False))
+            return
+        if not hits:
+            out.print("No document matches." if opened.count() else "The collection is empty.")
+            return
+        for rank, hit in enumerate(hits, start=1):
+            _print_hit(rank, hit)
+
+
+def _print_hit(rank: int, hit: SearchHit) -> None:
+    out.print(Text.assemble((f"{rank}. ", "bold"), (f"{hit.score:.2f}", "cyan"), "  ", (hit.id, "green")))
+    passage = Text(hit.text.strip())
+    offset = len(hit.text) - len(hit.text.lstrip())
+    for start, end in hit.explanation.matched_spans() if hit.explanation is not None else ():
+        passage.stylize(_HIGHLIGHT, start - offset, end - offset)
+    out.print(passage, soft_wrap=not out.is_terminal)
+    out.print()
+
+
+def _where(conditions: Sequence[str]) -> models.Filter | None:
+    if not conditions:
+        return None
+    must: list[Any] = []
+    for condition in conditions:
+        key, separator, value = condition.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"{condition!r} is not of the form key=value.", param_hint="--where")
+        must.append(models.Filter(should=_readings(f"metadata.{key}", value)))
+    return models.Filter(must=must)
+
+
+def _readings(key: str, value: str) -> list[Any]:
+    """Return the conditions that match a value as text and, if it can be parsed as one, as a number or boolean."""
+    readings: list[Any] = [models.FieldCondition(key=key, match=models.MatchValue(value=value))]
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return readings
+    if isinstance(parsed, bool):
+        readings.append(models.FieldCondition(key=key, match=models.MatchValue(value=parsed)))
+    elif isinstance(parsed, (int, float)):
+        readings.append(models.FieldCondition(key=key, range=models.Range(gte=parsed, lte=parsed)))
+    return readings

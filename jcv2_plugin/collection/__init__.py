@@ -1,0 +1,1 @@
+"""Collections of multivectors: create, open, write, search and maintain them."""

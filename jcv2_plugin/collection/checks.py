@@ -1,0 +1,58 @@
+"""Check documents against Qdrant's limits before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jcv2_plugin.checks import check_vectors
+from jcv2_plugin.documents import Document
+from jcv2_plugin.encoder.tokens import scored_tokens
+from jcv2_plugin.engines.base import Matrix
+from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
+from jcv2_plugin.errors import DocumentTooLongError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+
+def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder) -> None:
+    """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
+
+    Raises:
+        DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.
+    """
+    splitter = encoder._window_splitter(encoder.prompts.get("document"))
+    counts = splitter.count([document.text for document in documents])
+    overhead = encoder.document_length - splitter.capacity
+    for document, tokens in zip(documents, counts, strict=True):
+        if schema.long_documents == "error" and tokens > splitter.capacity:
+            raise DocumentTooLongError(
+                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit "
+                f"document_length={encoder.document_length}, and this collection was created with "
+                "long_documents='error'. Split it, or create the collection with long_documents='split' or 'truncate'."
+            )
+        # Check an upper bound first: the exact number of vectors requires tokenising with offsets.
+        windows = 1 if schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
+        if (tokens + windows * overhead) * schema.dim < MAX_FLOATS:
+            continue
+        rows = len(scored_tokens(encoder, document.text, "document", schema.long_documents))
+        if rows * schema.dim >= MAX_FLOATS:
+            raise DocumentTooLongError(
+                f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, "
+                f"Qdrant takes fewer than {MAX_FLOATS:,} floats a document: at most "
+                f"{(MAX_FLOATS - 1) // schema.dim} vectors. Split the document into several, or use a smaller dim."
+            )
+
+
+def check_stored(matrix: Matrix, dim: int, what: str) -> None:
+    """Refuse a multivector that Qdrant would not store, or would store but never find.
+
+    Raises:
+        InvalidVectorError: The multivector has the wrong dimension or non-finite values.
+        InvalidDocumentError: The multivector has no rows.
+        DocumentTooLongError: The multivector has too many floats.
+    """
+    check_vectors(matrix, dim, what)
+    if matrix.size >= MAX_FLOATS:
+        raise DocumentTooLongError(f"{what}: {matrix.size:,} floats, Qdrant takes fewer than {MAX_FLOATS:,}.")

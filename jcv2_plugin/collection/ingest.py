@@ -1,0 +1,180 @@
+"""Ingest streams of documents: check, encode and store them batch by batch, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from jcv2_plugin.checks import cut_by_length, in_batches
+from jcv2_plugin.collection.checks import check_lengths, check_stored
+from jcv2_plugin.collection.journal import IngestJournal
+from jcv2_plugin.collection.state import OpenCollection
+from jcv2_plugin.collection.workers import EncoderPool, as_devices
+from jcv2_plugin.documents import HASH_KEY, Document, as_documents, payload_of, point_id, validate
+from jcv2_plugin.engines.base import Engine, Matrix, Point
+
+BATCH_DOCUMENTS = 256
+_STORES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class NewDocument:
+    """A document to be written, with its point id and payload."""
+
+    point_id: str
+    document: Document
+    payload: dict[str, Any]
+
+
+@dataclass
+class IngestReport:
+    """Result of :meth:`ColbertCollection.ingest`.
+
+    Attributes:
+        written: Documents encoded and stored.
+        unchanged: Documents that were already stored unchanged.
+        resumed_at: Documents processed by an earlier, interrupted run, according to the journal.
+    """
+
+    written: int = 0
+    unchanged: int = 0
+    resumed_at: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Total number of documents processed."""
+        return self.written + self.unchanged
+
+
+def changed(
+    engine: Engine, documents: Sequence[Document], in_flight: frozenset[str] = frozenset()
+) -> list[NewDocument]:
+    """Return the documents that are new or differ from the stored ones.
+
+    Args:
+        engine: Engine to compare with.
+        documents: Documents with ids.
+        in_flight: Ids of points that are about to be stored. They count as changed.
+    """
+    new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in documents]
+    stored = {
+        record.id: record.payload.get(HASH_KEY)
+        for record in engine.retrieve([one.point_id for one in new], with_payload=[HASH_KEY], with_vectors=False)
+        if record.id not in in_flight
+    }
+    return [one for one in new if stored.get(one.point_id) != one.payload[HASH_KEY]]
+
+
+def points_of(
+    current: OpenCollection, new: Sequence[NewDocument], vectors: Sequence[Matrix] | None = None
+) -> list[Point]:
+    """Encode documents and return them as points. All are checked before any is stored."""
+    schema = current.schema
+    if vectors is None:
+        vectors = current.encoder.document_vectors(
+            [one.document.text for one in new], schema.dim, schema.long_documents, schema.pool_factor
+        )
+    for one, matrix in zip(new, vectors, strict=True):
+        check_stored(matrix, schema.dim, f"Document {one.document.id!r}")
+    return [
+        Point(one.point_id, matrix, one.payload, current.stage_vectors(one.document.text, matrix))
+        for one, matrix in zip(new, vectors, strict=True)
+    ]
+
+
+@dataclass
+class _Batch:
+    """A batch in flight: the number of its documents, and those to be written."""
+
+    seen: int
+    new: list[NewDocument]
+    vectors: Future[list[Matrix]] | None = None
+
+
+class Ingestion:
+    """A run of :meth:`ColbertCollection.ingest`.
+
+    This thread reads and checks documents, this thread or the workers encode, and another thread stores the batches
+    in stream order.
+    """
+
+    def __init__(
+        self,
+        current: OpenCollection,
+        *,
+        journal: IngestJournal,
+        workers: int | Sequence[str],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._current = current
+        self._journal = journal
+        self._devices = as_devices(workers)
+        self._progress = progress
+        self._report = IngestReport(resumed_at=journal.seen)
+        self._storing: deque[tuple[_Batch, Future[None]]] = deque()
+        self._encoding: deque[_Batch] = deque()
+
+    def run(self, documents: Iterable[str | Document], batch_documents: int) -> IngestReport:
+        """Ingest all documents of the iterable."""
+        pool = EncoderPool(self._current.encoder, self._devices) if self._devices else None
+        with (
+            pool if pool is not None else nullcontext(),
+            # On an error or Ctrl-C, exiting waits until all submitted batches are stored.
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="jcv2-store") as store,
+        ):
+            batches = self._batches(documents, batch_documents)
+            while (batch := self._next(batches, store)) is not None:
+                if pool is not None and batch.new:
+                    schema = self._current.schema
+                    texts = [one.document.text for one in batch.new]
+                    batch.vectors = pool.submit(texts, schema.dim, schema.long_documents, schema.pool_factor)
+                self._encoding.append(batch)
+                while len(self._encoding) > (len(self._devices) + 1 if pool is not None else 0):
+                    self._store(store, self._encoding.popleft())
+            while self._encoding:
+                self._store(store, self._encoding.popleft())
+            while self._storing:
+                self._finish_one()
+        return self._report
+
+    def _next(self, batches: Iterator[_Batch], store: ThreadPoolExecutor) -> _Batch | None:
+        try:
+            return next(batches, None)
+        except Exception:
+            while self._encoding:  # store the batches before the error
+                self._store(store, self._encoding.popleft())
+            raise
+
+    def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:
+        current = self._current
+        for items in cut_by_length(in_batches(documents, size)):
+            named = self._journal.named(as_documents(items))
+            new = changed(current.engine, validate(named), self._in_flight())
+            if new:
+                check_lengths([one.document for one in new], current.schema, current.encoder)
+            yield _Batch(len(items), new)
+
+    def _in_flight(self) -> frozenset[str]:
+        waiting = [*self._encoding, *(batch for batch, _ in self._storing)]
+        return frozenset(one.point_id for batch in waiting for one in batch.new)
+
+    def _store(self, store: ThreadPoolExecutor, batch: _Batch) -> None:
+        points: list[Point] = []
+        if batch.new:
+            points = points_of(self._current, batch.new, None if batch.vectors is None else batch.vectors.result())
+        self._storing.append((batch, store.submit(self._current.engine.upsert, points)))
+        while len(self._storing) > _STORES_AHEAD or (self._storing and self._storing[0][1].done()):
+            self._finish_one()
+
+    def _finish_one(self) -> None:
+        batch, stored = self._storing.popleft()
+        stored.result()
+        self._report.written += len(batch.new)
+        self._report.unchanged += batch.seen - len(batch.new)
+        self._journal.stored(batch.seen)
+        if self._progress is not None:
+            self._progress(batch.seen)

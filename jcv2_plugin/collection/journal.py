@@ -1,0 +1,154 @@
+"""Journal of a long ingestion: its progress, and the ids given to documents without one.
+
+One JSON line is written after each stored batch. Duplicates are prevented by the document ids, which are the same when
+a run is repeated, and not by the journal: documents with their own ids are not stored twice even if the journal is
+lost or belongs to another collection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from jcv2_plugin.documents import Document
+from jcv2_plugin.errors import CollectionLockedError, Jcv2Error
+from jcv2_plugin.files import write_atomically
+
+_FORMAT = 1
+
+
+class JournalError(Jcv2Error, ValueError):
+    """The given file is not a journal."""
+
+
+class IngestJournal:
+    """Journal of an ingestion run. Use :meth:`open`.
+
+    Attributes:
+        seen: Documents that the run had processed when the journal was opened.
+    """
+
+    def __init__(self, run: str | None = None, seen: int = 0) -> None:
+        self.seen = seen
+        self._run = uuid.UUID(run) if run is not None else uuid.uuid4()
+        self._position = 0
+        self._stored = 0
+        self._path: Path | None = None
+        self._file: IO[str] | None = None
+        self._lock: FileLock | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None) -> IngestJournal:
+        """Create a journal or continue an existing one. With None, no journal is kept.
+
+        Raises:
+            JournalError: The file is not a journal.
+            CollectionLockedError: Another run is using the journal.
+        """
+        if path is None:
+            return cls()
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{file}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise CollectionLockedError(
+                f"The journal {str(file)!r} is in use by another run. Wait for it, or give another journal."
+            ) from error
+        try:
+            header, seen = _read(file)
+            journal = cls(header, seen)
+            journal._path, journal._lock = file, lock
+            if header is None:
+                # Write atomically: with a truncated header the file would not be recognised as a journal.
+                write_atomically(file, json.dumps({"journal": _FORMAT, "run": str(journal._run)}))
+            journal._file = file.open("a", encoding="utf-8")
+            # Terminate a truncated last line, if any.
+            journal._file.write("\n")
+            return journal
+        except BaseException:
+            lock.release()
+            raise
+
+    def named(self, documents: Sequence[Document]) -> list[Document]:
+        """Return the next documents of the stream. Those without an id get one that stays the same on a rerun."""
+        named = []
+        for document in documents:
+            if document.id is None:
+                document = replace(document, id=uuid.uuid5(self._run, str(self._position)).hex)
+            named.append(document)
+            self._position += 1
+        return named
+
+    def stored(self, documents: int) -> None:
+        """Record that the next ``documents`` documents of the stream are stored."""
+        self._stored += documents
+        if self._file is not None and self._stored > self.seen:
+            self._write({"seen": self._stored})
+
+    def finish(self) -> None:
+        """Remove the journal after a successful run."""
+        self.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            Path(f"{self._path}.lock").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the journal and keep it for the next run. Calling it again has no effect."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> IngestJournal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def _read(file: Path) -> tuple[str | None, int]:
+    """Return the run's id and the number of stored documents. The id is None if the file is missing or empty."""
+    run: str | None = None
+    seen = 0
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    if run is None:
+                        raise
+                    continue  # empty, or truncated when the run was killed
+                if run is None:
+                    if row["journal"] > _FORMAT:
+                        raise ValueError("it is of a newer version of this package")
+                    run = str(uuid.UUID(row["run"]))
+                elif isinstance(row, dict):
+                    seen = max(seen, int(row.get("seen", 0)))
+    except FileNotFoundError:
+        return None, 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(
+            f"{str(file)!r} is no journal of an ingestion ({type(error).__name__}: {error}). Give another file, or "
+            "remove this one."
+        ) from error
+    return run, seen

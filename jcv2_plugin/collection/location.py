@@ -1,0 +1,186 @@
+"""Location of a collection, which determines its engine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from qdrant_client import QdrantClient
+
+from jcv2_plugin.engines.base import Engine, NewCollection
+from jcv2_plugin.engines.edge import EdgeEngine, check_free
+from jcv2_plugin.engines.qdrant import ClientEngine
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.errors import InvalidOptionError
+
+DEFAULT_NAME = "documents"
+MEMORY = ":memory:"
+API_KEY = "QDRANT_API_KEY"
+"""Environment variable with the server's API key, used if none is passed."""
+
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A location: exactly one of a folder, a URL (a server's or ``":memory:"``) and a client."""
+
+    path: Path | None
+    url: str | None
+    client: QdrantClient | None
+    name: str
+
+    @classmethod
+    def parse(
+        cls,
+        location: str | os.PathLike[str] | None,
+        *,
+        path: str | os.PathLike[str] | None,
+        url: str | None,
+        client: QdrantClient | None,
+        name: str,
+    ) -> Location:
+        """Parse the location arguments of ``ColbertCollection.create`` and ``open``.
+
+        Raises:
+            InvalidOptionError: No location or more than one is given, or the URL is not a server's.
+        """
+        given = [value for value in (location, path, url, client) if value is not None]
+        if len(given) != 1:
+            raise InvalidOptionError(
+                f"Say where the collection is by exactly one of a location, path=, url= and client=; got {len(given)}."
+            )
+        if location is not None:
+            text = os.fspath(location)
+            if text == MEMORY or "://" in text:
+                url = text
+            elif _HOST_AND_PORT.fullmatch(text):
+                raise InvalidOptionError(f"{text!r} looks like a server's address: write it as 'http://{text}'.")
+            else:
+                path = text
+        if url is not None and url != MEMORY:
+            check_url(url)
+        if path is not None and not os.fspath(path).strip():
+            raise InvalidOptionError("The path of a collection is empty.")
+        return cls(Path(path) if path is not None else None, url, client, name)
+
+    def check_can_create(self, *, overwrite: bool) -> None:
+        """Check that a folder is free, before a model is loaded.
+
+        Raises:
+            CollectionExistsError: The folder is not free.
+        """
+        if self.path is not None:
+            check_free(self.path.expanduser().absolute(), overwrite=overwrite)
+
+    def create(
+        self,
+        schema: CollectionSchema,
+        *,
+        overwrite: bool,
+        client_options: Mapping[str, Any] | None,
+        options: NewCollection,
+    ) -> Engine:
+        """Create an empty collection at this location.
+
+        Raises:
+            InvalidOptionError: An option is invalid, or is given for a folder but only supported on a server.
+        """
+        options.check()
+        if self.path is not None:
+            if options.engine_options or options.shard_key is not None:
+                raise InvalidOptionError(
+                    f"{str(self.path)!r} is a folder; collection_options and shard_key are for a Qdrant server "
+                    "(url=...)."
+                )
+            engine = EdgeEngine.create(self.path, schema, overwrite=overwrite)
+            for key, kind in options.payload_indexes.items():
+                engine.create_payload_index(key, kind)
+            return engine
+        client = self._connect(client_options)
+        try:
+            return ClientEngine.create(
+                client,
+                self.name,
+                schema,
+                overwrite=overwrite,
+                owns_client=self.client is None,
+                options=options,
+            )
+        except BaseException:
+            self._disconnect(client)
+            raise
+
+    def open(
+        self, *, client_options: Mapping[str, Any] | None, retries: int, shard_key: str | int | None = None
+    ) -> Engine:
+        """Open the collection at this location.
+
+        Raises:
+            InvalidOptionError: ``retries`` is not a positive integer.
+        """
+        NewCollection(retries=retries).check()
+        if self.path is not None:
+            return EdgeEngine.open(self.path)
+        client = self._connect(client_options)
+        try:
+            return ClientEngine.open(
+                client, self.name, owns_client=self.client is None, retries=retries, shard_key=shard_key
+            )
+        except BaseException:
+            self._disconnect(client)
+            raise
+
+    def _connect(self, options: Mapping[str, Any] | None) -> QdrantClient:
+        if self.client is not None:
+            return self.client
+        if self.url == MEMORY:
+            return QdrantClient(MEMORY)
+        assert self.url is not None  # parse() ensures that one of the three is given
+        given = dict(options or {})
+        if "auth_token_provider" not in given:
+            given.setdefault("api_key", os.environ.get(API_KEY) or None)
+        try:
+            return QdrantClient(url=self.url, **given)
+        except (TypeError, ValueError) as error:
+            # The error may quote the URL, which may contain a password.
+            shown = without_credentials(self.url)
+            reason = str(error).replace(self.url, shown)
+            raise InvalidOptionError(
+                f"No client of {shown} with client_options {sorted(options or {})}: {reason}. They are keyword "
+                "arguments of QdrantClient, such as api_key, prefer_grpc, grpc_port, timeout."
+            ) from None
+
+    def _disconnect(self, client: QdrantClient) -> None:
+        if self.client is None:
+            client.close()
+
+
+def check_url(url: str) -> None:
+    """Check a server's URL, before a model is loaded.
+
+    Raises:
+        InvalidOptionError: The URL is invalid. The message shows it without credentials.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise InvalidOptionError(
+            f"{without_credentials(url)!r} is no address of a Qdrant server. Write it as http://host:6333 (or https); "
+            "for gRPC add client_options={'prefer_grpc': True}, and 'grpc_port' if that is not 6334."
+        )
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL without its user name and password."""
+    scheme, separator, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -1,0 +1,245 @@
+"""Migrate a collection to another dimension, model, storage or first stage while it is in use.
+
+The new collection is built beside the old one, which serves reads until the swap. Writes during the migration are
+carried over. If only the storage or the first stage changes, vectors are copied. A new dimension encodes the texts
+again, since projection heads are not weight-tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jcv2_plugin.checks import in_batches
+from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, Ingestion
+from jcv2_plugin.collection.journal import IngestJournal
+from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder
+from jcv2_plugin.collection.workers import as_devices
+from jcv2_plugin.documents import HASH_KEY, TEXT_KEY, StoredDocument
+from jcv2_plugin.encoder.windows import LongDocuments
+from jcv2_plugin.engines.base import Engine, Point, Record
+from jcv2_plugin.engines.first_stage import FirstStage
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.engines.storage import Storage, storage_profile
+from jcv2_plugin.errors import CollectionError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+T = TypeVar("T")
+
+_MOST_PASSES = 10
+_COPIED_AT_A_TIME = 64
+
+
+@dataclass
+class MigrationReport:
+    """Result of :meth:`ColbertCollection.migrate`.
+
+    Attributes:
+        documents: Documents in the new collection.
+        encoded: Documents that were encoded again.
+        copied: Documents whose vectors were copied.
+        old: Name of the old collection on the server, if it was kept.
+    """
+
+    documents: int = 0
+    encoded: int = 0
+    copied: int = 0
+    old: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Target settings of a migration. None keeps the current value."""
+
+    encoder: JinaColbertEncoder | str | None = None
+    dim: int | None = None
+    storage: Storage | None = None
+    first_stage: FirstStage | None = None
+    stage_options: Mapping[str, Any] | None = None
+    pool_factor: float | None = None
+    long_documents: LongDocuments | None = None
+
+    def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, JinaColbertEncoder | None]:
+        """Return the new schema and its encoder.
+
+        Raises:
+            InvalidOptionError: Nothing would change.
+            UnknownDimError: The model has no projection head for the dimension.
+        """
+        old = current.schema
+        encoder = self._encoder(current)
+        # A new model uses its own default dim unless it has a projection head for the old one.
+        kept = old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None)
+        dim = _or(self.dim, kept)
+        same_stage = self.first_stage is None or self.first_stage == old.first_stage
+        options = self.stage_options
+        if options is None and same_stage and (old.first_stage != "muvera" or dim == old.dim):
+            options = old.stage_options
+        new = CollectionSchema.describe(
+            encoder,
+            encoder.resolve_dim(dim),
+            _or(self.long_documents, old.long_documents),
+            _or(self.storage, old.storage),
+            first_stage=_or(self.first_stage, old.first_stage),
+            stage_options=options,
+            pool_factor=_or(self.pool_factor, old.pool_factor),
+        )
+        if {**new.to_dict(), "format": 0} == {**old.to_dict(), "format": 0}:
+            raise InvalidOptionError(
+                f"{current.engine.title} is like that already: {new.model} at dim={new.dim}, storage={new.storage!r}, "
+                f"first_stage={new.first_stage!r}. Say what is to change."
+            )
+        return new, encoder
+
+    def _encoder(self, current: OpenCollection) -> JinaColbertEncoder:
+        old = current.schema
+        if self.encoder is None:
+            if self.dim is None or self.dim in current.encoder.dims:
+                return current.encoder
+            skiplist: Any = old.skiplist if old.skiplist != "custom" else "default"
+            return load_encoder(
+                old.model,
+                dims=self.dim,
+                revision=old.revision,
+                device=current.device,
+                document_length=old.document_length,
+                skiplist=skiplist,
+            )
+        if isinstance(self.encoder, str):
+            return load_encoder(self.encoder, dims=self.dim, device=current.device)
+        return self.encoder
+
+
+def migrate(
+    state: CollectionState,
+    target: Target,
+    *,
+    keep_old: bool,
+    progress: Callable[[int], None] | None,
+    workers: int | Sequence[str],
+) -> MigrationReport:
+    """See :meth:`ColbertCollection.migrate`."""
+    if not state._migrating.acquire(blocking=False):
+        raise CollectionError(f"{state._engine.title} is being migrated already. Wait for the end of that.")
+    try:
+        return _migrate(state, target, keep_old=keep_old, progress=progress, workers=workers)
+    finally:
+        state._migrating.release()
+
+
+def _migrate(
+    state: CollectionState,
+    target: Target,
+    *,
+    keep_old: bool,
+    progress: Callable[[int], None] | None,
+    workers: int | Sequence[str],
+) -> MigrationReport:
+    state._with_current(lambda current: current.engine.size())  # follow the name if the collection was replaced
+    current = state._current
+    schema, encoder = target.resolve(current)
+    as_devices(workers)  # validate before anything is created
+    successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
+    report = MigrationReport()
+    try:
+        _fill(current, successor, report, progress, workers)
+        with state._writing:  # the rest is fast; block writers in this process
+            _catch_up(current, successor, report, workers)
+            successor.engine.optimize()
+            report.documents = successor.engine.count(None)
+            # Switch this object first, so that its readers never see the old collection closed.
+            state._current = successor
+            try:
+                report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
+            except BaseException:
+                state._current = current
+                raise
+    except BaseException:
+        successor.engine.close()  # kept, so that a repeated migration can resume
+        raise
+    return report
+
+
+def _or(value: T | None, kept: T) -> T:
+    return kept if value is None else value
+
+
+def _catch_up(
+    current: OpenCollection, successor: OpenCollection, report: MigrationReport, workers: int | Sequence[str]
+) -> None:
+    for _ in range(_MOST_PASSES):
+        changes = _remove_deleted(current.engine, successor.engine)
+        changes += _fill(current, successor, report, None, workers)
+        if not changes:
+            return
+    raise CollectionError(
+        f"{current.engine.title} is written to faster than its documents are encoded. Pause the writers and migrate "
+        "again: what is encoded is kept."
+    )
+
+
+def _fill(
+    current: OpenCollection,
+    successor: OpenCollection,
+    report: MigrationReport,
+    progress: Callable[[int], None] | None,
+    workers: int | Sequence[str],
+) -> int:
+    """Write missing and changed documents to the successor and return their number."""
+    if _can_copy(current.schema, successor.schema):
+        copied = _copy(current, successor, progress)
+        report.copied += copied
+        return copied
+    run = Ingestion(successor, journal=IngestJournal(), workers=workers, progress=progress)
+    done = run.run(_documents(current.engine), BATCH_DOCUMENTS)
+    report.encoded += done.written
+    return done.written
+
+
+def _documents(engine: Engine) -> Iterator[Any]:
+    for record in engine.scroll(None, with_payload=True):
+        yield StoredDocument.from_payload(record.payload).as_document()
+
+
+def _can_copy(old: CollectionSchema, new: CollectionSchema) -> bool:
+    """Return whether the stored vectors equal freshly encoded ones, within the precision of the new storage."""
+    names = ("fingerprint", "dim", "document_length", "skiplist", "long_documents", "pool_factor")
+    if any(getattr(old, name) != getattr(new, name) for name in names):
+        return False
+    return storage_profile(old.storage).error <= storage_profile(new.storage).error
+
+
+def _copy(current: OpenCollection, successor: OpenCollection, progress: Callable[[int], None] | None) -> int:
+    copied = 0
+    for batch in in_batches(current.engine.scroll(None, with_payload=[HASH_KEY]), BATCH_DOCUMENTS):
+        there = successor.engine.retrieve([one.id for one in batch], with_payload=[HASH_KEY], with_vectors=False)
+        stored = {record.id: record.payload.get(HASH_KEY) for record in there}
+        missing = [one.id for one in batch if stored.get(one.id, "") != one.payload.get(HASH_KEY)]
+        for ids in in_batches(missing, _COPIED_AT_A_TIME):
+            records = current.engine.retrieve(ids, with_payload=True, with_vectors=True)
+            points = [_point(successor, one) for one in records if one.vectors is not None]
+            successor.engine.upsert(points)
+            copied += len(points)
+        if progress is not None:
+            progress(len(batch))
+    return copied
+
+
+def _point(successor: OpenCollection, record: Record) -> Point:
+    assert record.vectors is not None
+    stages = successor.stage_vectors(str(record.payload.get(TEXT_KEY, "")), record.vectors)
+    return Point(record.id, record.vectors, record.payload, stages)
+
+
+def _remove_deleted(old: Engine, new: Engine) -> int:
+    gone: list[str] = []
+    for batch in in_batches(new.scroll(None, with_payload=False), BATCH_DOCUMENTS):
+        ids = [record.id for record in batch]
+        kept = {record.id for record in old.retrieve(ids, with_payload=False, with_vectors=False)}
+        gone += [one for one in ids if one not in kept]
+    for ids in in_batches(gone, BATCH_DOCUMENTS):
+        new.delete(ids)
+    return len(gone)

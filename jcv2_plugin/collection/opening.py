@@ -1,0 +1,190 @@
+"""Open or create collections for framework integrations: the code that their adapters share."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from jcv2_plugin.collection.checks import check_lengths
+from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
+from jcv2_plugin.collection.state import load_encoder
+from jcv2_plugin.documents import Document, validate
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ENCODER = "mini"
+_FOREIGN = {
+    "collection_name": "name=...",
+    "force_recreate": "overwrite=True",
+    "api_key": "client_options={'api_key': ...}",
+    "prefer_grpc": "client_options={'prefer_grpc': True}",
+    "embedding": "encoder=... (a multi-vector model, loaded or by name)",
+    "embed_model": "encoder=... (a multi-vector model, loaded or by name)",
+    "distance": "nothing: late interaction is ranked by MaxSim",
+    "retrieval_mode": "first_stage='hybrid', 'pooled', 'bm25' or 'none'",
+}
+"""Option names of the frameworks' Qdrant stores, and what to use here instead."""
+_LOCATION_OPTIONS = ("location", "path", "url", "client")
+
+
+def open_collection(collection: ColbertCollection | str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
+    """Return a collection, opening it if necessary.
+
+    Args:
+        collection: An open collection or its location.
+        **options: Keyword arguments for ``ColbertCollection.open``.
+
+    Raises:
+        CollectionNotFoundError: The collection does not exist.
+        TypeError: An option is not supported, or cannot be combined with ``collection``.
+    """
+    if not isinstance(collection, ColbertCollection):
+        _refuse_foreign(options)
+        if isinstance(collection, str) and _has_location(options):
+            raise TypeError(
+                f"{collection!r} is taken for a location, and another location is given beside it. For the collection "
+                f"of that name write name={collection!r}."
+            )
+        return ColbertCollection.open(collection, **options)
+    if options:
+        raise TypeError(f"The collection is open: {sorted(options)} can no longer be chosen. Leave them out.")
+    return collection
+
+
+def create_collection(**options: Any) -> ColbertCollection:
+    """Create a collection, in memory if no location is given.
+
+    Args:
+        **options: Keyword arguments for ``ColbertCollection.create``, including ``location``. ``encoder`` defaults to
+            ``"mini"``.
+    """
+    _refuse_foreign(options)
+    if not _has_location(options):
+        options["location"] = ":memory:"
+    if options.get("encoder") is None:
+        options["encoder"] = DEFAULT_ENCODER
+    return ColbertCollection.create(**options)
+
+
+def create_filled(
+    documents: Sequence[Document], create: Callable[..., ColbertCollection] = create_collection, **options: Any
+) -> ColbertCollection:
+    """Create a collection with documents. All documents are checked before anything is created or replaced.
+
+    Args:
+        documents: Documents to store.
+        create: Function that creates the collection from the options.
+        **options: See :func:`create_collection`.
+
+    Raises:
+        InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
+    """
+    checked = validate(documents)
+    encoder = options.get("encoder")
+    if encoder is None or isinstance(encoder, (str, os.PathLike)):
+        encoder = load_encoder(DEFAULT_ENCODER if encoder is None else encoder, dims=options.get("dim"))
+    options["encoder"] = encoder
+    schema = CollectionSchema.describe(
+        encoder,
+        encoder.resolve_dim(options.get("dim")),
+        options.get("long_documents", "split"),
+        options.get("storage", "float16"),
+    )
+    check_lengths(checked, schema, encoder)
+    collection = create(**options)
+    try:
+        collection.add(checked)
+    except BaseException:
+        collection.close()
+        raise
+    return collection
+
+
+def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:
+    """Open the collection, or create it if it does not exist.
+
+    Args:
+        create: Function that creates the collection from the options.
+        **options: Keyword arguments for ``ColbertCollection.create``. None means that an option is not set.
+
+    Raises:
+        CollectionMismatchError: The existing collection was created with another model or dimension.
+    """
+    if _has_location(options):
+        known = inspect.signature(ColbertCollection.open).parameters
+        try:
+            return ColbertCollection.open(**{name: value for name, value in options.items() if name in known})
+        except CollectionNotFoundError:
+            pass
+    return create(**options)
+
+
+def import_into(
+    client: QdrantClient,
+    collection_name: str,
+    document_of: DocumentOf,
+    target: ColbertCollection | None,
+    options: Mapping[str, Any],
+    *,
+    create: Callable[..., ColbertCollection] = create_collection,
+    text_option: tuple[str, str],
+    filter: models.Filter | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ColbertCollection:
+    """Import another Qdrant collection with :func:`~jcv2_plugin.import_qdrant` and return the target collection.
+
+    Args:
+        client: Client of the source.
+        collection_name: Name of the source collection.
+        document_of: Function that converts a point's payload to a document.
+        target: Open collection to add to. Otherwise :func:`open_or_create` opens or creates one.
+        options: Options for :func:`open_or_create`.
+        create: See :func:`open_or_create`.
+        text_option: Name and value of the option that selects the payload key with the text.
+        filter: Import only the points that match.
+        progress: Called periodically with the number of points processed since the last call.
+
+    Raises:
+        TypeError: ``target`` is given together with ``options``.
+        InvalidOptionError: No point has a text.
+    """
+    if target is not None and (unused := sorted(name for name, value in options.items() if value is not None)):
+        raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")
+    into = open_or_create(create, **options) if target is None else target
+    try:
+        report = import_qdrant(client, collection_name, into, document_of, filter=filter, progress=progress)
+        if report.read and report.skipped == report.read:
+            option, key = text_option
+            raise InvalidOptionError(
+                f"None of the {report.read} points of {collection_name!r} has text under {key!r}. Say by {option}= "
+                "which payload key holds it."
+            )
+    except BaseException:
+        if target is None:
+            into.close()
+        raise
+    if report.skipped:
+        logger.warning(
+            "Of %s %d of %d points were left out: no text. The first: %s",
+            collection_name, report.skipped, report.read, [one.point_id for one in report.first_skipped],
+        )  # fmt: skip
+    return into
+
+
+def _refuse_foreign(options: Mapping[str, Any]) -> None:
+    """Raise for option names of other stores, naming the equivalent here."""
+    for name in options:
+        if name in _FOREIGN:
+            raise TypeError(f"There is no option {name!r} here. Write {_FOREIGN[name]} instead.")
+
+
+def _has_location(options: Mapping[str, Any]) -> bool:
+    return any(options.get(option) is not None for option in _LOCATION_OPTIONS)

@@ -1,0 +1,354 @@
+"""Searching a collection by MaxSim, with or without a first stage: search, MMR and explanations."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from qdrant_client import models
+
+from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
+from jcv2_plugin.collection.state import CollectionState, OpenCollection
+from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
+from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
+from jcv2_plugin.engines.first_stage import FIRST_STAGES, STAGE_NAMES, FirstStage
+from jcv2_plugin.engines.schema import VECTOR_NAME
+from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
+from jcv2_plugin.scoring.explanation import Explanation, TokenVectors, compare
+from jcv2_plugin.scoring.mmr import DocumentSimilarities, maximal_marginal_relevance
+
+_QUERIES_PER_SEARCH = 64
+_DOCUMENTS_AT_A_TIME = 16
+"""Number of documents whose vectors are held in memory at once, up to 4 MB each."""
+
+CANDIDATES = 300
+"""Default number of candidates for MaxSim. Measured by ``benchmarks/first_stages.py``."""
+CANDIDATES_PER_RESULT = 4
+"""Minimum number of candidates per requested result, by default."""
+EXACT_UP_TO = 1000
+"""Number of documents up to which searches are exact. They take up to 2.5 times as long there and miss nothing."""
+FETCHED = 20
+"""Default number of hits that MMR selects from."""
+FETCHED_PER_RESULT = 4
+"""Minimum number of hits that MMR selects from per requested result, by default."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options that all searches share."""
+
+    filter: models.Filter | None
+    score_threshold: float | None
+    candidates: int | None
+    exact: bool | None
+    first_stage: FirstStage | None
+
+    def __post_init__(self) -> None:
+        if self.filter is not None and not isinstance(self.filter, models.Filter):
+            raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(self.filter).__name__}.")
+        least = self.score_threshold
+        if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or math.isnan(least)):
+            raise InvalidQueryError(f"score_threshold must be a number, got {least!r}.")
+
+
+class Searching(CollectionState):
+    """Search methods of a collection."""
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filter: models.Filter | None = None,
+        score_threshold: float | None = None,
+        candidates: int | None = None,
+        exact: bool | None = None,
+        first_stage: FirstStage | None = None,
+        with_explanation: bool = False,
+    ) -> list[SearchHit]:
+        """Search by MaxSim and return the top ``k`` documents, best first.
+
+        In a small collection, MaxSim ranks all documents. With a first stage and more than 1,000 documents, it ranks
+        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed.
+
+        Args:
+            query: Query text.
+            k: Number of documents to return.
+            filter: Search only documents that match. Metadata fields are addressed as ``metadata.<key>``.
+            score_threshold: Leave out documents with a lower score.
+            candidates: Number of candidates from the first stage. More candidates miss fewer documents but take
+                longer. Defaults to 300, or ``4 * k`` if that is larger.
+            exact: True ranks all documents, False always uses the first stage. By default, this depends on the size of
+                the collection.
+            first_stage: First stage for this search, one that the collection stores: a ``"hybrid"`` collection also
+                has ``"pooled"`` and ``"bm25"``. It is used whatever the size of the collection. ``"none"`` ranks all
+                documents, like ``exact=True``.
+            with_explanation: Add the token-by-token comparison with the query to each hit, see :meth:`explain`. The
+                vectors of all hits are read together.
+
+        Raises:
+            InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
+                collection does not have the requested first stage.
+        """
+        return self.search_many(
+            [query],
+            k,
+            filter=filter,
+            score_threshold=score_threshold,
+            candidates=candidates,
+            exact=exact,
+            first_stage=first_stage,
+            with_explanation=with_explanation,
+        )[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        filter: models.Filter | None = None,
+        score_threshold: float | None = None,
+        candidates: int | None = None,
+        exact: bool | None = None,
+        first_stage: FirstStage | None = None,
+        with_explanation: bool = False,
+    ) -> list[list[SearchHit]]:
+        """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
+        if isinstance(queries, str):
+            raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
+        k = _positive(k, "k")
+        options = _Options(filter, score_threshold, candidates, exact, first_stage)
+        for query in queries:
+            check_query(query)
+
+        def work(current: OpenCollection) -> list[list[SearchHit]]:
+            found: list[list[SearchHit]] = []
+            for start in range(0, len(queries), _QUERIES_PER_SEARCH):
+                batch = queries[start : start + _QUERIES_PER_SEARCH]
+                vectors = _query_vectors(current, batch)
+                hits = _hits(current, batch, vectors, k, options)
+                found.extend(_explained(current, batch, vectors, hits) if with_explanation else hits)
+            return found
+
+        return self._with_current(work)
+
+    def search_mmr(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        fetch_k: int | None = None,
+        lambda_mult: float = 0.5,
+        filter: models.Filter | None = None,
+        score_threshold: float | None = None,
+        candidates: int | None = None,
+        exact: bool | None = None,
+        first_stage: FirstStage | None = None,
+        with_explanation: bool = False,
+    ) -> list[SearchHit]:
+        """Search with maximal marginal relevance (MMR) and return ``k`` relevant but diverse documents.
+
+        The best hit comes first, followed by hits that are relevant and dissimilar to those before them, see
+        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, but not in descending order.
+
+        Args:
+            query: Query text.
+            k: Number of documents to return.
+            fetch_k: Number of best hits to select from, at least ``k``. Defaults to ``4 * k``, or 20 if that is larger.
+            lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
+            filter: See :meth:`search`.
+            score_threshold: See :meth:`search`.
+            candidates: See :meth:`search`.
+            exact: See :meth:`search`.
+            first_stage: See :meth:`search`.
+            with_explanation: See :meth:`search`.
+
+        Raises:
+            InvalidQueryError: See :meth:`search`. Also raised if ``fetch_k`` is not positive or ``lambda_mult`` is not
+                between 0 and 1.
+        """
+        k = _positive(k, "k")
+        fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, _positive(fetch_k, "fetch_k"))
+        if isinstance(lambda_mult, bool) or not isinstance(lambda_mult, (int, float)) or not 0 <= lambda_mult <= 1:
+            raise InvalidQueryError(
+                f"lambda_mult must be a number from 0 (most diverse) to 1 (by relevance alone), got {lambda_mult!r}."
+            )
+        options = _Options(filter, score_threshold, candidates, exact, first_stage)
+        check_query(query)
+
+        def work(current: OpenCollection) -> list[SearchHit]:
+            vectors = _query_vectors(current, [query])
+            (hits,) = _hits(current, [query], vectors, fetched, options)
+            likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
+            chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, k, lambda_mult)
+            found = [[hits[position] for position in chosen]]
+            return (_explained(current, [query], vectors, found) if with_explanation else found)[0]
+
+        return self._with_current(work)
+
+    def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
+        """Explain a score: the token of a stored document that each query token matched, and their similarity.
+
+        With token pooling, a stored vector represents several tokens. The document is then encoded again without
+        pooling, and the score of the explanation is slightly higher than that of the search.
+
+        Args:
+            query: Query text.
+            id: Id of the document.
+            query_vectors: Precomputed query vectors, to avoid encoding the query again for each document.
+
+        Raises:
+            InvalidDocumentError: There is no document with this id.
+        """
+
+        def work(current: OpenCollection) -> Explanation:
+            found = current.engine.retrieve([point_id(id)], with_payload=True, with_vectors=False)
+            if not found:
+                raise InvalidDocumentError(f"{current.engine.title} has no document {id!r}.")
+            vectors = [query_vectors] if query_vectors is not None else _query_vectors(current, [query])
+            explained = _explained(current, [query], vectors, [[_hit(found[0], len(vectors[0]))]])[0][0].explanation
+            assert explained is not None
+            return explained
+
+        return self._with_current(work)
+
+
+def _query_vectors(current: OpenCollection, queries: Sequence[str]) -> list[Matrix]:
+    return check_query_vectors(current.encoder.query_vectors(queries, current.schema.dim))
+
+
+def _hits(
+    current: OpenCollection, queries: Sequence[str], vectors: Sequence[Matrix], k: int, options: _Options
+) -> list[list[SearchHit]]:
+    limit = _candidates(current, k, options.candidates, options.exact, options.first_stage)
+    requests = [SearchRequest(matrix) for matrix in vectors]
+    if limit is not None:
+        names = STAGE_NAMES[options.first_stage or current.schema.first_stage]
+        stages = [stage for stage in current.stages if stage.name in names]
+        requests = [
+            SearchRequest(matrix, Candidates({stage.name: stage.query(query, matrix) for stage in stages}, limit))
+            for query, matrix in zip(queries, vectors, strict=True)
+        ]
+    found = current.engine.search(requests, k, filter=options.filter, score_threshold=options.score_threshold)
+    return [[_hit(record, len(matrix)) for record in records] for records, matrix in zip(found, vectors, strict=True)]
+
+
+def _candidates(
+    current: OpenCollection,
+    k: int,
+    candidates: int | None,
+    exact: bool | None,
+    first_stage: FirstStage | None = None,
+) -> int | None:
+    """Return the number of candidates for the first stage, or None for an exact search."""
+    if candidates is not None:
+        candidates = _positive(candidates, "candidates")
+    if first_stage is not None:
+        _check_first_stage(current, first_stage, candidates, exact)
+    if exact or first_stage == "none":
+        return None
+    if current.schema.first_stage == "none":
+        if exact is False or candidates is not None:
+            raise InvalidQueryError(
+                f"{current.engine.title} has no first stage, so MaxSim ranks all its documents. Leave out candidates "
+                "and exact, or give it one: migrate(first_stage='hybrid')."
+            )
+        return None
+    auto = exact is None and candidates is None and first_stage is None
+    if auto and (not current.engine.first_stage_pays or current.size() <= EXACT_UP_TO):
+        return None
+    return max(candidates or max(CANDIDATES, CANDIDATES_PER_RESULT * k), k)
+
+
+def _check_first_stage(
+    current: OpenCollection, first_stage: FirstStage, candidates: int | None, exact: bool | None
+) -> None:
+    stored = current.schema.first_stage
+    has = [one for one in FIRST_STAGES if set(STAGE_NAMES[one]) <= set(STAGE_NAMES[stored])]
+    if first_stage not in has:
+        raise InvalidQueryError(
+            f"{current.engine.title} was made with first_stage={stored!r}, so a search may use {has}, not "
+            f"{first_stage!r}. Name one of these, or give the collection another: migrate(first_stage=...)."
+        )
+    if first_stage == "none" and (exact is False or candidates is not None):
+        raise InvalidQueryError(
+            "first_stage='none' ranks all documents, so there are no candidates to be found. Leave it out, or leave "
+            "out candidates and exact."
+        )
+    if first_stage != "none" and exact:
+        raise InvalidQueryError(
+            f"exact=True ranks all documents, so first_stage={first_stage!r} has no part in it. Give one of the two."
+        )
+
+
+def _hit(record: Record, query_vectors: int) -> SearchHit:
+    stored = StoredDocument.from_payload(record.payload)
+    return SearchHit(stored.id, stored.text, stored.metadata, stored.payload, record.score, query_vectors)
+
+
+def _explained(
+    current: OpenCollection, queries: Sequence[str], vectors: Sequence[Matrix], found: Sequence[Sequence[SearchHit]]
+) -> list[list[SearchHit]]:
+    """Add explanations to the hits. A document found by several queries is read once."""
+    documents: dict[str, SearchHit] = {}
+    askers: defaultdict[str, list[int]] = defaultdict(list)
+    for position, hits in enumerate(found):
+        for hit in hits:
+            documents.setdefault(hit.id, hit)
+            askers[hit.id].append(position)
+    asked = [
+        TokenVectors.of_query(current.encoder, query, matrix) for query, matrix in zip(queries, vectors, strict=True)
+    ]
+    explanations: dict[tuple[int, str], Explanation] = {}
+    for hit, matrix in _with_vectors(current, list(documents.values()), pooled=False):
+        document = TokenVectors.of_document(current.encoder, hit.text, matrix, current.schema.long_documents)
+        for position in askers[hit.id]:
+            explanations[position, hit.id] = compare(asked[position], document)
+    return [
+        [replace(hit, explanation=explanations[position, hit.id]) for hit in hits]
+        for position, hits in enumerate(found)
+    ]
+
+
+def _with_vectors(
+    current: OpenCollection, hits: Sequence[SearchHit], *, pooled: bool
+) -> Iterator[tuple[SearchHit, Matrix]]:
+    """Yield the hits with their token vectors, in order, a few in memory at a time.
+
+    Args:
+        current: Collection that was searched.
+        hits: Hits of the search.
+        pooled: Whether pooled vectors suffice. Otherwise, the documents of a collection with pooling are encoded again.
+    """
+    stored_will_do = pooled or current.schema.pool_factor == 1
+    for batch in in_batches(hits, _DOCUMENTS_AT_A_TIME):
+        known: dict[str, Matrix] = {}
+        if stored_will_do:
+            hashes = {point_id(hit.id): hit.payload.get(HASH_KEY) for hit in batch}
+            for record in current.engine.retrieve(list(hashes), with_payload=[HASH_KEY], with_vectors=[VECTOR_NAME]):
+                # Skip documents that were replaced since the search: their text is no longer that of the hit.
+                if record.vectors is not None and record.payload.get(HASH_KEY) == hashes[record.id]:
+                    known[record.id] = record.vectors
+        missing = [hit for hit in batch if point_id(hit.id) not in known]
+        if missing:
+            encoded = current.encoder.document_vectors(
+                [hit.text for hit in missing], current.schema.dim, current.schema.long_documents
+            )
+            known.update(zip((point_id(hit.id) for hit in missing), encoded, strict=True))
+        for hit in batch:
+            yield hit, known[point_id(hit.id)]
+
+
+def _positive(value: int, name: str) -> int:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 1:
+        raise InvalidQueryError(f"{name} must be a positive integer, got {value!r}.")
+    if number >= 2**31:  # engines handle larger values differently
+        raise InvalidQueryError(f"{name} must be below 2**31, got {value!r}.")
+    return number

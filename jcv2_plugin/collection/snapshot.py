@@ -1,0 +1,209 @@
+"""Snapshots: a whole collection in one file, which can be restored on any engine without encoding.
+
+A snapshot is a zip archive (with checksums) of the schema and of parts with the points' payloads, token vectors and
+first-stage vectors. It is written under a temporary name and renamed at the end, so an existing snapshot is complete.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jcv2_plugin.engines.base import Engine, Point, Record
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.errors import Jcv2Error
+
+SNAPSHOT_FORMAT = 1
+_DESCRIPTION = "snapshot.json"
+_FLOATS_A_PART = 8 * 1024 * 1024
+
+
+class SnapshotError(Jcv2Error, ValueError):
+    """The file is not a snapshot or is damaged."""
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """Contents of a snapshot: schema, number of documents and number of parts."""
+
+    schema: CollectionSchema
+    documents: int
+    parts: int
+
+
+def write_snapshot(
+    engine: Engine, schema: CollectionSchema, file: Path, progress: Callable[[int], None] | None
+) -> SnapshotInfo:
+    """Write all points of a collection to a file.
+
+    Raises:
+        SnapshotError: The file already exists.
+    """
+    if file.exists():
+        raise SnapshotError(f"{str(file)!r} is there already. Choose another name, or remove it.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        documents = parts = 0
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for number, records in enumerate(_parts(engine.scroll(None, with_payload=True, with_vectors=True))):
+                _write_part(archive, number, records, schema)
+                documents += len(records)
+                parts += 1
+                if progress is not None:
+                    progress(len(records))
+            info = SnapshotInfo(schema, documents, parts)
+            described = {
+                "format": SNAPSHOT_FORMAT,
+                "documents": documents,
+                "parts": parts,
+                "members": archive.namelist(),
+                "schema": schema.to_dict(),
+            }
+            archive.writestr(_DESCRIPTION, json.dumps(described, indent=2))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+        return info
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_info(file: Path) -> SnapshotInfo:
+    """Read the information about a snapshot, without reading its parts.
+
+    Raises:
+        SnapshotError: The file is not a snapshot, or was written by a newer version of this package.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            described = json.loads(archive.read(_DESCRIPTION))
+        known = described["format"] <= SNAPSHOT_FORMAT
+        documents, parts, schema = int(described["documents"]), int(described["parts"]), described["schema"]
+    except FileNotFoundError as error:
+        raise SnapshotError(f"There is no snapshot {str(file)!r}. Check the path.") from error
+    except Exception as error:  # damaged archives raise various errors
+        raise SnapshotError(f"{str(file)!r} is no snapshot, or is damaged: {error}. Take another one.") from error
+    if not known:
+        raise SnapshotError(f"{str(file)!r} has format {described['format']}, too new for this version. Upgrade.")
+    return SnapshotInfo(CollectionSchema.from_dict(schema, f"The snapshot {str(file)!r}"), documents, parts)
+
+
+def check_snapshot(file: Path) -> None:
+    """Read a whole snapshot and verify its checksums, before it replaces anything.
+
+    Raises:
+        SnapshotError: The snapshot is damaged or incomplete.
+    """
+    info = read_info(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            lost = set(json.loads(archive.read(_DESCRIPTION))["members"]) - set(archive.namelist())
+        documents = sum(map(len, read_points(file)))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged archives raise various errors
+        raise SnapshotError(f"{str(file)!r} is damaged: {error}. Take another snapshot.") from error
+    if lost or documents != info.documents:
+        raise SnapshotError(
+            f"{str(file)!r} is damaged: it has {documents} of {info.documents} documents and lacks "
+            f"{sorted(lost)[:3]}. Take another snapshot."
+        )
+
+
+def read_points(file: Path) -> Iterator[list[Point]]:
+    """Yield the points of a snapshot, part by part."""
+    info = read_info(file)
+    with zipfile.ZipFile(file) as archive:
+        for number in range(info.parts):
+            yield _read_part(archive, number)
+
+
+def _parts(records: Iterator[Record]) -> Iterator[list[Record]]:
+    part: list[Record] = []
+    floats = 0
+    for record in records:
+        part.append(record)
+        floats += 0 if record.vectors is None else record.vectors.size
+        if floats >= _FLOATS_A_PART:
+            yield part
+            part, floats = [], 0
+    if part:
+        yield part
+
+
+def _name(number: int, what: str) -> str:
+    return f"{number:06d}/{what}"
+
+
+def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], schema: CollectionSchema) -> None:
+    rows = [{"id": record.id, "payload": record.payload} for record in records]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    archive.writestr(_name(number, "payloads.jsonl"), lines, zipfile.ZIP_DEFLATED)
+    # float16 is lossless for vectors stored as float16 or less.
+    kind = np.float32 if schema.storage == "float32" else np.float16
+    matrices = [np.empty((0, schema.dim)) if one.vectors is None else one.vectors for one in records]
+    _write_array(archive, _name(number, "rows.npy"), np.array([len(matrix) for matrix in matrices]))
+    _write_array(archive, _name(number, "vectors.npy"), np.concatenate(matrices).astype(kind))
+    for name in sorted({name for record in records for name in record.stages}):
+        found = [(position, record.stages[name]) for position, record in enumerate(records) if name in record.stages]
+        positions = np.array([position for position, _ in found])
+        _write_array(archive, _name(number, f"{name}.places.npy"), positions)
+        for suffix, array in _stage_arrays([vector for _, vector in found]).items():
+            _write_array(archive, _name(number, f"{name}.{suffix}.npy"), array)
+
+
+def _stage_arrays(vectors: list[StageVector]) -> dict[str, NDArray[Any]]:
+    if not isinstance(vectors[0], SparseVector):
+        return {"dense": np.stack(cast("list[NDArray[np.float32]]", vectors))}
+    sparse = cast("list[SparseVector]", vectors)
+    return {
+        "lengths": np.array([len(one.indices) for one in sparse]),
+        "indices": np.concatenate([np.asarray(one.indices, dtype=np.int64) for one in sparse]),
+        "values": np.concatenate([np.asarray(one.values, dtype=np.float32) for one in sparse]),
+    }
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    with archive.open(name, "w", force_zip64=True) as member:
+        np.lib.format.write_array(cast("io.BytesIO", member), np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    return cast("NDArray[Any]", np.load(io.BytesIO(archive.read(name)), allow_pickle=False))
+
+
+def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
+    rows = [json.loads(line) for line in archive.read(_name(number, "payloads.jsonl")).decode().split("\n") if line]
+    ends = np.cumsum(_read_array(archive, _name(number, "rows.npy")))[:-1]
+    matrices = np.split(_read_array(archive, _name(number, "vectors.npy")).astype(np.float32), ends)
+    stages: list[dict[str, StageVector]] = [{} for _ in rows]
+    prefix = _name(number, "")
+    members = [name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)]
+    for name in (member.removesuffix(".places.npy") for member in members if member.endswith(".places.npy")):
+        positions = _read_array(archive, f"{prefix}{name}.places.npy").tolist()
+        for position, vector in zip(positions, _read_stage(archive, f"{prefix}{name}", members, name), strict=True):
+            stages[position][name] = vector
+    return [
+        Point(row["id"], matrix, row["payload"], own) for row, matrix, own in zip(rows, matrices, stages, strict=True)
+    ]
+
+
+def _read_stage(archive: zipfile.ZipFile, path: str, members: list[str], name: str) -> list[StageVector]:
+    if f"{name}.dense.npy" in members:
+        return list(_read_array(archive, f"{path}.dense.npy"))
+    ends = np.cumsum(_read_array(archive, f"{path}.lengths.npy"))[:-1]
+    indices = np.split(_read_array(archive, f"{path}.indices.npy"), ends)
+    values = np.split(_read_array(archive, f"{path}.values.npy"), ends)
+    return [SparseVector(i.tolist(), v.tolist()) for i, v in zip(indices, values, strict=True)]

@@ -1,0 +1,232 @@
+"""Read files as documents: text files are split into passages, JSON Lines are read as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bs4 import BeautifulSoup
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+from jcv2_plugin.documents import Document
+from jcv2_plugin.encoder.windows import token_counter
+from jcv2_plugin.errors import Jcv2Error
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".py", ".html", ".htm"})
+JSONL_SUFFIX = ".jsonl"
+STDIN = "-"
+STDIN_NAME = "stdin"
+_SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})
+DEFAULT_CHUNK_TOKENS = 200
+FILE_KEY = "_file"
+"""Payload key with the name of the file a document was read from, independent of its metadata."""
+
+
+class SourceError(Jcv2Error, ValueError):
+    """A file to index is missing or unreadable. The message contains the file, line and remedy."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to index. ``name`` is its normalised path, and the prefix of its passages' ids."""
+
+    path: Path
+    name: str
+    is_stdin: bool = False
+
+    @property
+    def is_jsonl(self) -> bool:
+        """Whether the file contains one document per line rather than a text to split."""
+        return self.is_stdin or self.path.suffix.lower() == JSONL_SUFFIX
+
+    def size(self) -> int:
+        """Return the file size in bytes, or 0 if unknown."""
+        try:
+            return 0 if self.is_stdin else self.path.stat().st_size
+        except OSError:
+            return 0
+
+
+def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False) -> list[SourceFile]:
+    """Find the files to index in the given files and folders, in a stable order.
+
+    Skips hidden files and folders, and environments such as ``venv`` and ``node_modules``. The path ``-`` means
+    standard input, as JSON Lines.
+
+    Raises:
+        SourceError: A path does not exist, a file type is not supported, or a folder has no files to index (unless
+            ``allow_empty``).
+    """
+    files: dict[str, SourceFile] = {}
+    for given in paths:
+        path = Path(given)
+        if os.fspath(given) == STDIN:
+            files.setdefault(STDIN_NAME, SourceFile(path, STDIN_NAME, is_stdin=True))
+            continue
+        if path.is_dir():
+            found = [file for file in sorted(_walk(path)) if _is_wanted(file)]
+            if not found and not allow_empty:
+                raise SourceError(f"{path} has no files to index ({', '.join(sorted(TEXT_SUFFIXES))}, {JSONL_SUFFIX}).")
+        elif path.is_file():
+            if path.suffix.lower() not in TEXT_SUFFIXES | {JSONL_SUFFIX}:
+                raise SourceError(
+                    f"{path}: files of kind {path.suffix!r} are not read. Known are "
+                    f"{', '.join(sorted(TEXT_SUFFIXES))} and {JSONL_SUFFIX}."
+                )
+            found = [path]
+        else:
+            raise SourceError(f"There is no file or folder {str(path)!r}. Check the path.")
+        for file in found:
+            name = source_name(file)
+            files.setdefault(name, SourceFile(file, name))
+    return list(files.values())
+
+
+def source_name(path: str | os.PathLike[str]) -> str:
+    """Return a path as written in ids and metadata: normalised, with forward slashes."""
+    return Path(os.path.normpath(path)).as_posix()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        yield from (Path(root) / name for name in names if not name.startswith("."))
+
+
+def _is_wanted(file: Path) -> bool:
+    if file.suffix.lower() == JSONL_SUFFIX:
+        # In a BEIR folder, only the corpus contains documents.
+        return not (file.name == "queries.jsonl" and file.with_name("corpus.jsonl").exists())
+    return file.suffix.lower() in TEXT_SUFFIXES
+
+
+class PassageReader:
+    """Read files as documents. Texts are split at the best boundary that keeps passages within a maximum size.
+
+    Args:
+        encoder: Encoder whose tokens are counted.
+        chunk_tokens: Maximum size of a passage in tokens, at most the model's window.
+
+    Attributes:
+        bytes_read: Bytes read from all files so far, for progress reports.
+    """
+
+    def __init__(self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
+        if chunk_tokens < 1:
+            raise SourceError(f"chunk_tokens must be positive, got {chunk_tokens}.")
+        window = encoder.content_length
+        if chunk_tokens > window:
+            raise SourceError(
+                f"Passages of {chunk_tokens} tokens do not fit the model's window of {window}. Take fewer, or load "
+                "the model with a larger document_length."
+            )
+        count = token_counter(encoder.plain_tokenizer)
+        self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
+        self._plain = TextSplitter.from_callback(count, chunk_tokens)
+        self.bytes_read = 0
+
+    def read(self, file: SourceFile) -> Iterator[Document]:
+        """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
+
+        Raises:
+            SourceError: The file is not UTF-8 (raised immediately for a text), or a JSON line is invalid (raised when
+                it is reached).
+        """
+        if file.is_jsonl:
+            return _rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file)
+        self.bytes_read += file.size()
+        return self._passages(file, _text_of(file))
+
+    def _counted(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            self.bytes_read += len(line)
+            yield line
+
+    def _passages(self, file: SourceFile, text: str) -> Iterator[Document]:
+        splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
+        seen: Counter[str] = Counter()
+        for chunk in splitter.chunks(text):
+            if not chunk.strip():
+                continue
+            # The id depends on content, not position, so that an edit does not change the ids of later passages.
+            digest = hashlib.blake2b(chunk.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+            seen[digest] += 1
+            repeat = f"-{seen[digest]}" if seen[digest] > 1 else ""
+            yield Document(
+                text=chunk,
+                id=f"{file.name}#{digest}{repeat}",
+                metadata={"source": file.name},
+                payload={FILE_KEY: file.name},
+            )
+
+
+def _text_of(file: SourceFile) -> str:
+    try:
+        text = file.path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out.") from error
+    return html_text(text) if file.path.suffix.lower() in (".html", ".htm") else text
+
+
+def html_text(page: str) -> str:
+    """Extract the text of an HTML page, without scripts and styles."""
+    soup = BeautifulSoup(page, "html.parser")
+    for element in soup(["script", "style", "template", "noscript"]):
+        element.decompose()
+    lines = (line.strip() for line in soup.get_text("\n").splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error}). Make it readable, or leave it out.") from error
+    with file:
+        yield from file
+
+
+def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
+    """Yield the documents of JSON Lines in BEIR format (``_id``, ``title``, ``text``) or ``{id, text, metadata}``."""
+    where = file.name if file.is_stdin else str(file.path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            document = _row_document(json.loads(line.decode("utf-8-sig")), file.name)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SourceError(
+                f"{where}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        # BEIR corpora contain a few empty documents.
+        if document.text.strip():
+            yield document
+
+
+def _row_document(row: Any, file: str) -> Document:
+    if not isinstance(row, dict):
+        raise TypeError(f"the line is {type(row).__name__}, not an object")
+    metadata = dict(row.get("metadata") or {})
+    text = row["text"]
+    if not isinstance(text, str):
+        raise TypeError(f"'text' is {type(text).__name__}, not a string")
+    own_id = row["_id"] if "_id" in row else row["id"]
+    if not isinstance(own_id, (str, int)) or isinstance(own_id, bool) or own_id == "":
+        raise TypeError(f"the id is {own_id!r}")
+    if "_id" in row:
+        title = row.get("title") or ""
+        if title:
+            metadata["title"] = title
+        text = f"{title} {text}".strip()
+    return Document(text, str(own_id), {"source": file, **metadata}, {FILE_KEY: file})

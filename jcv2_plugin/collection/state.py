@@ -1,0 +1,183 @@
+"""Shared state of a collection: engine, schema and the encoder, which is loaded on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jcv2_plugin.engines.base import Engine
+from jcv2_plugin.engines.first_stage import Stage, StageVector, build_stages
+from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.errors import CollectionError, CollectionNotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+_SIZE_IS_KNOWN_FOR = 30.0  # seconds
+
+T = TypeVar("T")
+
+
+class OpenCollection:
+    """An open collection. A migration does not modify it but replaces it with a new one."""
+
+    def __init__(
+        self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None
+    ) -> None:
+        self.engine = engine
+        self.schema = schema
+        self.device = device
+        self._encoder = encoder
+        self._stages: list[Stage] | None = None
+        self._lock = threading.RLock()
+        self._size: int | None = None
+        self._size_from = 0.0
+
+    @property
+    def encoder(self) -> JinaColbertEncoder:
+        """The encoder, loaded on first use."""
+        with self._lock:
+            if self._encoder is None:
+                encoder = load_for(self.schema, self.schema.model, self.device)
+                self.schema.check_encoder(encoder, self.engine.title)
+                self._encoder = encoder
+            return self._encoder
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Stages of the first stage, created on first use."""
+        with self._lock:
+            if self._stages is None:
+                schema = self.schema
+                self._stages = (
+                    build_stages(schema.first_stage, schema.stage_options, schema.dim, self.encoder)
+                    if schema.first_stage != "none"
+                    else []
+                )
+            return self._stages
+
+    def stage_vectors(self, text: str, vectors: NDArray[np.float32]) -> dict[str, StageVector]:
+        """Return the first-stage vectors to store for a document."""
+        return {stage.name: stage.document(text, vectors) for stage in self.stages}
+
+    def size(self) -> int:
+        """Return the approximate number of documents, cached for 30 seconds."""
+        now = time.monotonic()
+        if self._size is None or now - self._size_from > _SIZE_IS_KNOWN_FOR:
+            self._size, self._size_from = self.engine.size(), now
+        return self._size
+
+    def has_changed(self) -> None:
+        """Reset the cached size after documents were written or deleted."""
+        self._size = None
+
+
+class CollectionState:
+    """Base class of the mixins that make up :class:`~jcv2_plugin.ColbertCollection`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        schema: CollectionSchema,
+        encoder: JinaColbertEncoder | None,
+        device: str | None = None,
+    ) -> None:
+        self._current = OpenCollection(engine, schema, encoder, device)
+        # One writer at a time: a migration or snapshot must see each write completely or not at all.
+        self._writing = threading.RLock()
+        self._migrating = threading.Lock()
+        self._following = threading.Lock()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._current.engine
+
+    @property
+    def schema(self) -> CollectionSchema:
+        """Collection schema: the model, dimension and preprocessing of the vectors."""
+        return self._current.schema
+
+    @property
+    def dim(self) -> int:
+        """Matryoshka dimension of the vectors."""
+        return self.schema.dim
+
+    @property
+    def encoder(self) -> JinaColbertEncoder:
+        """The encoder, loaded on first use.
+
+        Raises:
+            ModelNotFoundError: The model that the collection was created with is not available.
+            CollectionMismatchError: The model of that name now has other weights.
+        """
+        return self._current.encoder
+
+    def close(self) -> None:
+        """Close the collection and release its folder or client. Calling it again has no effect."""
+        self._engine.close()
+
+    def _with_current(self, work: Callable[[OpenCollection], T]) -> T:
+        """Run ``work`` on the open collection, and again if this or another process has migrated it meanwhile."""
+        while True:
+            current = self._current
+            try:
+                return work(current)
+            except CollectionError as error:
+                if not self._replaced(current, error):
+                    raise
+
+    def _replaced(self, current: OpenCollection, error: CollectionError) -> bool:
+        """Return whether another collection has replaced this one, so that failed work should be repeated."""
+        return self._current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
+
+    def _follow(self, current: OpenCollection) -> bool:
+        """Open the collection that the name points to now, if it is another one."""
+        with self._following:
+            if self._current is not current:
+                return True
+            moved = current.engine.moved()
+            if moved is None:
+                return False
+            schema = CollectionSchema.from_dict(moved.describe(), moved.title)
+            self._current = OpenCollection(moved, schema, _fitting(current, schema), current.device)
+            return True
+
+
+def _fitting(current: OpenCollection, schema: CollectionSchema) -> JinaColbertEncoder | None:
+    """Return the loaded encoder if it also fits the other collection."""
+    encoder = current._encoder
+    if encoder is None:
+        return None
+    try:
+        schema.check_encoder(encoder, "")
+    except CollectionError:
+        return None
+    return encoder
+
+
+def load_encoder(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:
+    """Load an encoder by name or path."""
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+    return JinaColbertEncoder.from_pretrained(name, **options)
+
+
+def load_for(schema: CollectionSchema, model: str, device: str | None) -> JinaColbertEncoder:
+    """Load an encoder with the settings of a collection's schema."""
+    same = model == schema.model
+    skiplist: Any = schema.skiplist if schema.skiplist != "custom" else "default"
+    return load_encoder(
+        model,
+        dims=schema.dim,
+        device=device,
+        revision=schema.revision if same else None,
+        document_length=schema.document_length,
+        skiplist=skiplist,
+    )

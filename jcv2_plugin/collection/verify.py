@@ -1,0 +1,127 @@
+"""Verify a collection: counts, ids, payloads, dimensions, non-finite values, and whether vectors match their texts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from qdrant_client import models
+
+from jcv2_plugin.collection.state import OpenCollection
+from jcv2_plugin.documents import HASH_KEY, StoredDocument, payload_of, point_id
+from jcv2_plugin.engines.base import Matrix, Record
+from jcv2_plugin.engines.first_stage import stage_sizes
+from jcv2_plugin.engines.schema import MAX_FLOATS
+from jcv2_plugin.engines.storage import storage_profile
+
+_MOST_NAMED = 20
+
+
+@dataclass
+class VerificationReport:
+    """Result of :meth:`ColbertCollection.verify`.
+
+    Attributes:
+        documents: Documents counted by the engine.
+        read: Documents read. Equals ``documents`` if nothing was written meanwhile.
+        vectors: Token vectors read.
+        encoded: Documents that were encoded again and compared.
+        worst: Largest 1 - cosine between a stored and a newly encoded token vector.
+        problems: Descriptions of the first 20 problems.
+    """
+
+    documents: int = 0
+    read: int = 0
+    vectors: int = 0
+    encoded: int = 0
+    worst: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problems were found."""
+        return not self.problems
+
+    def note(self, problem: str) -> None:
+        """Add a problem to the report."""
+        if len(self.problems) < _MOST_NAMED:
+            self.problems.append(problem)
+
+
+def verify(
+    current: OpenCollection, *, sample: int, seed: int, progress: Callable[[int], None] | None
+) -> VerificationReport:
+    """See :meth:`ColbertCollection.verify`."""
+    report = VerificationReport(documents=current.engine.count(None))
+    chosen: list[Record] = []
+    chance = random.Random(seed)
+    for record in current.engine.scroll(None, with_payload=True, with_vectors=True):
+        report.read += 1
+        if (problem := _problem(current, record)) is not None:
+            report.note(problem)
+        elif len(chosen) < sample:
+            chosen.append(record)
+        elif sample and (index := chance.randrange(report.read)) < sample:
+            chosen[index] = record
+        report.vectors += 0 if record.vectors is None else len(record.vectors)
+        if progress is not None:
+            progress(1)
+    if report.read != report.documents:
+        report.note(
+            f"{report.documents} documents are counted, {report.read} can be read. If nobody was writing, restore "
+            "a snapshot or add them again."
+        )
+    for name in stage_sizes(current.schema.first_stage, current.schema.stage_options, current.schema.dim):
+        without = models.Filter(must_not=[models.HasVectorCondition(has_vector=name)])
+        if missing := current.engine.count(without):
+            report.note(f"{missing} documents have no {name!r} vector, so the first stage cannot find them.")
+    if chosen:
+        _compare(current, chosen, report)
+    return report
+
+
+def _problem(current: OpenCollection, record: Record) -> str | None:
+    stored = StoredDocument.from_payload(record.payload)
+    name = f"Document {stored.id!r} (point {record.id})"
+    if not stored.id or not stored.text:
+        return f"{name} has no id or no text: it was not written by this package."
+    if point_id(stored.id) != record.id:
+        return f"{name} is stored under another document's point."
+    if record.payload.get(HASH_KEY) != payload_of(stored.as_document())[HASH_KEY]:
+        return f"{name}: its payload was changed by other software, so that its vectors may be of another text."
+    if record.vectors is None or record.vectors.size == 0:
+        return f"{name} has no token vectors."
+    if record.vectors.ndim != 2 or record.vectors.shape[1] != current.schema.dim:
+        return f"{name} has vectors of shape {record.vectors.shape}, not of dim={current.schema.dim}."
+    if not np.isfinite(record.vectors).all():
+        return f"{name} has vectors that are not finite."
+    if record.vectors.size >= MAX_FLOATS:
+        return f"{name} has {record.vectors.size:,} floats, a Qdrant server takes fewer than {MAX_FLOATS:,}."
+    return None
+
+
+def _compare(current: OpenCollection, records: list[Record], report: VerificationReport) -> None:
+    schema = current.schema
+    texts = [StoredDocument.from_payload(record.payload).text for record in records]
+    fresh = current.encoder.document_vectors(texts, schema.dim, schema.long_documents, schema.pool_factor)
+    most = storage_profile(schema.storage).error
+    for record, vectors in zip(records, fresh, strict=True):
+        name = f"Document {StoredDocument.from_payload(record.payload).id!r}"
+        report.encoded += 1
+        stored = record.vectors
+        assert stored is not None  # records with a problem are not sampled
+        if stored.shape != vectors.shape:
+            report.note(f"{name} has {len(stored)} vectors; encoded anew it has {len(vectors)}.")
+            continue
+        error = _largest_error(stored, vectors)
+        report.worst = max(report.worst, error)
+        if error > most:
+            report.note(f"{name}: its vectors are not those of its text (1 - cosine is up to {error:.2g}).")
+
+
+def _largest_error(stored: Matrix, fresh: Matrix) -> float:
+    norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
+    cosines = (stored * fresh).sum(axis=1) / np.maximum(norms, 1e-12)
+    return float(1 - cosines.min())

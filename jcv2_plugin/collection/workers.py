@@ -1,0 +1,135 @@
+"""Encode in several processes, one per device."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.windows import LongDocuments
+    from jcv2_plugin.engines.base import Matrix
+
+
+class WorkerError(Jcv2Error):
+    """An encoder process ended unexpectedly."""
+
+
+def as_devices(workers: int | Sequence[str]) -> list[str]:
+    """Return the device of each worker. A number of workers is spread over the available GPUs, or uses the CPU.
+
+    Raises:
+        InvalidOptionError: The number is negative, or a device is not a string.
+    """
+    if isinstance(workers, int) and not isinstance(workers, bool):
+        if workers < 0:
+            raise InvalidOptionError(f"workers must be 0 or more, got {workers!r}.")
+        if workers == 0:
+            return []
+        import torch
+
+        gpus = torch.cuda.device_count()
+        return [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(workers)]
+    if isinstance(workers, Sequence) and not isinstance(workers, str) and all(isinstance(one, str) for one in workers):
+        return list(workers)
+    raise InvalidOptionError(f"workers must be a number or a list of devices, got {workers!r}.")
+
+
+class EncoderPool:
+    """Pool of encoder processes, used as a context manager.
+
+    Each process loads the model from its original source, which is faster than sending the weights and needs no shared
+    memory.
+    """
+
+    def __init__(self, encoder: JinaColbertEncoder, devices: Sequence[str]) -> None:
+        self._saved: tempfile.TemporaryDirectory[str] | None = None
+        reference, revision, skiplist = encoder.reference, encoder.revision, encoder.skiplist
+        if encoder._source is None or skiplist == "custom":
+            self._saved = tempfile.TemporaryDirectory(prefix="jcv2-model-")
+            encoder.save_pretrained(self._saved.name)
+            reference, revision = self._saved.name, None
+        context = get_context("spawn")
+        turns = context.Queue()
+        on_cpu = sum(device == "cpu" for device in devices)
+        for device in devices:
+            turns.put((device, max(1, (os.cpu_count() or 1) // on_cpu) if device == "cpu" else None))
+        options = {
+            "dims": encoder.dims if encoder.heads is not None else None,
+            "revision": revision,
+            "dtype": str(next(encoder.parameters()).dtype).removeprefix("torch."),
+            "document_length": encoder.document_length,
+            "skiplist": skiplist if skiplist != "custom" else "default",
+            "tokens_per_batch": encoder._tokens_per_batch,
+        }
+        weights = {dim: encoder.head_fingerprint(dim) for dim in encoder.dims}
+        self._pool = ProcessPoolExecutor(
+            len(devices), mp_context=context, initializer=_start, initargs=(turns, reference, options, weights)
+        )
+
+    def submit(
+        self, texts: Sequence[str], dim: int, long_documents: LongDocuments, pool_factor: float
+    ) -> Future[list[Matrix]]:
+        """Submit texts to be encoded by the next free process."""
+        return self._pool.submit(_encode, list(texts), dim, long_documents, pool_factor)
+
+    def __enter__(self) -> EncoderPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._saved is not None:
+            self._saved.cleanup()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerError(
+                "An encoder process came to an end: out of memory, killed, or its model could not be loaded (its own "
+                "words are above). What was stored before stays; run it again with fewer workers, or with none."
+            ) from error
+
+
+_encoder: Any = None
+
+
+def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[int, str]) -> None:
+    """Initialise a new process: take a device and load the model onto it."""
+    global _encoder
+    # Ignore Ctrl-C: the parent receives it too and stores what is encoded. Do this first, since imports take seconds.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    device, threads = turns.get()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _encoder = _load(reference, device, options, weights)
+
+
+def _load(reference: str, device: str, options: dict[str, Any], weights: dict[int, str]) -> JinaColbertEncoder:
+    """Load the model and check that its weights match those of the parent's model."""
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+    encoder = JinaColbertEncoder.from_pretrained(
+        Path(reference) if Path(reference).is_dir() else reference, device=device, **options
+    )
+    if {dim: encoder.head_fingerprint(dim) for dim in weights} != weights:
+        raise ModelNotFoundError(
+            f"{reference!r} has other weights than the model that was loaded from it. Where the model was changed "
+            "since, save it and load it from there, or encode without workers."
+        )
+    return encoder
+
+
+def _encode(texts: list[str], dim: int, long_documents: LongDocuments, pool_factor: float) -> list[Matrix]:
+    encoded: list[Matrix] = _encoder.document_vectors(texts, dim, long_documents, pool_factor)
+    return encoded

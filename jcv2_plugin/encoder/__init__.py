@@ -1,0 +1,1 @@
+"""The encoder: model, projection heads, checkpoint layouts and int8 quantisation."""

@@ -1,0 +1,50 @@
+"""Merge LoRA adapters in peft's layout into a backbone, without peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from jcv2_plugin.errors import ModelLayoutError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+def merge_adapter(backbone: nn.Module, folder: Path) -> None:
+    """Add a LoRA adapter to a backbone's linear layers, in place: ``W + (alpha / r) B A``.
+
+    Args:
+        backbone: A transformers model.
+        folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and
+            ``jcv2-finetune``.
+
+    Raises:
+        ModelLayoutError: If a file is missing, or a matrix does not fit any layer.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelLayoutError(f"{folder / name} is missing, so the adapter cannot be merged. Copy it again.")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    scale = config["lora_alpha"] / config["r"]
+    tensors = load_file(folder / WEIGHTS)
+    for name, down in tensors.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        layer = name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        up = tensors.get(name.replace(".lora_A.", ".lora_B."))
+        try:
+            weight = backbone.get_parameter(f"{layer}.weight")
+        except AttributeError as error:
+            raise ModelLayoutError(
+                f"{folder}: this backbone has no layer {layer!r}, so the adapter is another's."
+            ) from error
+        if up is None or tuple(weight.shape) != (up.shape[0], down.shape[1]):
+            raise ModelLayoutError(f"{folder}: the matrices of {layer!r} do not fit its shape {tuple(weight.shape)}.")
+        with torch.no_grad():
+            # In float32, because the product of two half-precision matrices would be rounded twice.
+            weight.add_((scale * (up.float() @ down.float())).to(weight))

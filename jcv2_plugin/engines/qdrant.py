@@ -1,0 +1,538 @@
+"""qdrant-client engine: a Qdrant server or cluster, or the client's local mode (``":memory:"``).
+
+On the server, a collection's name is an alias of ``name.1``, so that a migration can fill ``name.2`` and switch to it
+in one step while reads continue. Collections without an alias can be opened as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from qdrant_client import QdrantClient, models
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+from jcv2_plugin.engines.aliases import (
+    aliases_if_allowed,
+    aliases_of,
+    check_no_generation,
+    collection_names,
+    if_allowed,
+    next_name,
+    point_alias,
+)
+from jcv2_plugin.engines.base import (
+    Engine,
+    NewCollection,
+    PayloadIndex,
+    Point,
+    Record,
+    SearchRequest,
+    by_bytes,
+    record_of,
+)
+from jcv2_plugin.engines.failures import failure_of
+from jcv2_plugin.engines.qdrant_config import (
+    point_struct,
+    query_request,
+    sparse_vectors_config,
+    vectors_config,
+)
+from jcv2_plugin.engines.retries import Retry, limit_named, translated_errors, was_exact, was_too_large
+from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
+from jcv2_plugin.engines.storage import oversampling_of
+from jcv2_plugin.errors import (
+    CollectionError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    InvalidOptionError,
+    Jcv2Error,
+    ServerLimitError,
+)
+
+_SCROLL_PAGE = 1000
+_VECTORS_PAGE = 64
+_IDS_PAGE = 10_000
+# A server accepts 32 MiB per request. In JSON, a float32 takes up to 21 bytes, rounded to 6 decimals up to 10.
+_BYTES_PER_REQUEST = 24 * 1024 * 1024
+_BYTES_PER_FLOAT = 21
+_BYTES_PER_ROUNDED_FLOAT = 11
+
+_LOG = logging.getLogger("jcv2_plugin")
+_GUARDS: WeakKeyDictionary[QdrantClient, threading.RLock] = WeakKeyDictionary()
+"""Locks for local mode, which has none of its own: one per client, shared by all its collections."""
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def address(client: QdrantClient) -> str:
+    """Return a client's address without credentials: ``"local mode"`` or the server's scheme, host and port."""
+    if isinstance(client._client, QdrantLocal):
+        return "local mode"
+    parts = urlsplit(str(getattr(client._client, "rest_uri", "") or ""))
+    return f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2] or 'a server'}"
+
+
+class ClientEngine:
+    """A collection of a ``QdrantClient``. Use :meth:`create` or :meth:`open`.
+
+    It keeps using the collection that the name pointed to when it was opened, even if the alias moves.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        name: str,
+        physical: str,
+        *,
+        storage: str,
+        owns_client: bool,
+        retries: int,
+        shard_key: str | int | None = None,
+    ) -> None:
+        self.client = client
+        self.name = name
+        self.physical = physical
+        self.is_local = isinstance(client._client, QdrantLocal)
+        self.first_stage_pays = not self.is_local
+        self.address = address(client)
+        self.title = f"The collection {name!r} {'in' if self.is_local else 'at'} {self.address}"
+        self._storage = storage
+        self._shard_key = shard_key
+        self._shard_is_there = False
+        self._owns_client = owns_client
+        self._closed = False
+        self._retry = Retry(attempts=1 if self.is_local else retries)
+        # Limits of strict mode by the server's names for them, learned from refused requests.
+        self._limits: dict[str, int] = {}
+        self._unaliased = physical == name
+        self._guard: AbstractContextManager[Any] = nullcontext()
+        if self.is_local:
+            self._guard = _GUARDS.setdefault(client, threading.RLock())
+
+    @classmethod
+    def create(
+        cls,
+        client: QdrantClient,
+        name: str,
+        schema: CollectionSchema,
+        *,
+        overwrite: bool = False,
+        owns_client: bool = False,
+        options: NewCollection | None = None,
+    ) -> ClientEngine:
+        """Create a collection under an alias.
+
+        Raises:
+            CollectionExistsError: A collection of this name exists and ``overwrite`` is not set.
+        """
+        options = options or NewCollection()
+        retry = Retry(attempts=options.retries)
+        _check_options(client, options.engine_options)
+        with translated_errors(address(client)):
+            there = retry.contact(client.collection_exists, name)
+            aliases = retry.call(aliases_of, client) if there else {}
+            old = aliases.get(name, name) if there else None
+            if old is not None and not overwrite:
+                raise CollectionExistsError(
+                    f"There is a collection {name!r} already. Open it, choose another name, or pass "
+                    "overwrite=True to replace it."
+                )
+            check_no_generation(name, aliases)
+            physical, leftover = retry.call(next_name, client, name, old)
+            if leftover is not None:
+                if not overwrite and retry.call(client.count, physical, exact=False).count:
+                    raise CollectionExistsError(
+                        f"There is no collection {name!r}, but {physical!r} has documents that were its own: a "
+                        "migration was cut off in its last step, or kept them. Open it by that name, or pass "
+                        "overwrite=True to replace it."
+                    )
+                retry.call(client.delete_collection, physical)
+        made = cls(
+            client,
+            name,
+            physical,
+            storage=schema.storage,
+            owns_client=owns_client,
+            retries=options.retries,
+            shard_key=options.shard_key,
+        )
+        made._create_physical(schema, options)
+        made._call(point_alias, client, name, physical, old)
+        if old is not None and old != name:
+            made._drop(old)
+        return made
+
+    @classmethod
+    def open(
+        cls,
+        client: QdrantClient,
+        name: str,
+        *,
+        owns_client: bool = False,
+        retries: int = Retry.attempts,
+        shard_key: str | int | None = None,
+    ) -> ClientEngine:
+        """Open an existing collection.
+
+        Raises:
+            CollectionNotFoundError: There is no collection of this name.
+        """
+        retry = Retry(attempts=retries)
+        with translated_errors(address(client)):
+            if not retry.contact(client.collection_exists, name):
+                known = sorted(if_allowed(collection_names, client) or {})
+                there = f"; there are {known}" if known else ""
+                raise CollectionNotFoundError(f"There is no collection {name!r}{there}. Create it first.")
+            physical = retry.call(aliases_if_allowed, client).get(name, name)
+        engine = cls(
+            client,
+            name,
+            physical,
+            storage="",
+            owns_client=owns_client,
+            retries=retries,
+            shard_key=shard_key,
+        )
+        described = engine.describe()
+        if isinstance(described, dict):
+            engine._storage = str(described.get("storage"))
+        return engine
+
+    def describe(self) -> Any:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        metadata = self._call(self.client.get_collection, self.physical).config.metadata or {}
+        return metadata.get(METADATA_FIELD)
+
+    def begin_writing(self) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Creates the shard key on first use."""
+        if self._shard_key is not None and not self._shard_is_there and not self.is_local:
+            self._create_shard_key(self._shard_key)
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Keeps requests below the server's limit of 32 MiB."""
+        self._check_name()
+        per_float = _BYTES_PER_FLOAT if self._storage == "float32" else _BYTES_PER_ROUNDED_FLOAT
+
+        def send(part: Sequence[Point]) -> None:
+            structs = [point_struct(point, self._storage, local=self.is_local) for point in part]
+            self._call(self.client.upsert, self.physical, structs, wait=True, shard_key_selector=self._shard_key)
+
+        for batch in by_bytes(points, most=_BYTES_PER_REQUEST, per_float=per_float):
+            self._in_parts("upsert limit", batch, send)
+
+    def search(
+        self,
+        requests: Sequence[SearchRequest],
+        limit: int,
+        *,
+        filter: models.Filter | None,
+        score_threshold: float | None,
+    ) -> list[list[Record]]:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        self._check_name()
+        oversampling = None if self.is_local else oversampling_of(self._storage)
+        found: list[list[Record]] = []
+
+        def send(part: Sequence[SearchRequest]) -> None:
+            batch = [
+                query_request(
+                    request, limit, filter, score_threshold, oversampling=oversampling, shard_key=self._shard_key
+                )
+                for request in part
+            ]
+            responses = self._call(self.client.query_batch_points, self.physical, batch)
+            found.extend([record_of(one, score=one.score) for one in response.points] for response in responses)
+
+        self._in_parts("search batch size", requests, send)
+        return found
+
+    def retrieve(
+        self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool | list[str]
+    ) -> list[Record]:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        found: list[Record] = []
+        for start in range(0, len(ids), _IDS_PAGE):
+            points = self._call(
+                self.client.retrieve,
+                self.physical,
+                list(ids[start : start + _IDS_PAGE]),
+                with_payload=with_payload,
+                with_vectors=with_vectors,
+                shard_key_selector=self._shard_key,
+            )
+            found.extend(map(record_of, points))
+        return found
+
+    def scroll(
+        self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
+    ) -> Iterator[Record]:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        offset: Any = None
+        while True:
+            size = min(_VECTORS_PAGE if with_vectors else _SCROLL_PAGE, self._limits.get("limit", _SCROLL_PAGE))
+            try:
+                points, offset = self._call(
+                    self.client.scroll,
+                    self.physical,
+                    scroll_filter=filter,
+                    limit=size,
+                    offset=offset,
+                    with_payload=with_payload,
+                    with_vectors=with_vectors,
+                    shard_key_selector=self._shard_key,
+                )
+            except ServerLimitError as error:
+                self._learn("limit", size, error)
+                continue
+            yield from (record_of(point) for point in points)
+            if offset is None:
+                return
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        for start in range(0, len(ids), _IDS_PAGE):
+            self._delete(models.PointIdsList(points=list(ids[start : start + _IDS_PAGE])))
+
+    def delete_where(self, filter: models.Filter) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        self._delete(models.FilterSelector(filter=filter))
+
+    def count(self, filter: models.Filter | None) -> int:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Scrolls to count if strict mode forbids exact counts."""
+        try:
+            return self._count(filter, exact=True)
+        except ServerLimitError as error:
+            if not was_exact(error):
+                raise
+            return sum(1 for _ in self.scroll(filter, with_payload=False))
+
+    def size(self) -> int:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        return self._count(None, exact=False)
+
+    def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. Does nothing in local mode, which has no indexes."""
+        if not self.is_local:
+            schema = models.PayloadSchemaType(kind)
+            self._call(self.client.create_payload_index, self.physical, key, field_schema=schema, wait=True)
+
+    def moved(self) -> Engine | None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        physical = self._call(lambda: aliases_if_allowed(self.client).get(self.name))
+        if physical is None or physical == self.physical:
+            return None
+        moved = ClientEngine.open(
+            self.client,
+            self.name,
+            owns_client=self._owns_client,
+            retries=self._retry.attempts,
+            shard_key=self._shard_key,
+        )
+        self._owns_client = False
+        return moved
+
+    def optimize(self) -> None:
+        """Do nothing: a server optimises itself, and local mode has nothing to optimise."""
+
+    def close(self) -> None:
+        """Close the client if it was created for this collection. A client passed in by the user stays open."""
+        if not self._closed and self._owns_client:
+            self.client.close()
+        self._closed = True
+
+    def successor(self, schema: CollectionSchema) -> Engine:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The successor of ``name.1`` is ``name.2``, and so on.
+
+        It gets the same shards, replicas, strict mode and payload indexes.
+        """
+        aliases = self._call(aliases_if_allowed, self.client)
+        check_no_generation(self.name, aliases)
+        if aliases.get(self.name, self.physical) != self.physical:
+            raise CollectionError(f"{self.title} has been migrated by another since it was opened. Open it again.")
+        if self._shard_key is not None and self._call(self.client.count, self.physical).count != self.count(None):
+            raise CollectionError(
+                f"{self.title} has documents in other shards than {self._shard_key!r}, which would be lost. Create "
+                "another collection and add the documents to it."
+            )
+        physical, leftover = self._call(next_name, self.client, self.name, self.physical)
+        made = ClientEngine(
+            self.client,
+            self.name,
+            physical,
+            storage=schema.storage,
+            owns_client=False,
+            retries=self._retry.attempts,
+            shard_key=self._shard_key,
+        )
+        if leftover == schema.to_dict():
+            return made
+        if leftover is not None:
+            self._call(self.client.delete_collection, physical)
+        made._create_physical(schema, self._as_created())
+        return made
+
+    def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. The alias moves in one step.
+
+        A collection without an alias is dropped first, since an alias cannot have the name of a collection. Readers
+        find nothing between these two requests.
+        """
+        if not isinstance(successor, ClientEngine) or successor.client is not self.client:
+            raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
+        plain = self.physical == self.name
+        self._call(point_alias, self.client, self.name, successor.physical, self.physical)
+        if not plain and not keep_old:
+            self._drop(self.physical)
+        successor._owns_client, self._owns_client = self._owns_client, False
+        self.close()
+        return self.physical if keep_old and not plain else None
+
+    def _create_physical(self, schema: CollectionSchema, options: NewCollection) -> None:
+        attempts = 0
+        engine_options = dict(options.engine_options)
+        if engine_options.get("sharding_method") == "custom":  # over gRPC the client does not accept a plain string
+            engine_options["sharding_method"] = models.ShardingMethod.CUSTOM
+
+        def create() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                self.client.create_collection(
+                    self.physical,
+                    vectors_config=vectors_config(schema),
+                    sparse_vectors_config=sparse_vectors_config(schema),
+                    metadata={METADATA_FIELD: schema.to_dict()},
+                    **engine_options,
+                )
+            except Exception as error:
+                failure = failure_of(error)
+                if failure is None and isinstance(error, (TypeError, ValueError)):
+                    raise InvalidOptionError(f"collection_options={engine_options} are no good: {error}") from error
+                # 409 on a retry: the first attempt succeeded and only its response was lost.
+                if attempts == 1 or failure is None or failure.status != 409:
+                    raise
+
+        self._call(create)
+        try:
+            if self.describe() != schema.to_dict():
+                raise CollectionError(
+                    f"Qdrant at {self.address} does not keep a collection's metadata, in which the model and dim are "
+                    "stored. Upgrade the server, or use a folder (path=...)."
+                )
+            if self._shard_key is not None:
+                self._create_shard_key(self._shard_key)
+            for key, kind in options.payload_indexes.items():
+                self.create_payload_index(key, kind)
+        except BaseException:
+            with suppress(CollectionError):  # report the original error
+                self._call(self.client.delete_collection, self.physical)
+            raise
+
+    def _create_shard_key(self, key: str | int) -> None:
+        if not self._has_shard_key(key):
+            try:
+                self._call(self.client.create_shard_key, self.physical, key)
+            except CollectionError:
+                # Another process created it, or only the response to an earlier attempt was lost.
+                if not self._has_shard_key(key):
+                    raise
+        self._shard_is_there = True
+
+    def _has_shard_key(self, key: str | int) -> bool:
+        there = self._call(self.client.list_shard_keys, self.physical).shard_keys or []
+        return key in [one.key for one in there]
+
+    def _drop(self, old: str) -> None:
+        """Delete the replaced collection. If that fails, log a warning and leave it."""
+        try:
+            self._call(self.client.delete_collection, old)
+        except Jcv2Error as error:
+            _LOG.warning("%s has been replaced, but what it was, %r, is left on the server: %s", self.title, old, error)
+
+    def _as_created(self) -> NewCollection:
+        """Return the creation options that a successor takes over from this collection."""
+        if self.is_local:
+            return NewCollection()
+        found = self._call(self.client.get_collection, self.physical)
+        params = found.config.params
+        names = ("shard_number", "sharding_method", "replication_factor", "write_consistency_factor", "on_disk_payload")
+        layout = {name: value for name in names if (value := getattr(params, name, None)) is not None}
+        if (strict := found.config.strict_mode_config) is not None:
+            layout["strict_mode_config"] = models.StrictModeConfig(**strict.model_dump(exclude_none=True))
+        indexes: dict[str, Any] = {key: info.data_type.value for key, info in (found.payload_schema or {}).items()}
+        return NewCollection(payload_indexes=indexes, shard_key=self._shard_key, engine_options=layout)
+
+    def _delete(self, selector: models.PointIdsList | models.FilterSelector) -> None:
+        self._call(self.client.delete, self.physical, selector, wait=True, shard_key_selector=self._shard_key)
+
+    def _count(self, filter: models.Filter | None, *, exact: bool) -> int:
+        counted = self._call(
+            self.client.count, self.physical, count_filter=filter, exact=exact, shard_key_selector=self._shard_key
+        )
+        return int(counted.count)
+
+    def _in_parts(self, name: str, items: Sequence[S], send: Callable[[Sequence[S]], None]) -> None:
+        """Send items in batches as large as the server accepts. ``name`` is the server's name for that limit."""
+        rest, most = items, len(items)
+        while rest:
+            part = rest[: min(most, self._limits.get(name, most))]
+            try:
+                send(part)
+                rest = rest[len(part) :]
+            except ServerLimitError as error:
+                if was_too_large(error) and len(part) > 1:
+                    most = len(part) // 2
+                else:
+                    self._learn(name, len(part), error)
+
+    def _learn(self, name: str, tried: int, error: ServerLimitError) -> None:
+        """Remember the limit that a request exceeded. Re-raise the error if a smaller request does not help."""
+        limit = limit_named(error, name)
+        if limit is None or not 0 < limit < tried:
+            raise error
+        self._limits[name] = limit
+
+    def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        if self.is_local:
+            kwargs.pop("shard_key_selector", None)
+        with self._using():
+            return self._retry.call(function, *args, **kwargs)
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        if self._closed:
+            raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
+        with self._guard, translated_errors(self.address):
+            try:
+                yield
+            except ValueError as error:
+                if self.is_local and str(error) == f"Collection {self.physical} not found":
+                    raise CollectionNotFoundError(f"{self.title} is not found there. Create it first.") from error
+                raise
+
+    def _check_name(self) -> None:
+        """Raise if a migration has made the name of this collection, which had no alias, an alias of another."""
+        if self._unaliased:
+            aliases = self._call(if_allowed, aliases_of, self.client)
+            self._unaliased = aliases is not None
+            if aliases is not None and self.name in aliases:
+                raise CollectionNotFoundError(f"{self.title} has been migrated by another. Open it again.")
+
+
+def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:
+    """Check ``collection_options`` first, so that a misspelt option does not cost an existing collection."""
+    known = set(inspect.signature(client.create_collection).parameters) - {"kwargs"}
+    ours = {"collection_name", "vectors_config", "sparse_vectors_config", "metadata"}
+    if wrong := sorted(set(options) - (known - ours)):
+        raise InvalidOptionError(
+            f"collection_options {wrong} are not to be given; there are {sorted(known - ours)} (see "
+            "QdrantClient.create_collection)."
+        )

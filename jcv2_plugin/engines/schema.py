@@ -1,0 +1,164 @@
+"""Collection schema: the model, dimension and preprocessing that a collection's vectors were made with.
+
+The schema is stored with the collection (as collection metadata on a server, in ``jcv2.json`` next to an Edge shard)
+and determines which encoders can be used with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
+from jcv2_plugin.engines.first_stage import FirstStage, check_first_stage
+from jcv2_plugin.engines.storage import Storage, storage_profile
+from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+FORMAT = 2
+"""Format of the stored schema. Format 1, without first stage and token pooling, can still be read."""
+VECTOR_NAME = "colbert"
+METADATA_FIELD = "jcv2"
+MAX_FLOATS = 1024 * 1024
+"""A multivector must have fewer floats (rows x dim). A hard limit of Qdrant that local engines do not enforce."""
+_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "stage_options": dict, "pool_factor": (int, float)}
+_REMEDIES = {
+    "document_length": "Load the encoder with document_length={!r}.",
+    "query_length": "Set the backbone's query_expansion to a length of {!r}.",
+    "skiplist": "Load the encoder with skiplist={!r}.",
+}
+
+
+@dataclass(frozen=True)
+class CollectionSchema:
+    """Collection schema: how a collection's vectors were made and are stored.
+
+    Attributes:
+        model: Name or folder to load the model from.
+        revision: Revision of the model. None for a local folder.
+        fingerprint: Fingerprint of the weights that produce vectors of this ``dim``.
+        dim: Matryoshka dimension.
+        document_length: Window of the model, in tokens.
+        query_length: Number of vectors per query if queries are padded, else None.
+        skiplist: Document tokens that are not stored.
+        long_documents: How documents longer than the window are handled.
+        storage: How vectors are stored, see :mod:`jcv2_plugin.engines.storage`.
+        format: Format of the stored schema.
+        first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`.
+        stage_options: Settings of the first stage.
+        pool_factor: Token pooling factor: about one vector is stored per ``pool_factor`` document tokens.
+    """
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    dim: int
+    document_length: int
+    query_length: int | None
+    skiplist: str | None
+    long_documents: LongDocuments
+    storage: Storage
+    format: int = FORMAT
+    first_stage: FirstStage = "none"
+    stage_options: dict[str, Any] = field(default_factory=dict)
+    pool_factor: float = 1.0
+
+    @classmethod
+    def describe(
+        cls,
+        encoder: JinaColbertEncoder,
+        dim: int,
+        long_documents: LongDocuments,
+        storage: Storage,
+        *,
+        first_stage: FirstStage = "none",
+        stage_options: Mapping[str, Any] | None = None,
+        pool_factor: float = 1.0,
+    ) -> CollectionSchema:
+        """Build the schema of a new collection.
+
+        Raises:
+            InvalidOptionError: An option is invalid.
+        """
+        if long_documents not in LONG_DOCUMENTS:
+            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+        storage_profile(storage)
+        if isinstance(pool_factor, bool) or not isinstance(pool_factor, (int, float)) or not 1 <= pool_factor < 100:
+            raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {pool_factor!r}.")
+        return cls(
+            model=encoder.reference,
+            revision=encoder.revision,
+            fingerprint=encoder.head_fingerprint(dim),
+            dim=dim,
+            document_length=encoder.document_length,
+            query_length=encoder.query_length,
+            skiplist=encoder.skiplist,
+            long_documents=long_documents,
+            storage=storage,
+            first_stage=first_stage,
+            stage_options=check_first_stage(first_stage, stage_options or {}, dim),
+            pool_factor=float(pool_factor),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema as stored."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any, title: str) -> CollectionSchema:
+        """Read a stored schema.
+
+        Raises:
+            CollectionCorruptError: The schema is missing, damaged or of a newer format.
+        """
+        if not isinstance(raw, Mapping):
+            raise CollectionCorruptError(
+                f"{title} has no description of ours (found {raw!r:.60}): it was not made by jcv2-plugin, or the "
+                "description was lost. Create a new collection and add the documents to it."
+            )
+        if isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+            raise CollectionCorruptError(
+                f"{title} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
+            )
+        names = {one.name for one in fields(cls)}
+        newer = {"first_stage", "stage_options", "pool_factor"} if raw.get("format") == 1 else set()
+        missing = sorted(names - newer - set(raw))
+        wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
+        wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
+        wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
+        if missing or wrong:
+            raise CollectionCorruptError(
+                f"{title}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
+                "Restore it from a backup, or create the collection anew."
+            )
+        return cls(**{name: raw[name] for name in names if name in raw})
+
+    def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
+        """Check that an encoder's vectors are comparable with the stored ones.
+
+        Raises:
+            CollectionMismatchError: The model, dimension or preprocessing differs. The message contains a remedy.
+        """
+        if self.dim not in encoder.dims:
+            raise CollectionMismatchError(
+                f"{title} holds vectors of dim={self.dim}; the model {encoder.name!r} has heads for "
+                f"{list(encoder.dims)}. Load it with dims={self.dim}, or open the collection without naming a model."
+            )
+        found = CollectionSchema.describe(encoder, self.dim, self.long_documents, self.storage)
+        if found.fingerprint != self.fingerprint:
+            raise CollectionMismatchError(
+                f"{title} was made with the model {self.model!r} (revision {self.revision}, weights "
+                f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
+                f"{found.fingerprint}). Open it with that model, in float32 or bfloat16 (rounding to float16 changes "
+                "the weights), or create a new collection with this one."
+            )
+        for name in ("document_length", "query_length", "skiplist"):
+            ours, theirs = getattr(self, name), getattr(found, name)
+            if ours != theirs:
+                raise CollectionMismatchError(
+                    f"{title} was made with {name}={ours!r}, the encoder has {theirs!r}. "
+                    f"{_REMEDIES[name].format(ours)} Or open the collection without naming a model."
+                )

@@ -1,0 +1,66 @@
+"""Storage profiles: datatype and quantisation of the token vectors.
+
+A *datatype* determines how the vectors themselves are stored. *Quantisation* adds a smaller copy that is searched
+first; the originals are used for rescoring. ``benchmarks/compression.py`` measures size and quality; the results are
+in docs/compression.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jcv2_plugin.errors import InvalidOptionError
+
+Storage = Literal["float32", "float16", "int8", "turbo8", "turbo4"]
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+
+Datatype = Literal["float32", "float16", "turbo8", "turbo4"]
+
+
+@dataclass(frozen=True)
+class StorageProfile:
+    """Engine settings for a value of ``storage=``.
+
+    Attributes:
+        datatype: Datatype of the stored vectors. The turbo types rotate a vector and keep 8 or 4 bits per value. They
+            need Qdrant Edge or a Qdrant server of version 1.19 or later.
+        quantized: Whether a scalar int8 copy is kept in memory while the vectors stay on disk.
+        error: Approximate maximum of 1 - cosine between a vector and its stored version.
+        oversampling: Factor by which the search over the quantised copy exceeds the number of results. Sent with
+            every search, like ``rescore=True``, because engines have different defaults.
+    """
+
+    datatype: Datatype
+    error: float
+    quantized: bool = False
+    oversampling: float = 2.0
+
+
+_PROFILES: dict[Storage, StorageProfile] = {
+    "float32": StorageProfile("float32", error=1e-5),
+    "float16": StorageProfile("float16", error=1e-4),
+    "int8": StorageProfile("float16", error=1e-4, quantized=True),
+    "turbo8": StorageProfile("turbo8", error=1e-3),
+    "turbo4": StorageProfile("turbo4", error=5e-2),
+}
+
+
+def storage_profile(storage: str) -> StorageProfile:
+    """Return a storage profile by name.
+
+    Raises:
+        InvalidOptionError: The name is unknown.
+    """
+    if storage not in _PROFILES:
+        raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
+    return _PROFILES[storage]
+
+
+def oversampling_of(storage: str) -> float | None:
+    """Return the oversampling factor of a storage profile, or None if it has no quantised copy.
+
+    Also returns None for an unknown name, which :class:`~jcv2_plugin.engines.schema.CollectionSchema` reports.
+    """
+    profile = _PROFILES.get(storage)  # type: ignore[call-overload]
+    return profile.oversampling if profile is not None and profile.quantized else None

@@ -1,0 +1,1 @@
+"""Evaluate retrieval: test sets in BEIR layout, metrics, BM25 and studies."""

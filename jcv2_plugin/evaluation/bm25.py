@@ -1,0 +1,184 @@
+"""BM25 as a lexical baseline, on stemmed words, or on character bigrams for languages without spaces."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bm25s
+import Stemmer
+
+from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.evaluation.beir import BeirDataset
+
+K1 = 1.5
+B = 0.75
+
+_UNSPACED = frozenset({"bo", "dz", "ja", "km", "ko", "lo", "my", "th", "yue", "zh"})
+"""Languages written without spaces between words. In Korean, spaces separate phrases that include their particles."""
+
+_STEMMERS = {
+    "ar": "arabic",
+    "ca": "catalan",
+    "cs": "czech",
+    "da": "danish",
+    "de": "german",
+    "el": "greek",
+    "en": "english",
+    "eo": "esperanto",
+    "es": "spanish",
+    "et": "estonian",
+    "eu": "basque",
+    "fa": "persian",
+    "fi": "finnish",
+    "fr": "french",
+    "ga": "irish",
+    "hi": "hindi",
+    "hu": "hungarian",
+    "hy": "armenian",
+    "id": "indonesian",
+    "it": "italian",
+    "lt": "lithuanian",
+    "nb": "norwegian",
+    "ne": "nepali",
+    "nl": "dutch",
+    "nn": "norwegian",
+    "no": "norwegian",
+    "pl": "polish",
+    "pt": "portuguese",
+    "ro": "romanian",
+    "ru": "russian",
+    "sr": "serbian",
+    "st": "sesotho",
+    "sv": "swedish",
+    "ta": "tamil",
+    "tr": "turkish",
+    "yi": "yiddish",
+}
+
+_LANGUAGE = re.compile(r"([a-z]{2,3})([-_][a-z0-9]+)*", re.IGNORECASE)
+_CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LATIN = re.compile(r"((?:[\da-z\u00df-\u00f6\u00f8-\u02af\u1e00-\u1eff][\u0300-\u036f]*)+)")
+
+Tokenizer = Callable[[str], list[str]]
+
+
+class UnknownLanguageError(Jcv2Error, ValueError):
+    """A string is not a language code."""
+
+
+def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dict[str, dict[str, float]]:
+    """Search a test set with BM25 (k1 = 1.5, b = 0.75, Lucene's idf, no stop words).
+
+    Args:
+        dataset: Test set. Title and text of its documents are indexed as one field.
+        lang: Language that determines the tokenizer, see :func:`tokenizer_for`. If None, that of the test set, or
+            English if it has none.
+        k: Maximum number of results per query. Documents that share no token with the query are not results.
+
+    Returns:
+        Scores by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`. A query without
+        results has an empty dict.
+
+    Raises:
+        UnknownLanguageError: If ``lang`` is not a language code.
+        ValueError: If ``k`` is not positive.
+    """
+    if k < 1:
+        raise ValueError(f"k must be a positive integer, got {k!r}.")
+    tokenize = tokenizer_for(lang or dataset.language or "en")
+    corpus = [tokenize(passage.full_text) for passage in dataset.corpus.values()]
+    run: dict[str, dict[str, float]] = {query: {} for query in dataset.queries}
+    if not any(corpus):
+        return run
+    index = bm25s.BM25(k1=K1, b=B, method="lucene")
+    index.index(corpus, show_progress=False)
+    queries = {query: tokenize(text) for query, text in dataset.queries.items()}
+    ids = list(dataset.corpus)
+    for query, tokens in queries.items():
+        if tokens:
+            run[query] = _search(index, tokens, ids, k)
+    return run
+
+
+def _search(index: Any, tokens: list[str], ids: list[str], k: int) -> dict[str, float]:
+    positions, scores = index.retrieve([tokens], k=min(k, len(ids)), show_progress=False)
+    pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+    return {ids[position]: score for position, score in pairs if score > 0}
+
+
+def tokenizer_for(lang: str) -> Tokenizer:
+    """Return the tokenizer for a language.
+
+    Words are runs of letters, marks and digits after NFKC, lower-cased, and stemmed if Snowball supports the language.
+    For languages written without spaces, and Korean, tokens are character bigrams of these runs; Latin words and
+    numbers are kept whole.
+
+    Args:
+        lang: An ISO 639 code such as ``"en"``; a region or script suffix (``"en-GB"``) is ignored. ``"en-python"`` is
+            English mixed with code, whose identifiers are split on case changes and underscores. ``"de+zh"`` is a
+            mixture, which is not stemmed and uses bigrams if one of its languages does. ``"de+zh->en"`` has an English
+            corpus and is treated as English.
+
+    Raises:
+        UnknownLanguageError: If ``lang`` has none of these forms.
+    """
+    documents = lang.rpartition("->")[2]
+    matches = [_LANGUAGE.fullmatch(one.strip()) for one in documents.split("+")]
+    languages = {match[1].lower() for match in matches if match}
+    if not all(matches):
+        raise UnknownLanguageError(
+            f"{lang!r} is not a language. Give a code such as 'en', 'zh', 'en-python', 'de+fr' or 'de+fr->en'."
+        )
+    if not _UNSPACED.isdisjoint(languages):
+        return _bigrams
+    stem = _stemmer(next(iter(languages))) if len(languages) == 1 else None
+    split = _split_identifiers if documents.strip().endswith("-python") else None
+
+    def words(text: str) -> list[str]:
+        found = _words(split(text) if split else text)
+        return stem(found) if stem else found
+
+    return words
+
+
+def _stemmer(language: str) -> Callable[[list[str]], list[str]] | None:
+    name = _STEMMERS.get(language)
+    # The available languages depend on PyStemmer's version.
+    if name is None or name not in Stemmer.algorithms():
+        return None
+    stem: Callable[[list[str]], list[str]] = Stemmer.Stemmer(name).stemWords
+    return stem
+
+
+class _Separators(dict[int, int]):
+    """Table for ``str.translate``, filled on demand, that replaces all but letters, marks and digits with a space."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else ord(" ")
+        return self[code]
+
+
+_SEPARATORS = _Separators()
+
+
+def _words(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).lower().translate(_SEPARATORS).split()
+
+
+def _split_identifiers(text: str) -> str:
+    return _CASE_CHANGE.sub(" ", text)
+
+
+def _bigrams(text: str) -> list[str]:
+    return [token for word in _words(text) for token in _bigrams_of(word)]
+
+
+def _bigrams_of(word: str) -> Iterator[str]:
+    for position, part in enumerate(_LATIN.split(word)):
+        if position % 2 or len(part) == 1:
+            yield part
+        else:
+            yield from (part[start : start + 2] for start in range(len(part) - 1))

@@ -1,0 +1,190 @@
+"""Compute nDCG@10, recall@100 and MRR@10 of a run or a stored collection with trec_eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytrec_eval
+
+from jcv2_plugin.errors import Jcv2Error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jcv2_plugin.collection.collection import ColbertCollection
+    from jcv2_plugin.evaluation.beir import BeirDataset
+
+Run = Mapping[str, Mapping[str, float]]
+"""Scores by query id and document id; higher is better."""
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Relevance by query id and document id; 1 or more is relevant."""
+
+METRICS = NDCG, RECALL, MRR = "ndcg@10", "recall@100", "mrr@10"
+"""Keys of :meth:`Metrics.as_dict`."""
+
+_RECALL_DEPTH = 100
+_MRR_DEPTH = 10
+_QUERIES_PER_BATCH = 64
+
+
+class EvaluationError(Jcv2Error, ValueError):
+    """A run, its judgments or a collection cannot be evaluated, or the result would be misleading."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over all queries with judgments, between 0 and 1. A query without results counts as 0.
+
+    Attributes:
+        ndcg_at_10: nDCG of the top 10, with linear gains.
+        recall_at_100: Share of the relevant documents that are in the top 100.
+        mrr_at_10: Reciprocal rank of the first relevant document, 0 if it is not in the top 10.
+        per_query: The three values for each query, with the keys of :meth:`as_dict`.
+    """
+
+    ndcg_at_10: float
+    recall_at_100: float
+    mrr_at_10: float
+    per_query: Mapping[str, Mapping[str, float]] = field(repr=False)
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the three means as ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
+        return {NDCG: self.ndcg_at_10, RECALL: self.recall_at_100, MRR: self.mrr_at_10}
+
+
+def evaluate_run(run: Run, qrels: Qrels) -> dict[str, float]:
+    """Return the means of :func:`measure_run` as ``"ndcg@10"``, ``"recall@100"`` and ``"mrr@10"``."""
+    return measure_run(run, qrels).as_dict()
+
+
+def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the top 100 documents of each query, as needed for the metrics.
+
+    Args:
+        scores: Scores of shape ``(queries, documents)``.
+        queries: Query ids, in row order.
+        documents: Document ids, in column order.
+    """
+    best = scores.topk(min(_RECALL_DEPTH, len(documents)), dim=1)
+    return {
+        query: {documents[index]: score for score, index in zip(own, indices, strict=True)}
+        for query, own, indices in zip(queries, best.values.tolist(), best.indices.tolist(), strict=True)
+    }
+
+
+def measure_run(run: Run, qrels: Qrels) -> Metrics:
+    """Evaluate a run with trec_eval. For equal scores, the document with the larger id is ranked first.
+
+    Queries without judgments are ignored. nDCG uses relevance as linear gain; for the other two metrics, 1 or more is
+    relevant.
+
+    Raises:
+        EvaluationError: If there are no judgments, or a score is not finite.
+    """
+    if not qrels or not all(qrels.values()):
+        bare = [query for query, judgments in qrels.items() if not judgments]
+        what = f"The queries {bare[:5]!r} have no judgments." if bare else "There are no judgments."
+        raise EvaluationError(f"{what} Leave such queries out of qrels.")
+    evaluator = pytrec_eval.RelevanceEvaluator(
+        {query: dict(judgments) for query, judgments in qrels.items()},
+        {"ndcg_cut.10", f"recall.{_RECALL_DEPTH}", "recip_rank"},
+    )
+    found = evaluator.evaluate(dict(_checked_results(run, qrels)))
+    per_query = {query: _values(found.get(query)) for query in qrels}
+    ndcg, recall, mrr = (
+        math.fsum(values[key] for values in per_query.values()) / len(per_query) for key in (NDCG, RECALL, MRR)
+    )
+    return Metrics(ndcg, recall, mrr, per_query)
+
+
+def _checked_results(run: Run, qrels: Qrels) -> Iterator[tuple[str, dict[str, float]]]:
+    for query in qrels:
+        results = {document: float(score) for document, score in run.get(query, {}).items()}
+        for document, score in results.items():
+            if not math.isfinite(score):
+                raise EvaluationError(
+                    f"Query {query!r}: document {document!r} has the score {score}, which cannot be ranked. "
+                    "Leave such documents out of the run."
+                )
+        if results:
+            yield query, results
+
+
+def _values(measures: Mapping[str, float] | None) -> dict[str, float]:
+    if measures is None:
+        return {NDCG: 0.0, RECALL: 0.0, MRR: 0.0}
+    # trec_eval's recip_rank has no cutoff. Since it is 1/rank, cutting it off here is the same as ranking only the top
+    # 10, and leaves ties to trec_eval.
+    reciprocal = measures["recip_rank"]
+    within = reciprocal * (_MRR_DEPTH + 0.5) > 1
+    return {
+        NDCG: measures["ndcg_cut_10"],
+        RECALL: measures[f"recall_{_RECALL_DEPTH}"],
+        MRR: reciprocal if within else 0.0,
+    }
+
+
+def evaluate_collection(
+    collection: ColbertCollection,
+    dataset: BeirDataset,
+    k: int = _RECALL_DEPTH,
+    progress: Callable[[int], None] | None = None,
+    *,
+    candidates: int | None = None,
+    exact: bool | None = True,
+) -> Metrics:
+    """Search a stored collection with the queries of a test set, and evaluate the results.
+
+    Args:
+        collection: Collection with the test set's corpus, under the original ids.
+        dataset: Queries and judgments.
+        k: Number of results per query, at least 100.
+        progress: Called after each batch of at most 64 queries with the number of queries in it.
+        candidates: See :meth:`~jcv2_plugin.ColbertCollection.search`.
+        exact: See :meth:`~jcv2_plugin.ColbertCollection.search`. By default all documents are ranked, as for published
+            figures.
+
+    Raises:
+        EvaluationError: If ``k`` is too small for recall@100, or the collection does not contain the corpus.
+    """
+    if k < _RECALL_DEPTH:
+        raise EvaluationError(f"recall@100 needs {_RECALL_DEPTH} results a query, got k={k!r}. Leave k out.")
+    _check_holds(collection, dataset)
+    run: dict[str, dict[str, float]] = {}
+    query_ids = list(dataset.queries)
+    for batch in _batches(query_ids):
+        texts = [dataset.queries[query] for query in batch]
+        found = collection.search_many(texts, k, candidates=candidates, exact=exact)
+        for query, hits in zip(batch, found, strict=True):
+            run[query] = {hit.id: hit.score for hit in hits}
+        if progress is not None:
+            progress(len(batch))
+    _check_overlap(run, collection, dataset)
+    return measure_run(run, dataset.qrels)
+
+
+def _check_holds(collection: ColbertCollection, dataset: BeirDataset) -> None:
+    held = collection.count()
+    if held < len(dataset.corpus):
+        raise EvaluationError(
+            f"{collection!r} holds {held} documents, the corpus of {dataset.name!r} {len(dataset.corpus)}: searching "
+            "a part of it would be too easy. Ingest dataset.documents() to its end."
+        )
+
+
+def _check_overlap(run: Run, collection: ColbertCollection, dataset: BeirDataset) -> None:
+    found = {document for results in run.values() for document in results}
+    if found.isdisjoint(dataset.corpus):
+        raise EvaluationError(
+            f"None of the documents found in {collection!r} is one of {dataset.name!r}; found are "
+            f"{sorted(found)[:3]!r}. Ingest dataset.documents(), which keeps their ids."
+        )
+
+
+def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), _QUERIES_PER_BATCH):
+        yield items[start : start + _QUERIES_PER_BATCH]

@@ -1,0 +1,1 @@
+"""MaxSim outside the engine: reranking, MMR and explanations."""

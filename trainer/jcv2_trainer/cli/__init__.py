@@ -1,0 +1,1 @@
+"""The command ``jcv2-finetune``."""

@@ -1,0 +1,39 @@
+"""Error handling and output settings shared by the commands of ``jcv2-finetune``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+from jcv2_plugin.errors import Jcv2Error
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as in shells."""
+
+
+@contextmanager
+def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]:
+    """Exit with status 2 and a message on errors meant for the user, without a traceback.
+
+    Args:
+        stopped: Returns the message after Ctrl-C, which exits with status 130. None leaves Ctrl-C to Typer.
+    """
+    try:
+        yield
+    except (Jcv2Error, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        if stopped is None:
+            raise
+        typer.echo(stopped(), err=True)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def quiet_libraries() -> None:
+    """Import the underlying libraries and silence their progress bars and hints."""
+    from jcv2_plugin.console import quiet_libraries as quiet
+
+    quiet()

@@ -1,0 +1,106 @@
+"""The commands ``convert`` and ``mlm``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries
+from jcv2_trainer.cli.recipe_flags import recipe_command
+from jcv2_trainer.processes import is_first_process
+from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+
+_STOPPED = "Stopped at once. If there was a checkpoint, it is whole; go on with --resume."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands ``convert`` and ``mlm`` to an app."""
+    app.command("convert")(_convert)
+    app.command("mlm")(recipe_command(MlmRecipe, "mlm")(_mlm))
+
+
+def _convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a BERT, RoBERTa, CamemBERT or XLM-RoBERTa.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    rope_theta: Annotated[float, typer.Option(help="Base of the rotary frequencies.")] = 10000.0,
+    max_positions: Annotated[int, typer.Option(min=3, help="The longest text, in tokens.")] = 8194,
+) -> None:
+    """Convert a BERT or XLM-RoBERTa to rotary positions, the architecture of jina-colbert-v2's backbone.
+
+    All weights except the position table are kept. The model must learn its new positions before it is useful: see the
+    command mlm. The exit status is 2 if the source cannot be converted.
+    """
+    with failing_politely(lambda: _STOPPED), _needing_packages():
+        quiet_libraries()
+        from jcv2_trainer.training.rotary import to_rotary
+
+        done = to_rotary(source, out, rope_theta=rope_theta, max_positions=max_positions)
+    typer.echo(
+        f"{out}: {done.model_type} with rotary positions (theta {rope_theta:g}, up to {max_positions:,} tokens), "
+        f"{done.parameters:,} parameters."
+    )
+    for note in done.notes:
+        typer.echo(f"  {note}")
+    typer.echo(f"  Next, warm up the positions: jcv2-finetune mlm TEXT... --model {out} --out DIR")
+
+
+def _mlm(
+    texts: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TEXT",
+            help="Texts: .txt with a document a line, or JSON lines with a field 'text' (both also .gz, .xz, .bz2, "
+            ".zst), or Parquet with such a column.",
+        ),
+    ],
+    model: Annotated[Path, typer.Option(help="Folder of a model with a masked-language head, as convert writes it.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
+    settings: MlmRecipe,
+    recipe: Annotated[Path | None, typer.Option(help="YAML with fields of the recipe.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a trained model in --out, and start a stopped run anew.")
+    ] = False,
+) -> None:
+    """Train a masked-language model on texts, to warm up rotary positions after convert.
+
+    Texts are packed into sequences without padding, and whole words are masked. Ctrl-C finishes the current step and
+    saves a checkpoint. On several GPUs: accelerate launch -m jcv2_trainer mlm ... The exit status is 2 if training
+    cannot start or continue, and 130 after Ctrl-C.
+    """
+    with failing_politely(lambda: _STOPPED), _needing_packages():
+        quiet_libraries()
+        from jcv2_trainer.training.mlm import train_mlm
+
+        report = train_mlm(texts, model, out, settings, resume=resume, force=force)
+    if not is_first_process():
+        raise typer.Exit(0 if report.finished else INTERRUPTED)
+    if not report.finished:
+        typer.echo(
+            f"Stopped after step {report.steps:,}, with a checkpoint in {out}.run. "
+            "Go on with the same command and --resume.",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED)
+    typer.echo(
+        f"{out}: trained for {report.steps:,} steps on {report.sequences:,} sequences of {settings.sequence_length} "
+        f"tokens, from {report.documents:,} documents."
+    )
+    typer.echo(
+        f"  masked-language loss on {report.held_out:,} sequences held out: "
+        f"{report.start_loss:.4f} before, {report.final_loss:.4f} after"
+    )
+
+
+@contextmanager
+def _needing_packages() -> Iterator[None]:
+    """Exit with install instructions if a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        typer.echo(f"error: more packages are needed ({error}): pip install 'jcv2-plugin[train]'", err=True)
+        raise typer.Exit(2) from error

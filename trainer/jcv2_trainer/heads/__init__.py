@@ -1,0 +1,1 @@
+"""Projection heads: initialised from a backbone, fitted without labels, or trained on frozen hidden states."""

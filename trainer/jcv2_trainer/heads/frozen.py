@@ -1,0 +1,344 @@
+"""Train heads on a backbone that is not trained itself: its token states are computed once, so a CPU trains in minutes.
+
+All heads are trained jointly and untied by the contrastive loss of arXiv 2408.16672, section 3: each query's positive
+against all passages of its batch, of which triplets bring hard negatives. The smaller heads also learn the distribution
+over the batch that the largest gives, the best teacher at hand where there is no cross-encoder. A batch is in one
+language, so that language tells no passage from another; cross-lingual queries are among it, by the language of their
+passages.
+
+Heads start from principal components. In many encoders most of the states' length lies in one direction, which says
+little of a token: it is shortened, and the next ones are mildly whitened.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
+from jcv2_plugin.evaluation.metrics import measure_run, run_of
+from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.heads.principal import mean_outer_product, principal_heads, token_states
+from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
+
+MAIN_DIRECTION, WHITENING = 0.2, 0.1
+_WARMUP = 20
+_SCALE = 3.0
+_SCALE_RATE = 1e-2
+_TRIPLETS = 2 / 3
+"""Of a batch, where there are both: pairs are many, and only triplets bring hard negatives."""
+_DEV_PASSAGES = 400
+"""A language's dev passages, at most."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row whose texts are given by their places in :class:`FrozenTexts`."""
+
+    query: int
+    positive: int
+    negatives: tuple[int, ...]
+    source: str
+    lang: str
+
+    @property
+    def language(self) -> str:
+        """That of the passages: ``ar-de`` is an Arabic question and a German passage."""
+        return self.lang.rpartition("-")[2]
+
+
+@dataclass
+class FrozenTexts:
+    """Distinct texts of training files, and the rows that they stand in.
+
+    Attributes:
+        queries: Texts.
+        passages: Texts.
+        examples: Rows to train on.
+        dev: Rows set aside. None of their positives is a positive of ``examples``, and none of their queries is one.
+        known: Passages that answer a query, by its place.
+    """
+
+    queries: list[str] = field(default_factory=list)
+    passages: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    dev: list[Example] = field(default_factory=list)
+    known: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    @classmethod
+    def read(
+        cls, files: Iterable[Path], *, rows: int, negatives: int, dev_every: int, dev_rows: int, seed: int
+    ) -> FrozenTexts:
+        """Draw rows from files of pairs or triplets.
+
+        Args:
+            files: Of any format that ``jcv2-finetune`` reads.
+            rows: Of each source and language, at most; triplets first. Pairs whose passage is among the drawn ones cost
+                no more than their query, and come on top.
+            negatives: Of each row kept for training, at most.
+            dev_every: One in so many positives is set aside with its rows.
+            dev_rows: Of each source and language, at most.
+            seed: Of the draw.
+
+        Raises:
+            DataError: A file cannot be read, or there is no row to train on.
+        """
+        generator = random.Random(seed)
+        drawn = [row for file in files for row in read_rows(file)]
+        generator.shuffle(drawn)
+        texts, places = cls(), (dict[str, int](), dict[str, int]())
+        counts: Counter[tuple[str, str, bool]] = Counter()
+
+        def place(of: int, text: str) -> int:
+            return places[of].setdefault(text, len(places[of]))
+
+        for row in sorted(drawn, key=lambda row: not row.negatives):
+            aside = _aside(row.positive, dev_every)
+            kind = (row.source, row.lang, aside)
+            costs = row.negatives or row.positive not in places[1]
+            if (aside and not row.negatives) or (costs and counts[kind] >= (dev_rows if aside else rows)):
+                continue
+            counts[kind] += 1
+            kept = row.negatives if aside else generator.sample(row.negatives, min(negatives, len(row.negatives)))
+            example = Example(
+                place(0, row.query),
+                place(1, row.positive),
+                tuple(place(1, text) for text in kept),
+                row.source,
+                row.lang,
+            )
+            (texts.dev if aside else texts.examples).append(example)
+        texts.queries, texts.passages = list(places[0]), list(places[1])
+        for row in drawn:
+            if row.query in places[0] and row.positive in places[1]:
+                texts.known[places[0][row.query]].add(places[1][row.positive])
+        asked = {one.query for one in texts.dev}
+        texts.examples = [one for one in texts.examples if one.query not in asked]
+        if not texts.examples:
+            raise DataError("There is no row to train on. Give a file of pairs or triplets.")
+        return texts
+
+
+def _aside(text: str, every: int) -> bool:
+    return every > 0 and random.Random(text).randrange(every) == 0
+
+
+@dataclass
+class TokenStates:
+    """Token states of texts, in half precision: two bytes a component, 770 bytes a token of a small backbone.
+
+    Attributes:
+        parts: Of each text ``(tokens, hidden)``, L2-normalised.
+    """
+
+    parts: Sequence[Tensor]
+
+    @classmethod
+    def of(
+        cls, backbone: Transformer, texts: Sequence[str], prompt: str, progress: Callable[[int], object] | None = None
+    ) -> TokenStates:
+        """Encode texts, each behind ``prompt``."""
+        found: list[Tensor] = [torch.empty(0)] * len(texts)
+        prompted = [prompt + text for text in texts]
+        for place, states in token_states(backbone, prompted, tokens_per_batch=4096, progress=progress):
+            found[place] = states.half()
+        return cls(found)
+
+    def pack(self, places: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """The states of some texts one behind the other, in float32, and how many each has."""
+        chosen = [self.parts[place] for place in places]
+        return torch.cat(chosen).float(), [len(one) for one in chosen]
+
+
+def whitened_heads(
+    moment: Tensor, dims: Sequence[int], main_direction: float = MAIN_DIRECTION, whitening: float = WHITENING
+) -> MatryoshkaHeads:
+    """Principal components, scaled: where training starts.
+
+    Args:
+        moment: As for :func:`~jcv2_trainer.heads.principal.principal_heads`.
+        dims: Sizes of the heads, the default one first.
+        main_direction: What the states' length along the first component is multiplied by.
+        whitening: Each other component is divided by its share of the length to this power, relative to the second's.
+            1/2 would make all components equal, noise included.
+    """
+    components = principal_heads(moment, dims)
+    largest = components.weight(max(dims)).double()
+    shares = ((largest @ moment.double()) * largest).sum(dim=1)
+    lengths = (shares / shares[min(1, len(shares) - 1)]).clamp(min=1e-6) ** -whitening
+    lengths[0] = main_direction
+    scaled = (largest * lengths[:, None]).float()
+    return MatryoshkaHeads(components.in_features, dims, weights={dim: scaled[:dim] for dim in dims})
+
+
+class _Largest(torch.autograd.Function):
+    """Each query token's largest dot product with each passage, ``(tokens, passages)``.
+
+    Only the passage token that was largest gets a gradient, so the backward pass is sparse, where that of a product and
+    a maximum is two dense products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, passages: Tensor, lengths: list[int]) -> Tensor:
+        values, places, start = [], [], 0
+        for products in torch.split(queries @ passages.T, lengths, dim=1):
+            best = products.max(dim=1)
+            values.append(best.values)
+            places.append(best.indices + start)
+            start += products.shape[1]
+        ctx.save_for_backward(queries, passages, torch.stack(places, dim=1))
+        return torch.stack(values, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        queries, passages, places = ctx.saved_tensors
+        (upstream,) = gradients
+        to_queries = torch.stack([weights @ passages[own] for weights, own in zip(upstream, places, strict=True)])
+        weighted = upstream[:, :, None] * queries[:, None, :]
+        to_passages = torch.zeros_like(passages).index_add_(0, places.flatten(), weighted.flatten(0, 1))
+        return to_queries, to_passages, None
+
+
+def maxsim_scores(
+    weight: Tensor, queries: Tensor, query_lengths: Sequence[int], passages: Tensor, passage_lengths: list[int]
+) -> Tensor:
+    """MaxSim of packed token states under a head, ``(queries, passages)``.
+
+    Args:
+        weight: The head's, ``(dim, hidden)``.
+        queries: States one behind the other, ``(tokens, hidden)``.
+        query_lengths: Tokens of each query.
+        passages: Likewise.
+        passage_lengths: Likewise.
+    """
+    asked, read = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
+    best: Tensor = _Largest.apply(asked, read, passage_lengths)  # type: ignore[no-untyped-call]
+    owners = torch.repeat_interleave(torch.arange(len(query_lengths)), torch.tensor(query_lengths))
+    return torch.zeros(len(query_lengths), len(passage_lengths)).index_add(0, owners, best)
+
+
+def train_heads(
+    heads: MatryoshkaHeads,
+    texts: FrozenTexts,
+    queries: TokenStates,
+    passages: TokenStates,
+    *,
+    steps: int,
+    batch_size: int = 48,
+    learning_rate: float = 1e-3,
+    distillation: float = 0.5,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> MatryoshkaHeads:
+    """Heads trained from ``heads``; see the module.
+
+    Args:
+        heads: The start, such as :func:`whitened_heads`.
+        texts: The rows.
+        queries: States of ``texts.queries``.
+        passages: States of ``texts.passages``.
+        steps: Optimiser steps (Adam; the rate rises for 20 steps and then falls linearly).
+        batch_size: Queries a step.
+        learning_rate: Of the heads.
+        distillation: Share of the smaller heads' loss that is their KL divergence from the largest head's scores of the
+            batch's passages; the rest is contrastive.
+        seed: Of the batches.
+        progress: Called after each step with 1.
+
+    Returns:
+        New heads on the CPU.
+    """
+    weights = {dim: nn.Parameter(heads.weight(dim).float().cpu().clone()) for dim in heads.dims}
+    scales = {dim: nn.Parameter(torch.tensor(_SCALE).log()) for dim in heads.dims}
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(weights.values()), "lr": learning_rate},
+            {"params": list(scales.values()), "lr": _SCALE_RATE},
+        ],
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / _WARMUP) * max(0.02, 1 - step / max(steps, 1))
+    )
+    for batch in _batches(texts, steps, batch_size, seed):
+        read = list(dict.fromkeys(place for one in batch for place in (one.positive, *one.negatives)))
+        column = {place: number for number, place in enumerate(read)}
+        positive = torch.tensor([column[one.positive] for one in batch])
+        excluded = torch.tensor(
+            [[place in texts.known[one.query] and place != one.positive for place in read] for one in batch]
+        )
+        packed = (*queries.pack([one.query for one in batch]), *passages.pack(read))
+        optimizer.zero_grad()
+        teacher: Tensor | None = None
+        for dim in sorted(heads.dims, reverse=True):  # one at a time: the heads share nothing
+            scores = maxsim_scores(weights[dim], *packed) * scales[dim].exp()
+            loss = contrastive_loss(scores, positive, excluded)
+            if teacher is None:
+                teacher = scores.detach()
+            else:
+                allowed = scores.masked_fill(excluded, float("-inf"))
+                loss = (1 - distillation) * loss + distillation * distillation_loss(allowed, teacher)
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(1)
+    trained = {dim: weight.detach() for dim, weight in weights.items()}
+    return MatryoshkaHeads(heads.in_features, heads.dims, heads.normalize, weights=trained)
+
+
+def _batches(texts: FrozenTexts, steps: int, size: int, seed: int) -> Iterator[list[Example]]:
+    """Rows of one language a batch, a language as often as the root of its number of rows says."""
+    generator = random.Random(seed)
+    pools: dict[str, tuple[list[Example], list[Example]]] = defaultdict(lambda: ([], []))
+    for example in texts.examples:
+        pools[example.language][not example.negatives].append(example)
+    names = sorted(pools)
+    shares = [sum(map(len, pools[name])) ** 0.5 for name in names]
+    for _ in range(steps):
+        triplets, pairs = pools[generator.choices(names, shares)[0]]
+        count = min(len(triplets), round(size * _TRIPLETS) if pairs else size)
+        drawn = generator.sample(triplets, count) + generator.sample(pairs, min(len(pairs), size - count))
+        yield list({one.query: one for one in drawn}.values())
+
+
+def dev_ndcg(
+    weights: Mapping[int, Tensor], texts: FrozenTexts, queries: TokenStates, passages: TokenStates
+) -> dict[str, dict[int, float]]:
+    """nDCG@10 of the rows set aside, by source and language, then by dimension: each among its own passages."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in texts.dev:
+        groups[f"{example.source}, {example.lang}"].append(example)
+    figures: dict[str, dict[int, float]] = {}
+    for name, rows in sorted(groups.items()):
+        read = list(dict.fromkeys(place for one in rows for place in (one.positive, *one.negatives)))[:_DEV_PASSAGES]
+        held = set(read)
+        asked = list(dict.fromkeys(one.query for one in rows if one.positive in held))
+        qrels = {str(one): {str(place): 1 for place in texts.known[one] & held} for one in asked}
+        packed = (*queries.pack(asked), *passages.pack(read))
+        with torch.no_grad():
+            scores = {dim: maxsim_scores(weight, *packed) for dim, weight in weights.items()}
+        figures[name] = {
+            dim: measure_run(run_of(own, list(map(str, asked)), list(map(str, read))), qrels).ndcg_at_10
+            for dim, own in scores.items()
+        }
+    return figures
+
+
+def moment_of(queries: TokenStates, passages: TokenStates, count: int, seed: int) -> Tensor:
+    """Second moment of the states of so many queries and as many passages."""
+    generator = random.Random(seed)
+    drawn = [
+        part for states in (queries, passages) for part in generator.sample(states.parts, min(count, len(states.parts)))
+    ]
+    return mean_outer_product(part.float() for part in drawn)

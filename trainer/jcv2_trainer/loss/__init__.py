@@ -1,0 +1,1 @@
+"""Training loss: MaxSim at every projection head, InfoNCE and KL divergence."""

@@ -1,0 +1,1 @@
+"""Hard negatives and teacher scores for training files."""

@@ -1,0 +1,280 @@
+"""Mine hard negatives: passages that a model or BM25 ranks high for a query, without likely positives.
+
+A passage is not used as a negative if it is a positive of the same query anywhere in the file, or the query itself
+(ignoring whitespace), if it is a duplicate, or if its score is so close to the row's positive, or above it, that it is
+probably an unlabelled positive.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.mining.resumable import Progress, file_identity, open_output, short_of_memory, sound_rows
+from jcv2_trainer.mining.sources import PASSED, CollectionSource, Finder, Found, Source, passage_key
+from jcv2_trainer.recipes import Recipe
+
+if TYPE_CHECKING:
+    from jcv2_plugin.collection.collection import ColbertCollection
+
+_MOST_POSITIVES = 1000  # of one query, for which additional results are requested
+
+COUNTED = (
+    *("full", "short", "empty", "dropped", "negatives", "stale_scores"),
+    *("positives", "duplicates", "range_min", "relative_margin", "absolute_margin", "max_score"),
+)
+"""Keys of :attr:`MineReport.counts`."""
+
+
+class MineRecipe(Recipe):
+    """Settings for mining hard negatives. The field descriptions are also the flags' help."""
+
+    negatives: int = Field(ge=1, description="Negatives of each row, at most.")
+    range_min: int = Field(ge=0, description="Skip so many of the best candidates.")
+    range_max: int = Field(ge=1, description="Consider candidates up to this rank.")
+    relative_margin: float | None = Field(
+        lt=1,
+        allow_inf_nan=False,
+        description="Drop candidates scoring above the positive less this share of its score; a negative number lets "
+        "in those above it.",
+    )
+    absolute_margin: float | None = Field(
+        allow_inf_nan=False, description="Drop candidates scoring above the positive's score less this."
+    )
+    max_score: float | None = Field(allow_inf_nan=False, description="Drop candidates scoring above this.")
+    sampling: Literal["top", "random"] = Field(
+        description="Of the candidates left take the best ('top'), or any ('random')."
+    )
+    seed: int = Field(ge=0, description="Of random sampling.")
+    keep_existing: bool = Field(description="Keep the negatives that a row has, and add to them.")
+    drop_empty: bool = Field(description="Leave out rows without any negatives; else they are written as pairs.")
+    exact: bool = Field(description="Rank all documents by MaxSim, not only what a first stage finds.")
+    lang: str | None = Field(description="Language of the words, for BM25; that of the rows if not given.")
+    batch_size: int = Field(ge=1, description="Rows searched at once, and done again if the run is killed.")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> MineRecipe:
+        if self.range_max - self.range_min < self.negatives:
+            raise ValueError(
+                f"ranks {self.range_min} to {self.range_max} hold fewer than {self.negatives} candidates; raise "
+                "range_max"
+            )
+        return self
+
+
+@dataclass
+class MineReport:
+    """Result of :func:`mine`.
+
+    Attributes:
+        rows: Number of rows read.
+        resumed_at: Number of them done in an earlier run.
+        counts: Numbers of ``full``, ``short`` and ``empty`` rows (with as many negatives as requested, fewer, none) and
+            of ``dropped`` ones; of ``negatives`` written; of rows with ``stale_scores``, which were removed because
+            they belonged to other negatives; and of candidates rejected as ``positives``, ``duplicates``,
+            ``range_min``, ``relative_margin``, ``absolute_margin``, ``max_score``. Every key is present, even at 0.
+    """
+
+    rows: int
+    resumed_at: int
+    counts: dict[str, int]
+
+
+class Survey:
+    """Queries, positives and languages of a training file, from a first pass. Holds 16 bytes per row in memory."""
+
+    def __init__(self, data: Path, *, needless: Sequence[str] = ()) -> None:
+        queries, positives = array("q"), array("q")
+        self.languages: Counter[str] = Counter()
+        for row in sound_rows(data, needless=("scores", *needless), passed=PASSED):
+            queries.append(passage_key(row["query"]))
+            positives.append(passage_key(row["positive"]))
+            self.languages[row.get("lang") or "en"] += 1
+        if not queries:
+            raise DataError(f"{data} has no rows. Give a file of pairs or triplets.")
+        self.rows = len(queries)
+        keys = np.frombuffer(queries, dtype=np.int64)
+        order = np.argsort(keys, kind="stable")
+        self._queries = keys[order]
+        self._positives = np.frombuffer(positives, dtype=np.int64)[order]
+
+    def positives(self, query: str) -> set[int]:
+        """Return the keys of a query's positives anywhere in the file."""
+        key = passage_key(query)
+        start, end = np.searchsorted(self._queries, key, "left"), np.searchsorted(self._queries, key, "right")
+        return set(self._positives[start:end].tolist())
+
+
+def mine(
+    data: Path,
+    out: Path,
+    source: ColbertCollection | Source,
+    settings: MineRecipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    index_progress: Callable[[int], None] | None = None,
+) -> MineReport:
+    """Mine hard negatives for the rows of a training file, and write the rows with their new negatives.
+
+    The order and all other fields are kept. The file is read twice. Besides the index, a batch of rows and 16 bytes per
+    row are held in memory.
+
+    Args:
+        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
+        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
+        source: Source of the candidates: an open collection, :class:`Bm25Source` or :class:`ModelSource`.
+        settings: How negatives are chosen.
+        resume: Resume an interrupted run.
+        force: Replace ``out``.
+        progress: Called after each batch.
+        index_progress: Called with the number of passages indexed since the last call.
+
+    Raises:
+        DataError: A row is invalid. The first one is reported, before anything is written.
+        OutputError: ``out`` exists, or its run cannot be resumed.
+        OutOfMemoryError: The batch is too large.
+    """
+    chosen = _as_source(source)
+    identity = {
+        "command": "mine",
+        "input files": file_identity(data),
+        "settings": settings.model_dump(exclude={"batch_size"}),
+        "source": chosen.identity(),
+    }
+    with open_output(out, identity, inputs=[data], resume=resume, force=force) as output:
+        survey = Survey(data)
+        lang = settings.lang or "+".join(sorted(survey.languages))
+        rows = sound_rows(data, skip=output.rows, needless=("scores",), passed=PASSED)
+        with chosen.opened(data, lang, output.scratch, index_progress) as finder:
+            while batch := list(islice(rows, settings.batch_size)):
+                written = _mined(batch, output.rows, finder, survey, settings, output.counts)
+                output.append(written, len(batch))
+                if progress is not None:
+                    progress(output.rows, survey.rows)
+    return MineReport(output.rows, output.resumed_at, {name: output.counts[name] for name in COUNTED})
+
+
+def _as_source(source: ColbertCollection | Source) -> Source:
+    if isinstance(source, Source):
+        return source
+    return CollectionSource(source)
+
+
+def _mined(
+    batch: Sequence[dict[str, Any]],
+    first: int,
+    finder: Finder,
+    survey: Survey,
+    settings: MineRecipe,
+    counts: Counter[str],
+) -> list[dict[str, Any]]:
+    known = [survey.positives(row["query"]) for row in batch]
+    # Positives do not count as ranks, so request that many more results.
+    k = settings.range_max + min(max(map(len, known)), _MOST_POSITIVES)
+    queries, positives = [row["query"] for row in batch], [row["positive"] for row in batch]
+    with short_of_memory(settings.batch_size):
+        found = finder.find(queries, positives, k, settings.exact)
+    written = []
+    for index, (row, one, right) in enumerate(zip(batch, found, known, strict=True), first):
+        # Seeded by the row, so that it draws the same in any batch and any run.
+        draw = random.Random(f"{settings.seed}:{index}") if settings.sampling == "random" else None
+        negatives = choose_negatives(row, one, right, settings, counts, draw)
+        if not negatives:
+            counts["empty"] += 1
+            if settings.drop_empty:
+                counts["dropped"] += 1
+                continue
+        else:
+            counts["full" if len(negatives) >= settings.negatives else "short"] += 1
+            counts["negatives"] += len(negatives)
+        written.append(_with_negatives(row, negatives, counts))
+    return written
+
+
+def choose_negatives(
+    row: dict[str, Any],
+    found: Found,
+    known: set[int],
+    settings: MineRecipe,
+    counts: Counter[str],
+    draw: random.Random | None = None,
+) -> list[str]:
+    """Return the negatives of one row: its own first, if they are kept, then candidates by rank.
+
+    Args:
+        row: The row, with canonical field names.
+        found: The candidates.
+        known: Keys (:func:`jcv2_trainer.mining.sources.passage_key`) of the query's positives.
+        settings: Which candidates to reject.
+        counts: Updated with the rejected candidates, by reason.
+        draw: Samples from the remaining candidates. None takes the best.
+    """
+    right = {*known, passage_key(row["positive"]), passage_key(row["query"])}
+    seen: set[int] = set()
+    negatives: list[str] = []
+
+    def is_new(text: str) -> bool:
+        key = passage_key(text)
+        if key in right or key in seen:
+            counts["positives" if key in right else "duplicates"] += 1
+            return False
+        seen.add(key)
+        return True
+
+    if settings.keep_existing:
+        negatives.extend(text for text in row.get("negatives") or [] if is_new(text))
+    wanted = settings.negatives - len(negatives)
+    ceilings = _ceilings(found.positive_score, settings)
+    left: list[str] = []
+    rank = 0
+    for text, score in found.hits:
+        if rank >= settings.range_max or wanted <= 0 or (draw is None and len(left) >= wanted):
+            break
+        if not is_new(text):
+            continue
+        rank += 1
+        if rank <= settings.range_min:
+            counts["range_min"] += 1
+        elif (reason := next((name for name, ceiling in ceilings if score > ceiling), None)) is not None:
+            counts[reason] += 1
+        else:
+            left.append(text)
+    if draw is not None and 0 < wanted < len(left):
+        left = [left[position] for position in sorted(draw.sample(range(len(left)), wanted))]
+    return negatives + left
+
+
+def _ceilings(positive: float, settings: MineRecipe) -> list[tuple[str, float]]:
+    ceilings = []
+    if settings.relative_margin is not None:
+        # Relative to the magnitude, so that the margin is below the positive even if its score is negative.
+        ceilings.append(("relative_margin", positive - settings.relative_margin * abs(positive)))
+    if settings.absolute_margin is not None:
+        ceilings.append(("absolute_margin", positive - settings.absolute_margin))
+    if settings.max_score is not None:
+        ceilings.append(("max_score", settings.max_score))
+    return ceilings
+
+
+def _with_negatives(row: dict[str, Any], negatives: list[str], counts: Counter[str]) -> dict[str, Any]:
+    before = row.get("negatives") or []
+    new = dict(row)
+    if negatives:
+        new["negatives"] = negatives
+    else:
+        new.pop("negatives", None)
+    if negatives != before and new.pop("scores", None) is not None:
+        counts["stale_scores"] += 1
+    return new

@@ -1,0 +1,304 @@
+"""Score passages with a cross-encoder, as the teacher for distillation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.data.check import row_faults
+from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.mining.resumable import (
+    Progress,
+    file_identity,
+    model_identity,
+    open_output,
+    short_of_memory,
+    sound_rows,
+)
+from jcv2_trainer.recipes import Recipe
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+_PASSED = ("positive-as-negative", "duplicate-negatives")
+_HEADS = ("ForSequenceClassification", "ForCausalLM")
+_ROW_OVERHEAD = 8  # maximum rows of a window, as a multiple of its pairs: rows may have none to score
+
+
+class ScoreRecipe(Recipe):
+    """Settings for scoring passages. The field descriptions are also the flags' help."""
+
+    overwrite: bool = Field(
+        description="Score every row; else rows that have scores keep them, which then mixes teachers."
+    )
+    batch_size: int = Field(ge=1, description="Query and passage pairs a forward pass.")
+    window: int = Field(
+        ge=1, description="Batches sorted by length together, against padding; done again if the run is killed."
+    )
+    max_length: int | None = Field(
+        ge=8, description="Tokens that a query and a passage are cut to, together; the teacher's own if not given."
+    )
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
+        description="The teacher's numbers: float32, float16, bfloat16, or auto, which is as its weights are stored."
+    )
+
+
+class TeacherError(Jcv2Error):
+    """A teacher cannot be loaded, or is not a cross-encoder with one score. The message names it and the remedy."""
+
+
+@dataclass
+class ScoreReport:
+    """Result of :func:`score`.
+
+    Attributes:
+        rows: Number of rows read and written.
+        resumed_at: Number of them done in an earlier run.
+        pairs: Number of query-passage pairs scored.
+        kept: Number of rows that kept their scores.
+        lone: Number of rows without negatives, whose single score is useless for distillation.
+    """
+
+    rows: int
+    resumed_at: int
+    pairs: int
+    kept: int
+    lone: int
+
+
+def score(
+    data: Path,
+    out: Path,
+    teacher: str,
+    settings: ScoreRecipe,
+    *,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ScoreReport:
+    """Write the rows of a training file with a teacher's logits for the positive, then for each negative.
+
+    The file is read twice, first to find errors before anything is scored. A window of rows is held in memory.
+
+    Args:
+        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
+        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
+        teacher: Hub name or folder of a cross-encoder.
+        settings: How to run the teacher.
+        trust_remote_code: Run the Python code in the teacher's repository.
+        device: Device to run the teacher on. Defaults to the best one available.
+        resume: Resume an interrupted run.
+        force: Replace ``out``.
+        progress: Called after each window.
+
+    Raises:
+        DataError: A row is invalid. The first one is reported, before anything is written.
+        TeacherError: The teacher cannot be loaded, or returns more than one score per pair or a score that is not
+            finite.
+        OutputError: ``out`` exists, or its run cannot be resumed.
+        OutOfMemoryError: The batch is too large.
+    """
+    identity = {
+        "command": "score",
+        "input files": file_identity(data),
+        "settings": settings.model_dump(exclude={"batch_size", "window"}),
+        "teacher": model_identity(teacher),
+    }
+    with open_output(out, identity, inputs=[data], resume=resume, force=force) as output:
+        total = sum(1 for _ in _rows(data, 0))
+        if not total:
+            raise DataError(f"{data} has no rows. Give a file of pairs or triplets.")
+        model = load_teacher(teacher, settings, trust_remote_code=trust_remote_code, device=device)
+        for batch in _windows(_rows(data, output.rows), settings):
+            written = _scored(batch, model, teacher, settings, output.counts)
+            output.append(written, len(batch))
+            if progress is not None:
+                progress(output.rows, total)
+    counts = output.counts
+    return ScoreReport(output.rows, output.resumed_at, counts["pairs"], counts["kept"], counts["lone"])
+
+
+def _rows(data: Path, skip: int) -> Iterator[dict[str, Any]]:
+    return sound_rows(data, skip=skip, needless=("scores",), passed=_PASSED)
+
+
+def _has_scores(row: dict[str, Any]) -> bool:
+    return row.get("scores") is not None and not any(fault.field.startswith("scores") for fault in row_faults(row))
+
+
+def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows with about ``window`` batches of pairs to score."""
+    most = settings.window * settings.batch_size
+    batch: list[dict[str, Any]] = []
+    pairs = 0
+    for row in rows:
+        batch.append(row)
+        pairs += 0 if _is_kept(row, settings) else 1 + len(row.get("negatives") or [])
+        if pairs >= most or len(batch) >= _ROW_OVERHEAD * most:
+            yield batch
+            batch, pairs = [], 0
+    if batch:
+        yield batch
+
+
+def _is_kept(row: dict[str, Any], settings: ScoreRecipe) -> bool:
+    return not settings.overwrite and _has_scores(row)
+
+
+def _scored(
+    batch: Sequence[dict[str, Any]],
+    model: CrossEncoder,
+    teacher: str,
+    settings: ScoreRecipe,
+    counts: Counter[str],
+) -> list[dict[str, Any]]:
+    import torch
+
+    wanted = [row for row in batch if not _is_kept(row, settings)]
+    pairs = [(row["query"], passage) for row in wanted for passage in (row["positive"], *(row.get("negatives") or []))]
+    logits: list[float] = []
+    if pairs:
+        with short_of_memory(settings.batch_size):
+            # predict sorts the pairs by length before it batches them.
+            raw = model.predict(
+                pairs, batch_size=settings.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+            )
+        if raw.shape != (len(pairs),):
+            raise TeacherError(
+                f"The teacher {teacher!r} gave scores of shape {tuple(raw.shape)} for {len(pairs)} pairs. Give a "
+                "cross-encoder with one score a pair (num_labels 1)."
+            )
+        # The shortest digits that give the same float32 when read back.
+        logits = [float(str(one)) for one in raw]
+    for (query, passage), logit in zip(pairs, logits, strict=True):
+        if not math.isfinite(logit):
+            raise TeacherError(
+                f"The teacher {teacher!r} gave {logit} for query {query!r:.60} and passage {passage!r:.60}. "
+                "Try --dtype float32, or another teacher."
+            )
+    left = iter(logits)
+    written = []
+    for row in batch:
+        passages = 1 + len(row.get("negatives") or [])
+        counts["lone"] += passages == 1
+        if _is_kept(row, settings):
+            counts["kept"] += 1
+            written.append(row)
+            continue
+        counts["pairs"] += passages
+        written.append({**row, "scores": [next(left) for _ in range(passages)]})
+    return written
+
+
+def load_teacher(
+    name: str, settings: ScoreRecipe, *, trust_remote_code: bool = False, device: str | None = None
+) -> CrossEncoder:
+    """Load a cross-encoder that returns one logit per pair.
+
+    No pickle is read, and no remote code is run unless trusted.
+
+    Raises:
+        TeacherError: It cannot be loaded, is not such a cross-encoder, or needs its repository's code.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    _check_config(name, trust_remote_code)
+    try:
+        model: CrossEncoder = CrossEncoder(
+            name,
+            device=device,
+            max_length=settings.max_length,
+            activation_fn=torch.nn.Identity(),
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": settings.dtype, "use_safetensors": True},
+        )
+    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
+        raise TeacherError(
+            f"The teacher {name!r} cannot be loaded: {_first_line(error)} Give a cross-encoder of "
+            "sentence-transformers with safetensors weights, by name or folder."
+        ) from error
+    if model.num_labels != 1:
+        raise TeacherError(
+            f"The teacher {name!r} has {model.num_labels} labels, so it is a classifier. Give a cross-encoder with "
+            "one score a pair (num_labels 1)."
+        )
+    most = _positions(model)
+    if settings.max_length is not None and most is not None and settings.max_length > most:
+        raise TeacherError(
+            f"max_length is {settings.max_length}, but the teacher {name!r} takes {most} tokens at most. Give "
+            f"--max-length {most} or less, or leave it out."
+        )
+    return model
+
+
+def _check_config(name: str, trust_remote_code: bool) -> None:
+    """Reject models that would be loaded with random weights, and thus silently score at random.
+
+    A repository with its own code may name an architecture that transformers also has, under other weight names
+    (jina-reranker-v2 does). A plain encoder would get a randomly initialised head.
+    """
+    from transformers import PretrainedConfig
+
+    if name.startswith((".", "~", os.sep)) and not Path(name).expanduser().is_dir():
+        raise TeacherError(f"There is no folder {name!r}. Check the path, or give a cross-encoder's name on the hub.")
+    try:
+        config: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
+    except (OSError, ValueError) as error:
+        raise TeacherError(
+            f"The teacher {name!r} is no folder of a model and could not be fetched from the hub: "
+            f"{_first_line(error)} Give another name or a folder."
+        ) from error
+    code = config.get("auto_map")
+    if code and not trust_remote_code:
+        raise TeacherError(
+            f"The teacher {name!r} brings Python code of its own ({', '.join(sorted(code))}), which is not run. If "
+            "you trust it, give --trust-remote-code; otherwise give another teacher."
+        )
+    if not config:
+        raise TeacherError(f"The folder {name!r} has no config.json, so no model is in it. Give a cross-encoder's.")
+    architectures = config.get("architectures") or []
+    if not code and not _is_saved_cross_encoder(name) and not any(one.endswith(_HEADS) for one in architectures):
+        raise TeacherError(
+            f"The teacher {name!r} has no head that scores pairs (architectures: {architectures}); one made up at "
+            "random would score at random. Give a trained cross-encoder."
+        )
+
+
+def _is_saved_cross_encoder(name: str) -> bool:
+    """Return whether sentence-transformers saved it as a cross-encoder, whose head may be a separate module."""
+    from sentence_transformers.util import load_file_path
+
+    if (file := load_file_path(name, "config_sentence_transformers.json")) is None:
+        return False
+    return bool(json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") == "CrossEncoder")
+
+
+def _positions(model: CrossEncoder) -> int | None:
+    """Return the maximum input length of a model with a position table, or None.
+
+    The positions that RoBERTa reserves for padding do not count.
+    """
+    transformer = model.model
+    config = None if transformer is None else transformer.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    offset = 2 if "roberta" in str(getattr(config, "model_type", "")) else 0
+    return positions - offset
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,1 @@
+"""Training runs: preparation, trainer, checkpoints and results."""

@@ -1,0 +1,392 @@
+"""Train a masked-language model, so that a model converted to rotary positions learns to use them.
+
+The loss is that of transformers' masked-language models. However, the head, whose logits are as wide as the vocabulary
+(250,000 in XLM-R), is applied to the masked tokens only. At a mask share of 0.3, this takes a third of the memory and
+time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.trainer_callback import PrinterCallback
+
+from jcv2_plugin.errors import ModelLayoutError
+from jcv2_trainer.data.mlm import IGNORED, About, Packed, Rows, WordMasker, describe, load_packed, pack
+from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.folders import replacing
+from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+from jcv2_trainer.training.rotary import LOADING_ERRORS, load_tokenizer, read_config
+from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory, refuse_taken, versions
+from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
+
+__all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
+
+# Settings that may change when a run is resumed. Batch size and accumulation may only change if their product does not.
+_FREE = {
+    "batch_size",
+    "accumulate",
+    "bf16",
+    "gradient_checkpointing",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+}
+
+
+@dataclass
+class MlmReport:
+    """Result of masked-language training, as in ``training.json`` in the model folder.
+
+    Attributes:
+        model: The initial model.
+        stage: ``"mlm"``.
+        texts: Names of the text files.
+        documents: Number of documents in them.
+        tokens: Number of tokens in the documents.
+        sequences: Number of sequences trained on.
+        held_out: Number of held-out sequences.
+        recipe: The settings.
+        steps: Number of optimiser steps done.
+        start_loss: Masked-language loss of the initial model on the held-out sequences, in nats per token.
+        final_loss: The same loss after training. None if training was interrupted.
+        finished: False if training was interrupted.
+        history: Loss, learning rate and gradient norm by step.
+        versions: Versions of Python and the relevant packages.
+    """
+
+    model: str
+    texts: list[str]
+    documents: int
+    tokens: int
+    sequences: int
+    held_out: int
+    recipe: dict[str, Any]
+    stage: str = "mlm"
+    steps: int = 0
+    start_loss: float | None = None
+    final_loss: float | None = None
+    finished: bool = True
+    history: list[dict[str, float]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=versions)
+
+
+def train_mlm(
+    texts: Sequence[Path],
+    model: Path,
+    out: Path,
+    settings: MlmRecipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    on_step: Callable[[int, int], object] | None = None,
+) -> MlmReport:
+    """Train a masked-language model on texts, and write it to a new folder.
+
+    During training, checkpoints, the packed texts and ``log.jsonl`` are in ``<out>.run``. Ctrl-C ends training after
+    the current step, with a checkpoint. Progress bars are shown on a terminal, and nothing is printed in a pipe.
+
+    Args:
+        texts: Text files, see :func:`~jcv2_trainer.data.mlm.read_texts`.
+        model: Folder of a transformers model with a masked-language head, such as
+            :func:`~jcv2_trainer.training.rotary.to_rotary` writes. No remote code is run, and no pickle is read.
+        out: Output folder, which is either complete or absent.
+        settings: The recipe.
+        resume: Resume an interrupted run from its last complete checkpoint. Model, texts and settings must be the same.
+            The result is that of an uninterrupted run.
+        force: Replace the result of a training in ``out``, and restart an unfinished run.
+        on_step: Called after each step with its number and the total number of steps.
+
+    Raises:
+        ModelNotFoundError: ``model`` is not a folder.
+        ModelLayoutError: ``model`` contains no model with a masked-language head, or only pickled weights.
+        DataError: A file cannot be read, or there is too little text.
+        TrainingError: ``out`` is taken, there is no such run to resume, or memory runs out.
+    """
+    model, out = model.expanduser(), out.expanduser().absolute()
+    refuse_taken(out, force)
+    network, tokenizer = _load(model, settings)
+    about = describe(texts, tokenizer, settings.sequence_length, settings.whole_word)
+    arguments = _arguments(out.with_name(f"{out.name}.run"), settings)
+    with arguments.main_process_first(desc="packing the texts"):
+        run = RunFolder.open(out, _identity(model, about, settings, arguments), resume=resume, force=force)
+        packed = _packed(texts, tokenizer, about, run.folder / "texts", may_be_there=resume or _follows(arguments))
+    train_rows, dev_rows = _split(packed, settings)
+    report = MlmReport(
+        model=str(model),
+        texts=[str(name) for name, _ in about.files],
+        documents=packed.about.documents,
+        tokens=packed.about.tokens,
+        sequences=len(train_rows),
+        held_out=len(dev_rows),
+        recipe=settings.model_dump(),
+    )
+    stop = StopOnSignal()
+    with _memory_hint(settings):
+        trainer = _Trainer(
+            model=network,
+            args=arguments,
+            train_dataset=train_rows,
+            data_collator=WordMasker(tokenizer, settings.mask_share),
+            callbacks=[_Watch(train_rows, run, on_step), stop],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.accelerator.wait_for_everyone()
+        if (before := run.read("before.json")) is None:
+            before = {"loss": held_out_loss(trainer, dev_rows)}
+            run.write("before.json", before)
+        report.start_loss = before["loss"]
+        checkpoint = last_checkpoint(run.folder) if resume else None
+        with stop:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        report.steps = trainer.state.global_step
+        report.finished = report.steps >= trainer.state.max_steps
+        report.history = [dict(one) for one in trainer.state.log_history]
+        if report.finished:
+            report.final_loss = held_out_loss(trainer, dev_rows)
+    if report.finished and trainer.is_world_process_zero():
+        with replacing(run.out) as folder:
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        run.clear()
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
+    """Load the model in float32, and its tokenizer."""
+    raw = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.mask_token_id is None:
+        raise ModelLayoutError(
+            f"{folder}: the tokenizer has no mask token. Give the folder of a masked-language model."
+        )
+    if settings.whole_word and not tokenizer.is_fast:
+        raise ModelLayoutError(
+            f"{folder}: the tokenizer is no fast one, which is needed to know words. Give --no-whole-word."
+        )
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except LOADING_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelLayoutError(f"{folder} cannot be read as a masked-language model: {reason}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelLayoutError(
+            f"{folder} has no masked-language head, or lacks other weights: {', '.join(missing[:3])} "
+            f"({len(missing)} in all). jcv2-finetune convert adds a head to a model with absolute positions."
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and raw.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= model.config.pad_token_id + 1  # their positions start after the padding's
+    if positions is not None and settings.sequence_length > positions:
+        raise TrainingError(
+            f"sequence_length is {settings.sequence_length}, and {folder} has {positions} positions. "
+            f"Give --sequence-length {positions} or less, or convert with larger --max-positions."
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise ModelLayoutError(
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings."
+        )
+    if settings.gradient_checkpointing:
+        # transformers 5.24 renames it, and warns about the old name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    _predict_masked_only(model)
+    return model, tokenizer
+
+
+def _predict_masked_only(model: Any) -> None:
+    """Replace a model's forward pass with one that applies the head to the masked tokens only.
+
+    It also divides the loss by the number of masked tokens in all accumulated batches. transformers expects this of
+    models that accept any keyword, but Jina's does not do it: its gradients would grow with the accumulation.
+    """
+    head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
+    model.accepts_loss_kwargs = head is not None
+    if head is None or model.base_model is model:
+        model.accepts_loss_kwargs = False
+        return
+
+    def forward(self: Any, input_ids: Any, labels: Any, num_items_in_batch: Any = None) -> MaskedLMOutput:
+        masked = labels != IGNORED
+        logits = head(self.base_model(input_ids=input_ids)[0][masked]).float()
+        total = F.cross_entropy(logits, labels[masked], reduction="sum")
+        count = masked.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return MaskedLMOutput(loss=total / count)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
+    on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    bf16 = settings.bf16 if settings.bf16 is not None else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep_checkpoints,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        remove_unused_columns=False,
+        report_to=[],
+        seed=settings.seed,
+        disable_tqdm=not sys.stderr.isatty(),
+        ddp_find_unused_parameters=False,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+def _identity(model: Path, about: About, settings: MlmRecipe, arguments: TrainingArguments) -> dict[str, Any]:
+    """Return what must stay the same to resume a run."""
+    return {
+        "stage": "mlm",
+        "model": str(model.resolve()),
+        "texts": about.files,
+        "tokenizer": about.tokenizer,
+        "sequences a step": settings.batch_size * settings.accumulate * arguments.world_size,
+        **settings.model_dump(exclude=_FREE),
+    }
+
+
+def _follows(arguments: TrainingArguments) -> bool:
+    """Return whether another process of the same training has just packed the texts."""
+    return int(arguments.process_index) > 0
+
+
+def _packed(texts: Sequence[Path], tokenizer: Any, about: About, folder: Path, may_be_there: bool) -> Packed:
+    there = load_packed(folder) if may_be_there else None
+    if there is not None and there.about.same_source(about):
+        return there
+    with tqdm(desc="packing", unit=" documents", disable=None) as bar:
+        return pack(texts, tokenizer, about, folder, progress=bar.update)
+
+
+def _split(packed: Packed, settings: MlmRecipe) -> tuple[Rows, Rows]:
+    """Split into training rows and held-out rows, at least one of each."""
+    order = np.random.default_rng(settings.seed).permutation(packed.about.rows)
+    held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
+    return Rows(packed, np.sort(order[held_out:]), settings.seed), Rows(
+        packed, np.sort(order[:held_out]), settings.seed
+    )
+
+
+class _Trainer(Trainer):
+    """transformers' ``Trainer``, with checkpoints that hold the parameters under their own names.
+
+    transformers' version writes the names of the published file, but reads the parameters' own names. A model with
+    Jina's architecture would therefore resume with its initial weights, with only a warning.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TRAINABLE).write_bytes(save(trainable(self._network()), metadata={"format": "pt"}))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trainable(self._network(), Path(resume_from_checkpoint))
+
+    def _network(self) -> torch.nn.Module:
+        network: torch.nn.Module = self.accelerator.unwrap_model(self.model)
+        return network
+
+
+class _Watch(TrainerCallback):
+    """Pass the epoch to the rows, which determines their masks, write the log, and report steps to the caller."""
+
+    def __init__(self, rows: Rows, run: RunFolder, on_step: Callable[[int, int], object] | None) -> None:
+        self._rows = rows
+        self._log = run.folder / "log.jsonl"
+        self._on_step = on_step
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The data loader reads one batch ahead, so the epoch must be set before it starts.
+        self._rows.epoch = int(state.epoch or 0) + 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._on_step is not None:
+            self._on_step(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+class _Sum(NamedTuple):
+    loss: float
+    tokens: int
+
+
+def held_out_loss(trainer: Trainer, rows: Rows) -> float:
+    """Return the masked-language loss in nats per masked token, with the same masks at each call."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    sums = [_Sum(0.0, 0)]
+    size = trainer.args.per_device_train_batch_size
+    with torch.inference_mode(), trainer.accelerator.autocast():
+        for start in range(0, len(rows), size):
+            batch = trainer.data_collator([rows[index] for index in range(start, min(start + size, len(rows)))])
+            count = int((batch["labels"] != IGNORED).sum())
+            loss = model(**{name: value.to(trainer.args.device) for name, value in batch.items()}).loss
+            sums.append(_Sum(float(loss) * count, count))
+    model.train(was_training)
+    return sum(one.loss for one in sums) / max(1, sum(one.tokens for one in sums))
+
+
+@contextmanager
+def _memory_hint(settings: MlmRecipe) -> Iterator[None]:
+    """Convert out-of-memory errors to one that says which settings to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = []
+        if settings.batch_size > 1:
+            half = settings.batch_size // 2
+            more = settings.accumulate * -(-settings.batch_size // half)
+            advice.append(f"--batch-size {half} with --accumulate {more} (as many sequences a step)")
+        if not settings.gradient_checkpointing:
+            advice.append("--gradient-checkpointing")
+        if not settings.bf16:
+            advice.append("--bf16 (on a GPU that can)")
+        advice.append(f"a smaller --sequence-length (now {settings.sequence_length})")
+        raise TrainingError(
+            f"Memory ran out at --batch-size {settings.batch_size}. Try, in this order: {'; '.join(advice)}. "
+            "If there is a checkpoint, go on with --resume, for which all but the last will do; or start with --force."
+        ) from error

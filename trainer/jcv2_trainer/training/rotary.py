@@ -1,0 +1,256 @@
+"""Convert a BERT or (XLM-)RoBERTa to rotary positions, the architecture of jina-colbert-v2's backbone.
+
+The two architectures differ in their positions only: absolute positions are added to the embeddings, and rotary
+positions rotate each attention head's queries and keys. All weights except the position table are therefore kept
+unchanged. The result has never seen rotary positions, and needs masked-language training
+(:mod:`jcv2_trainer.training.mlm`) before it is useful.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from jcv2_plugin.encoder.hub import refuse_pickle_only
+from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.files import new_folder
+
+ACCEPTED = ("bert", "camembert", "roberta", "xlm-roberta")
+"""Values of ``model_type`` that can be converted: post-norm encoders with absolute positions."""
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
+"""Errors that transformers and safetensors raise for a folder that is not a model."""
+
+_ROTARY = ("jina_embeddings_v3", "modernbert", "modernbert-decoder", "nomic_bert", "eurobert", "gte", "new", "roformer")
+_TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
+_KEPT = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+)
+_LAYER = r"^(?:bert|roberta)\.encoder\.layer\.(\d+)\."
+_NAMES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^(?:bert|roberta)\.embeddings\.", r"roberta.embeddings."),
+        (_LAYER + r"attention\.self\.query\.", r"roberta.layers.\1.self_attn.q_proj."),
+        (_LAYER + r"attention\.self\.key\.", r"roberta.layers.\1.self_attn.k_proj."),
+        (_LAYER + r"attention\.self\.value\.", r"roberta.layers.\1.self_attn.v_proj."),
+        (_LAYER + r"attention\.output\.dense\.", r"roberta.layers.\1.self_attn.o_proj."),
+        (_LAYER + r"attention\.output\.LayerNorm\.", r"roberta.layers.\1.post_attention_layernorm."),
+        (_LAYER + r"intermediate\.dense\.", r"roberta.layers.\1.mlp.fc1."),
+        (_LAYER + r"output\.dense\.", r"roberta.layers.\1.mlp.fc2."),
+        (_LAYER + r"output\.LayerNorm\.", r"roberta.layers.\1.post_mlp_layernorm."),
+        (r"^cls\.predictions\.transform\.dense\.", r"lm_head.dense."),
+        (r"^cls\.predictions\.transform\.LayerNorm\.", r"lm_head.layer_norm."),
+        (r"^cls\.predictions\.", r"lm_head."),
+    )
+]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Result of :func:`to_rotary`.
+
+    Attributes:
+        out: The new folder.
+        model_type: Model type of the source.
+        parameters: Number of parameters of the new model, including its masked-language head.
+        fresh_head: Whether an untrained masked-language head was added, because the source had none.
+        notes: Notes for the user, a sentence each.
+    """
+
+    out: Path
+    model_type: str
+    parameters: int
+    fresh_head: bool
+    notes: tuple[str, ...]
+
+
+def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_positions: int = 8194) -> Conversion:
+    """Convert ``source`` to a masked-language model with rotary positions (``JinaEmbeddingsV3ForMaskedLM``).
+
+    Weights keep their values and dtype. No remote code is run and no pickle is read. The output folder is either
+    complete or absent.
+
+    Args:
+        source: Folder of a BERT, RoBERTa, CamemBERT or XLM-RoBERTa, with or without a masked-language head.
+        out: A new or empty folder.
+        rope_theta: Base of the rotary frequencies. jina-colbert-v2 uses 10000.
+        max_positions: Maximum text length of the model and its tokenizer, in tokens. jina-colbert-v2 uses 8194.
+
+    Raises:
+        ModelNotFoundError: ``source`` is not a folder.
+        ModelLayoutError: ``source`` has another architecture, rotary positions already, pickled weights or missing
+            ones.
+        FileExistsError: ``out`` exists and is not empty.
+        InvalidOptionError: ``rope_theta`` is not above 1, or ``max_positions`` is not above 2.
+    """
+    if rope_theta <= 1 or max_positions <= 2:
+        raise InvalidOptionError(
+            f"rope_theta must be above 1 and max_positions above 2, got {rope_theta} and {max_positions}."
+        )
+    source = source.expanduser()
+    raw = _checked_config(source)
+    with new_folder(out) as folder:
+        old, missing = _masked_lm(source)
+        tokenizer = load_tokenizer(source)
+        if len(tokenizer) > old.config.vocab_size:
+            raise ModelLayoutError(
+                f"{source}: the tokenizer has {len(tokenizer):,} tokens, and the model embeddings of only "
+                f"{old.config.vocab_size:,}. They do not belong together; copy the folder again."
+            )
+        config = AutoConfig.for_model(
+            "jina_embeddings_v3",
+            **{key: getattr(old.config, key, None) for key in _KEPT},
+            max_position_embeddings=max_positions,
+            # Explicit, as transformers' own default of 20000 is that of jina-embeddings-v3.
+            rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
+        )
+        untyped: Any = AutoModelForMaskedLM
+        new = untyped.from_config(config, dtype=old.dtype)
+        new.load_state_dict(_renamed(old.state_dict()))
+        new.save_pretrained(folder)
+        tokenizer.model_max_length = max_positions
+        tokenizer.save_pretrained(folder)
+    return Conversion(
+        out=out,
+        model_type=raw["model_type"],
+        parameters=sum(parameter.numel() for parameter in new.parameters()),
+        fresh_head=bool(missing),
+        notes=tuple(_notes(raw, old.config, bool(missing))),
+    )
+
+
+def _notes(raw: dict[str, Any], config: Any, fresh_head: bool) -> Iterator[str]:
+    if fresh_head:
+        tied = "tied to the embeddings" if config.tie_word_embeddings else "with weights of its own"
+        yield f"The source has no masked-language head, so an untrained one, {tied}, was added."
+    elif raw["model_type"] == "bert" and config.hidden_act != "gelu":
+        # RoBERTa's head, which Jina's model uses, has exact GELU, whatever the layers have.
+        yield f"The masked-language head now has exact GELU, where the source had {config.hidden_act!r}."
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a local folder, without remote code.
+
+    Raises:
+        ModelLayoutError: The folder has no readable tokenizer.
+    """
+    # Without these files, transformers would create a tokenizer without a vocabulary.
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        raise ModelLayoutError(f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}). Copy its files there.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except LOADING_ERRORS as error:
+        raise ModelLayoutError(f"{folder}: the tokenizer cannot be read ({_first_line(error)}).") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json`` of a model folder, after checking that its weights are not pickled.
+
+    Raises:
+        ModelNotFoundError: The folder does not exist.
+        ModelLayoutError: There is no such file, it is not a JSON object, or there are only pickled weights.
+    """
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"{folder} is no folder. Give that of a transformers model (config.json, model.safetensors, tokenizer)."
+        )
+    refuse_pickle_only(folder)
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLayoutError(
+            f"{folder}/config.json cannot be read ({error}). Give the folder of a transformers model."
+        ) from error
+    if not isinstance(raw, dict):
+        raise ModelLayoutError(f"{folder}/config.json holds no object. Give the folder of a transformers model.")
+    return raw
+
+
+def _checked_config(source: Path) -> dict[str, Any]:
+    """Read the configuration of a model, and check that the model can be converted."""
+    raw = read_config(source)
+    kind, positions = raw.get("model_type"), raw.get("position_embedding_type") or "absolute"
+    accepted = f"Accepted are {', '.join(ACCEPTED)}, with absolute positions."
+    if positions == "rotary" or kind in _ROTARY:
+        raise ModelLayoutError(
+            f"{source}: model_type {kind!r} has rotary positions already, so there is nothing to convert. {accepted}"
+        )
+    if kind not in ACCEPTED:
+        raise ModelLayoutError(f"{source}: model_type {kind!r} cannot be converted to rotary positions. {accepted}")
+    if positions != "absolute":
+        raise ModelLayoutError(f"{source}: position_embedding_type {positions!r} cannot be converted. {accepted}")
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        raise ModelLayoutError(f"{source} is a decoder (is_decoder or add_cross_attention). Give an encoder.")
+    return raw
+
+
+def _masked_lm(source: Path) -> tuple[Any, set[str]]:
+    """Return the source model, and the names of the head weights that the folder lacks."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # an added head is the same at each conversion
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                source, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
+            )
+    except LOADING_ERRORS as error:
+        raise ModelLayoutError(f"{source} cannot be read as a transformers model: {_first_line(error)}") from error
+    missing = set(info["missing_keys"])
+    head = {name for name in missing if name.startswith(("lm_head.", "cls."))}
+    if lost := sorted(missing - head):
+        raise ModelLayoutError(
+            f"{source} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
+        )
+    if (width := model.config.hidden_size // model.config.num_attention_heads) % 2:
+        raise ModelLayoutError(f"{source}: its attention heads have {width} components; rotation needs an even number.")
+    return model, head
+
+
+def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename weights to those of the rotary model, and drop the position table."""
+    renamed = {}
+    for name, weight in weights.items():
+        if name.endswith("position_embeddings.weight"):
+            continue
+        for pattern, replacement in _NAMES:
+            new, found = pattern.subn(replacement, name)
+            if found:
+                name = new
+                break
+        renamed[name] = weight
+    return renamed
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,338 @@
+"""Train an encoder from files, as the commands ``train``, ``pairs`` and ``triplets`` do."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from sentence_transformers import MultiVectorEncoderTrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, set_seed
+
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.errors import Jcv2Error
+from jcv2_trainer.data.collator import PackedCollator
+from jcv2_trainer.data.datasets_io import training_dataset
+from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.folders import replacing
+from jcv2_trainer.loss.calibration import best_scale
+from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.processes import is_first_process
+from jcv2_trainer.recipes.settings import TrainingRecipe
+from jcv2_trainer.training.card import write_card
+from jcv2_trainer.training.dev import DevEvaluator, metric_name
+from jcv2_trainer.training.lora import save_lora
+from jcv2_trainer.training.prepare import finish, interpolate, prepare
+from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.requests import Request, split
+from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory
+from jcv2_trainer.training.trainer import (
+    ColbertTrainer,
+    EpochOfData,
+    LogLines,
+    MeasureTheEnd,
+    StopOnSignal,
+    last_checkpoint,
+    load_trainable,
+    reports,
+    trainable,
+)
+
+_LEAST_QUERIES = 50  # in a dev set used for early stopping
+
+
+def train(request: Request) -> TrainingReport:
+    """Train an encoder as a :class:`Request` says.
+
+    Returns:
+        The report. If a signal interrupted the run, ``finished`` is False and nothing is written to ``out``. The model
+        so far is then in ``<out>.run/model``, and ``resume`` continues the run.
+
+    Raises:
+        DataError: The data cannot be read, or has rows with errors (with ``on_bad="stop"``).
+        TrainingError: The data does not fit the stage, ``out`` is taken, the run cannot be resumed, or memory runs out.
+        Jcv2Error: The model cannot be loaded.
+    """
+    try:
+        return _train(request)
+    except SafetensorError as error:
+        raise TrainingError(f"A file could not be written ({error}). Make room, and go on with --resume.") from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TrainingError(memory_hint(request.settings)) from error
+        raise
+
+
+def _train(request: Request) -> TrainingReport:
+    settings = request.settings
+    run = RunFolder.open(request.out, request.identity(), resume=request.resume, force=request.force)
+    everything, skipped = training_dataset(
+        request.data, run.folder / "rows", on_bad=request.on_bad, languages=request.languages
+    )
+    rows, dev, report = split(everything, request)
+    report.skipped = {**skipped, **report.skipped}
+    encoder = load(request)
+    set_seed(settings.seed)  # for LoRA's matrices; the trainer sets it again
+    report.added_dims = prepare(encoder, settings, rows)
+    start = trainable(encoder) if settings.interpolation < 1 else {}
+    evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
+    if evaluator is not None:
+        report.before = _before(evaluator, encoder, run)
+    collator = _collator(encoder, settings, everything)
+    if settings.scale is None:
+        settings = settings.model_copy(update={"scale": _scale(encoder, rows, settings, collator, run)})
+        report.recipe = settings.model_dump()
+    stop = StopOnSignal()
+    trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, collator, callbacks=[stop])
+    _run(trainer, stop, run, request)
+    report.steps = trainer.state.global_step
+    report.best_step = trainer.state.best_global_step or report.steps
+    report.finished = not stop.stopped
+    report.history = [dict(one) for one in trainer.state.log_history]
+    if trainer.is_world_process_zero():
+        interpolate(encoder, start, settings.interpolation)
+        if evaluator is not None:
+            measured = {} if start else _of_the_best(trainer, encoder.dims)
+            report.after = measured or evaluator.ndcg(encoder)
+        _write(encoder, report, run, settings)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def load(request: Request) -> JinaColbertEncoder:
+    """Load the initial encoder in float32, since optimisers lose small steps in half precision.
+
+    Raises:
+        TrainingError: The model is a backbone without heads.
+        Jcv2Error: The model cannot be loaded.
+    """
+    try:
+        return JinaColbertEncoder.from_pretrained(
+            request.model,
+            revision=request.revision,
+            device=request.device,
+            dtype=torch.float32,
+            attn_implementation=request.attn_implementation,
+        )
+    except (AssertionError, ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, Jcv2Error) and "projection" not in str(error):
+            raise
+        if not isinstance(error, Jcv2Error):
+            raise TrainingError(
+                f"{request.model!r} cannot be loaded on the device {request.device or 'best'!r} with the attention "
+                f"{request.attn_implementation or 'default'!r}: {error}"
+            ) from error
+        raise TrainingError(f"{error} Such as: jcv2-finetune assemble {request.model} --data FILE --out DIR") from error
+
+
+def build_trainer(
+    encoder: JinaColbertEncoder,
+    settings: TrainingRecipe,
+    rows: Dataset,
+    folder: Path,
+    evaluator: DevEvaluator | None = None,
+    collator: PackedCollator | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> ColbertTrainer:
+    """Build a trainer for an encoder prepared by :func:`~jcv2_trainer.training.prepare.prepare`.
+
+    Args:
+        encoder: The prepared encoder.
+        settings: The recipe.
+        rows: Training rows, with the columns of :func:`~jcv2_trainer.data.datasets_io.training_dataset`.
+        folder: Folder for checkpoints.
+        evaluator: Evaluates at intervals. Training ends with the checkpoint that is best at the default dimension.
+        collator: A collator that knows more passages that answer a query than the rows do. Defaults to one built from
+            the rows.
+        callbacks: Callbacks of transformers' trainer.
+    """
+    collator = collator or _collator(encoder, settings, rows)
+    loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
+    arguments = _arguments(encoder, settings, folder, evaluator is not None)
+    more: list[TrainerCallback] = [EpochOfData(collator), MeasureTheEnd(), *callbacks]
+    if evaluator is not None and settings.patience and len(evaluator.dev.queries) >= _LEAST_QUERIES:
+        more.append(EarlyStoppingCallback(settings.patience))
+    trainer = ColbertTrainer(
+        model=encoder,
+        args=arguments,
+        train_dataset=rows,
+        loss=loss,
+        evaluator=evaluator,
+        data_collator=collator,  # type: ignore[arg-type]
+        callbacks=more,
+    )
+    more[0].trainer = trainer  # type: ignore[attr-defined]
+    if trainer.args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(LogLines)
+    _set_intervals(trainer, settings)
+    return trainer
+
+
+def _collator(encoder: JinaColbertEncoder, settings: TrainingRecipe, everything: Dataset) -> PackedCollator:
+    return PackedCollator(
+        encoder,
+        negatives=settings.negatives,
+        document_length=settings.document_length,
+        tokens_per_batch=settings.tokens_per_batch,
+        known=known_positives(everything),
+        seed=settings.seed,
+    )
+
+
+def known_positives(dataset: Dataset) -> dict[int, list[int]]:
+    """Return the keys of the passages that answer a query, by the query's key, for queries with several."""
+    positives: dict[int, set[int]] = defaultdict(set)
+    keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
+    _, groups, counts = np.unique(keys["query_key"], return_inverse=True, return_counts=True)
+    repeated = counts[groups] > 1
+    for query, positive in zip(
+        keys["query_key"][repeated].tolist(), keys["positive_key"][repeated].tolist(), strict=True
+    ):
+        positives[query].add(positive)
+    return {query: sorted(keys) for query, keys in positives.items() if len(keys) > 1}
+
+
+def _arguments(
+    encoder: JinaColbertEncoder, settings: TrainingRecipe, folder: Path, evaluates: bool
+) -> MultiVectorEncoderTrainingArguments:
+    on_cpu = encoder.device.type == "cpu"
+    bf16 = settings.bf16 if settings.bf16 is not None else not on_cpu and torch.cuda.is_bf16_supported()
+    # Only if needed: transformers is renaming both arguments, and warns about each use.
+    checkpointing: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return MultiVectorEncoderTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        learning_rate_mapping={r"linears\.": settings.head_learning_rate},
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        gradient_accumulation_steps=settings.accumulate,
+        **checkpointing,
+        eval_strategy="steps" if evaluates else "no",
+        save_strategy="steps",
+        eval_steps=10**9,  # set below, when the number of steps is known
+        save_steps=10**9,
+        save_total_limit=settings.keep_checkpoints,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model=f"eval_{metric_name(encoder.dims[0])}" if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        logging_steps=settings.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        report_to=reports(),
+        seed=settings.seed,
+        disable_tqdm=not sys.stderr.isatty(),
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
+    """Evaluate and save as often as the recipe says, regardless of the number of steps."""
+    rows: Any = trainer.train_dataset
+    batches = len(trainer.get_batch_sampler(rows, settings.batch_size)) // trainer.args.world_size
+    if not batches:
+        raise TrainingError(f"{len(rows)} rows are too few for {trainer.args.world_size} processes. Give more rows.")
+    steps = settings.max_steps or math.ceil(settings.epochs * math.ceil(batches / settings.accumulate))
+    warming = math.ceil(settings.warmup * steps) + 1  # before that, the model has hardly improved
+    trainer.args.eval_steps = trainer.args.save_steps = max(
+        math.ceil(steps / settings.evaluations), min(warming, steps)
+    )
+    trainer.total_steps = steps
+    trainer.state.compute_steps(trainer.args, steps)  # type: ignore[no-untyped-call]
+
+
+def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder) -> dict[int, float]:
+    """Return the initial model's metrics, measured once, since a resumed run has other weights."""
+    if (known := run.read("before.json")) is not None:
+        return {int(dim): figure for dim, figure in known.items()}
+    figures = evaluator.ndcg(encoder)
+    if is_first_process():
+        run.write("before.json", figures)
+    return figures
+
+
+def _scale(
+    encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator, run: RunFolder
+) -> float:
+    """Return the scale of the scores, determined once, since a resumed run has other scores."""
+    if (known := run.read("scale.json")) is not None:
+        return float(known)
+    scale = best_scale(encoder, rows, settings, collator)
+    if is_first_process():
+        run.write("scale.json", scale)
+    return scale
+
+
+def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: Request) -> None:
+    checkpoint = last_checkpoint(run.folder) if request.resume else None
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= trainer.total_steps:  # only the result is missing
+            trainer.state = state
+            load_trainable(trainer.model, Path(state.best_model_checkpoint or checkpoint))
+            return
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _of_the_best(trainer: ColbertTrainer, dims: Sequence[int]) -> dict[int, float]:
+    """Return the logged metrics of the checkpoint that training ended with, or none if it was not evaluated."""
+    best = trainer.state.best_global_step
+    for entry in trainer.state.log_history:
+        if best and entry["step"] == best and all(f"eval_{metric_name(dim)}" in entry for dim in dims):
+            return {dim: float(entry[f"eval_{metric_name(dim)}"]) for dim in dims}
+    return {}
+
+
+def memory_hint(settings: TrainingRecipe) -> str:
+    """Return what to change when memory runs out, most effective first."""
+    advice = []
+    if not settings.cached:
+        advice.append("--cached (the batch no longer counts)")
+    advice.append("a smaller --tokens-per-batch" if settings.cached else "with it a smaller --tokens-per-batch")
+    if not settings.gradient_checkpointing:
+        advice.append("--gradient-checkpointing")
+    if not settings.lora and not settings.freeze_backbone:
+        advice.append("--lora")
+    advice.append(f"a smaller --batch-size (now {settings.batch_size}) with --accumulate")
+    advice.append("a smaller --document-length")
+    return f"Memory ran out. Try, in this order: {'; '.join(advice)}. Then go on with --resume or start with --force."
+
+
+def _write(
+    encoder: JinaColbertEncoder,
+    report: TrainingReport,
+    run: RunFolder,
+    settings: TrainingRecipe,
+) -> None:
+    broken = [name for name, one in encoder.named_parameters() if not bool(one.isfinite().all())]
+    if broken:
+        raise TrainingError(f"Training left numbers that are not finite in {broken[0]!r}. Lower the learning rates.")
+    target = run.out if report.finished else run.folder / "model"
+    with replacing(target) as folder:
+        if settings.lora:
+            save_lora(encoder.backbone.model, folder / "adapter")
+        finish(encoder, settings)
+        encoder.save_pretrained(str(folder), create_model_card=False)
+        write_card(folder, report)
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+    if report.finished:
+        run.clear()
