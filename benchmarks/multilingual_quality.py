@@ -23,7 +23,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ PACKAGES = ("torch", "sentence-transformers", "transformers", "qdrant-edge-py", 
 class StatesOnce(JinaColbertEncoder):
     """The encoder, whose texts were encoded before: their states are projected by the heads to be measured."""
 
-    measured: MatryoshkaHeads
+    projection: Callable[[torch.Tensor, int], torch.Tensor]  # no module, which would become a part of the model
     prefix: str
     states: dict[tuple[str, str], NDArray[np.float16]]
 
@@ -68,7 +68,7 @@ class StatesOnce(JinaColbertEncoder):
     def _projected(self, task: str, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
         states = [torch.from_numpy(np.asarray(self.states[task, text], np.float32)) for text in texts]
         with torch.inference_mode():
-            vectors = self.measured.project(torch.cat(states), dim)
+            vectors = self.projection(torch.cat(states), dim)
         return [one.numpy() for one in vectors.split([len(one) for one in states])]
 
     def read(self, dataset: BeirDataset) -> None:
@@ -133,7 +133,7 @@ def main() -> None:
                 figures[COMPONENTS] = before[name][COMPONENTS]
             for kind in heads:
                 used = encoder if kind == TRAINED else plain
-                used.measured = heads[kind]
+                used.projection = heads[kind].project
                 measure = stored if options.stored else in_memory
                 figures[kind] = {str(dim): measure(dataset, used, dim) for dim in dims[kind]}
             report["sets"][name] = figures

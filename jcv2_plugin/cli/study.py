@@ -16,6 +16,7 @@ from jcv2_plugin.evaluation.study.options import (
     Device,
     DocumentLength,
     Documents,
+    Dtype,
     Force,
     Model,
     Out,
@@ -84,6 +85,7 @@ def matryoshka(
     seeds: Seeds = 3,
     split: Split = "test",
     document_length: DocumentLength = None,
+    dtype: Dtype = None,
     device: Device = None,
     force: Force = False,
 ) -> None:
@@ -93,7 +95,7 @@ def matryoshka(
     from jcv2_plugin.evaluation.study.running import run_study
 
     wanted = None if dims is None else tuple(number(one, "--dims") for one in listed(dims))
-    encoder = load_encoder(model, dims=wanted, device=device, document_length=document_length)
+    encoder = load_encoder(model, dims=wanted, device=device, document_length=document_length, dtype=dtype)
     sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
     run_study(MatryoshkaStudy(encoder, sampling), out, force=force)
 
@@ -110,6 +112,7 @@ def languages(
     seeds: Seeds = 3,
     split: Split = "test",
     document_length: DocumentLength = None,
+    dtype: Dtype = None,
     device: Device = None,
     force: Force = False,
 ) -> None:
@@ -118,7 +121,7 @@ def languages(
     from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
     from jcv2_plugin.evaluation.study.running import run_study
 
-    encoder = load_encoder(model, dims=dim, device=device, document_length=document_length)
+    encoder = load_encoder(model, dims=dim, device=device, document_length=document_length, dtype=dtype)
     sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
     run_study(LanguagesStudy(encoder, encoder.resolve_dim(dim), sampling), out, force=force)
 
@@ -136,6 +139,7 @@ def masks(
     seeds: Seeds = 3,
     split: Split = "test",
     document_length: DocumentLength = None,
+    dtype: Dtype = None,
     device: Device = None,
     force: Force = False,
 ) -> None:
@@ -144,7 +148,7 @@ def masks(
     from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
     from jcv2_plugin.evaluation.study.running import run_study
 
-    encoder = load_encoder(model, dims=dim, device=device, document_length=document_length)
+    encoder = load_encoder(model, dims=dim, device=device, document_length=document_length, dtype=dtype)
     sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
     run_study(MasksStudy(encoder, encoder.resolve_dim(dim), sampling, length), out, force=force)
 

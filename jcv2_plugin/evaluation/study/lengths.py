@@ -36,10 +36,10 @@ from jcv2_plugin.evaluation.study.lengths_report import (
     TO_SDPA,
     lengths_report,
 )
+from jcv2_plugin.evaluation.study.options import DTYPES
 
 ATTENTION = (EAGER, SDPA, FLASH)
 POSITIONS = (ROTARY, ABSOLUTE)
-_DTYPES = ("float32", "bfloat16", "float16")
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.05
 _TIMING_SECONDS = 15.0  # for one to seven rounds
@@ -72,8 +72,8 @@ class Network:
         """
         device = device or get_device_name()
         dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-        if dtype not in _DTYPES:
-            raise InvalidOptionError(f"dtype must be one of {_DTYPES}, got {dtype!r}.")
+        if dtype not in DTYPES:
+            raise InvalidOptionError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
         if hidden % heads or (hidden // heads) % 2:
             raise InvalidOptionError(
                 f"hidden must be a multiple of twice the heads, for rotary positions, got {hidden} and {heads}."

@@ -24,10 +24,15 @@ Documents = Annotated[
 Seeds = Annotated[int, typer.Option(min=1, help="How many draws; each is measured.")]
 Split = Annotated[str, typer.Option(help="Which qrels.")]
 DocumentLength = Annotated[int | None, typer.Option(help="The model's window, in tokens.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; the checkpoint's on a GPU, else float32, if not given."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there is by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Throw away what was measured before and start anew.")]
 
 DATA = Path("../shared/data")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -17,10 +17,12 @@ from sentence_transformers.util.similarity import maxsim
 from torch import Tensor
 
 from jcv2_plugin.encoder.model import JinaColbertEncoder
+from jcv2_plugin.errors import InvalidOptionError
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.metrics import MRR, NDCG, RECALL, Metrics, run_of
 from jcv2_plugin.evaluation.study.base import Cell, Result, StudyError, Value
 from jcv2_plugin.evaluation.study.intervals import Samples, interval
+from jcv2_plugin.evaluation.study.options import DTYPES
 
 DEPTH = 100
 _ENCODED_AT_A_TIME = 256
@@ -29,13 +31,26 @@ _SMALL_CORPUS = 1000
 
 
 def load_encoder(
-    model: str, *, dims: int | Sequence[int] | None, device: str | None, document_length: int | None
+    model: str,
+    *,
+    dims: int | Sequence[int] | None,
+    device: str | None,
+    document_length: int | None,
+    dtype: str | None = None,
 ) -> JinaColbertEncoder:
-    """Load an encoder by name or folder, without progress bars and warnings on the terminal."""
+    """Load an encoder by name or folder, without progress bars and warnings on the terminal.
+
+    Raises:
+        InvalidOptionError: If the dtype is unknown.
+    """
     from jcv2_plugin.console import quiet_libraries
 
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidOptionError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
     quiet_libraries()
-    return JinaColbertEncoder.from_pretrained(model, dims=dims, device=device, document_length=document_length)
+    return JinaColbertEncoder.from_pretrained(
+        model, dims=dims, device=device, document_length=document_length, dtype=dtype and getattr(torch, dtype)
+    )
 
 
 def model_settings(encoder: JinaColbertEncoder, dims: Sequence[int]) -> dict[str, Any]:
