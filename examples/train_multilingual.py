@@ -224,7 +224,7 @@ def card(texts: FrozenTexts, figures: dict[str, Figures]) -> str:
     package_versions = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"""# mini-multilingual: six heads over multilingual-e5-small
 
-Linear heads of {", ".join(map(str, sorted(DIMS)))} dimensions over the token states of intfloat/multilingual-e5-small
+Linear heads of {", ".join(map(str, sorted(DIMS)))} dimensions over the hidden states of intfloat/multilingual-e5-small
 (MIT, about a hundred languages), and a LoRA adapter for it. The heads are trained jointly and are not weight-tied.
 They start from principal components, the first of which holds 59% of the states' squared length and is shortened, and
 learn from {len(texts.examples):,} pairs and triplets in twelve languages and twenty directions between languages:
