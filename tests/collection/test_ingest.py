@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from collection_samples import DIM, contents, documents, expected_contents, stored_vectors
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
-from jcv2_plugin.collection import checks
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, checks
 from jcv2_plugin.errors import CollectionError, DocumentTooLongError, InvalidDocumentError, InvalidOptionError
 
 ITEMS = documents(24)
