@@ -16,8 +16,9 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
-from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.collection.opening import create_filled, open_collection
 from jcv2_plugin.documents import as_documents
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.first_stage import FirstStage
 from langchain_jcv2.documents import (
     MATCHES_KEY,
@@ -104,7 +105,7 @@ class JinaColbertRetriever(BaseRetriever):
         *,
         ids: Sequence[str | None] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_ENCODER,
+        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
         dim: int | None = None,
         location: str | os.PathLike[str] | None = None,
         k: int = 4,
@@ -137,7 +138,7 @@ class JinaColbertRetriever(BaseRetriever):
         cls,
         documents: Iterable[Document],
         *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_ENCODER,
+        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
         dim: int | None = None,
         location: str | os.PathLike[str] | None = None,
         k: int = 4,

@@ -14,8 +14,9 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
-from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.collection.opening import create_filled, open_collection
 from jcv2_plugin.documents import as_documents
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
@@ -88,7 +89,7 @@ class JinaColbertVectorStore(VectorStore):
             embedding: Same as ``encoder``, under LangChain's name. An ``Embeddings`` is rejected.
             metadatas: A metadata dict for each text.
             ids: An id for each text. None generates random ids.
-            encoder: The model, loaded or by name. Defaults to ``"mini"``.
+            encoder: The model, loaded or by name. Defaults to ``"jinaai/jina-colbert-v2"``.
             dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
             location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
                 ``client`` is among the options.
@@ -192,7 +193,7 @@ class JinaColbertVectorStore(VectorStore):
         if embedding is not None and encoder is not None:
             raise TypeError("embedding and encoder both name the model. Give one of them.")
         model = embedding if encoder is None else encoder
-        model = DEFAULT_ENCODER if model is None else model
+        model = DEFAULT_MODEL if model is None else model
         return cls(create_filled(documents, location=location, encoder=model, **options))
 
     # Writing

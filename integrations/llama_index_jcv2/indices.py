@@ -18,7 +18,8 @@ from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
-from jcv2_plugin.collection.opening import DEFAULT_ENCODER, create_filled, open_collection
+from jcv2_plugin.collection.opening import create_filled, open_collection
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from llama_index_jcv2.nodes import document_of, has_text, naming_sources, warn_of_nodes_without_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
@@ -84,7 +85,7 @@ class JinaColbertIndex(VectorStoreIndex):
         callback_manager: CallbackManager | None = None,
         transformations: list[TransformComponent] | None = None,
         *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_ENCODER,
+        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
         dim: int | None = None,
         location: str | os.PathLike[str] | None = None,
         **options: Any,
@@ -119,7 +120,7 @@ class JinaColbertIndex(VectorStoreIndex):
             "transformations": transformations,
         }
         if storage_context is not None:
-            given = {"encoder": encoder != DEFAULT_ENCODER, "dim": dim is not None, "location": location is not None}
+            given = {"encoder": encoder != DEFAULT_MODEL, "dim": dim is not None, "location": location is not None}
             if unused := sorted([*(name for name, used in given.items() if used), *options]):
                 raise TypeError(
                     f"The storage context brings its collection: {unused} cannot be chosen. Leave them out."

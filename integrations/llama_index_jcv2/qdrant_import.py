@@ -95,7 +95,8 @@ def import_qdrant(
             find or create one.
         location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or ``client``
             is among the options. Nodes are added to a collection that already exists there.
-        encoder: The model, loaded or by name. Defaults to ``"mini"``, or to the model of an existing collection.
+        encoder: The model, loaded or by name. Defaults to the model of an existing collection, or to
+            ``"jinaai/jina-colbert-v2"``.
         dim: One of the model's Matryoshka dimensions. Defaults to the model's default, or to that of an existing
             collection.
         text_key: As in ``QdrantVectorStore``.

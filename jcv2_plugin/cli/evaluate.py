@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from jcv2_plugin.cli.options import FIRST_STAGES_HELP, OFFICIAL, POOL_HELP, STORAGES_HELP, Device
+from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import print_table, progress_bar, quiet_libraries
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.errors import CollectionMismatchError
 from jcv2_plugin.evaluation.beir import BeirDataset
@@ -38,7 +39,7 @@ class _Options:
 
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="A BEIR folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.")],
-    model: Annotated[str, typer.Option(help="A model by name or folder.")] = OFFICIAL,
+    model: Annotated[str, typer.Option(help="A model by name or folder.")] = DEFAULT_MODEL,
     dim: Annotated[list[int] | None, typer.Option(help="Matryoshka dimension; repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Which qrels.")] = "test",
     bm25: Annotated[bool, typer.Option("--bm25", help="Also evaluate BM25.")] = False,

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.options import OFFICIAL, ApiKey, Grpc, Name, Timeout
+from jcv2_plugin.cli.options import ApiKey, Grpc, Name, Timeout
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import out, quiet_libraries
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.scoring import explanation as explanations
 from jcv2_plugin.scoring.explanation import Explanation
 
@@ -24,7 +25,7 @@ def explain(
     ] = None,
     id: Annotated[str | None, typer.Option(help="The document; the best hit if not given.")] = None,
     text: Annotated[str | None, typer.Option(help="Instead of a collection: a text.")] = None,
-    model: Annotated[str, typer.Option(help="The model for --text.")] = OFFICIAL,
+    model: Annotated[str, typer.Option(help="The model for --text.")] = DEFAULT_MODEL,
     dim: Annotated[int | None, typer.Option(help="The dimension for --text.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
     name: Name = "documents",

@@ -16,7 +16,6 @@ from qdrant_client import QdrantClient
 from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import (
     FIRST_STAGES_HELP,
-    OFFICIAL,
     POOL_HELP,
     STORAGES_HELP,
     ApiKey,
@@ -34,6 +33,7 @@ from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, ImportReport, load_layout, source_engine
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
 
 _LOCAL_DESCRIPTION = "meta.json"
@@ -124,7 +124,7 @@ def import_qdrant(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"A model by name or folder, for a new collection; {OFFICIAL} if not given."),
+        typer.Option(help=f"A model by name or folder, for a new collection; {DEFAULT_MODEL} if not given."),
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
     storage: Annotated[

@@ -14,7 +14,6 @@ from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.folders import journal_of
 from jcv2_plugin.cli.options import (
     FIRST_STAGES_HELP,
-    OFFICIAL,
     POOL_HELP,
     STORAGES_HELP,
     ApiKey,
@@ -34,6 +33,7 @@ from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.sources import PassageReader, find_files
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.encoder import DEFAULT_MODEL
 
 
 def index(
@@ -43,7 +43,7 @@ def index(
     collection: Collection,
     model: Annotated[
         str | None,
-        typer.Option(help=f"A model by name or folder, for a new collection; {OFFICIAL} if not given."),
+        typer.Option(help=f"A model by name or folder, for a new collection; {DEFAULT_MODEL} if not given."),
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
     chunk_tokens: Annotated[int, typer.Option(help="Largest passage, in tokens.")] = 200,

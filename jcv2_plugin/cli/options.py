@@ -9,9 +9,6 @@ import typer
 from jcv2_plugin.engines.first_stage import FIRST_STAGES
 from jcv2_plugin.engines.storage import STORAGES
 
-OFFICIAL = "jinaai/jina-colbert-v2"
-"""Default model for new collections."""
-
 Collection = Annotated[
     str, typer.Option("--collection", "-c", help="A folder (embedded Qdrant Edge) or a Qdrant server's URL.")
 ]

@@ -10,11 +10,11 @@ import typer
 from qdrant_client import models
 
 from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.options import OFFICIAL
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.sources import FILE_KEY
 from jcv2_plugin.console import quiet_libraries
 from jcv2_plugin.documents import ID_KEY, TEXT_KEY
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
 from jcv2_plugin.engines.first_stage import FIRST_STAGES
 from jcv2_plugin.engines.qdrant import ClientEngine
@@ -132,7 +132,7 @@ def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     encoder = JinaColbertEncoder.from_pretrained(
-        wanted.model or OFFICIAL,
+        wanted.model or DEFAULT_MODEL,
         dims=wanted.dim,
         device=wanted.device,
         document_length=wanted.document_length,

@@ -15,12 +15,12 @@ from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
 from jcv2_plugin.collection.state import load_encoder
 from jcv2_plugin.documents import Document, validate
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ENCODER = "mini"
 _FOREIGN = {
     "collection_name": "name=...",
     "force_recreate": "overwrite=True",
@@ -64,13 +64,13 @@ def create_collection(**options: Any) -> ColbertCollection:
 
     Args:
         **options: Keyword arguments for ``ColbertCollection.create``, including ``location``. ``encoder`` defaults to
-            ``"mini"``.
+            ``"jinaai/jina-colbert-v2"``.
     """
     _refuse_foreign(options)
     if not _has_location(options):
         options["location"] = ":memory:"
     if options.get("encoder") is None:
-        options["encoder"] = DEFAULT_ENCODER
+        options["encoder"] = DEFAULT_MODEL
     return ColbertCollection.create(**options)
 
 
@@ -87,10 +87,11 @@ def create_filled(
     Raises:
         InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
     """
+    _refuse_foreign(options)  # before a model is loaded
     checked = validate(documents)
     encoder = options.get("encoder")
     if encoder is None or isinstance(encoder, (str, os.PathLike)):
-        encoder = load_encoder(DEFAULT_ENCODER if encoder is None else encoder, dims=options.get("dim"))
+        encoder = load_encoder(DEFAULT_MODEL if encoder is None else encoder, dims=options.get("dim"))
     options["encoder"] = encoder
     schema = CollectionSchema.describe(
         encoder,

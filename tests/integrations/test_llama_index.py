@@ -8,6 +8,7 @@ import logging
 import threading
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from llama_index.core import Document, MockEmbedding, Settings, StorageContext
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
@@ -20,7 +21,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from jcv2_plugin import ColbertCollection
-from jcv2_plugin.errors import CollectionExistsError, InvalidDocumentError, InvalidQueryError
+from jcv2_plugin.errors import CollectionExistsError, InvalidDocumentError, InvalidQueryError, ModelNotFoundError
 from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore
 
 TEXTS = {
@@ -70,10 +71,11 @@ def test_a_retriever_gives_nodes_with_scores(index):
     assert (hit.id, hit.score, hit.metadata) == (node.node_id, found[0].score, {"room": "BEES"})
 
 
-def test_the_default_encoder_needs_nothing(mini):
-    index = JinaColbertIndex.from_documents(documents()[:2])
-    assert index.collection.schema.model == "mini"
-    assert best(index, "ships").text == TEXTS["lighthouse"]
+def test_the_default_model_is_the_published_one(mocker):
+    out_of_reach = LocalEntryNotFoundError("no network")
+    mocker.patch("jcv2_plugin.encoder.hub.snapshot_download", side_effect=out_of_reach)
+    with pytest.raises(ModelNotFoundError, match=r"jinaai/jina-colbert-v2.*mini-multilingual.*mini"):
+        JinaColbertIndex.from_documents(documents()[:2])
 
 
 def test_no_embedding_model_is_asked_for(index):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
@@ -16,7 +17,6 @@ from jcv2_trainer.recipes.settings import TrainingRecipe
 if TYPE_CHECKING:
     from jcv2_trainer.training.report import TrainingReport
 
-DEFAULT_MODEL = "jinaai/jina-colbert-v2"
 Stage = Literal["train", "pairs", "triplets"]
 
 _HELP: dict[Stage, str] = {
