@@ -62,12 +62,12 @@ STUDY := OMP_NUM_THREADS=1 $(BIN)/jcv2 study
 STUDIES = --out docs/studies $(FORCE)
 TRAIN = $${JCV2_DATA:-../shared/data}/train
 STUDIED := --model mini --queries 100 --device cpu
-MULTILINGUAL = --model mini-multilingual --queries 200 --documents 400 --seeds 1 --device cpu $(DTYPE) --sets \
+MULTILINGUAL = --model mini-multilingual --seeds 1 --device cpu $(DTYPE) --sets \
 	$$(cd "$${JCV2_DATA:-../shared/data}" && ls -d */corpus.jsonl | cut -d/ -f1 | paste -sd,)
 
 studies: $(READY)
-	$(BIN)/jcv2 study matryoshka $(STUDIES) $(MULTILINGUAL)
-	$(BIN)/jcv2 study languages $(STUDIES) $(MULTILINGUAL) --dim 128
+	$(BIN)/jcv2 study matryoshka $(STUDIES) $(MULTILINGUAL) --queries 200 --documents 400
+	$(BIN)/jcv2 study languages $(STUDIES) $(MULTILINGUAL) --queries 100 --documents 240 --dim 128
 	$(STUDY) masks $(STUDIES) $(STUDIED) --sets xquad-en,cranfield,cosqa-dev --documents 400 --seeds 2
 	$(STUDY) lengths $(STUDIES) --tokens 128,512,2048,8192 --batches 1,4 --device cpu
 	$(STUDY) recipe $(STUDIES) --pairs $(TRAIN)/pairs.jsonl.xz --triplets $(TRAIN)/triplets.jsonl.xz --lang en \
