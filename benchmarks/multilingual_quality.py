@@ -103,9 +103,6 @@ class StatesOnce(JinaColbertEncoder):
 def main() -> None:
     options = parse_options()
     dtype = getattr(torch, options.dtype)
-    encoder, plain = (StatesOnce.from_pretrained(MODEL, device="cpu", dtype=dtype) for _ in range(2))
-    plain.backbone.model.load_state_dict(shipped_model(MODEL).plain_backbone({}).model.state_dict())
-    encoder.prefix, plain.prefix = (weights_fingerprint([one.backbone])[:12] for one in (encoder, plain))
     shipped = Path(jcv2_plugin.__file__).parent / "models" / MODEL / "heads"
     heads = {TRAINED: MatryoshkaHeads.load(str(options.heads or shipped))}
     dims = {TRAINED: tuple(options.dims)}
@@ -114,6 +111,12 @@ def main() -> None:
         before = json.loads(options.components.read_text("utf-8"))["sets"]
     elif options.other is not None:
         heads[COMPONENTS], dims[COMPONENTS] = MatryoshkaHeads.load(str(options.other)), COMPONENT_DIMS
+    encoders = {kind: StatesOnce.from_pretrained(MODEL, device="cpu", dtype=dtype) for kind in heads}
+    if COMPONENTS in encoders:
+        plain = shipped_model(MODEL).plain_backbone({})
+        encoders[COMPONENTS].backbone.model.load_state_dict(plain.model.state_dict())
+    for encoder in encoders.values():
+        encoder.prefix = weights_fingerprint([encoder.backbone])[:12]
     kept = {f"{kind}, {dim}": _digest(heads[kind].weight(dim)) for kind in heads for dim in dims[kind]}
     report: dict[str, Any] = {"heads": kept, "sets": {}}
     if OUTPUT.exists() and (old := json.loads(OUTPUT.read_text("utf-8")))["heads"] == kept:
@@ -122,8 +125,8 @@ def main() -> None:
     for name in options.sets or sorted(folder.parent.name for folder in options.data.glob("*/corpus.jsonl")):
         dataset = BeirDataset.read(options.data / name)
         if name not in report["sets"]:
-            for one in (encoder, plain)[: len(heads)]:
-                one.read(dataset)
+            for encoder in encoders.values():
+                encoder.read(dataset)
             if options.encode_only:
                 continue
             figures: dict[str, Any] = {"queries": len(dataset.queries), "documents": len(dataset.corpus)}
@@ -131,14 +134,13 @@ def main() -> None:
             figures["BM25"] = max(baselines[name][one][0] for one in TOKENIZERS if one in baselines[name])
             if name in before:
                 figures[COMPONENTS] = before[name][COMPONENTS]
-            for kind in heads:
-                used = encoder if kind == TRAINED else plain
-                used.projection = heads[kind].project
+            for kind, encoder in encoders.items():
+                encoder.projection = heads[kind].project
                 measure = stored if options.stored else in_memory
-                figures[kind] = {str(dim): measure(dataset, used, dim) for dim in dims[kind]}
+                figures[kind] = {str(dim): measure(dataset, encoder, dim) for dim in dims[kind]}
             report["sets"][name] = figures
             say(f"{name}: {figures}")
-        write(report, options.dtype, encoder.document_length)
+        write(report, options.dtype, encoders[TRAINED].document_length)
     print(markdown(report))
 
 

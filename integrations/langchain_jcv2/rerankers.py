@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 
 import jcv2_plugin
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.windows import LongDocuments
 from langchain_jcv2.documents import MATCHES_KEY, MAXSIM_KEY, RELEVANCE_KEY, scores_of, token_matches, with_metadata
 
@@ -33,7 +34,7 @@ class JinaColbertReranker(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
-    encoder: JinaColbertEncoder | str | os.PathLike[str] = Field(default="mini", repr=False)
+    encoder: JinaColbertEncoder | str | os.PathLike[str] = Field(default=DEFAULT_MODEL, repr=False)
     """The model, loaded or by name. A name is loaded on first use."""
 
     dim: int | None = None

@@ -14,6 +14,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
 from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
+from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
 from llama_index_jcv2.nodes import embedded_text, has_text
@@ -60,7 +61,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
     def __init__(
         self,
         top_n: int = 5,
-        model: JinaColbertEncoder | str | os.PathLike[str] = "mini",
+        model: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         dim: int | None = None,
         long_documents: LongDocuments = "split",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+
+def command_of(function: Callable[..., Any], name: str) -> Any:
+    """Return a function as a command of that name."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name)(function)
+    return typer.main.get_command(alone)
 
 
 class LazyCommand(TyperCommand):
@@ -28,9 +35,7 @@ class LazyCommand(TyperCommand):
         module, _, attribute = self._home.partition(":")
         found = getattr(import_module(module), attribute)
         if not isinstance(found, typer.Typer):
-            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            alone.command(self.name)(found)
-            found = alone
+            return command_of(found, str(self.name))
         loaded = typer.main.get_command(found)
         loaded.name = self.name
         return loaded

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jcv2_plugin.cli.lazy import command_of
 from jcv2_plugin.evaluation.study.base import STUDIES, StudyError
 from jcv2_plugin.evaluation.study.options import (
     DATA,
@@ -39,11 +40,7 @@ class _Group(TyperGroup):
         if (own := super().get_command(ctx, cmd_name)) is not None:
             return own
         found = next((one for one in _foreign() if one.name == cmd_name), None)
-        if found is None:
-            return None
-        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        alone.command(cmd_name)(_load(found))
-        return typer.main.get_command(alone)
+        return None if found is None else command_of(_load(found), cmd_name)
 
 
 def _foreign() -> list[EntryPoint]:

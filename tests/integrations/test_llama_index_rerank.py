@@ -120,7 +120,7 @@ def test_a_model_by_name():
     assert isinstance(ranked.encoder, JinaColbertEncoder)
     assert (ranked.model, ranked.dim) == ("mini", 32)
     assert ids(ranked.postprocess_nodes(given(), query_str=QUESTION)) == ["bees"]
-    assert JinaColbertRerank(top_n=3).top_n == 3
+    assert JinaColbertRerank(top_n=3, model="mini").top_n == 3
 
 
 class _Events(BaseEventHandler):
