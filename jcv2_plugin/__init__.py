@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection, IngestReport
     from jcv2_plugin.collection.qdrant_import import ImportReport, import_qdrant
+    from jcv2_plugin.collection.search import SearchOptions
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
     from jcv2_plugin.encoder.heads import MatryoshkaHeads
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -30,6 +31,7 @@ _HOMES = {
     "Document": "documents",
     "SearchHit": "documents",
     "StoredDocument": "documents",
+    "SearchOptions": "collection.search",
     "JinaColbertEncoder": "encoder.model",
     "Explanation": "scoring.explanation",
     "TokenMatch": "scoring.explanation",
@@ -54,6 +56,7 @@ __all__ = [
     "MatryoshkaHeads",
     "RerankResult",
     "SearchHit",
+    "SearchOptions",
     "StoredDocument",
     "TokenMatch",
     "__version__",

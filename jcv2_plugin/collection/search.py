@@ -7,6 +7,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from qdrant_client import models
 
@@ -34,6 +35,31 @@ FETCHED = 20
 """Default number of hits that MMR selects from."""
 FETCHED_PER_RESULT = 4
 """Minimum number of hits that MMR selects from per requested result, by default."""
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options of a search, as keyword arguments of :meth:`ColbertCollection.search` and its siblings.
+
+    Attributes:
+        filter: Search only documents that match. Metadata fields are addressed as ``metadata.<key>``.
+        score_threshold: Leave out documents with a lower score.
+        candidates: Number of candidates from the first stage. More candidates miss fewer documents but take longer.
+            Defaults to 300, or ``4 * k`` if that is larger.
+        exact: True ranks all documents, False always uses the first stage. By default, this depends on the size of the
+            collection.
+        first_stage: First stage for this search, one that the collection stores: a ``"hybrid"`` collection also has
+            ``"pooled"`` and ``"bm25"``. It is used whatever the size of the collection. ``"none"`` ranks all documents,
+            like ``exact=True``.
+        with_explanation: Add the token-by-token comparison with the query to each hit, see
+            :meth:`ColbertCollection.explain`. The vectors of all hits are read together.
+    """
+
+    filter: models.Filter | None
+    score_threshold: float | None
+    candidates: int | None
+    exact: bool | None
+    first_stage: FirstStage | None
+    with_explanation: bool
 
 
 @dataclass(frozen=True)
