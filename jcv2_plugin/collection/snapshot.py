@@ -10,18 +10,21 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from qdrant_client import models
 
-from jcv2_plugin.engines.base import Engine, Point, Record
+from jcv2_plugin.collection.location import Location
+from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.errors import CollectionCorruptError, CollectionNotFoundError, Jcv2Error
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
@@ -128,6 +131,45 @@ def read_points(file: Path) -> Iterator[list[Point]]:
     with zipfile.ZipFile(file) as archive:
         for number in range(info.parts):
             yield _read_part(archive, number)
+
+
+def restore_snapshot(
+    file: Path,
+    location: Location,
+    *,
+    overwrite: bool,
+    client_options: Mapping[str, Any] | None,
+    options: NewCollection,
+    progress: Callable[[int], None] | None,
+) -> tuple[Engine, CollectionSchema]:
+    """Restore a checked snapshot into a collection that is swapped in at the end.
+
+    An interrupted restore leaves the existing collection unchanged.
+    """
+    schema = read_info(file).schema
+    engine = successor = None
+    if overwrite and options.shard_key is None and not options.engine_options:
+        with suppress(CollectionNotFoundError, CollectionCorruptError):
+            engine = location.open(client_options=client_options, retries=options.retries)
+    if engine is None:
+        engine = location.create(schema, overwrite=overwrite, client_options=client_options, options=options)
+    try:
+        successor = engine.successor(schema)
+        successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
+        for points in read_points(file):
+            successor.upsert(points)
+            if progress is not None:
+                progress(len(points))
+        for key, kind in options.payload_indexes.items():
+            successor.create_payload_index(key, kind)
+        successor.optimize()
+        engine.adopt(successor, keep_old=False)
+        return successor, schema
+    except BaseException:
+        if successor is not None:
+            successor.close()
+        engine.close()
+        raise
 
 
 def _parts(records: Iterator[Record]) -> Iterator[list[Record]]:
