@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from qdrant_client import QdrantClient, models
 from typing_extensions import Unpack
@@ -68,7 +68,8 @@ class ColbertCollection:
         self.close()
 
     def __repr__(self) -> str:
-        return f"ColbertCollection({self.engine.title!r}, model={self.schema.model!r}, dim={self.dim})"
+        engine, schema = self.current.engine, self.schema
+        return f"ColbertCollection({engine.title!r}, model={schema.model!r}, dim={schema.dim})"
 
     def __len__(self) -> int:
         return self.count()
@@ -260,7 +261,20 @@ class ColbertCollection:
 
     def close(self) -> None:
         """Close the collection and release its folder or client. Calling it again has no effect."""
-        self.engine.close()
+        self._state.close()
+
+    def __copy__(self) -> ColbertCollection:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColbertCollection:
+        # Frameworks copy their components. Copies share the open collection, as they share a client.
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled, since it is open in this process. Pass its location to the other process, "
+            "and open it there with ColbertCollection.open."
+        )
 
     # Properties
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jcv2_plugin.engines.base import Engine
 from jcv2_plugin.engines.first_stage import Stage, StageVector, build_stages
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionError, CollectionNotFoundError
+from jcv2_plugin.errors import CollectionError, CollectionNotFoundError, ForkedProcessError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,16 +98,39 @@ class CollectionState:
     """What the methods of a :class:`~jcv2_plugin.ColbertCollection` share: the open collection and its locks.
 
     Attributes:
-        current: The open collection. A migration replaces it.
         writing: Held by one writer at a time, so that a migration or snapshot sees each write completely or not at all.
         migrating: Held by a running migration.
     """
 
     def __init__(self, current: OpenCollection) -> None:
-        self.current = current
+        self._current = current
+        self._process = os.getpid()
         self.writing = threading.RLock()
         self.migrating = threading.Lock()
         self._following = threading.Lock()
+
+    @property
+    def current(self) -> OpenCollection:
+        """The open collection. A migration replaces it.
+
+        Raises:
+            ForkedProcessError: It was opened in the parent of this process.
+        """
+        if os.getpid() != self._process:
+            raise ForkedProcessError(
+                f"{self._current.engine.title} was opened in process {self._process}, and process {os.getpid()} was "
+                "forked from that. A collection does not survive a fork: open it in each process, after the fork."
+            )
+        return self._current
+
+    @current.setter
+    def current(self, current: OpenCollection) -> None:
+        self._current = current
+
+    def close(self) -> None:
+        """Close the engine. This has no effect in a forked child, where it is the parent's."""
+        if os.getpid() == self._process:
+            self._current.engine.close()
 
     def run(self, work: Callable[[OpenCollection], T]) -> T:
         """Run ``work`` on the open collection, and again if this or another process has migrated it meanwhile."""

@@ -7,6 +7,7 @@ open a folder at a time.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -18,12 +19,14 @@ import qdrant_edge as edge
 from filelock import FileLock, Timeout
 from qdrant_client import models
 
+from jcv2_plugin.engines import forks
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes, record_of
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
+    CollectionAccessError,
     CollectionCorruptError,
     CollectionError,
     CollectionExistsError,
@@ -76,6 +79,13 @@ class EdgeEngine:
         self._closing = threading.Lock()
         self._oversampling = oversampling_of(storage)
         self._pending = pending  # schema of a successor that has not been adopted yet
+        forks.watch(self)
+
+    def abandon(self) -> list[object]:
+        """Forget the shard and the lock, which belong to the parent of this forked process."""
+        given_up: list[object] = [self._shard, self._lock]
+        self._shard, self._closing = None, threading.Lock()
+        return given_up
 
     @classmethod
     def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
@@ -84,10 +94,14 @@ class EdgeEngine:
         Raises:
             CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
             CollectionLockedError: See :meth:`open`.
+            CollectionAccessError: The folder is not writable.
         """
         path = path.expanduser().absolute()
         check_free(path, overwrite=overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise CollectionAccessError(_not_writable(path, error)) from error
         lock = _acquire(path)
         try:
             check_free(path, overwrite=overwrite)  # again, now under the lock
@@ -109,6 +123,7 @@ class EdgeEngine:
             CollectionNotFoundError: The folder contains no collection.
             CollectionCorruptError: The stored schema or the shard is unreadable.
             CollectionLockedError: The folder is already open, in this process or another.
+            CollectionAccessError: The folder is not writable.
         """
         path = path.expanduser().absolute()
         if not is_edge_collection(path):
@@ -373,7 +388,19 @@ def _acquire(path: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise CollectionLockedError(_locked_message(path)) from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise CollectionAccessError(_not_writable(path, error)) from error
     return lock
+
+
+def _not_writable(path: Path, error: OSError) -> str:
+    return (
+        f"The folder {str(path)!r} is not writable ({error.strerror}), and Qdrant Edge writes to a collection's folder "
+        "even to read it. Copy the folder to a writable one, such as a temporary folder, and open the copy; or use a "
+        "Qdrant server."
+    )
 
 
 def _locked_message(path: Path) -> str:

@@ -21,7 +21,7 @@ from jcv2_plugin.engines.base import Matrix, Point
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 
 ITEMS = documents(60)
-TWINS = ("aadd", "aingest", "adelete", "asearch", "asearch_many", "asearch_mmr", "aget", "acount", "aexplain", "ascroll")
+TWINS = [f"a{name}" for name in "add ingest delete search search_many search_mmr get count explain scroll".split()]
 
 
 @pytest.fixture(scope="module")
