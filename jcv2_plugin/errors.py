@@ -59,6 +59,10 @@ class CollectionCorruptError(CollectionError):
     """A collection's description is missing or unreadable."""
 
 
+class CollectionUnfinishedError(CollectionCorruptError):
+    """Creating or restoring a collection was interrupted. Repeat it, or drop the collection."""
+
+
 class CollectionMismatchError(CollectionError, ValueError):
     """A collection was created with another model, dimension or preprocessing than the given one."""
 

@@ -12,6 +12,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +90,7 @@ class EdgeEngine:
 
     @classmethod
     def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
-        """Create a folder with an empty shard. ``jcv2.json`` is written last and completes the collection.
+        """Create a folder with an empty shard. Until it is complete, ``jcv2.json`` says that it is unfinished.
 
         Raises:
             CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
@@ -108,6 +109,7 @@ class EdgeEngine:
             (path / DESCRIPTION).unlink(missing_ok=True)
             for old in _shards(path):
                 _remove_shard(path, old)
+            _describe(path / DESCRIPTION, replace(schema, unfinished="creation"), _SHARD)
             shard = _new_shard(path, _SHARD, schema)
             _describe(path / DESCRIPTION, schema, _SHARD)
         except BaseException:
@@ -134,6 +136,8 @@ class EdgeEngine:
         try:
             described = _read_description(path / DESCRIPTION)
             name = _shard_name(described)
+            if unfinished(path) == "creation":
+                CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
             for old in _shards(path):
@@ -314,11 +318,20 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not path.is_dir() or not is_edge_collection(path):
         raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
-    if not overwrite:
+    if not overwrite and unfinished(path) != "creation":
         raise CollectionExistsError(
             f"There is a collection in {str(path)!r} already. Open it, choose another folder, or pass "
             "overwrite=True to replace it."
         )
+
+
+def unfinished(path: Path) -> str:
+    """Return what was interrupted before the collection in a folder could be used, or an empty string."""
+    try:
+        described = _read_description(path / DESCRIPTION)
+    except CollectionCorruptError:
+        return ""
+    return str(described.get("unfinished") or "") if isinstance(described, dict) else ""
 
 
 def _shards(path: Path) -> list[str]:

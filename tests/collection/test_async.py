@@ -21,7 +21,8 @@ from jcv2_plugin.engines.base import Matrix, Point
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 
 ITEMS = documents(60)
-TWINS = [f"a{name}" for name in "add ingest delete search search_many search_mmr get count explain scroll".split()]
+SYNC = ("add", "ingest", "delete", "search", "search_many", "search_mmr", "get", "count", "explain", "scroll")
+TWINS = [f"a{name}" for name in SYNC]
 
 
 @pytest.fixture(scope="module")
