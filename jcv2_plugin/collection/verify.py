@@ -93,10 +93,10 @@ def verify(
 def problem_of(schema: CollectionSchema, record: Record) -> str | None:
     """Return why a point cannot be one of a collection with this schema, or None."""
     texts = [record.payload.get(key) for key in (ID_KEY, TEXT_KEY)]
-    if not all(isinstance(one, str) and one for one in texts) or not isinstance(
-        record.payload.get(METADATA_KEY, {}), dict
-    ):
-        return f"Point {record.id} has no id, no text or no metadata dict: it was not written by this package."
+    if not all(isinstance(one, str) and one for one in texts):
+        return f"Point {record.id} has no id or no text: it was not written by this package."
+    if not isinstance(record.payload.get(METADATA_KEY, {}), dict):
+        return f"Point {record.id} has metadata that is not a dict: it was not written by this package."
     name = f"Document {texts[0]!r} (point {record.id})"
     if point_id(str(texts[0])) != record.id:
         return f"{name} is stored under another document's point."
@@ -105,7 +105,7 @@ def problem_of(schema: CollectionSchema, record: Record) -> str | None:
     if record.vectors.ndim != 2 or record.vectors.shape[1] != schema.dim:
         return f"{name} has vectors of shape {record.vectors.shape}, not of dim={schema.dim}."
     if not np.isfinite(record.vectors).all():
-        return f"{name} has vectors with NaN or infinite values."
+        return f"{name} has vectors that are not finite (NaN or infinite values)."
     if record.vectors.size >= MAX_FLOATS:
         return f"{name} has {record.vectors.size:,} floats, a Qdrant server takes fewer than {MAX_FLOATS:,}."
     return None

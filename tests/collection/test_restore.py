@@ -87,9 +87,9 @@ def set_first(**payload: Any) -> Callable[[list[Any]], None]:
     ("member", "edit", "message"),
     [
         ("000000/payloads.jsonl", edit_rows(all_alike), "occurs twice"),
-        ("000000/payloads.jsonl", edit_rows(lambda rows: rows[0]["payload"].clear()), "000000/.*has no id, no text"),
-        ("000000/payloads.jsonl", edit_rows(set_first(page_content=7)), "has no id, no text"),
-        ("000000/payloads.jsonl", edit_rows(set_first(metadata="x")), "no metadata dict"),
+        ("000000/payloads.jsonl", edit_rows(lambda rows: rows[0]["payload"].clear()), "000000/.*has no id or no text"),
+        ("000000/payloads.jsonl", edit_rows(set_first(page_content=7)), "has no id or no text"),
+        ("000000/payloads.jsonl", edit_rows(set_first(metadata="x")), "metadata that is not a dict"),
         ("000000/payloads.jsonl", edit_rows(set_first(_id="other")), "under another document's point"),
         ("000000/vectors.npy", edit_array(np.nan), "NaN or infinite"),
         ("000000/vectors.npy", edit_array(np.inf), "NaN or infinite"),
