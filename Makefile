@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRAS := mini multilingual langchain llama-index train study int8 docs dev
+comma := ,
+space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench studies train-mini train-multilingual clean
+.PHONY: help demo test test-all test-lowest lint format docs bench studies train-mini train-multilingual clean
 
 help:
 	@echo "make demo   ask this project's docs in German, Arabic and Chinese, through LangChain and LlamaIndex"
-	@echo "make test   run the tests (offline, a quarter of an hour on 2 cores)"
+	@echo "make test   run the tests (offline, on 2 cores)"
+	@echo "make test-all  run them with their long forms: more kills, more generated cases, whole trainings"
+	@echo "make test-lowest  run them with the oldest versions that pyproject.toml allows (but not of torch)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, to build/docs/index.html"
 	@echo "make train-mini  train the heads of the model mini, to build/mini (a quarter of an hour on 2 cores)"
@@ -21,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[mini,multilingual,langchain,llama-index,train,study,int8,docs,dev]"
+		-e ".[$(subst $(space),$(comma),$(EXTRAS))]"
 	@touch $(READY)
 
 # Whole files side by side: on two cores that is faster than two threads in each operator of a tiny model.
@@ -32,6 +37,23 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-all: $(READY)
+	JCV2_TEST_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+LOWEST := build/lowest
+
+$(LOWEST)/.ready: pyproject.toml constraints.txt $(READY)
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip compile pyproject.toml $(foreach extra,$(EXTRAS),--extra $(extra)) --quiet --no-annotate --no-header \
+		--resolution lowest-direct --only-binary :all: --constraint constraints.txt \
+		| grep -Ev '^(torch|triton|nvidia|cuda)' > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c $(LOWEST)/constraints.txt \
+		-e ".[$(subst $(space),$(comma),$(EXTRAS))]"
+	@touch $@
+
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(READY)
 	$(BIN)/ruff check .
