@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from qdrant_client import models
 
@@ -16,6 +18,9 @@ from jcv2_plugin.collection.ingest import NewDocument, points_of
 from jcv2_plugin.documents import payload_of, point_id
 
 DIM = 32
+
+Create = Callable[..., ColbertCollection]
+both_engines = pytest.mark.parametrize("engine", ["edge", "memory"])
 
 _WHO = ("A farmer", "The old captain", "My sister", "A painter", "The doctor", "One pilot", "The baker", "A child")
 _DOES = ("mends", "sells", "hides", "washes", "finds", "paints", "counts", "carries", "forgets")
@@ -58,6 +63,12 @@ def store(collection: ColbertCollection, items: Sequence[Document], vectors: Seq
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in items]
     collection.engine.upsert(points_of(collection.current, new, vectors))
     collection.current.has_changed()
+
+
+def in_threads(*jobs: Callable[[], Any], seconds: float = 120) -> list[Any]:
+    """The results of jobs that run at a time; an error of one of them is raised."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [one.result(timeout=seconds) for one in [pool.submit(job) for job in jobs]]
 
 
 def contents(collection: ColbertCollection) -> dict[str, tuple[str, dict[str, Any]]]:

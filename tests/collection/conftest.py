@@ -1,0 +1,58 @@
+"""Collections of the sample documents on Edge, and in memory where a test asks for both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from collection_samples import DIM, Create, documents, encoded, store
+
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.engines.base import Matrix
+
+
+@pytest.fixture(scope="session")
+def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
+    """The token vectors of ``documents(90)``."""
+    return encoded(mini, documents(90))
+
+
+@pytest.fixture
+def engine() -> str:
+    """Tests marked with ``both_engines`` have it as a parameter."""
+    return "edge"
+
+
+@pytest.fixture
+def create(engine: str, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path: Path) -> Iterator[Create]:
+    """Makes collections with the first so many sample documents, and closes them."""
+    numbers = itertools.count()
+    with ExitStack() as stack:
+
+        def make(number: int = 0, **options: Any) -> ColbertCollection:
+            location = ":memory:" if engine == "memory" else tmp_path / f"collection-{next(numbers)}"
+            made = ColbertCollection.create(location, **{"encoder": mini, "dim": DIM, **options})
+            stack.enter_context(made)
+            if number:
+                store(made, documents(number), vectors[:number])
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts of each batch of documents that is encoded."""
+    noted: list[list[str]] = []
+    original = JinaColbertEncoder.document_vectors
+
+    def document_vectors(self: JinaColbertEncoder, texts: Any, *rest: Any) -> Any:
+        noted.append(list(texts))
+        return original(self, texts, *rest)
+
+    monkeypatch.setattr(JinaColbertEncoder, "document_vectors", document_vectors)
+    return noted
