@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -63,6 +64,33 @@ def store(collection: ColbertCollection, items: Sequence[Document], vectors: Seq
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in items]
     collection.engine.upsert(points_of(collection.current, new, vectors))
     collection.current.has_changed()
+
+
+def first(patch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[..., Any]) -> None:
+    """Let ``act`` see the arguments of each call of a method first."""
+    original = getattr(owner, name)
+
+    def acting(*arguments: Any, **options: Any) -> Any:
+        act(*arguments, **options)
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, acting)
+
+
+def on_call(number: int, act: Callable[[], Any]) -> Callable[..., None]:
+    """A function that acts on its so manieth call, counted from 1, and does nothing else."""
+    calls = itertools.count(1)
+
+    def called(*arguments: Any, **options: Any) -> None:
+        if next(calls) == number:
+            act()
+
+    return called
+
+
+def fail(error: BaseException) -> None:
+    """Raise an error."""
+    raise error
 
 
 def in_threads(*jobs: Callable[[], Any], seconds: float = 120) -> list[Any]:

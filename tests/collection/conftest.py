@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collection_samples import DIM, Create, documents, encoded, store
+from collection_samples import DIM, Create, documents, encoded, first, store
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
@@ -48,11 +48,5 @@ def create(engine: str, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_pat
 def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The texts of each batch of documents that is encoded."""
     noted: list[list[str]] = []
-    original = JinaColbertEncoder.document_vectors
-
-    def document_vectors(self: JinaColbertEncoder, texts: Any, *rest: Any) -> Any:
-        noted.append(list(texts))
-        return original(self, texts, *rest)
-
-    monkeypatch.setattr(JinaColbertEncoder, "document_vectors", document_vectors)
+    first(monkeypatch, JinaColbertEncoder, "document_vectors", lambda _, texts, *rest: noted.append(list(texts)))
     return noted

@@ -43,7 +43,6 @@ async def test_reading(collection: ColbertCollection) -> None:
     assert await collection.asearch_mmr(QUERIES[0], 3) == collection.search_mmr(QUERIES[0], 3)
     (hit,) = await collection.asearch(QUERIES[0], 1, with_explanation=True)
     explanation = await collection.aexplain(QUERIES[0], hit.id)
-    assert hit.explanation is not None
     assert hit.explanation.score == pytest.approx(explanation.score, abs=1e-4)
     assert await collection.aget(["d3", "missing", "d1"]) == collection.get(["d3", "missing", "d1"])
     assert (await collection.acount(), await collection.acount(group("g7"))) == (60, 2)

@@ -195,10 +195,10 @@ class TestBadInput:
         for call in (shared.get, shared.delete):
             for wrong, message in (([5], "Ids are str, got int: 5"), ("rice", "Give a list of ids")):
                 with pytest.raises(InvalidDocumentError, match=message):
-                    call(wrong)  # type: ignore[arg-type]
+                    call(wrong)
         for arguments in ({}, {"ids": ["rice"], "filter": topic("food")}):
             with pytest.raises(ValueError, match="either ids or a filter"):
-                shared.delete(**arguments)  # type: ignore[arg-type]
+                shared.delete(**arguments)
 
     def test_options_that_are_none(self, create: Create) -> None:
         for options in ({"storage": "int3"}, {"long_documents": "cut"}):
@@ -209,7 +209,6 @@ class TestBadInput:
 
     def test_vectors_that_are_not_finite(self, create: Create) -> None:
         broken = JinaColbertEncoder.from_pretrained("mini", dims=64, device="cpu")
-        assert broken.heads is not None
         with torch.no_grad():
             broken.heads.linears["64"].weight[0, 0] = float("nan")
         collection = create(encoder=broken, dim=64)

@@ -117,7 +117,7 @@ class TestLock:
     def test_an_error_leaves_no_lock(self, folder: Path, tmp_path: Path, mini: JinaColbertEncoder) -> None:
         for options, error in (({"dim": 128}, CollectionMismatchError), ({"encoder": "none-such"}, ModelNotFoundError)):
             with pytest.raises(error):
-                ColbertCollection.open(folder, **options)  # type: ignore[arg-type]
+                ColbertCollection.open(folder, **options)
         ColbertCollection.open(folder).close()
         with pytest.raises(ModelNotFoundError):
             ColbertCollection.create(tmp_path / "c", encoder="none-such")

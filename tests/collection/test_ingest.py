@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from collection_samples import Create, both_engines, contents, documents, expected_contents, stored_vectors
+from collection_samples import Create, both_engines, contents, documents, expected_contents, fail, first, on_call
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, checks
 from jcv2_plugin.errors import CollectionError, DocumentTooLongError, InvalidDocumentError, InvalidOptionError
@@ -27,13 +28,7 @@ def collection(create: Create) -> ColbertCollection:
 def upserts(collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The ids of each write, noted on its way to the engine."""
     noted: list[list[str]] = []
-    engine = collection.engine
-
-    def upsert(points: Any, original: Callable[[Any], None] = engine.upsert) -> None:
-        noted.append([point.payload["_id"] for point in points])
-        original(points)
-
-    monkeypatch.setattr(engine, "upsert", upsert)
+    first(monkeypatch, collection.engine, "upsert", lambda points: noted.append([one.payload["_id"] for one in points]))
     return noted
 
 
@@ -70,21 +65,9 @@ class TestOrder:
         self, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The first write waits until a later batch is encoded, which would be forever if one waited for the other."""
-        engine, later = collection.engine, threading.Event()
-        original, encode = engine.upsert, JinaColbertEncoder.document_vectors
-        batches = itertools.count()
-
-        def upsert(points: Any) -> None:
-            assert later.wait(timeout=60)
-            original(points)
-
-        def document_vectors(self: JinaColbertEncoder, *arguments: Any) -> Any:
-            if next(batches) == 1:
-                later.set()
-            return encode(self, *arguments)
-
-        monkeypatch.setattr(engine, "upsert", upsert)
-        monkeypatch.setattr(JinaColbertEncoder, "document_vectors", document_vectors)
+        later = threading.Event()
+        first(monkeypatch, collection.engine, "upsert", lambda points: later.wait(timeout=60) or pytest.fail("no turn"))
+        first(monkeypatch, JinaColbertEncoder, "document_vectors", on_call(2, later.set))
         assert collection.ingest(ITEMS, batch_documents=6).written == 24
 
     def test_a_few_batches_are_held_only(self, collection: ColbertCollection) -> None:
@@ -114,19 +97,6 @@ class TestOrder:
         assert [[text[0] for text in batch] for batch in encoded_texts] == [["a", "b"], ["c"], ["d"], ["e"], ["f"]]
         assert report.written == collection.count() == 6
 
-    def test_nothing_at_all(self, collection: ColbertCollection) -> None:
-        progress: list[int] = []
-        assert collection.ingest([], progress=progress.append).seen == 0
-        assert (progress, collection.count()) == ([], 0)
-
-    def test_vectors_are_those_of_add(self, collection: ColbertCollection, create: Create) -> None:
-        collection.ingest(ITEMS, batch_documents=7)
-        other = create()
-        other.add(ITEMS)
-        theirs = stored_vectors(other)
-        for one, matrix in stored_vectors(collection).items():
-            assert matrix == pytest.approx(theirs[one], abs=1e-3)
-
 
 class TestIdsThatComeAgain:
     @pytest.mark.parametrize("apart", [3, 4, 7])
@@ -149,14 +119,8 @@ class TestIdsThatComeAgain:
         """While the new version is on its way the collection still has the old one, which looks unchanged."""
         old, new = Document("The first version.", "again"), Document("The second one, not to stay.", "again")
         collection.add([old])
-        engine, original = collection.engine, collection.engine.upsert
-
-        def upsert(points: Any) -> None:
-            if slow == "storing":
-                threading.Event().wait(0.05)
-            original(points)
-
-        monkeypatch.setattr(engine, "upsert", upsert)
+        if slow == "storing":
+            first(monkeypatch, collection.engine, "upsert", lambda points: time.sleep(0.05))
         stream = [new, old, *documents(3)] if slow != "encoding" else [new, *documents(1), old, *documents(3, start=5)]
         assert collection.ingest(stream, batch_documents=1).written == len(stream)
         assert collection.get(["again"])[0].text == old.text
@@ -196,9 +160,7 @@ class TestWhatStopsIt:
     @both_engines
     @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
     def test_between_batches(self, collection: ColbertCollection, tmp_path: Path, error: type[BaseException]) -> None:
-        def progress(number: int) -> None:
-            raise error
-
+        progress = on_call(1, lambda: fail(error()))
         with pytest.raises(error):
             collection.ingest(ITEMS, batch_documents=4, progress=progress, journal=tmp_path / "j")
         stored = contents(collection)
@@ -210,39 +172,26 @@ class TestWhatStopsIt:
 
     @both_engines
     def test_while_a_batch_is_encoded(self, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> None:
-        original, batches = JinaColbertEncoder.document_vectors, itertools.count()
-
-        def document_vectors(self: JinaColbertEncoder, *arguments: Any) -> Any:
-            if next(batches) == 3:
-                raise KeyboardInterrupt
-            return original(self, *arguments)
-
         with monkeypatch.context() as patch:
-            patch.setattr(JinaColbertEncoder, "document_vectors", document_vectors)
+            first(patch, JinaColbertEncoder, "document_vectors", on_call(4, lambda: fail(KeyboardInterrupt())))
             with pytest.raises(KeyboardInterrupt):
                 collection.ingest(ITEMS, batch_documents=4)
         assert contents(collection) == expected_contents(ITEMS[:12])
         assert usable(collection)
 
     def test_in_the_engine(self, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> None:
-        engine, original, writes = collection.engine, collection.engine.upsert, itertools.count()
-
-        def upsert(points: Any) -> None:
-            if next(writes) == 2:
-                raise CollectionError("the disk is full")
-            original(points)
-
-        monkeypatch.setattr(engine, "upsert", upsert)
-        with pytest.raises(CollectionError, match="the disk is full"):
-            collection.ingest(ITEMS, batch_documents=4)
+        with monkeypatch.context() as patch:
+            first(patch, collection.engine, "upsert", on_call(3, lambda: fail(CollectionError("the disk is full"))))
+            with pytest.raises(CollectionError, match="the disk is full"):
+                collection.ingest(ITEMS, batch_documents=4)
         assert {one.id for one in ITEMS[:8]} <= set(collection.ids())
         assert "d8" not in set(collection.ids())
         # What came after it is not taken for stored when the run is repeated.
-        monkeypatch.setattr(engine, "upsert", original)
         collection.ingest(ITEMS, batch_documents=4)
         assert contents(collection) == expected_contents(ITEMS)
 
     def test_before_it_begins(self, collection: ColbertCollection) -> None:
+        assert collection.ingest([], progress=lambda _: pytest.fail("there is nothing")).seen == 0
         wrong: list[tuple[Any, Any, type[Exception], str]] = [
             (ITEMS, {"batch_documents": 0}, ValueError, "batch_documents must be positive"),
             (ITEMS, {"batch_documents": -1}, ValueError, "batch_documents must be positive"),

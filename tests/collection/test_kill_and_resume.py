@@ -99,14 +99,12 @@ class Run:
         self._output = tmp_path / "output"
 
     def _start(self) -> int:
-        assert self._mother.stdin is not None
         self._output.write_text("")
         self._mother.stdin.write(self._order + "\n")
         self._mother.stdin.flush()
         return self._answer()
 
     def _answer(self) -> int:
-        assert self._mother.stdout is not None
         return int(self._mother.stdout.readline())
 
     def kill_after(self, batches: int, seconds: float) -> None:

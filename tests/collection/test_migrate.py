@@ -24,8 +24,11 @@ from collection_samples import (
     contents,
     documents,
     expected_contents,
+    fail,
+    first,
     group,
     in_threads,
+    on_call,
     store,
     stored_vectors,
 )
@@ -103,7 +106,7 @@ class TestWhatChanges:
         self, place: Place, collection: ColbertCollection, encoded_texts: list[list[str]]
     ) -> None:
         """Copied where the new one keeps less than the old: what the old one has lost does not come back that way."""
-        before, exact, first = payloads(collection), stored_vectors(collection), collection.schema
+        before, exact, original = payloads(collection), stored_vectors(collection), collection.schema
         rows = sum(map(len, exact.values()))
         changes: list[tuple[dict[str, Any], bool]] = [
             ({"first_stage": "none"}, True),
@@ -134,12 +137,12 @@ class TestWhatChanges:
             if collection.schema.first_stage != "none":
                 assert collection.search(ITEMS[11].text, k=1, candidates=5)[0].id == "d11"
             check(collection, before)
-        assert collection.schema == first
+        assert collection.schema == original
         for one, matrix in after.items():
             np.testing.assert_allclose(matrix, exact[one], atol=1e-3)
         assert leftovers(place) == []
         with reopened(collection, place) as again:
-            assert again.schema == first
+            assert again.schema == original
             check(again, before)
 
     def test_dim_of_a_head_that_is_not_loaded(self, place: Place) -> None:
@@ -179,7 +182,7 @@ class TestWhatChanges:
             collection.add(items)
             before = payloads(collection)
             for change in ({"storage": "turbo8"}, {"dim": 64}):
-                collection.migrate(**change)  # type: ignore[arg-type]
+                collection.migrate(**change)
                 assert payloads(collection) == before
             assert collection.ingest(items).unchanged == 2
 
@@ -261,17 +264,15 @@ class TestWhileItIsInUse:
         new = [Document("A new arrival.", "new"), Document("Replaced text.", "d5", {"new": True})]
         written: list[int] = []
 
-        def progress(number: int) -> None:
-            if not written:
-                written.append(number)
-                collection.add(new)
-                collection.delete(["d6", "d7"])
-                for dim in (96, 64):
-                    with pytest.raises(CollectionError, match="already being migrated"):
-                        collection.migrate(dim=dim)
+        def write() -> None:
+            written.append(len(collection.add(new)))
+            collection.delete(["d6", "d7"])
+            for dim in (96, 64):
+                with pytest.raises(CollectionError, match="already being migrated"):
+                    collection.migrate(dim=dim)
 
-        assert collection.migrate(dim=64, progress=progress).documents == 29
-        assert written
+        assert collection.migrate(dim=64, progress=on_call(1, write)).documents == 29
+        assert written == [2]
         kept = [one for one in ITEMS if one.id not in ("d5", "d6", "d7")]
         assert contents(collection) == expected_contents([*kept, *new])
         assert collection.verify(sample=8).problems == []
@@ -302,15 +303,9 @@ class TestInterrupted:
     ) -> None:
         """The old collection is as it was. To go on, this object will do, or one that is opened anew."""
         before, schema = payloads(collection), collection.schema
-        stored = itertools.count()
-
-        def progress(number: int) -> None:
-            if next(stored) == 1:
-                raise error
-
         monkeypatch.setattr(migration, "BATCH_DOCUMENTS", 8)
         with pytest.raises(type(error)):
-            collection.migrate(dim=64, progress=progress)
+            collection.migrate(dim=64, progress=on_call(2, lambda: fail(error)))
         assert collection.schema == schema
         check(collection, before)
         collection.add([Document("Another text since.", "d3")])
@@ -328,12 +323,10 @@ class TestInterrupted:
             assert leftovers(place) == []
 
     def test_while_it_swaps(self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> None:
-        def adopt(self: Any, *arguments: Any, **options: Any) -> Any:
-            raise CollectionError("the server is gone")
-
         before = payloads(collection)
         with monkeypatch.context() as patch:
-            patch.setattr(type(collection.engine), "adopt", adopt)
+            gone = CollectionError("the server is gone")
+            first(patch, type(collection.engine), "adopt", on_call(1, lambda: fail(gone)))
             with pytest.raises(CollectionError, match="the server is gone"):
                 collection.migrate(dim=64)
         assert collection.dim == DIM
@@ -423,38 +416,13 @@ class TestFolder:
 class TestSeveralObjects:
     """As on a server, where all of them go by a name."""
 
-    def test_writes_of_others_are_caught_up_with(self, place: Place, collection: ColbertCollection) -> None:
-        with ColbertCollection.open(**place) as other:
-            changes: list[str] = []
-
-            def progress(number: int) -> None:
-                if not changes:
-                    changes.append("once")
-                    other.add([Document("A new arrival.", "new"), Document("Replaced text.", "d5")])
-                    other.delete(["d6"])
-
-            for change in ({"first_stage": "pooled"}, {"dim": 64}):
-                changes.clear()
-                collection.migrate(**change, progress=progress)  # type: ignore[arg-type]
-                assert [one.text for one in collection.get(["new", "d5"])] == ["A new arrival.", "Replaced text."]
-                assert collection.get(["d6"]) == []
-                assert collection.count() == 30
-                assert collection.verify(sample=8).problems == []
-                collection.delete(["new"])
-                collection.add([ITEMS[5], ITEMS[6]])
-
     def test_others_who_write_faster_than_it_encodes(
         self, place: Place, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with ColbertCollection.open(**place) as other:
-            original, number = migration._remove_deleted, itertools.count()
-
-            def busy(*arguments: Any) -> int:
-                other.add([Document(f"Text {next(number)}.", "busy")])
-                return original(*arguments)
-
+            texts = (f"Text {number}." for number in itertools.count())
             with monkeypatch.context() as patch:
-                patch.setattr(migration, "_remove_deleted", busy)
+                first(patch, migration, "_remove_deleted", lambda *_: other.add([Document(next(texts), "busy")]))
                 with pytest.raises(CollectionError, match="written to faster than its documents are encoded"):
                     collection.migrate(dim=64)
             assert collection.dim == DIM
@@ -503,7 +471,6 @@ class TestSeveralObjects:
         """Who has it open goes on with it, and cannot migrate over the new one."""
         with ColbertCollection.open(**place) as stale:
             report = collection.migrate(dim=64, keep_old=True)
-            assert report.old is not None
             assert stale.search(ITEMS[11].text, k=1)[0].id == "d11"
             assert stale.dim == DIM
             collection.add([Document("Only in the new one.", "new")])
@@ -636,13 +603,12 @@ class TestServer:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """The new one has replaced the old one by then, so the object goes on with it, and so do others."""
-        original = ClientEngine.adopt
-
-        def adopt(self: ClientEngine, *arguments: Any, **options: Any) -> Any:
-            loopback.fail(status=403, path_contains=f"/collections/{NAME}.1", reason="Forbidden: not you")
-            return original(self, *arguments, **options)
-
-        monkeypatch.setattr(ClientEngine, "adopt", adopt)
+        first(
+            monkeypatch,
+            ClientEngine,
+            "adopt",
+            lambda *_, **__: loopback.fail(status=403, path_contains=f"/collections/{NAME}.1", reason="Forbidden"),
+        )
         with ColbertCollection.create(**place, encoder=mini, dim=DIM, retries=1) as collection:
             collection.add(ITEMS[:5])
             collection.migrate(dim=64)
@@ -653,25 +619,21 @@ class TestServer:
             assert f"{NAME}.1" in caplog.text
 
     def test_the_swap_is_tried_again(self, loopback: LoopbackQdrant, place: Place, mini: JinaColbertEncoder) -> None:
-        """An answer that is lost on its way does not leave this object on another collection than the rest."""
-        with ColbertCollection.create(**place, encoder=mini, dim=DIM) as collection:
-            collection.add(ITEMS[:5])
-            loopback.fail(drop=True, carried_out=True, path_contains="/collections/aliases")
-            collection.migrate(storage="turbo8")
-            assert loopback.sent("POST", "/collections/aliases")
-            with ColbertCollection.open(**place, encoder=mini) as other:
-                assert other.schema == collection.schema
-                assert other.engine.physical == collection.engine.physical  # type: ignore[attr-defined]
+        """An answer that is lost on its way does not leave this object on another collection than the rest.
 
-    def test_an_own_client_is_closed_at_the_end_and_not_before(self, place: Place, mini: JinaColbertEncoder) -> None:
+        And an own client is closed at the end, not before.
+        """
         with ColbertCollection.create(**place, encoder=mini, dim=DIM) as collection:
             collection.add(ITEMS[:5])
-            with ColbertCollection.open(**place) as other:
+            with ColbertCollection.open(**place, encoder=mini) as other:
+                loopback.fail(drop=True, carried_out=True, path_contains="/collections/aliases")
                 collection.migrate(storage="turbo8")
-                collection.migrate(storage="float16")
+                assert loopback.sent("POST", "/collections/aliases")
                 assert collection.count() == other.count() == 5
-                theirs = other.engine.client  # type: ignore[attr-defined]
-            ours = collection.engine.client  # type: ignore[attr-defined]
+                assert other.schema == collection.schema
+                assert other.engine.physical == collection.engine.physical
+                collection.migrate(storage="float16")
+                theirs, ours = other.engine.client, collection.engine.client
             assert theirs._client.closed
             assert not ours._client.closed
         assert ours._client.closed

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import server_site
-from collection_samples import DIM, QUERIES, Create, both_engines, documents, store
+from collection_samples import DIM, QUERIES, Create, both_engines, documents, first, store
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, SearchHit
 from jcv2_plugin.collection import search as searching
@@ -53,19 +53,12 @@ class Calls:
         self.documents: list[list[str]] = []
         self.queries: list[list[str]] = []
         for owner, name, noted in (
-            (collection.engine, "retrieve", lambda ids, *rest: self.retrieved.append(list(ids))),
-            (collection.engine, "search", lambda requests, *rest: self.requests.extend(requests)),
+            (collection.engine, "retrieve", lambda ids, **rest: self.retrieved.append(list(ids))),
+            (collection.engine, "search", lambda requests, *rest, **options: self.requests.extend(requests)),
             (JinaColbertEncoder, "document_vectors", lambda _, texts, *rest: self.documents.append(list(texts))),
             (JinaColbertEncoder, "query_vectors", lambda _, texts, *rest: self.queries.append(list(texts))),
         ):
-            patch.setattr(owner, name, self._noting(getattr(owner, name), noted))
-
-    def _noting(self, original: Any, note: Any) -> Any:
-        def noting(*arguments: Any, **options: Any) -> Any:
-            note(*arguments)
-            return original(*arguments, **options)
-
-        return noting
+            first(patch, owner, name, noted)
 
 
 @pytest.fixture
@@ -107,23 +100,19 @@ class TestWithExplanation:
         assert max(map(len, calls.retrieved)) == 8
         calls.retrieved.clear()
         plain = collection.search_many(QUERIES, 7)
+        assert collection.search(QUERIES[0], 5, score_threshold=1e6, with_explanation=True) == []
+        assert collection.search_many([], 5, with_explanation=True) == []
         assert calls.retrieved == []
         assert plain == found  # an explanation is neither compared nor shown
         assert "xplanation" not in repr(found[0][0])
         assert [one.name for one in fields(SearchHit)][-2:] == ["query_vectors", "explanation"]
         for query, hit in ((query, hit) for query, hits in zip(QUERIES, found, strict=True) for hit in hits):
-            assert hit.explanation is not None
             assert (hit.explanation.query, hit.explanation.text) == (query, hit.text)
             assert hit.explanation.score == pytest.approx(hit.score, abs=1e-3)
             alone = collection.explain(query, hit.id)
             np.testing.assert_allclose(hit.explanation.similarities, alone.similarities, atol=1e-5)
             matched = [(match.query, match.document) for match in hit.explanation.matches]
             assert matched == [(match.query, match.document) for match in alone.matches]
-
-    def test_no_hits(self, collection: ColbertCollection, calls: Calls) -> None:
-        assert collection.search(QUERIES[0], 5, score_threshold=1e6, with_explanation=True) == []
-        assert collection.search_many([], 5, with_explanation=True) == []
-        assert calls.retrieved == []
 
     def test_pooled_documents_are_encoded_anew_in_one_batch(
         self, create: Create, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +134,6 @@ class TestWithExplanation:
         collection.add([LONG, *ITEMS[:5]])
         hit = collection.search("the ferry waits for the tide", 1, with_explanation=True)[0]
         assert hit.id == "long"
-        assert hit.explanation is not None
         assert hit.explanation.document_tokens[-2].end == len(LONG.text.rstrip())
         assert hit.explanation.score == pytest.approx(hit.score, abs=0.2 if storage == "turbo4" else 1e-2)
 
@@ -170,8 +158,6 @@ class TestWithExplanation:
         monkeypatch.setattr(collection.engine, "search", then_changed)
         hit = collection.search(QUERIES[0], 3, with_explanation=True)[1]
         assert hit == before[1]
-        assert hit.explanation is not None
-        assert before[1].explanation is not None
         np.testing.assert_allclose(hit.explanation.similarities, before[1].explanation.similarities, atol=2e-3)
 
 
@@ -240,7 +226,6 @@ def test_on_a_server(mini: JinaColbertEncoder, loopback: server_site.Site) -> No
     with loopback.create(mini, first_stage="hybrid") as collection:
         collection.add(ITEMS[:20])
         for hit in collection.search(QUERIES[0], 4, first_stage="pooled", with_explanation=True):
-            assert hit.explanation is not None
             assert hit.explanation.score == pytest.approx(hit.score, abs=1e-2)
         assert len(collection.search_mmr(QUERIES[0], 4, lambda_mult=0.2)) == 4
 

@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collection_samples import DIM, Create, both_engines, contents, documents, expected_contents, in_threads, store
+from collection_samples import (
+    DIM,
+    Create,
+    both_engines,
+    contents,
+    documents,
+    expected_contents,
+    fail,
+    in_threads,
+    on_call,
+    store,
+)
 from full import FULL
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient
@@ -52,14 +63,15 @@ def file(edge: ColbertCollection, tmp_path_factory: pytest.TempPathFactory) -> P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshots, "_FLOATS_A_PART", 8000)
         info = edge.snapshot(path)
-    assert info.documents == len(ITEMS)
+    assert read_info(path) == info
+    assert (info.schema, info.documents) == (edge.schema, len(ITEMS))
     assert info.parts > 2
     return path
 
 
 def points_of(collection: ColbertCollection) -> dict[str, Point]:
     return {
-        one.id: Point(one.id, one.vectors, one.payload, one.stages)  # type: ignore[arg-type]
+        one.id: Point(one.id, one.vectors, one.payload, one.stages)
         for one in collection.engine.scroll(None, with_payload=True, with_vectors=True)
     }
 
@@ -155,27 +167,24 @@ class TestRoundTrips:
             assert again.schema == collection.schema
             assert_same(points_of(collection), points_of(again), atol=atol)
 
-    def test_a_document_that_lacks_its_first_stage_still_does(self, create: Create, tmp_path: Path) -> None:
-        collection = create(4)
+    def test_an_empty_collection_and_a_document_that_lacks_its_first_stage(
+        self, create: Create, tmp_path: Path
+    ) -> None:
+        """The one can be added to, and the other still lacks it."""
+        collection = create()
+        info = collection.snapshot(tmp_path / "empty")
+        assert (info.documents, info.parts) == (0, 0)
+        with ColbertCollection.restore(tmp_path / "empty", tmp_path / "c") as again:
+            assert again.count() == 0
+            again.add(["A text."])
+            assert again.count() == 1
+        collection.add(ITEMS[:4])
         point = points_of(collection)[point_id("d2")]
         collection.engine.upsert([Point(point.id, point.vectors, point.payload, {"bm25": point.stages["bm25"]})])
         collection.snapshot(tmp_path / "file")
         with ColbertCollection.restore(tmp_path / "file", ":memory:") as again:
             assert_same(points_of(collection), points_of(again))
             assert len(again.verify().problems) == 1
-
-    def test_an_empty_collection(self, create: Create, tmp_path: Path) -> None:
-        info = create().snapshot(tmp_path / "file")
-        assert (info.documents, info.parts) == (0, 0)
-        with ColbertCollection.restore(tmp_path / "file", tmp_path / "c") as again:
-            assert again.count() == 0
-            again.add(["A text."])
-            assert again.count() == 1
-
-    def test_what_it_holds_can_be_read_without_restoring(self, edge: ColbertCollection, file: Path) -> None:
-        info = read_info(file)
-        assert (info.schema, info.documents) == (edge.schema, len(ITEMS))
-        assert zipfile.ZipFile(file).testzip() is None
 
 
 class TestWriting:
@@ -191,16 +200,13 @@ class TestWriting:
         self, edge: ColbertCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
         monkeypatch.setattr(snapshots, "_FLOATS_A_PART", 8000)
-        parts: list[int] = []
 
-        def progress(number: int) -> None:
-            parts.append(number)
-            if len(parts) == 2:
-                assert [one.name for one in tmp_path.iterdir()] == ["snapshot.tmp"]
-                raise error
+        def stop() -> None:
+            assert [one.name for one in tmp_path.iterdir()] == ["snapshot.tmp"]
+            raise error
 
         with pytest.raises(type(error)):
-            edge.snapshot(tmp_path / "snapshot", progress=progress)
+            edge.snapshot(tmp_path / "snapshot", progress=on_call(2, stop))
         assert list(tmp_path.iterdir()) == []
         edge.snapshot(tmp_path / "snapshot")
         assert [one.name for one in tmp_path.iterdir()] == ["snapshot"]
@@ -214,15 +220,13 @@ class TestWriting:
         writer = threading.Thread(target=lambda: collection.add([Document("Late.", "late")]))
         found: list[str] = []
 
-        def progress(number: int) -> None:
-            if found:
-                return
+        def use() -> None:
             writer.start()
             found.extend(in_threads(lambda: collection.search(ITEMS[3].text, k=1)[0].id))
             writer.join(timeout=0.1)
             assert writer.is_alive()
 
-        info = collection.snapshot(tmp_path / "file", progress=progress)
+        info = collection.snapshot(tmp_path / "file", progress=on_call(1, use))
         writer.join(timeout=60)
         assert (info.documents, collection.count(), found) == (20, 21, ["d3"])
 
@@ -249,19 +253,8 @@ class TestDamage:
     @both_engines
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
     def test_one_that_is_stopped(self, file: Path, place: dict[str, Any], error: BaseException) -> None:
-        parts: list[int] = []
-
-        def progress(number: int) -> None:
-            parts.append(number)
-            if len(parts) == 2:
-                raise error
-
         with pytest.raises(type(error)):
-            ColbertCollection.restore(file, **place, overwrite=True, progress=progress)
-
-    def test_nothing_is_replaced_without_leave(self, file: Path, place: dict[str, Any]) -> None:
-        with pytest.raises(CollectionExistsError, match="overwrite=True"):
-            ColbertCollection.restore(file, **place)
+            ColbertCollection.restore(file, **place, overwrite=True, progress=on_call(2, lambda: fail(error)))
 
     def test_damaged_members(self, file: Path, place: dict[str, Any], tmp_path: Path) -> None:
         whole = file.read_bytes()
@@ -316,10 +309,16 @@ class TestDamage:
 
 
 def test_restoring_over_one(file: Path, mini: JinaColbertEncoder, create: Create, tmp_path: Path) -> None:
+    """Not without leave."""
     create(3).close()
-    with ColbertCollection.restore(file, tmp_path / "collection-0", overwrite=True) as collection:
+    there = tmp_path / "collection-0"
+    with pytest.raises(CollectionExistsError, match="overwrite=True"):
+        ColbertCollection.restore(file, there)
+    with ColbertCollection.open(there) as collection:
+        assert collection.count() == 3
+    with ColbertCollection.restore(file, there, overwrite=True) as collection:
         assert contents(collection) == expected_contents(ITEMS)
-    with ColbertCollection.open(tmp_path / "collection-0", encoder=mini) as collection:
+    with ColbertCollection.open(there, encoder=mini) as collection:
         assert collection.verify(sample=4).problems == []
 
 

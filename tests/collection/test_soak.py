@@ -147,7 +147,7 @@ def test_each_thread_finds_what_it_believes_to_be_there(create: Create, engine: 
     check(collection, expected)
     if engine == "edge":
         collection.close()
-        path, encoder = collection.engine.path, collection.encoder  # type: ignore[attr-defined]
+        path, encoder = collection.engine.path, collection.encoder
         with ColbertCollection.open(path, encoder=encoder) as again:
             check(again, expected)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collection_samples import Create, both_engines, documents
+from collection_samples import Create, both_engines, documents, on_call
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.documents import point_id
@@ -23,7 +23,6 @@ ITEMS = documents(90)
 def point_of(collection: ColbertCollection, id: str) -> Point:
     """A document's point as it is stored."""
     [record] = collection.engine.retrieve([point_id(id)], with_payload=True, with_vectors=True)
-    assert record.vectors is not None
     return Point(record.id, record.vectors, record.payload, record.stages)
 
 
@@ -177,13 +176,8 @@ class TestDamage:
     def test_documents_that_come_while_it_reads(self, create: Create) -> None:
         """No damage, but then the numbers do not agree, and it says what that may mean."""
         collection = create(70)
-        stray: list[str] = []
-
-        def progress(number: int) -> None:
-            if not stray:
-                stray.append(str(uuid.UUID(int=2**128 - 1)))
-                damage(collection, id=stray[0])
-
+        stray = str(uuid.UUID(int=2**128 - 1))
+        progress = on_call(1, lambda: damage(collection, id=stray))
         problems = collection.verify(sample=0, progress=progress).problems
         assert any("70 documents are counted, 71 can be read. If nobody was writing" in one for one in problems)
 

@@ -13,7 +13,7 @@ import numpy as np
 import official_checkpoint
 import pytest
 import torch
-from collection_samples import DIM, Create, contents, documents, encoded, expected_contents, stored_vectors
+from collection_samples import DIM, Create, contents, documents, encoded, expected_contents, first, stored_vectors
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.collection import workers
@@ -32,19 +32,18 @@ def custom_encoder(**options: Any) -> JinaColbertEncoder:
     """One that is nowhere on disk: workers load it from where it is saved for them."""
     loaded = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", **options)
     encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
-    assert encoder._mask is not None
     encoder._mask.skiplist_words = ["the", "a"]
     encoder._mask.resolve_with_tokenizer(encoder.tokenizer)
     assert (encoder._source, encoder.skiplist) == (None, "custom")
     return encoder
 
 
-def test_two_workers_store_what_this_process_would(collection: ColbertCollection, mini: JinaColbertEncoder) -> None:
+def test_two_workers_store_what_this_process_would(
+    collection: ColbertCollection, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the order of the stream, up to an error in it: also what is still with the workers when the error comes."""
     writes: list[str] = []
-    engine = collection.engine
-    upsert = engine.upsert
-    engine.upsert = lambda points: (writes.extend(p.payload["_id"] for p in points), upsert(points))[1]  # type: ignore
+    first(monkeypatch, collection.engine, "upsert", lambda points: writes.extend(one.payload["_id"] for one in points))
     progress: list[int] = []
     with pytest.raises(InvalidDocumentError, match="the text is empty"):
         collection.ingest(
