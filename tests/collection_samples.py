@@ -20,7 +20,10 @@ from jcv2_plugin.documents import payload_of, point_id
 
 DIM = 32
 
+NAME = "papers"
+
 Create = Callable[..., ColbertCollection]
+Place = dict[str, Any]
 both_engines = pytest.mark.parametrize("engine", ["edge", "memory"])
 
 _WHO = ("A farmer", "The old captain", "My sister", "A painter", "The doctor", "One pilot", "The baker", "A child")

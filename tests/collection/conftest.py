@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collection_samples import DIM, Create, documents, encoded, first, store
+from collection_samples import DIM, NAME, Create, Place, documents, encoded, first, store
+from loopback_qdrant import LoopbackQdrant
+from qdrant_client import QdrantClient
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
@@ -42,6 +44,21 @@ def create(engine: str, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_pat
             return made
 
         yield make
+
+
+@pytest.fixture
+def place(engine: str, tmp_path: Path) -> Iterator[Place]:
+    """Where a test's collection may live, as arguments of ``create`` and ``open``: also ``engine="rest"``."""
+    if engine == "edge":
+        yield {"path": tmp_path / "place"}
+        return
+    with ExitStack() as stack:
+        url = {"location": ":memory:"}
+        if engine == "rest":
+            url = {"url": stack.enter_context(LoopbackQdrant()).url}
+        client = QdrantClient(**url, check_compatibility=False)
+        stack.callback(client.close)
+        yield {"client": client, "name": NAME}
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import official_checkpoint
 import pytest
 from collection_samples import (
     DIM,
+    NAME,
+    Place,
     both_engines,
     contents,
     documents,
@@ -44,25 +46,7 @@ from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionError, CollectionLockedError, InvalidOptionError, UnknownDimError
 
 ITEMS = documents(30)
-NAME = "papers"
 OTHERS = models.VectorParams(size=3, distance=models.Distance.DOT)
-
-Place = dict[str, Any]
-
-
-@pytest.fixture
-def place(engine: str, tmp_path: Path) -> Iterator[Place]:
-    """Where a test's collection lives, as arguments of ``create`` and ``open``."""
-    if engine == "edge":
-        yield {"path": tmp_path / "collection"}
-        return
-    with ExitStack() as stack:
-        url = {"location": ":memory:"}
-        if engine == "rest":
-            url = {"url": stack.enter_context(LoopbackQdrant()).url}
-        client = QdrantClient(**url, check_compatibility=False)
-        stack.callback(client.close)
-        yield {"client": client, "name": NAME}
 
 
 @pytest.fixture
@@ -534,15 +518,11 @@ class TestSeveralObjects:
         rows = np.ones((3, DIM), dtype=np.float32)
         query = SearchRequest(rows, Candidates({"pooled": rows[0]}, 10))
 
-        def write(engine: Any, first: int) -> None:
-            for number in range(first, first + 60):
-                payload = {"_id": str(number), "page_content": "A text."}
-                engine.upsert([Point(str(uuid.UUID(int=number)), rows, payload, {"pooled": rows[0]})])
-                if number % 3 == 0:
-                    engine.delete([str(uuid.UUID(int=number))])
-
-        def read(engine: Any) -> None:
-            for _ in range(60):
+        def work(engine: Any, start: int) -> None:
+            for id in (str(uuid.UUID(int=number)) for number in range(start, start + 40)):
+                engine.upsert([Point(id, rows, {"_id": id, "page_content": "A text."}, {"pooled": rows[0]})])
+                if id[-1] in "05af":
+                    engine.delete([id])
                 engine.search([SearchRequest(rows), query], 10, filter=None, score_threshold=None)
                 list(engine.scroll(None, with_payload=True))
                 engine.count(None)
@@ -550,15 +530,10 @@ class TestSeveralObjects:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)  # so that what can go wrong does
         try:
-            in_threads(
-                lambda: write(one.engine, 300),
-                lambda: write(other.engine, 600),
-                lambda: read(one.engine),
-                lambda: read(other.engine),
-            )
+            in_threads(*[partial(work, two.engine, 80 * n) for n, two in enumerate([one, other, one, other])])
         finally:
             sys.setswitchinterval(interval)
-        assert one.count() == other.count() == 80
+        assert one.count() == other.count() == 4 * 30
 
 
 class TestServer:

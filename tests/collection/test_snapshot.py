@@ -15,6 +15,7 @@ import pytest
 from collection_samples import (
     DIM,
     Create,
+    Place,
     both_engines,
     contents,
     documents,
@@ -26,7 +27,6 @@ from collection_samples import (
 )
 from full import FULL
 from loopback_qdrant import LoopbackQdrant
-from qdrant_client import QdrantClient
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.collection import snapshot as snapshots
@@ -121,7 +121,7 @@ class TestRoundTrips:
             assert_same(original, points_of(memory))
             memory.snapshot(tmp_path / "second")
         with LoopbackQdrant() as loopback:
-            place: dict[str, Any] = {"url": loopback.url, "client_options": {"check_compatibility": False}}
+            place: Place = {"url": loopback.url, "client_options": {"check_compatibility": False}}
             with ColbertCollection.restore(tmp_path / "second", name="papers", **place) as server:
                 assert_same(original, points_of(server), atol=1e-3)
                 server.snapshot(tmp_path / "third")
@@ -234,14 +234,8 @@ class TestWriting:
 class TestDamage:
     """None of these replaces what is there."""
 
-    @pytest.fixture
-    def place(self, engine: str, tmp_path: Path) -> dict[str, Any]:
-        if engine == "memory":
-            return {"client": QdrantClient(":memory:"), "name": "papers"}
-        return {"path": tmp_path / "there"}
-
     @pytest.fixture(autouse=True)
-    def there(self, mini: JinaColbertEncoder, place: dict[str, Any]) -> Iterator[None]:
+    def there(self, mini: JinaColbertEncoder, place: Place) -> Iterator[None]:
         """A collection that a restoration is to replace."""
         with ColbertCollection.create(**place, encoder=mini, dim=DIM) as collection:
             collection.add(["Not to be lost."], ids=["here"])
@@ -252,11 +246,11 @@ class TestDamage:
 
     @both_engines
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
-    def test_one_that_is_stopped(self, file: Path, place: dict[str, Any], error: BaseException) -> None:
+    def test_one_that_is_stopped(self, file: Path, place: Place, error: BaseException) -> None:
         with pytest.raises(type(error)):
             ColbertCollection.restore(file, **place, overwrite=True, progress=on_call(2, lambda: fail(error)))
 
-    def test_damaged_members(self, file: Path, place: dict[str, Any], tmp_path: Path) -> None:
+    def test_damaged_members(self, file: Path, place: Place, tmp_path: Path) -> None:
         whole = file.read_bytes()
         damaged = tmp_path / "damaged"
         with zipfile.ZipFile(file) as archive:
@@ -271,7 +265,7 @@ class TestDamage:
             with pytest.raises(SnapshotError, match="is damaged"):
                 ColbertCollection.restore(changed(file, damaged, lost=f"000001/{lost}"), **place, overwrite=True)
 
-    def test_other_files(self, file: Path, place: dict[str, Any], tmp_path: Path) -> None:
+    def test_other_files(self, file: Path, place: Place, tmp_path: Path) -> None:
         other = tmp_path / "other"
         whole = file.read_bytes()
         for content in (b"", b"years of work", b"PK\x05\x06" + bytes(18), whole[: len(whole) // 2]):
@@ -298,7 +292,7 @@ class TestDamage:
         ],
     )
     def test_a_description_that_does_not_fit(
-        self, file: Path, place: dict[str, Any], tmp_path: Path, described: dict[str, Any], message: str
+        self, file: Path, place: Place, tmp_path: Path, described: dict[str, Any], message: str
     ) -> None:
         other = changed(file, tmp_path / "changed", described=described)
         with pytest.raises((SnapshotError, CollectionCorruptError), match=message):
