@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from qdrant_client import models
 
@@ -16,6 +19,12 @@ from jcv2_plugin.collection.ingest import NewDocument, points_of
 from jcv2_plugin.documents import payload_of, point_id
 
 DIM = 32
+
+NAME = "papers"
+
+Create = Callable[..., ColbertCollection]
+Place = dict[str, Any]
+both_engines = pytest.mark.parametrize("engine", ["edge", "memory"])
 
 _WHO = ("A farmer", "The old captain", "My sister", "A painter", "The doctor", "One pilot", "The baker", "A child")
 _DOES = ("mends", "sells", "hides", "washes", "finds", "paints", "counts", "carries", "forgets")
@@ -58,6 +67,39 @@ def store(collection: ColbertCollection, items: Sequence[Document], vectors: Seq
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in items]
     collection.engine.upsert(points_of(collection.current, new, vectors))
     collection.current.has_changed()
+
+
+def first(patch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[..., Any]) -> None:
+    """Let ``act`` see the arguments of each call of a method first."""
+    original = getattr(owner, name)
+
+    def acting(*arguments: Any, **options: Any) -> Any:
+        act(*arguments, **options)
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, acting)
+
+
+def on_call(number: int, act: Callable[[], Any]) -> Callable[..., None]:
+    """A function that acts on its so manieth call, counted from 1, and does nothing else."""
+    calls = itertools.count(1)
+
+    def called(*arguments: Any, **options: Any) -> None:
+        if next(calls) == number:
+            act()
+
+    return called
+
+
+def fail(error: BaseException) -> None:
+    """Raise an error."""
+    raise error
+
+
+def in_threads(*jobs: Callable[[], Any], seconds: float = 120) -> list[Any]:
+    """The results of jobs that run at a time; an error of one of them is raised."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [one.result(timeout=seconds) for one in [pool.submit(job) for job in jobs]]
 
 
 def contents(collection: ColbertCollection) -> dict[str, tuple[str, dict[str, Any]]]:

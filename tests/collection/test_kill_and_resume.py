@@ -1,7 +1,4 @@
-"""A run that is killed goes on where it stopped: no document lost, none twice, none half written.
-
-JCV2_KILLS sets how often each run is killed; 20 takes some minutes.
-"""
+"""A run that is killed goes on where it stopped: no document lost, none twice, none half written."""
 
 from __future__ import annotations
 
@@ -17,44 +14,48 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full import FULL
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.documents import point_id
 
-KILLS = int(os.environ.get("JCV2_KILLS", "3"))
+KILLS = 20 if FULL else 2
 BATCH = 16
-BATCHES = 6 * max(KILLS, 3)
+BATCHES = 6 * KILLS
 DOCUMENTS = BATCH * BATCHES
 
-# A line for each batch that is done, and the report's numbers at the end.
-INGEST = """
+# Each prints a line for each batch that is done, and the report's numbers at the end.
+COMMON = """
 import sys
 from jcv2_plugin import ColbertCollection, Document
+from jcv2_plugin.collection import migrate as migration
+migration.BATCH_DOCUMENTS = 16
 texts = [f"Report {n} tells of harbour {n % 97} and of ship {n % 89}." for n in range(int(sys.argv[2]))]
 documents = (Document(text, str(n), {"n": n}) for n, text in enumerate(texts))
 with ColbertCollection.open(sys.argv[1]) as collection:
-    report = collection.ingest(documents, batch_documents=16, progress=lambda n: print("batch", flush=True))
+    options = {"progress": lambda n: print("batch", flush=True)}
+"""
+INGEST = (
+    COMMON
+    + """
+    report = collection.ingest(documents, batch_documents=16, **options)
     print(report.written, report.unchanged, flush=True)
 """
-INGEST_WITH_JOURNAL = """
-import sys
-from jcv2_plugin import ColbertCollection
-texts = (f"Report {n} tells of harbour {n % 97} and of ship {n % 89}." for n in range(int(sys.argv[2])))
-with ColbertCollection.open(sys.argv[1]) as collection:
-    report = collection.ingest(
-        texts, batch_documents=16, progress=lambda n: print("batch", flush=True), journal=sys.argv[3]
-    )
+)
+INGEST_WITH_JOURNAL = (
+    COMMON
+    + """
+    report = collection.ingest(texts, batch_documents=16, journal=sys.argv[3], **options)
     print(report.written, report.unchanged, report.resumed_at, flush=True)
 """
-MIGRATE = """
-import sys
-from jcv2_plugin import ColbertCollection
-from jcv2_plugin.collection import migrate as migration
-migration.BATCH_DOCUMENTS = 16
-with ColbertCollection.open(sys.argv[1]) as collection:
-    report = collection.migrate(dim=64, storage="turbo8", progress=lambda n: print("batch", flush=True))
+)
+MIGRATE = (
+    COMMON
+    + """
+    report = collection.migrate(dim=64, storage="turbo8", **options)
     print(report.documents, report.encoded, flush=True)
 """
+)
 
 # Has imported what takes seconds, and gives birth to a process for each script that it is sent.
 MOTHER = """
@@ -98,14 +99,12 @@ class Run:
         self._output = tmp_path / "output"
 
     def _start(self) -> int:
-        assert self._mother.stdin is not None
         self._output.write_text("")
         self._mother.stdin.write(self._order + "\n")
         self._mother.stdin.flush()
         return self._answer()
 
     def _answer(self) -> int:
-        assert self._mother.stdout is not None
         return int(self._mother.stdout.readline())
 
     def kill_after(self, batches: int, seconds: float) -> None:
@@ -126,55 +125,38 @@ class Run:
         return [int(one) for one in self._output.read_text().splitlines()[-1].split()]
 
 
+@pytest.mark.parametrize("with_journal", [False, True])
 def test_nothing_is_lost_and_nothing_comes_twice(
-    mini: JinaColbertEncoder, mother: subprocess.Popen[str], tmp_path: Path
+    mini: JinaColbertEncoder, mother: subprocess.Popen[str], tmp_path: Path, with_journal: bool
 ) -> None:
-    folder, chance = tmp_path / "collection", random.Random(5)
+    """Of documents with ids, and of texts without any by means of a journal."""
+    folder, journal, chance = tmp_path / "collection", tmp_path / "run.journal", random.Random(5 + with_journal)
     ColbertCollection.create(folder, encoder=mini, dim=32).close()
-    run = Run(mother, tmp_path, INGEST, folder, DOCUMENTS)
+    run = Run(mother, tmp_path, INGEST_WITH_JOURNAL if with_journal else INGEST, folder, DOCUMENTS, journal)
     counts = [0]
     for _ in range(KILLS):
         run.kill_after(counts[-1] // BATCH + chance.randint(1, 4), chance.uniform(0, 0.1))
         with ColbertCollection.open(folder) as collection:
             counts.append(collection.count())
-            assert len(set(collection.ids())) == counts[-1]
+            assert len({one.text for one in collection.scroll()}) == len(set(collection.ids())) == counts[-1]
+        if with_journal:  # it never says more than is stored
+            whole_lines = journal.read_text().split("\n")[:-1]
+            seen = max((json.loads(line).get("seen", 0) for line in whole_lines if line), default=0)
+            assert 0 < seen <= counts[-1]
     assert counts == sorted(counts)
     assert counts[-1] > 0
-    written, unchanged = run.to_its_end()
+    written, unchanged, *resumed_at = run.to_its_end()
     assert (written, unchanged) == (DOCUMENTS - counts[-1], counts[-1])
-    with ColbertCollection.open(folder, encoder=mini) as collection:
-        assert sorted(collection.ids(), key=int) == [str(n) for n in range(DOCUMENTS)]
-        for number in chance.sample(range(DOCUMENTS), 40):
-            found = collection.engine.retrieve([point_id(str(number))], with_payload=True, with_vectors=True)[0]
-            assert found.payload["metadata"] == {"n": number}
-            fresh = mini.document_vectors([found.payload["page_content"]], 32)[0]
-            np.testing.assert_allclose(found.vectors, fresh, atol=2e-3)
-        assert collection.verify(sample=0).problems == []
-
-
-def test_documents_without_ids_come_once_with_a_journal(
-    mini: JinaColbertEncoder, mother: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    folder, journal, chance = tmp_path / "collection", tmp_path / "run.journal", random.Random(6)
-    ColbertCollection.create(folder, encoder=mini, dim=32).close()
-    run = Run(mother, tmp_path, INGEST_WITH_JOURNAL, folder, DOCUMENTS, journal)
-    counts = [0]
-    for _ in range(KILLS):
-        run.kill_after(counts[-1] // BATCH + chance.randint(1, 4), chance.uniform(0, 0.1))
-        with ColbertCollection.open(folder) as collection:
-            counts.append(collection.count())
-            assert len({one.text for one in collection.scroll()}) == counts[-1]
-        # The journal never says more than is stored.
-        whole_lines = journal.read_text().split("\n")[:-1]
-        seen = max((json.loads(line).get("seen", 0) for line in whole_lines if line), default=0)
-        assert 0 < seen <= counts[-1]
-    written, unchanged, resumed_at = run.to_its_end()
-    assert (written, unchanged) == (DOCUMENTS - counts[-1], counts[-1])
-    assert resumed_at == seen
+    assert resumed_at == ([seen] if with_journal else [])
     assert not journal.exists()
     with ColbertCollection.open(folder, encoder=mini) as collection:
         assert sorted(one.text for one in collection.scroll()) == sorted(map(text, range(DOCUMENTS)))
         assert collection.verify(sample=5).problems == []
+        for number in [] if with_journal else chance.sample(range(DOCUMENTS), 40):
+            found = collection.engine.retrieve([point_id(str(number))], with_payload=True, with_vectors=True)[0]
+            assert (found.payload["metadata"], found.payload["page_content"]) == ({"n": number}, text(number))
+            fresh = mini.document_vectors([text(number)], 32)[0]
+            np.testing.assert_allclose(found.vectors, fresh, atol=2e-3)
 
 
 def test_a_migration_leaves_the_old_collection_whole_until_it_is_done(
@@ -183,7 +165,7 @@ def test_a_migration_leaves_the_old_collection_whole_until_it_is_done(
     folder, chance = tmp_path / "collection", random.Random(7)
     with ColbertCollection.create(folder, encoder=mini, dim=32) as collection:
         collection.add(Document(text(n), str(n), {"n": n}) for n in range(DOCUMENTS))
-    run = Run(mother, tmp_path, MIGRATE, folder)
+    run = Run(mother, tmp_path, MIGRATE, folder, 0)
     for number in range(KILLS):
         # At first while it copies; towards the end while it catches up, and swaps.
         batches = min(1 + 6 * number + chance.randint(0, 5), BATCHES)

@@ -12,9 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collection_samples import DIM, contents, documents, encoded, expected_contents, store
+from collection_samples import (
+    DIM,
+    Create,
+    Place,
+    both_engines,
+    contents,
+    documents,
+    expected_contents,
+    fail,
+    in_threads,
+    on_call,
+    store,
+)
+from full import FULL
 from loopback_qdrant import LoopbackQdrant
-from qdrant_client import QdrantClient
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.collection import snapshot as snapshots
@@ -34,41 +46,32 @@ ITEMS = [
 
 
 @pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
-@pytest.fixture(scope="module")
 def edge(
     mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ColbertCollection]:
     """A collection on Edge, only read."""
     with ColbertCollection.create(tmp_path_factory.mktemp("edge") / "c", encoder=mini, dim=DIM) as made:
-        store(made, ITEMS, vectors)
+        store(made, ITEMS[:40], vectors[:40])
+        made.add(ITEMS[40:])
         yield made
 
 
 @pytest.fixture(scope="module")
 def file(edge: ColbertCollection, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot in several parts, only read."""
-    path = tmp_path_factory.mktemp("snapshot") / "snapshot.zip"
+    path = tmp_path_factory.mktemp("snapshot") / "new" / "folders" / "snapshot.zip"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshots, "_FLOATS_A_PART", 8000)
         info = edge.snapshot(path)
-    assert info.documents == len(ITEMS)
+    assert read_info(path) == info
+    assert (info.schema, info.documents) == (edge.schema, len(ITEMS))
     assert info.parts > 2
     return path
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(JinaColbertEncoder, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(JinaColbertEncoder, "document_vectors", lambda *a, **k: pytest.fail("something was encoded"))
-
-
 def points_of(collection: ColbertCollection) -> dict[str, Point]:
     return {
-        one.id: Point(one.id, one.vectors, one.payload, one.stages)  # type: ignore[arg-type]
+        one.id: Point(one.id, one.vectors, one.payload, one.stages)
         for one in collection.engine.scroll(None, with_payload=True, with_vectors=True)
     }
 
@@ -82,21 +85,34 @@ def assert_same(ours: dict[str, Point], theirs: dict[str, Point], *, atol: float
         np.testing.assert_allclose(other.vectors, point.vectors, atol=atol, rtol=0)
         assert set(other.stages) == set(point.stages)
         for name, vector in point.stages.items():
+            found = other.stages[name]
             if isinstance(vector, SparseVector):
-                found = other.stages[name]
                 assert isinstance(found, SparseVector)
-                assert dict(zip(found.indices, found.values, strict=True)) == pytest.approx(
-                    dict(zip(vector.indices, vector.values, strict=True)), abs=1e-5
-                )
+                weights = dict(zip(vector.indices, vector.values, strict=True))
+                assert dict(zip(found.indices, found.values, strict=True)) == pytest.approx(weights, abs=1e-5)
             else:
-                np.testing.assert_allclose(other.stages[name], vector, atol=1e-5)
+                np.testing.assert_allclose(found, vector, atol=1e-5)
+
+
+def changed(file: Path, to: Path, *, lost: str = "", described: dict[str, Any] | None = None) -> Path:
+    """A snapshot without one of its members, or with another description."""
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(to, "w") as archive:
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name == "snapshot.json":
+                content = json.dumps({**json.loads(content), **(described or {})}).encode()
+            if name != lost:
+                archive.writestr(name, content)
+        assert len(archive.namelist()) == len(whole.namelist()) - bool(lost)
+    return to
 
 
 class TestRoundTrips:
-    @pytest.mark.usefixtures("no_model")
     def test_from_edge_to_memory_to_a_server_and_back(
-        self, edge: ColbertCollection, file: Path, tmp_path: Path
+        self, edge: ColbertCollection, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        for name in ("from_pretrained", "document_vectors"):
+            monkeypatch.setattr(JinaColbertEncoder, name, lambda *a, **k: pytest.fail("a model was used"))
         original = points_of(edge)
         seen: list[int] = []
         with ColbertCollection.restore(file, ":memory:", progress=seen.append) as memory:
@@ -105,10 +121,8 @@ class TestRoundTrips:
             assert_same(original, points_of(memory))
             memory.snapshot(tmp_path / "second")
         with LoopbackQdrant() as loopback:
-            options = {"check_compatibility": False}
-            with ColbertCollection.restore(
-                tmp_path / "second", url=loopback.url, name="papers", client_options=options
-            ) as server:
+            place: Place = {"url": loopback.url, "client_options": {"check_compatibility": False}}
+            with ColbertCollection.restore(tmp_path / "second", name="papers", **place) as server:
                 assert_same(original, points_of(server), atol=1e-3)
                 server.snapshot(tmp_path / "third")
         with ColbertCollection.restore(tmp_path / "third", tmp_path / "again") as again:
@@ -120,10 +134,14 @@ class TestRoundTrips:
     def test_what_is_restored_is_searched_and_added_to(
         self, edge: ColbertCollection, file: Path, tmp_path: Path
     ) -> None:
-        with ColbertCollection.restore(file, tmp_path / "c") as restored:
+        """And its payload indexes are made as asked."""
+        indexes: Any = {"metadata.group": "keyword"}
+        with ColbertCollection.restore(file, tmp_path / "c", payload_indexes=indexes) as restored:
+            engine: Any = restored.engine
+            assert set(engine._shard.info().payload_schema) == {"metadata.group"}
             for query in ("who sells bread?", ITEMS[11].text):
-                for options in ({}, {"candidates": 8}):
-                    ours, theirs = (one.search(query, k=5, **options) for one in (edge, restored))
+                for candidates in (None, 8):
+                    ours, theirs = (one.search(query, k=5, candidates=candidates) for one in (edge, restored))
                     assert [(hit.id, hit.score) for hit in theirs] == [(hit.id, hit.score) for hit in ours]
             assert restored.verify(sample=50).problems == []
             assert restored.ingest(ITEMS).unchanged == len(ITEMS)
@@ -131,68 +149,49 @@ class TestRoundTrips:
             assert restored.search("The ferry sails at noon.", k=1)[0].id == "ferry"
 
     @pytest.mark.parametrize(
-        ("storage", "atol"), [("float32", 0.0), ("float16", 0.0), ("int8", 0.0), ("turbo8", 2e-3), ("turbo4", 0.05)]
+        ("engine", "storage", "stage", "atol"),
+        [
+            ("edge", "float32", "none", 0.0),
+            ("memory", "float16", "pooled", 0.0),
+            ("edge", "int8", "bm25", 0.0),
+            ("edge", "turbo8", "none", 2e-3),
+            ("edge", "turbo4", "none", 0.05),
+        ],
     )
-    def test_each_storage(
-        self, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path: Path, storage: Any, atol: float
+    def test_each_storage_and_first_stage(
+        self, create: Create, tmp_path: Path, storage: str, stage: str, atol: float
     ) -> None:
-        with ColbertCollection.create(
-            tmp_path / "c", encoder=mini, dim=DIM, storage=storage, first_stage="none"
-        ) as collection:
-            store(collection, ITEMS[:8], vectors[:8])
-            collection.snapshot(tmp_path / "file")
-            with ColbertCollection.restore(tmp_path / "file", tmp_path / "again") as again:
-                assert again.schema == collection.schema
-                assert_same(points_of(collection), points_of(again), atol=atol)
+        collection = create(8, storage=storage, first_stage=stage)
+        collection.snapshot(tmp_path / "file")
+        with ColbertCollection.restore(tmp_path / "file", tmp_path / "again") as again:
+            assert again.schema == collection.schema
+            assert_same(points_of(collection), points_of(again), atol=atol)
 
-    @pytest.mark.parametrize("stage", ["none", "pooled", "muvera", "bm25"])
-    def test_each_first_stage(
-        self, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path: Path, stage: Any
+    def test_an_empty_collection_and_a_document_that_lacks_its_first_stage(
+        self, create: Create, tmp_path: Path
     ) -> None:
-        with ColbertCollection.create(":memory:", encoder=mini, dim=DIM, first_stage=stage) as collection:
-            store(collection, ITEMS[:8], vectors[:8])
-            collection.snapshot(tmp_path / "file")
-            with ColbertCollection.restore(tmp_path / "file", ":memory:") as again:
-                assert again.schema == collection.schema
-                assert_same(points_of(collection), points_of(again))
-
-    def test_a_document_that_lacks_its_first_stage_still_does(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
-        with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=DIM) as collection:
-            collection.add(ITEMS[:4])
-            point = points_of(collection)[point_id("d2")]
-            kept = {"bm25": point.stages["bm25"]}
-            collection.engine.upsert([Point(point.id, point.vectors, point.payload, kept)])
-            collection.snapshot(tmp_path / "file")
-            with ColbertCollection.restore(tmp_path / "file", ":memory:") as again:
-                assert_same(points_of(collection), points_of(again))
-                assert len(again.verify().problems) == 1
-
-    def test_an_empty_collection(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
-        with ColbertCollection.create(":memory:", encoder=mini, dim=DIM) as collection:
-            info = collection.snapshot(tmp_path / "file")
+        """The one can be added to, and the other still lacks it."""
+        collection = create()
+        info = collection.snapshot(tmp_path / "empty")
         assert (info.documents, info.parts) == (0, 0)
-        with ColbertCollection.restore(tmp_path / "file", tmp_path / "c") as again:
+        with ColbertCollection.restore(tmp_path / "empty", tmp_path / "c") as again:
             assert again.count() == 0
             again.add(["A text."])
             assert again.count() == 1
-
-    def test_payload_indexes_are_made_as_asked(self, file: Path, tmp_path: Path) -> None:
-        with ColbertCollection.restore(
-            file, tmp_path / "c", payload_indexes={"metadata.group": "keyword"}
-        ) as collection:
-            assert set(collection.engine._shard.info().payload_schema) == {"metadata.group"}  # type: ignore[attr-defined]
-
-    def test_what_it_holds_can_be_read_without_restoring(self, edge: ColbertCollection, file: Path) -> None:
-        info = read_info(file)
-        assert (info.schema, info.documents) == (edge.schema, len(ITEMS))
-        assert zipfile.ZipFile(file).testzip() is None
+        collection.add(ITEMS[:4])
+        point = points_of(collection)[point_id("d2")]
+        collection.engine.upsert([Point(point.id, point.vectors, point.payload, {"bm25": point.stages["bm25"]})])
+        collection.snapshot(tmp_path / "file")
+        with ColbertCollection.restore(tmp_path / "file", ":memory:") as again:
+            assert_same(points_of(collection), points_of(again))
+            assert len(again.verify().problems) == 1
 
 
 class TestWriting:
     def test_a_file_that_is_there_is_kept(self, edge: ColbertCollection, tmp_path: Path) -> None:
         (tmp_path / "thesis").write_text("years of work")
         for path in (tmp_path / "thesis", tmp_path):
-            with pytest.raises(SnapshotError, match="is there already"):
+            with pytest.raises(SnapshotError, match=str(path)):
                 edge.snapshot(path)
         assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("thesis", "years of work")]
 
@@ -201,168 +200,89 @@ class TestWriting:
         self, edge: ColbertCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
     ) -> None:
         monkeypatch.setattr(snapshots, "_FLOATS_A_PART", 8000)
-        parts: list[int] = []
 
-        def progress(number: int) -> None:
-            parts.append(number)
-            if len(parts) == 2:
-                assert [one.name for one in tmp_path.iterdir()] == ["snapshot.tmp"]
-                raise error
+        def stop() -> None:
+            assert [one.name for one in tmp_path.iterdir()] == ["snapshot.tmp"]
+            raise error
 
         with pytest.raises(type(error)):
-            edge.snapshot(tmp_path / "snapshot", progress=progress)
+            edge.snapshot(tmp_path / "snapshot", progress=on_call(2, stop))
         assert list(tmp_path.iterdir()) == []
         edge.snapshot(tmp_path / "snapshot")
         assert [one.name for one in tmp_path.iterdir()] == ["snapshot"]
 
-    def test_folders_are_made(self, edge: ColbertCollection, tmp_path: Path) -> None:
-        edge.snapshot(tmp_path / "new" / "folder" / "snapshot")
-        assert read_info(tmp_path / "new" / "folder" / "snapshot").documents == len(ITEMS)
-
-    @pytest.mark.parametrize("engine", ["edge", "memory"])
+    @both_engines
     def test_writers_wait_and_readers_do_not(
-        self, mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+        self, create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(snapshots, "_FLOATS_A_PART", 2000)
-        location = ":memory:" if engine == "memory" else tmp_path / "c"
-        with ColbertCollection.create(location, encoder=mini, dim=DIM) as collection:
-            collection.add(ITEMS[:20])
-            threads: list[threading.Thread] = []
-            found: list[str] = []
+        collection = create(20)
+        writer = threading.Thread(target=lambda: collection.add([Document("Late.", "late")]))
+        found: list[str] = []
 
-            def progress(number: int) -> None:
-                if threads:
-                    return
-                threads.append(threading.Thread(target=lambda: collection.add([Document("Late.", "late")])))
-                threads[0].start()
-                reader = threading.Thread(target=lambda: found.append(collection.search(ITEMS[3].text, k=1)[0].id))
-                reader.start()
-                reader.join(timeout=60)
-                assert found == ["d3"]
-                threads[0].join(timeout=0.1)
-                assert threads[0].is_alive()
+        def use() -> None:
+            writer.start()
+            found.extend(in_threads(lambda: collection.search(ITEMS[3].text, k=1)[0].id))
+            writer.join(timeout=0.1)
+            assert writer.is_alive()
 
-            info = collection.snapshot(tmp_path / "file", progress=progress)
-            threads[0].join(timeout=60)
-            assert (info.documents, collection.count()) == (20, 21)
+        info = collection.snapshot(tmp_path / "file", progress=on_call(1, use))
+        writer.join(timeout=60)
+        assert (info.documents, collection.count(), found) == (20, 21, ["d3"])
 
 
 class TestDamage:
-    @pytest.fixture
-    def there(self, mini: JinaColbertEncoder, tmp_path: Path) -> Path:
+    """None of these replaces what is there."""
+
+    @pytest.fixture(autouse=True)
+    def there(self, mini: JinaColbertEncoder, place: Place) -> Iterator[None]:
         """A collection that a restoration is to replace."""
-        with ColbertCollection.create(tmp_path / "there", encoder=mini, dim=DIM) as collection:
+        with ColbertCollection.create(**place, encoder=mini, dim=DIM) as collection:
             collection.add(["Not to be lost."], ids=["here"])
-        return tmp_path / "there"
-
-    def test_nothing_is_replaced_without_leave(self, file: Path, there: Path) -> None:
-        with pytest.raises(CollectionExistsError, match="overwrite=True"):
-            ColbertCollection.restore(file, there)
-        with ColbertCollection.open(there) as collection:
-            assert list(collection.ids()) == ["here"]
-        with ColbertCollection.restore(file, there, overwrite=True) as collection:
-            assert collection.count() == len(ITEMS)
-
-    @pytest.mark.parametrize(
-        ("engine", "error"), [("edge", KeyboardInterrupt()), ("memory", OSError("the disk is full"))]
-    )
-    def test_one_that_is_stopped_replaces_nothing(
-        self, mini: JinaColbertEncoder, file: Path, there: Path, engine: str, error: BaseException
-    ) -> None:
-        client = QdrantClient(":memory:")
-        location: dict[str, Any] = {"path": there} if engine == "edge" else {"client": client, "name": "papers"}
-        if engine == "memory":
-            with ColbertCollection.create(**location, encoder=mini, dim=DIM) as collection:
-                collection.add(["Not to be lost."], ids=["here"])
-        parts: list[int] = []
-
-        def progress(number: int) -> None:
-            parts.append(number)
-            if len(parts) == 2:
-                raise error
-
-        with pytest.raises(type(error)):
-            ColbertCollection.restore(file, **location, overwrite=True, progress=progress)
-        with ColbertCollection.open(**location, encoder=mini) as collection:
+        yield
+        with ColbertCollection.open(**place, encoder=mini) as collection:
             assert list(collection.ids()) == ["here"]
             assert collection.verify().ok
-        with ColbertCollection.restore(file, **location, overwrite=True) as collection:
-            assert contents(collection) == expected_contents(ITEMS)
-        with ColbertCollection.open(**location, encoder=mini) as collection:
-            assert collection.verify(sample=4).problems == []
 
-    def test_a_damaged_one_replaces_nothing(self, file: Path, there: Path, tmp_path: Path) -> None:
+    @both_engines
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")])
+    def test_one_that_is_stopped(self, file: Path, place: Place, error: BaseException) -> None:
+        with pytest.raises(type(error)):
+            ColbertCollection.restore(file, **place, overwrite=True, progress=on_call(2, lambda: fail(error)))
+
+    def test_damaged_members(self, file: Path, place: Place, tmp_path: Path) -> None:
         whole = file.read_bytes()
         damaged = tmp_path / "damaged"
         with zipfile.ZipFile(file) as archive:
             offsets = {info.filename: info.header_offset + 30 + len(info.filename) + 20 for info in archive.infolist()}
         assert {name.rpartition("/")[2] for name in offsets} >= {"payloads.jsonl", "vectors.npy", "snapshot.json"}
         for offset in [offsets[name] for name in list(offsets)[:8]] + [offsets["snapshot.json"]]:
-            damaged.write_bytes(
-                whole[:offset] + bytes(255 - one for one in whole[offset : offset + 4]) + whole[offset + 4 :]
-            )
+            inverted = bytes(255 - one for one in whole[offset : offset + 4])
+            damaged.write_bytes(whole[:offset] + inverted + whole[offset + 4 :])
             with pytest.raises(SnapshotError, match="damaged"):
-                ColbertCollection.restore(damaged, there, overwrite=True)
-        damaged.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(SnapshotError, match="is no snapshot, or is damaged"):
-            ColbertCollection.restore(damaged, there, overwrite=True)
-        with ColbertCollection.open(there) as collection:
-            assert list(collection.ids()) == ["here"]
+                ColbertCollection.restore(damaged, **place, overwrite=True)
+        for lost in ("payloads.jsonl", "vectors.npy", "rows.npy", "bm25.values.npy", "bm25.places.npy"):
+            with pytest.raises(SnapshotError, match="is damaged"):
+                ColbertCollection.restore(changed(file, damaged, lost=f"000001/{lost}"), **place, overwrite=True)
 
-    def test_any_length_it_may_be_cut_to(self, file: Path, tmp_path: Path) -> None:
+    def test_other_files(self, file: Path, place: Place, tmp_path: Path) -> None:
+        other = tmp_path / "other"
         whole = file.read_bytes()
-        cut = tmp_path / "cut"
-        for length in [0, 1, 21, 22, 100, *range(200, len(whole), len(whole) // 60), len(whole) - 1]:
-            cut.write_bytes(whole[:length])
+        for content in (b"", b"years of work", b"PK\x05\x06" + bytes(18), whole[: len(whole) // 2]):
+            other.write_bytes(content)
             with pytest.raises(SnapshotError, match="is no snapshot, or is damaged"):
-                check_snapshot(cut)
-
-    def test_any_byte_that_may_be_changed(self, file: Path, tmp_path: Path) -> None:
-        """It is refused, or (a date in the archive, say) it changes nothing of what is restored."""
-        whole = file.read_bytes()
-        original = [one for part in read_points(file) for one in part]
-        damaged, chance = tmp_path / "damaged", random.Random(3)
-        directory = whole.index(b"PK\x01\x02")
-        offsets = [chance.randrange(len(whole)) for _ in range(60)]
-        offsets += [chance.randrange(directory, len(whole)) for _ in range(140)]
-        refused = 0
-        for offset in offsets:
-            changed = bytearray(whole)
-            changed[offset] ^= 1 << chance.randrange(8)
-            damaged.write_bytes(changed)
-            try:
-                check_snapshot(damaged)
-            except (SnapshotError, CollectionCorruptError):
-                refused += 1
-                continue
-            points = [one for part in read_points(damaged) for one in part]
-            assert_same({one.id: one for one in original}, {one.id: one for one in points})
-        assert 100 < refused < 200
-
-    def test_other_files(self, there: Path, tmp_path: Path) -> None:
-        for content in (b"", b"years of work", b"PK\x05\x06" + bytes(18)):
-            (tmp_path / "other").write_bytes(content)
-            with pytest.raises(SnapshotError, match="is no snapshot, or is damaged"):
-                ColbertCollection.restore(tmp_path / "other", there, overwrite=True)
-        with ColbertCollection.open(there) as collection:
-            assert collection.count() == 1
-
-    def test_other_archives(self, tmp_path: Path) -> None:
-        for number, described in enumerate(("{}", "[]", "null", "{", '{"format": 1}', '{"format": "1"}')):
-            path = tmp_path / f"{number}.zip"
-            with zipfile.ZipFile(path, "w") as archive:
+                ColbertCollection.restore(other, **place, overwrite=True)
+        for described in ("{}", "[]", "null", "{", '{"format": 1}', '{"format": "1"}'):
+            with zipfile.ZipFile(other, "w") as archive:
                 archive.writestr("snapshot.json", described)
             with pytest.raises(SnapshotError, match="is no snapshot, or is damaged"):
-                ColbertCollection.restore(path, ":memory:")
-
-    def test_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(SnapshotError, match="There is no snapshot"):
-            ColbertCollection.restore(tmp_path / "missing", ":memory:")
-        with pytest.raises(SnapshotError, match="is no snapshot"):
-            ColbertCollection.restore(tmp_path, ":memory:")
+                ColbertCollection.restore(other, **place, overwrite=True)
+        for path, message in ((tmp_path / "missing", "There is no snapshot"), (tmp_path, "is no snapshot")):
+            with pytest.raises(SnapshotError, match=message):
+                ColbertCollection.restore(path, **place, overwrite=True)
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("described", "message"),
         [
             ({"format": 2}, "has format 2, too new"),
             ({"parts": 99}, "is damaged"),
@@ -372,27 +292,57 @@ class TestDamage:
         ],
     )
     def test_a_description_that_does_not_fit(
-        self, file: Path, tmp_path: Path, change: dict[str, Any], message: str
+        self, file: Path, place: Place, tmp_path: Path, described: dict[str, Any], message: str
     ) -> None:
-        with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "changed", "w") as archive:
-            for name in whole.namelist():
-                content = whole.read(name)
-                if name == "snapshot.json":
-                    content = json.dumps({**json.loads(content), **change}).encode()
-                archive.writestr(name, content)
+        other = changed(file, tmp_path / "changed", described=described)
         with pytest.raises((SnapshotError, CollectionCorruptError), match=message):
-            ColbertCollection.restore(tmp_path / "changed", tmp_path / "c")
+            ColbertCollection.restore(other, **place, overwrite=True)
+        with pytest.raises((SnapshotError, CollectionCorruptError), match=message):
+            ColbertCollection.restore(other, tmp_path / "c")
         assert not (tmp_path / "c").exists()
 
-    def test_a_member_that_is_missing(self, file: Path, there: Path, tmp_path: Path) -> None:
-        names = {"payloads.jsonl", "vectors.npy", "rows.npy", "bm25.values.npy", "bm25.places.npy", "pooled.dense.npy"}
-        for lost in names:
-            with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "changed", "w") as archive:
-                for name in whole.namelist():
-                    if name != f"000001/{lost}":
-                        archive.writestr(name, whole.read(name))
-                assert len(archive.namelist()) == len(whole.namelist()) - 1
-            with pytest.raises(SnapshotError, match="is damaged"):
-                ColbertCollection.restore(tmp_path / "changed", there, overwrite=True)
-        with ColbertCollection.open(there) as collection:
-            assert list(collection.ids()) == ["here"]
+
+def test_restoring_over_one(file: Path, mini: JinaColbertEncoder, create: Create, tmp_path: Path) -> None:
+    """Not without leave."""
+    create(3).close()
+    there = tmp_path / "collection-0"
+    with pytest.raises(CollectionExistsError, match="overwrite=True"):
+        ColbertCollection.restore(file, there)
+    with ColbertCollection.open(there) as collection:
+        assert collection.count() == 3
+    with ColbertCollection.restore(file, there, overwrite=True) as collection:
+        assert contents(collection) == expected_contents(ITEMS)
+    with ColbertCollection.open(there, encoder=mini) as collection:
+        assert collection.verify(sample=4).problems == []
+
+
+def test_any_length_it_may_be_cut_to(file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    cut = tmp_path / "cut"
+    for length in [0, 1, 21, 22, 100, *range(200, len(whole), len(whole) // 60), len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(SnapshotError, match="is no snapshot, or is damaged"):
+            check_snapshot(cut)
+
+
+def test_any_byte_that_may_be_changed(file: Path, tmp_path: Path) -> None:
+    """It is refused, or (a date in the archive, say) it changes nothing of what is restored."""
+    whole = file.read_bytes()
+    original = {one.id: one for part in read_points(file) for one in part}
+    damaged, chance = tmp_path / "damaged", random.Random(3)
+    directory = whole.index(b"PK\x01\x02")
+    times = 10 if FULL else 2
+    offsets = [chance.randrange(len(whole)) for _ in range(6 * times)]
+    offsets += [chance.randrange(directory, len(whole)) for _ in range(14 * times)]
+    refused = 0
+    for offset in offsets:
+        damaged_bytes = bytearray(whole)
+        damaged_bytes[offset] ^= 1 << chance.randrange(8)
+        damaged.write_bytes(damaged_bytes)
+        try:
+            check_snapshot(damaged)
+        except (SnapshotError, CollectionCorruptError):
+            refused += 1
+            continue
+        assert_same(original, {one.id: one for part in read_points(damaged) for one in part})
+    assert 10 * times < refused < 20 * times

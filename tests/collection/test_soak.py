@@ -1,26 +1,19 @@
-"""Mixed work of several threads for a while: no error, and at the end exactly what each of them believes to be there.
-
-JCV2_SOAK_SECONDS sets for how long, on each engine.
-"""
+"""Mixed work of several threads for a while: no error, and at the end what each of them believes to be there."""
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
-from collection_samples import DIM, QUERIES, contents, documents, expected_contents
+from collection_samples import DIM, QUERIES, Create, both_engines, contents, documents, expected_contents, in_threads
+from full import FULL
 from qdrant_client import models
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin import ColbertCollection, Document
 
-SECONDS = float(os.environ.get("JCV2_SOAK_SECONDS", "5"))
+SECONDS = 300 if FULL else 2
 THREADS = 4
 SEED = 11
 
@@ -34,21 +27,29 @@ class Worker:
         self.chance = random.Random(SEED + number)
         self.mine: dict[str, Document] = {}
         self.drawn = 0
-        self.done: Counter[str] = Counter()
-        self.error: BaseException | None = None
-        acts = (self.add, self.replace, self.delete, self.exact, self.two_stage, self.get, self.count, self.scroll)
-        self.acts: list[tuple[Callable[[], None], int]] = list(zip(acts, (6, 5, 4, 4, 4, 5, 3, 2), strict=True))
-        self.acts += [(self.ingest, 1), (self.optimize, 1)] + ([(self.migrate, 1)] if number == 0 else [])
+        self.acts: dict[Callable[[], None], int] = {
+            self.add: 6,
+            self.replace: 5,
+            self.delete: 4,
+            self.exact: 4,
+            self.two_stage: 4,
+            self.get: 5,
+            self.count_and_scroll: 4,
+            self.ingest: 1,
+            collection.optimize: 1,
+        }
+        self.migrations = 0
 
-    def run(self, until: float) -> None:
-        """Work until a moment; an error is kept and ends it."""
-        try:
-            while time.monotonic() < until:
-                [act] = self.chance.choices([act for act, _ in self.acts], [weight for _, weight in self.acts])
-                act()
-                self.done[act.__name__] += 1
-        except BaseException as error:
-            self.error = error
+    def run(self) -> int:
+        """Work for a while; gives how many things were done."""
+        done, until = 0, time.monotonic() + SECONDS
+        while time.monotonic() < until or (self.number == 0 and self.migrations < 2):
+            [act] = self.chance.choices(list(self.acts), list(self.acts.values()))
+            act()
+            done += 1
+            if self.number == 0 and done % 15 == 0:
+                self.migrate()
+        return done
 
     def new(self, id: str | None = None) -> Document:
         """A document of a text that was never there, with an id of its own or that of another."""
@@ -90,23 +91,25 @@ class Worker:
             if self.chance.random() < 0.5:
                 self.collection.delete([id, "never there"])
             else:
-                self.collection.delete(filter=of(_id=id))
+                self.collection.delete(filter=having("_id", id))
             assert self.collection.get([id]) == []
 
     def exact(self) -> None:
         self.check(self.collection.search(self.chance.choice(QUERIES), k=20, exact=True))
         for id in self.some(1):
             # Its own text has the largest score that there can be, if perhaps not alone.
-            own = self.mine[id]
-            hits = self.collection.search(own.text, k=20, exact=True, filter=of(thread=self.number))
+            own, mine = self.mine[id], having("metadata.thread", self.number)
+            hits = self.collection.search(own.text, k=20, exact=True, filter=mine)
             assert id in [hit.id for hit in hits]
             self.check(hits)
+            assert self.collection.explain(QUERIES[0], id).text == own.text
 
     def two_stage(self) -> None:
         hits = self.collection.search(self.chance.choice(QUERIES), k=10, candidates=15)
         self.check(hits)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-        own = self.collection.search(QUERIES[0], k=10, candidates=10, filter=of(thread=self.number))
+        mine = having("metadata.thread", self.number)
+        own = self.collection.search(QUERIES[0], k=10, candidates=10, filter=mine)
         assert len(own) == min(10, len(self.mine))
         assert all(hit.metadata["thread"] == self.number for hit in own)
         self.check(own)
@@ -116,64 +119,43 @@ class Worker:
         assert [one.id for one in self.collection.get([*ids, "never there"])] == ids
         self.check(self.collection.get(ids))
 
-    def count(self) -> None:
-        assert self.collection.count(of(thread=self.number)) == len(self.mine)
+    def count_and_scroll(self) -> None:
+        assert self.collection.count(having("metadata.thread", self.number)) == len(self.mine)
         assert self.collection.count() >= len(self.mine)
-
-    def scroll(self) -> None:
         found = list(self.collection.scroll())
         self.check(found)
         assert {one.id for one in found if one.metadata["thread"] == self.number} == set(self.mine)
 
-    def optimize(self) -> None:
-        self.collection.optimize()
-
     def migrate(self) -> None:
-        storage = "turbo8" if self.collection.schema.storage == "float16" else "float16"
-        assert self.collection.migrate(storage=storage).documents >= len(self.mine)
+        """In turn one that copies and one that encodes; no reader may notice."""
+        self.migrations += 1
+        changes: list[dict[str, Any]] = [{"dim": DIM, "storage": "float16"}, {"dim": 64}, {"storage": "turbo8"}]
+        report = self.collection.migrate(**changes[self.migrations % 3])
+        assert report.documents >= len(self.mine)
 
 
-def of(**values: Any) -> models.Filter:
-    """Documents with a value of metadata, or of a key of ours."""
-    conditions: list[models.Condition] = [
-        models.FieldCondition(
-            key=name if name.startswith("_") else f"metadata.{name}", match=models.MatchValue(value=value)
-        )
-        for name, value in values.items()
-    ]
-    return models.Filter(must=conditions)
+def having(key: str, value: Any) -> models.Filter:
+    return models.Filter(must=[models.FieldCondition(key=key, match=models.MatchValue(value=value))])
 
 
-@pytest.mark.parametrize("engine", ["edge", "memory"])
-def test_each_thread_finds_what_it_believes_to_be_there(mini: JinaColbertEncoder, tmp_path: Path, engine: str) -> None:
-    location = ":memory:" if engine == "memory" else tmp_path / "collection"
-    with ColbertCollection.create(location, encoder=mini, dim=DIM) as collection:
-        workers = [Worker(number, collection) for number in range(THREADS)]
-        until = time.monotonic() + SECONDS
-        threads = [threading.Thread(target=one.run, args=(until,)) for one in workers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=SECONDS + 120)
-        for one in workers:
-            if one.error is not None:
-                raise one.error
-        assert not any(thread.is_alive() for thread in threads)
-        done = sum((one.done for one in workers), Counter())
-        print(f"{engine}: {dict(done)}, {collection.count()} documents")
-        assert sum(done.values()) > 2 * THREADS
-        check(collection, workers)
-    if engine == "edge":
-        with ColbertCollection.open(location, encoder=mini) as again:
-            check(again, workers)
-
-
-def check(collection: ColbertCollection, workers: list[Worker]) -> None:
-    """All that each thread believes, nothing else, and all of it sound."""
+@both_engines
+def test_each_thread_finds_what_it_believes_to_be_there(create: Create, engine: str) -> None:
+    collection = create()
+    workers = [Worker(number, collection) for number in range(THREADS)]
+    assert sum(in_threads(*[one.run for one in workers], seconds=SECONDS + 120)) > 2 * THREADS
     expected = [one for worker in workers for one in worker.mine.values()]
+    check(collection, expected)
+    if engine == "edge":
+        collection.close()
+        path, encoder = collection.engine.path, collection.encoder
+        with ColbertCollection.open(path, encoder=encoder) as again:
+            check(again, expected)
+
+
+def check(collection: ColbertCollection, expected: list[Document]) -> None:
+    """All that each thread believes, nothing else, and all of it sound."""
     assert contents(collection) == expected_contents(expected)
     assert collection.count() == len(expected)
     assert [one.text for one in collection.get([str(one.id) for one in expected])] == [one.text for one in expected]
     report = collection.verify(sample=20)
-    assert report.problems == []
-    assert report.documents == len(expected)
+    assert (report.problems, report.documents) == ([], len(expected))

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import official_checkpoint
 import pytest
 import torch
-from collection_samples import DIM, contents, documents, encoded, expected_contents, stored_vectors
+from collection_samples import DIM, Create, contents, documents, encoded, expected_contents, first, stored_vectors
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.collection import workers
@@ -25,17 +24,26 @@ ITEMS = documents(40)
 
 
 @pytest.fixture
-def collection(mini: JinaColbertEncoder, tmp_path: Path) -> Iterator[ColbertCollection]:
-    with ColbertCollection.create(tmp_path / "collection", encoder=mini, dim=DIM, storage="float32") as made:
-        yield made
+def collection(create: Create) -> ColbertCollection:
+    return create(storage="float32")
 
 
-def test_two_workers_store_what_this_process_would(collection: ColbertCollection, mini: JinaColbertEncoder) -> None:
+def custom_encoder(**options: Any) -> JinaColbertEncoder:
+    """One that is nowhere on disk: workers load it from where it is saved for them."""
+    loaded = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", **options)
+    encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
+    encoder._mask.skiplist_words = ["the", "a"]
+    encoder._mask.resolve_with_tokenizer(encoder.tokenizer)
+    assert (encoder._source, encoder.skiplist) == (None, "custom")
+    return encoder
+
+
+def test_two_workers_store_what_this_process_would(
+    collection: ColbertCollection, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the order of the stream, up to an error in it: also what is still with the workers when the error comes."""
     writes: list[str] = []
-    engine = collection.engine
-    upsert = engine.upsert
-    engine.upsert = lambda points: (writes.extend(p.payload["_id"] for p in points), upsert(points))[1]  # type: ignore
+    first(monkeypatch, collection.engine, "upsert", lambda points: writes.extend(one.payload["_id"] for one in points))
     progress: list[int] = []
     with pytest.raises(InvalidDocumentError, match="the text is empty"):
         collection.ingest(
@@ -55,50 +63,38 @@ def test_nothing_to_encode_starts_no_process(collection: ColbertCollection) -> N
     assert collection.ingest(ITEMS[:4], workers=["cuda:99"]).unchanged == 4
 
 
-def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it encoded before is stored, here with an encoder that is nowhere on disk and has settings of its own."""
-    loaded = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", document_length=20)
-    encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
-    mask = encoder._mask
-    assert mask is not None
-    mask.skiplist_words = ["the", "a"]
-    mask.resolve_with_tokenizer(encoder.tokenizer)
-    assert (encoder._source, encoder.skiplist) == (None, "custom")
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+def test_a_worker_that_dies(create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it encoded before is stored, here with an encoder of settings of its own."""
+    encoder = custom_encoder(document_length=20)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     saved: list[str] = []
 
     def progress(number: int) -> None:
-        saved.extend(one.name for one in (tmp_path / "temporary").iterdir() if one.name.startswith("jcv2-model-"))
+        saved.extend(one.name for one in temporary.iterdir() if one.name.startswith("jcv2-model-"))
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
 
-    long_text = Document("The tide comes in and a tide goes out. " * 8, "long")
-    stream = [long_text, *ITEMS]
-    with ColbertCollection.create(
-        tmp_path / "c", encoder=encoder, dim=DIM, storage="float32", pool_factor=2
-    ) as collection:
-        with pytest.raises(WorkerError, match="What was stored before stays"):
-            collection.ingest(stream, batch_documents=2, workers=1, progress=progress)
-        stored = stored_vectors(collection)
-        assert 2 <= len(stored) < len(stream)
-        assert contents(collection) == expected_contents(stream[: len(stored)])
-        exact = encoder.document_vectors([one.text for one in stream[: len(stored)]], DIM, "split", 2)
-        for one, matrix in zip(stream, exact, strict=False):
-            np.testing.assert_allclose(stored[str(one.id)], matrix, atol=1e-5)
-        report = collection.ingest(stream)
-        assert (report.unchanged, report.written) == (len(stored), len(stream) - len(stored))
+    stream = [Document("The tide comes in and a tide goes out. " * 8, "long"), *ITEMS]
+    collection = create(encoder=encoder, storage="float32", pool_factor=2)
+    with pytest.raises(WorkerError, match="stored"):
+        collection.ingest(stream, batch_documents=2, workers=1, progress=progress)
+    stored = stored_vectors(collection)
+    assert 2 <= len(stored) < len(stream)
+    assert contents(collection) == expected_contents(stream[: len(stored)])
+    exact = encoder.document_vectors([one.text for one in stream[: len(stored)]], DIM, "split", 2)
+    for one, matrix in zip(stream, exact, strict=False):
+        np.testing.assert_allclose(stored[str(one.id)], matrix, atol=1e-5)
+    report = collection.ingest(stream)
+    assert (report.unchanged, report.written) == (len(stored), len(stream) - len(stored))
     assert saved
-    assert not any(one.name.startswith("jcv2-model-") for one in (tmp_path / "temporary").iterdir())
+    assert not any(one.name.startswith("jcv2-model-") for one in temporary.iterdir())
 
 
-def test_a_list_of_tokens_without_a_name_is_saved_with_the_model() -> None:
-    encoder = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu")
-    for words, is_saved in ((None, False), (["the", "a"], True)):
-        if words is not None and encoder._mask is not None:
-            encoder._mask.skiplist_words = words
-            encoder._mask.resolve_with_tokenizer(encoder.tokenizer)
+def test_a_list_of_tokens_without_a_name_is_saved_with_the_model(mini: JinaColbertEncoder) -> None:
+    for encoder, is_saved in ((mini, False), (custom_encoder(), True)):
         with EncoderPool(encoder, ["cpu"]) as pool:  # nothing is submitted, so no process is started
             assert (pool._saved is not None) == is_saved
 
@@ -116,22 +112,25 @@ def test_a_model_that_was_changed_after_it_was_loaded(tmp_path: Path) -> None:
         workers._load(str(folder), "cpu", options, {DIM: encoder.head_fingerprint(DIM)})
 
 
-class TestDevices:
-    @pytest.mark.parametrize(
-        ("given", "expected"),
-        [(0, []), (["cpu"], ["cpu"]), (("cpu", "cuda:1", "cpu"), ["cpu", "cuda:1", "cpu"]), ([], [])],
-    )
-    def test_as_given(self, given: Any, expected: list[str]) -> None:
-        assert as_devices(given) == expected
+@pytest.mark.parametrize(
+    ("given", "gpus", "expected"),
+    [
+        (0, 0, []),
+        (["cpu"], 0, ["cpu"]),
+        (("cpu", "cuda:1", "cpu"), 0, ["cpu", "cuda:1", "cpu"]),
+        ([], 0, []),
+        (3, 0, ["cpu"] * 3),
+        (3, 2, ["cuda:0", "cuda:1", "cuda:0"]),
+    ],
+)
+def test_devices(monkeypatch: pytest.MonkeyPatch, given: Any, gpus: int, expected: list[str]) -> None:
+    """As given; a number takes the GPUs in turn."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert as_devices(given) == expected
 
-    @pytest.mark.parametrize(("gpus", "expected"), [(0, ["cpu"] * 3), (2, ["cuda:0", "cuda:1", "cuda:0"])])
-    def test_a_number_takes_the_gpus_in_turn(
-        self, monkeypatch: pytest.MonkeyPatch, gpus: int, expected: list[str]
-    ) -> None:
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        assert as_devices(3) == expected
 
-    @pytest.mark.parametrize("given", [-1, True, False, "cpu", 2.0, None, ["cpu", 0], {"cpu"}])
-    def test_what_names_none(self, given: Any) -> None:
+def test_what_names_no_device() -> None:
+    wrong: list[Any] = [-1, True, False, "cpu", 2.0, None, ["cpu", 0], {"cpu"}]
+    for given in wrong:
         with pytest.raises(InvalidOptionError, match="workers must be"):
             as_devices(given)
