@@ -22,8 +22,8 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
     Raises:
         DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.
     """
-    splitter = encoder._window_splitter(encoder.prompts.get("document"))
-    counts = splitter.count([document.text for document in documents])
+    splitter = encoder.window_splitter()
+    counts = encoder.tokenized(document.text for document in documents).counts
     overhead = encoder.document_length - splitter.capacity
     for document, tokens in zip(documents, counts, strict=True):
         if schema.long_documents == "error" and tokens > splitter.capacity:

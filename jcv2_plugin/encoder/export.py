@@ -43,7 +43,7 @@ def export_single_head(encoder: JinaColbertEncoder, path: Path, dim: int) -> Non
 
 
 def _obstacle(encoder: JinaColbertEncoder, heads: MatryoshkaHeads) -> str | None:
-    mask = encoder._mask
+    mask = encoder.scoring_mask
     expansion = encoder.backbone.query_expansion
     if not heads.normalize:
         return "its vectors are not normalised"
@@ -60,7 +60,7 @@ def _configs(encoder: JinaColbertEncoder, dim: int) -> dict[str, Any]:
     backbone = encoder.backbone
     expansion = backbone.query_expansion
     length = expansion["length"] if expansion else backbone.query_length or encoder.max_document_length
-    mask = encoder._mask
+    mask = encoder.scoring_mask
     prompts = {role: encoder.prompts.get(role) or "" for role in ("query", "document")}
     return {
         "modules.json": [

@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 
@@ -33,14 +28,7 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model was loaded from.
-
-    Attributes:
-        name: Name given by the user: a hub repository, a folder or a bundled model.
-        folder: Local folder with the files.
-        revision: Hub commit; None for local folders.
-        is_hub: Whether ``name`` is a hub repository.
-    """
+    """Where a model was loaded from: the user's name for it, the local folder, and the hub commit if it has one."""
 
     name: str
     folder: Path

@@ -36,30 +36,13 @@ WEIGHTS = "model.safetensors"
 DEFAULT_ROPE_THETA = 10000.0
 """Default of Jina's own configuration class. transformers' native class defaults to 20000."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentencepiece.bpe.model",
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
+_REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_CONFIG_KEYS = (
+    *_REQUIRED_KEYS,
+    *("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
+    *("max_position_embeddings", "type_vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"),
 )
-_CONFIG_KEYS = [
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-]
-_REQUIRED_KEYS = _CONFIG_KEYS[:5]
 
 
 @dataclass(frozen=True)
@@ -109,29 +92,23 @@ def is_official_layout(folder: Path) -> bool:
 def tensor_shapes(config: dict[str, Any], dim: int) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor in a checkpoint of the official layout."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {
+    weights: dict[str, tuple[int, ...]] = {"emb_ln": (hidden,), "pooler.dense": (hidden, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        weights |= {
+            f"encoder.layers.{layer}.mixer.Wqkv": (3 * hidden, hidden),
+            f"encoder.layers.{layer}.mixer.out_proj": (hidden, hidden),
+            f"encoder.layers.{layer}.mlp.fc1": (inner, hidden),
+            f"encoder.layers.{layer}.mlp.fc2": (hidden, inner),
+            f"encoder.layers.{layer}.norm1": (hidden,),
+            f"encoder.layers.{layer}.norm2": (hidden,),
+        }
+    return {
         HEAD: (dim, hidden),
-        "roberta.emb_ln.weight": (hidden,),
-        "roberta.emb_ln.bias": (hidden,),
         "roberta.embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
         "roberta.embeddings.token_type_embeddings.weight": (config.get("type_vocab_size", 1), hidden),
-        "roberta.pooler.dense.weight": (hidden, hidden),
-        "roberta.pooler.dense.bias": (hidden,),
+        **{f"roberta.{name}.weight": shape for name, shape in weights.items()},
+        **{f"roberta.{name}.bias": shape[:1] for name, shape in weights.items()},
     }
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"roberta.encoder.layers.{layer}."
-        for name, rows, columns in (
-            ("mixer.Wqkv", 3 * hidden, hidden),
-            ("mixer.out_proj", hidden, hidden),
-            ("mlp.fc1", inner, hidden),
-            ("mlp.fc2", hidden, inner),
-        ):
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            shapes[f"{prefix}{name}.bias"] = (rows,)
-        for norm in ("norm1", "norm2"):
-            shapes[f"{prefix}{norm}.weight"] = (hidden,)
-            shapes[f"{prefix}{norm}.bias"] = (hidden,)
-    return shapes
 
 
 def native_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -197,8 +174,7 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
 def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transformer, int]:
     """Load the backbone as a sentence-transformers module, and return it with the dimension of the stored head.
 
-    transformers loads it from a temporary folder with a converted ``config.json`` and links to the other files, so that
-    nothing is written to the user's folder.
+    transformers loads it from a temporary folder with a converted ``config.json`` and links to the other files.
 
     Raises:
         ModelLayoutError: If a file is missing, unreadable or not of this layout.
@@ -251,11 +227,8 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
         ModelLayoutError: If the vocabulary has neither.
     """
     markers: list[str] = []
-    for named, fallback in (
-        (metadata.query_marker, QUERY_MARKER),
-        (metadata.document_marker, DOCUMENT_MARKER),
-    ):
-        vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
+    for named, fallback in ((metadata.query_marker, QUERY_MARKER), (metadata.document_marker, DOCUMENT_MARKER)):
         marker = named if named is not None and named in vocabulary else fallback
         if marker not in vocabulary:
             raise ModelLayoutError(
@@ -268,15 +241,7 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
     return markers[0], markers[1]
 
 
-def load_heads(
-    source: ModelSource,
-    own_dim: int,
-    dims: tuple[int, ...],
-    *,
-    token: bool | str | None = None,
-    cache_folder: str | None = None,
-    local_files_only: bool = False,
-) -> dict[int, torch.Tensor]:
+def load_heads(source: ModelSource, own_dim: int, dims: tuple[int, ...], **hub: Any) -> dict[int, torch.Tensor]:
     """Load head weights for ``dims`` from the checkpoint and from sibling repositories or folders.
 
     ``jina-colbert-v2-64`` is the same backbone with another head. Only that head is loaded, from a folder next to this
@@ -291,41 +256,34 @@ def load_heads(
             path = source.folder / WEIGHTS
             weights[dim] = read_tensor(file_reader(path), HEAD, str(path))
             continue
-        weight = _sibling_head(source, dim, token=token, cache_folder=cache_folder, local_files_only=local_files_only)
+        weight = _sibling_head(source, dim, **hub)
         if weight.shape[0] != dim:
             raise UnknownDimError(f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}.")
         weights[dim] = weight
     return weights
 
 
-def sibling_names(name: str, dim: int) -> list[str]:
-    """Return names under which the same model may be published with a head of ``dim``, most likely first."""
-    base = re.sub(r"-\d+$", "", name.rstrip("/"))
-    return [f"{base}-{dim}"] + ([base] if base != name else [])
-
-
 def _sibling_head(
-    source: ModelSource, dim: int, *, token: bool | str | None, cache_folder: str | None, local_files_only: bool
+    source: ModelSource,
+    dim: int,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
 ) -> torch.Tensor:
     tried = []
-    if not source.is_hub:
-        for name in sibling_names(str(source.folder), dim):
-            path = Path(name) / WEIGHTS
-            tried.append(str(path))
-            if path.exists():
-                return read_tensor(file_reader(path), HEAD, str(path))
-    else:
-        for name in sibling_names(source.name, dim):
-            cached = try_to_load_from_cache(name, WEIGHTS, cache_dir=cache_folder)
-            try:
-                if isinstance(cached, str):
-                    return read_tensor(file_reader(cached), HEAD, cached)
-                if local_files_only:
-                    tried.append(f"{name} (not in the cache, and local_files_only is set)")
-                    continue
-                return read_tensor(hub_reader(name, WEIGHTS, token=token), HEAD, name)
-            except HUB_ERRORS as error:
-                tried.append(f"{name} ({str(error).splitlines()[0]})")
+    own = source.name.rstrip("/") if source.is_hub else str(source.folder)
+    base = re.sub(r"-\d+$", "", own)
+    for name in [f"{base}-{dim}", *([base] if base != own else [])]:  # the most likely one first
+        path = try_to_load_from_cache(name, WEIGHTS, cache_dir=cache_folder) if source.is_hub else Path(name) / WEIGHTS
+        if isinstance(path, (str, Path)) and Path(path).exists():
+            return read_tensor(file_reader(path), HEAD, str(path))
+        if not source.is_hub or local_files_only:
+            tried.append(f"{name} (not in the cache, and local_files_only is set)" if source.is_hub else str(path))
+            continue
+        try:
+            return read_tensor(hub_reader(name, WEIGHTS, token=token), HEAD, name)
+        except HUB_ERRORS as error:
+            tried.append(f"{name} ({str(error).splitlines()[0]})")
     raise UnknownDimError(
         f"{source.name!r} has no head for dim={dim}, and no sibling with one was found: {'; '.join(tried)}."
     )

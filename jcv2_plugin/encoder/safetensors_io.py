@@ -14,11 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from jcv2_plugin.errors import ModelLayoutError
 

@@ -16,8 +16,8 @@ from jcv2_plugin.errors import CollectionExistsError, InvalidOptionError, Invali
 
 class TestMigrate:
     def test_to_another_first_stage_and_dim(self, rows: Path) -> None:
-        output, said = run_both("migrate", "-c", "store", "--first-stage", "muvera", "--storage", "int8")
-        start = "30 documents are now at 32 dims of mini, storage int8, first stage muvera: 0 encoded, 30 copied, in "
+        output, said = run_both("migrate", "-c", "store", "--first-stage", "pooled", "--storage", "int8")
+        start = "30 documents are now at 32 dims of mini, storage int8, first stage pooled: 0 encoded, 30 copied, in "
         assert output == ""
         assert said.startswith(start)
         assert len(said.splitlines()) == 1

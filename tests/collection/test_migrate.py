@@ -197,13 +197,12 @@ class TestWhatChanges:
 
     def test_first_stage(self, location: Location, collection: ColbertCollection, encoded_texts: list[str]) -> None:
         before, exact = payloads(collection), stored_vectors(collection)
-        stages: list[Any] = ["none", "pooled", "muvera", "bm25", "hybrid"]
+        stages: list[Any] = ["none", "pooled", "bm25", "hybrid"]
         for stage in stages:
-            options = {"planes": 2} if stage == "muvera" else None
-            report = collection.migrate(first_stage=stage, stage_options=options)
+            report = collection.migrate(first_stage=stage)
             assert (report.encoded, report.copied, encoded_texts) == (0, 30, [])
             assert all(np.array_equal(exact[one], matrix) for one, matrix in stored_vectors(collection).items())
-            assert collection.schema.stage_options.get("planes") == (2 if stage == "muvera" else None)
+            assert collection.schema.first_stage == stage
             if stage != "none":
                 assert collection.search(ITEMS[11].text, k=1, candidates=5)[0].id == "d11"
             self.check(collection, before)
@@ -221,9 +220,9 @@ class TestWhatChanges:
     def test_several_at_once_and_back(self, location: Location, collection: ColbertCollection) -> None:
         before, exact = payloads(collection), stored_vectors(collection)
         old = collection.schema
-        collection.migrate(dim=64, storage="turbo8", first_stage="muvera", pool_factor=2, long_documents="truncate")
+        collection.migrate(dim=64, storage="turbo8", first_stage="pooled", pool_factor=2, long_documents="truncate")
         schema = collection.schema
-        assert (schema.dim, schema.storage, schema.first_stage) == (64, "turbo8", "muvera")
+        assert (schema.dim, schema.storage, schema.first_stage) == (64, "turbo8", "pooled")
         assert (schema.pool_factor, schema.long_documents) == (2, "truncate")
         collection.migrate(dim=DIM, storage="float16", first_stage="hybrid", pool_factor=1, long_documents="split")
         assert collection.schema == old
@@ -231,14 +230,6 @@ class TestWhatChanges:
             np.testing.assert_allclose(matrix, exact[one], atol=1e-3)
         self.check(collection, before)
         self.check_reopened(location, collection, before)
-
-    def test_options_of_the_first_stage_only(self, location: Location, collection: ColbertCollection) -> None:
-        collection.migrate(first_stage="muvera")
-        collection.migrate(stage_options={"planes": 2, "seed": 4})
-        assert collection.schema.stage_options == {"planes": 2, "projected": 16, "repetitions": 20, "seed": 4}
-        collection.migrate(storage="turbo8")
-        assert collection.schema.stage_options["seed"] == 4
-        assert collection.search(ITEMS[11].text, k=1, candidates=5)[0].id == "d11"
 
     def test_an_empty_collection(self, location: Location, mini: JinaColbertEncoder) -> None:
         with location.create(mini) as collection:
@@ -283,8 +274,7 @@ class TestWhatIsRefused:
             {"storage": "", "dim": 64},
             {"first_stage": "second"},
             {"first_stage": "", "dim": 64},
-            {"stage_options": {"planes": 2}},
-            {"first_stage": "muvera", "stage_options": {"seed": -1}},
+            {"first_stage": "muvera"},
             {"pool_factor": 0, "dim": 64},
             {"pool_factor": "2"},
             {"long_documents": "shorten"},
@@ -333,7 +323,7 @@ class TestWhileItIsInUse:
         for reader in readers:
             reader.start()
         try:
-            for change in ({"storage": "turbo8"}, {"dim": 64}, {"first_stage": "muvera"}):
+            for change in ({"storage": "turbo8"}, {"dim": 64}, {"first_stage": "pooled"}):
                 collection.migrate(**change)
                 after = rounds[0]
                 while rounds[0] < after + 2 and not errors:

@@ -216,7 +216,7 @@ def by_stage(
 ) -> Iterator[dict[tuple[str, str], ColbertCollection]]:
     made: dict[tuple[str, str], ColbertCollection] = {}
     for engine in ENGINES:
-        for stage in ("none", "pooled", "muvera", "bm25", "hybrid"):
+        for stage in ("none", "pooled", "bm25", "hybrid"):
             folder = tmp_path_factory.mktemp(stage)
             name: Any = stage
             one = ColbertCollection.create(location(engine, folder), encoder=mini, dim=DIM, first_stage=name)
@@ -282,7 +282,6 @@ class TestFirstStage:
             ("none", "pooled", r"\['none'\]"),
             ("pooled", "hybrid", r"\['none', 'pooled'\]"),
             ("bm25", "pooled", r"\['none', 'bm25'\]"),
-            ("muvera", "bm25", r"\['none', 'muvera'\]"),
             ("hybrid", "muvera", r"\['none', 'pooled', 'bm25', 'hybrid'\]"),
             ("hybrid", "colbert", r"\['none', 'pooled', 'bm25', 'hybrid'\]"),
         ],

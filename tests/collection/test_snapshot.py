@@ -145,7 +145,7 @@ class TestRoundTrips:
                 assert again.schema == collection.schema
                 assert_same(points_of(collection), points_of(again), atol=atol)
 
-    @pytest.mark.parametrize("stage", ["none", "pooled", "muvera", "bm25"])
+    @pytest.mark.parametrize("stage", ["none", "pooled", "bm25"])
     def test_each_first_stage(
         self, mini: JinaColbertEncoder, vectors: list[Matrix], tmp_path: Path, stage: Any
     ) -> None:

@@ -53,7 +53,7 @@ def point_of(collection: ColbertCollection, id: str) -> Point:
 
 
 class TestSound:
-    @pytest.mark.parametrize("stage", ["none", "pooled", "muvera", "bm25", "hybrid"])
+    @pytest.mark.parametrize("stage", ["none", "pooled", "bm25", "hybrid"])
     def test_it_has_no_problems(self, create: Create, stage: Any) -> None:
         collection = create(first_stage=stage)
         report = collection.verify()

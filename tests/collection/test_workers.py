@@ -59,11 +59,11 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What it encoded before is stored, here with an encoder that is nowhere on disk and has settings of its own."""
     loaded = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", document_length=20)
     encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
-    mask = encoder._mask
+    mask = encoder.scoring_mask
     assert mask is not None
     mask.skiplist_words = ["the", "a"]
     mask.resolve_with_tokenizer(encoder.tokenizer)
-    assert (encoder._source, encoder.skiplist) == (None, "custom")
+    assert (encoder.source, encoder.skiplist) == (None, "custom")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     saved: list[str] = []
@@ -96,9 +96,9 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_list_of_tokens_without_a_name_is_saved_with_the_model() -> None:
     encoder = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu")
     for words, is_saved in ((None, False), (["the", "a"], True)):
-        if words is not None and encoder._mask is not None:
-            encoder._mask.skiplist_words = words
-            encoder._mask.resolve_with_tokenizer(encoder.tokenizer)
+        if words is not None and encoder.scoring_mask is not None:
+            encoder.scoring_mask.skiplist_words = words
+            encoder.scoring_mask.resolve_with_tokenizer(encoder.tokenizer)
         with EncoderPool(encoder, ["cpu"]) as pool:  # nothing is submitted, so no process is started
             assert (pool._saved is not None) == is_saved
 

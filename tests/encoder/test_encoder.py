@@ -92,7 +92,7 @@ class TestInputs:
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
     def test_one_text_gives_one_matrix(self, mini: JinaColbertEncoder) -> None:
-        assert mini.encode_query("why?", dim=64).shape == (4, 64)
+        assert mini.encode_query("why?", dim=np.int64(64)).shape == (4, 64)
         assert mini.encode_query("why?", dim=64, convert_to_numpy=True).dtype == np.float32
         assert {dim: m.shape[1] for dim, m in mini.encode_query("why?", dim=[64, 32]).items()} == {64: 64, 32: 32}
 
@@ -129,15 +129,11 @@ class TestDims:
         with pytest.raises(UnknownDimError, match="no head for dim=512"):
             JinaColbertEncoder.from_pretrained("mini", dims=(64, 512))
 
-    def test_heads_loaded_alone_are_the_same_heads(self, mini: JinaColbertEncoder) -> None:
-        alone = JinaColbertEncoder.from_pretrained("mini", dims=64, device="cpu")
-        assert alone.dims == (64,)
-        torch.testing.assert_close(alone.encode_query("why?"), mini.encode_query("why?", dim=64), atol=1e-6, rtol=0)
-        assert alone.head_fingerprint(64) == mini.head_fingerprint(64) != mini.head_fingerprint(32)
-
-    def test_the_first_dim_is_the_default(self) -> None:
-        encoder = JinaColbertEncoder.from_pretrained("mini", dims=(32, 64), device="cpu")
-        assert encoder.encode_query("why?").shape[1] == 32
+    def test_heads_loaded_alone_are_the_same_heads_and_the_first_is_the_default(self, mini: JinaColbertEncoder) -> None:
+        some = JinaColbertEncoder.from_pretrained("mini", dims=np.array([64, 32]), device="cpu")
+        assert some.dims == (64, 32)
+        torch.testing.assert_close(some.encode_query("why?"), mini.encode_query("why?", dim=64), atol=1e-6, rtol=0)
+        assert some.head_fingerprint(64) == mini.head_fingerprint(64) != mini.head_fingerprint(32)
 
 
 class TestMaxSim:
@@ -157,15 +153,17 @@ class TestMaxSim:
         torch.testing.assert_close(scores, torch.tensor([-0.5, -0.6]), atol=1e-6, rtol=0)
 
 
-class TestLongDocuments:
-    @pytest.fixture(scope="class")
-    def encoder(self) -> JinaColbertEncoder:
-        return JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu", document_length=40)
+@pytest.fixture(scope="module")
+def encoder() -> JinaColbertEncoder:
+    """One with a small window and a tokenizer of its own."""
+    return JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu", document_length=40)
 
+
+class TestLongDocuments:
     def test_truncation_keeps_the_first_window(self, encoder: JinaColbertEncoder) -> None:
-        assert [len(m) for m in encoder.encode_document(TEXTS)] == [min(len(scored_tokens_of(encoder, t)), 40)
-                                                                    for t in TEXTS]  # fmt: skip
-        assert len(encoder.encode_document(TEXTS[3])) == 40
+        lengths = [len(encoder.tokenizer(text)["input_ids"]) for text in TEXTS]
+        assert max(lengths) > 40
+        assert [len(one) for one in encoder.encode_document(TEXTS)] == [min(length, 40) for length in lengths]
 
     def test_splitting_keeps_every_token(self, encoder: JinaColbertEncoder) -> None:
         vectors = encoder.encode_document(TEXTS, long_documents="split")
@@ -201,8 +199,24 @@ class TestLongDocuments:
             encoder.document_length = length
 
 
-def scored_tokens_of(encoder: JinaColbertEncoder, text: str) -> list[int]:
-    return encoder.tokenizer(text)["input_ids"]
+class TestTokenized:
+    """Texts tokenised once, for everything that needs their tokens."""
+
+    def test_it_holds_the_tokens_of_whole_texts(self, encoder: JinaColbertEncoder) -> None:
+        tokenized = encoder.tokenized(iter(TEXTS))
+        assert tokenized.texts == TEXTS
+        assert tokenized.ids == [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        assert tokenized.counts == [len(ids) for ids in tokenized.ids]
+
+    def test_its_tokens_are_not_counted_again(
+        self, encoder: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = encoder.document_vectors(TEXTS, 32, "split", 2.0)
+        tokenized = encoder.tokenized(TEXTS)
+        monkeypatch.setattr(JinaColbertEncoder, "tokenized", None)
+        for one, other in zip(encoder.document_vectors(tokenized, 32, "split", 2.0), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        assert len(encoder.encode_document(tokenized)) == len(TEXTS)
 
 
 class TestLoading:
@@ -233,7 +247,7 @@ class TestLoading:
 class TestThreads:
     """A fast tokenizer keeps the truncation and padding of its last call, so threads must not share a call."""
 
-    def test_queries_do_not_cut_documents_of_another_thread(self) -> None:
+    def test_queries_do_not_cut_documents_of_another_thread(self, mini: JinaColbertEncoder) -> None:
         encoder = JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu")
         encoder.backbone.query_expansion = {"strategy": "fixed", "length": 8, "attend": True}
         lengths: list[int] = []
@@ -257,7 +271,7 @@ class TestThreads:
             sys.setswitchinterval(interval)
             for asker in askers:
                 asker.join()
-        assert set(lengths) == {len(scored_tokens_of(encoder, TEXTS[1]))}
+        assert set(lengths) == {len(mini.tokenizer(TEXTS[1])["input_ids"])}
 
     def test_a_copy_has_a_lock_of_its_own(self, mini: JinaColbertEncoder) -> None:
         copied = copy.deepcopy(mini)
@@ -265,10 +279,6 @@ class TestThreads:
 
 
 class TestOptions:
-    def test_integers_of_numpy_are_integers(self, mini: JinaColbertEncoder) -> None:
-        assert mini.encode_query("why?", dim=np.int64(64)).shape[1] == 64
-        assert JinaColbertEncoder.from_pretrained("mini", dims=np.array([64, 32])).dims == (64, 32)
-
     @pytest.mark.parametrize("budget", [0, -5])
     def test_a_budget_must_be_positive(self, mini: JinaColbertEncoder, budget: int) -> None:
         with pytest.raises(InvalidOptionError, match="tokens_per_batch must be positive"):
@@ -285,7 +295,7 @@ class TestOptions:
             save_file({"x": torch.zeros(1, dtype=dtype)}, folders[dtype] / "model.safetensors")
 
         def chosen(device: str, dtype: object, folder: Path | None) -> str:
-            return transformer_kwargs(device, dtype, None, folder)["attn_implementation"]
+            return transformer_kwargs(device, {"dtype": dtype}, folder)["attn_implementation"]
 
         assert chosen("cuda", None, folders[torch.bfloat16]) == "flash_attention_2"
         assert chosen("cuda:1", "float16", folders[torch.float32]) == "flash_attention_2"
@@ -296,4 +306,4 @@ class TestOptions:
             ("cpu", None, folders[torch.bfloat16]),
         ):
             assert chosen(device, dtype, folder) == "sdpa"
-        assert transformer_kwargs("cuda", None, "eager", None)["attn_implementation"] == "eager"
+        assert transformer_kwargs("cuda", {"attn_implementation": "eager"}, None)["attn_implementation"] == "eager"

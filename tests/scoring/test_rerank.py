@@ -38,8 +38,7 @@ def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
-@pytest.mark.parametrize("engine", ["edge", "memory"])
-@pytest.mark.parametrize("dim, long_documents", [(DIM, "split"), (128, "split"), (64, "truncate")])
+@pytest.mark.parametrize("engine, dim, long_documents", [("edge", DIM, "split"), ("memory", 64, "truncate")])
 def test_as_a_collection_of_them(
     engine: str, dim: int, long_documents: Any, mini: JinaColbertEncoder, tmp_path: Path
 ) -> None:
@@ -67,10 +66,6 @@ def test_windows_count(mini: JinaColbertEncoder) -> None:
     )
     assert split[1] > cut[1] + 0.5
     assert split[0] == pytest.approx(cut[0], abs=1e-5)
-
-
-def test_without_a_dim_the_models_own_is_taken(mini: JinaColbertEncoder) -> None:
-    assert rerank(mini, QUERIES[0], TEXTS[:5]) == rerank(mini, QUERIES[0], TEXTS[:5], dim=mini.dims[0])
 
 
 def test_explanations(mini: JinaColbertEncoder) -> None:
