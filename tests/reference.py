@@ -11,6 +11,7 @@ import math
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,3 +139,10 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def maxsim(query: NDArray[np.floating], document: NDArray[np.floating]) -> float:
     """Sum over query tokens of the largest dot product with a document token."""
     return sum(max(float(np.dot(token, other)) for other in document) for token in query)
+
+
+def assert_same(found: Sequence[Any], expected: Sequence[Any], tolerance: float = 1e-5) -> None:
+    """The same number of matrices, each of the same shape and with the same values."""
+    for one, other in zip(found, expected, strict=True):
+        assert tuple(one.shape) == tuple(other.shape)
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)

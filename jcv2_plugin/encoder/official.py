@@ -78,7 +78,9 @@ class ColbertMetadata:
                 document_marker=raw.get("doc_token_id"),
             )
         except (ValueError, TypeError, AttributeError) as error:
-            raise ModelLayoutError(f"{path} is not valid ColBERT metadata ({error}). Fetch the file again.") from error
+            raise ModelLayoutError(
+                f"{path} is not valid ColBERT metadata ({error}). Download the file again."
+            ) from error
 
 
 def is_official_layout(folder: Path) -> bool:
@@ -118,10 +120,10 @@ def native_config(raw: dict[str, Any]) -> dict[str, Any]:
         ModelLayoutError: If a size is missing, or the backbone does not use rotary positions.
     """
     if absent := [key for key in _REQUIRED_KEYS if raw.get(key) is None]:
-        raise ModelLayoutError(f"config.json lacks {absent}, without which the network is not known.")
+        raise ModelLayoutError(f"config.json has no {absent}. Download the file again.")
     if raw.get("position_embedding_type", "rotary") != "rotary":
         raise ModelLayoutError(
-            f"position_embedding_type is {raw['position_embedding_type']!r}; this layout needs 'rotary'."
+            f"config.json has position_embedding_type={raw['position_embedding_type']!r}, this layout needs 'rotary'."
         )
     rope = raw.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or raw.get("rotary_emb_base") or raw.get("rope_theta") or DEFAULT_ROPE_THETA
@@ -153,8 +155,8 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
     problems = []
     if required - set(header) == {HEAD}:
         raise ModelLayoutError(
-            f"{source} is a backbone without a projection head (missing ['{HEAD}']), and one made up at random would "
-            "retrieve noise. Give a ColBERT model, or fit heads to this backbone first."
+            f"{source} has no projection head (missing ['{HEAD}']), and a random one would retrieve noise. Use a "
+            "ColBERT model, or train heads on this backbone first."
         )
     if missing := sorted(required - set(header)):
         problems.append(f"missing {missing[:5]} ({len(missing)} in all)")
@@ -165,7 +167,7 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
         problems.append(f"{wrong[0]} has shape {shapes[wrong[0]]}, config.json says {expected[wrong[0]]}")
     needed = data_start + max(entry["data_offsets"][1] for entry in header.values())
     if (size := os.path.getsize(source)) < needed:
-        problems.append(f"cut short, {size:,} of {needed:,} bytes")
+        problems.append(f"cut short, with {size:,} of {needed:,} bytes")
     if problems:
         raise ModelLayoutError(f"{source} does not fit the layout of jina-colbert-v2: {'; '.join(problems)}.")
     return dim
@@ -232,8 +234,8 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
         marker = named if named is not None and named in vocabulary else fallback
         if marker not in vocabulary:
             raise ModelLayoutError(
-                f"The tokenizer has neither the marker {named!r} of artifact.metadata nor {fallback!r}. "
-                "The tokenizer files do not belong to this checkpoint."
+                f"The tokenizer has neither the marker {named!r} from artifact.metadata nor {fallback!r}. Its files "
+                "belong to another checkpoint. Download them again."
             )
         markers.append(marker)
     if to_register := [marker for marker in markers if tokenizer.tokenize(marker) != [marker]]:
@@ -258,7 +260,9 @@ def load_heads(source: ModelSource, own_dim: int, dims: tuple[int, ...], **hub: 
             continue
         weight = _sibling_head(source, dim, **hub)
         if weight.shape[0] != dim:
-            raise UnknownDimError(f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}.")
+            raise UnknownDimError(
+                f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}."
+            )
         weights[dim] = weight
     return weights
 

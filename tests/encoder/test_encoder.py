@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import maxsim
+from reference import assert_same, maxsim
 from safetensors.torch import save_file
 
 from jcv2_plugin import JinaColbertEncoder
@@ -37,16 +37,14 @@ class TestBatching:
         alone = [mini.encode_document(text, dim=64) for text in TEXTS]
         for options in ({"tokens_per_batch": 40}, {"tokens_per_batch": 4096}, {"batch_size": 2}, {"batch_size": 1}):
             together = mini.encode_document(TEXTS, dim=64, **options)
-            for one, other in zip(alone, together, strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(alone, together)
 
     def test_order_is_kept_over_many_tokenised_windows(
         self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = mini.encode_document(TEXTS * 3, dim=32)
         monkeypatch.setattr("jcv2_plugin.encoder.inference._WINDOW_TEXTS", 4)
-        for one, other in zip(expected, mini.encode_document(TEXTS * 3, dim=32), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        assert_same(expected, mini.encode_document(TEXTS * 3, dim=32))
 
     def test_batches_stay_within_the_budget(self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
         shapes = []
@@ -75,8 +73,7 @@ class TestBatching:
         assert len(calls) == 2 * passes
         assert list(both) == [64, 128]
         for dim, vectors in separate.items():
-            for one, other in zip(vectors, both[dim], strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(vectors, both[dim])
 
 
 class TestInputs:
@@ -88,8 +85,7 @@ class TestInputs:
     def test_generators_and_arrays_work(self, mini: JinaColbertEncoder) -> None:
         expected = mini.encode_document(TEXTS[:3])
         for given in ((text for text in TEXTS[:3]), np.array(TEXTS[:3]), tuple(TEXTS[:3])):
-            for one, other in zip(expected, mini.encode_document(given), strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(expected, mini.encode_document(given))
 
     def test_one_text_gives_one_matrix(self, mini: JinaColbertEncoder) -> None:
         assert mini.encode_query("why?", dim=np.int64(64)).shape == (4, 64)
@@ -117,8 +113,7 @@ class TestInputs:
             encoder.stop_multi_process_pool(pool)
         assert {dim: len(matrices) for dim, matrices in vectors.items()} == {64: 40, 32: 40}
         for dim in (64, 32):
-            for one, other in zip(expected[dim], vectors[dim], strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(expected[dim], vectors[dim])
 
 
 class TestDims:
@@ -214,8 +209,7 @@ class TestTokenized:
         expected = encoder.document_vectors(TEXTS, 32, "split", 2.0)
         tokenized = encoder.tokenized(TEXTS)
         monkeypatch.setattr(JinaColbertEncoder, "tokenized", None)
-        for one, other in zip(encoder.document_vectors(tokenized, 32, "split", 2.0), expected, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+        assert_same(encoder.document_vectors(tokenized, 32, "split", 2.0), expected)
         assert len(encoder.encode_document(tokenized)) == len(TEXTS)
 
 

@@ -24,7 +24,7 @@ from official_checkpoint import (
     write_json,
     write_tokenizer,
 )
-from reference import Reference
+from reference import Reference, assert_same
 from transformers import XLMRobertaTokenizer
 from xlm_roberta import BEGIN, BY_LANGUAGE, END, MASK, PAD, UNKNOWN, ReferenceTokenizer, real_vocabulary
 
@@ -148,13 +148,8 @@ def test_documents_are_marked_and_their_padding_is_not_attended(
 def test_vectors_are_those_of_the_reference_network(encoder: JinaColbertEncoder, folder: Path) -> None:
     texts = [SYMBOLS, *list(BY_LANGUAGE.values())[::6]]
     network = Reference(folder)
-    for found, expected in (
-        (encoder.query_vectors(texts, DIM), [network.query(text) for text in texts]),
-        (encoder.document_vectors(texts, DIM), [network.document(text) for text in texts]),
-    ):
-        for one, other in zip(found, expected, strict=True):
-            assert one.shape == other.shape
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    assert_same(encoder.query_vectors(texts, DIM), [network.query(text) for text in texts])
+    assert_same(encoder.document_vectors(texts, DIM), [network.document(text) for text in texts])
 
 
 @pytest.fixture

@@ -128,9 +128,7 @@ def test_autocast_reaches_the_batches(mini: JinaColbertEncoder, threads):
     assert max((one.float() - other).abs().max().item() for one, other in zip(inside, outside, strict=True)) > 1e-4
 
 
-def test_a_runtime_with_own_threads_gets_one_batch_at_a_time(
-    mini: JinaColbertEncoder, threads, seen, monkeypatch
-):
+def test_a_runtime_with_own_threads_gets_one_batch_at_a_time(mini: JinaColbertEncoder, threads, seen, monkeypatch):
     monkeypatch.setattr(type(mini[0]), "runs_own_threads", True, raising=False)
     mini.document_vectors(TEXTS, 64)
     assert seen

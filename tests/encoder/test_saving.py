@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from official_checkpoint import write_checkpoint, write_sibling
+from reference import assert_same
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -19,11 +20,6 @@ from jcv2_plugin import JinaColbertEncoder, MatryoshkaHeads
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 
 TEXTS = ["Late interaction compares tokens.", "A longer text: it has dots, dashes - and (brackets).", "Rice."]
-
-
-def assert_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    for mine, theirs in zip(one, other, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +75,12 @@ class TestSavePretrained:
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(ModelLayoutError, match="is missing"):
             MatryoshkaHeads.load(str(tmp_path))
+
+    def test_the_constructor_takes_sentence_transformers_options(self, saved: Path) -> None:
+        options = {"model_kwargs": {"dtype": torch.bfloat16}, "config_kwargs": {"layer_norm_eps": 1e-3}}
+        encoder = JinaColbertEncoder(str(saved), device="cpu", prompts={"query": "Q: "}, **options)
+        assert (encoder.dtype, encoder.backbone.config.layer_norm_eps) == (torch.bfloat16, 1e-3)
+        assert encoder.prompts["query"] == "Q: "
 
     @pytest.mark.parametrize(
         ("position", "entry"),
@@ -136,8 +138,7 @@ class TestExport:
         subprocess.run([os.environ["JCV2_PYLATE_PYTHON"], "-c", *arguments], check=True, timeout=300)
         theirs = list(np.load(result).values())
         ours = [*mini.encode_document(TEXTS, dim=64), *mini.encode_query(TEXTS, dim=64)]
-        for mine, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(mine.numpy(), other, atol=1e-5)
+        assert_same(ours, theirs)
 
 
 class TestForeignLayouts:
@@ -173,5 +174,5 @@ class TestForeignLayouts:
         assert_same(plain.encode_document(TEXTS), ours.encode_document(TEXTS, dim=48))
         with pytest.raises(UnknownDimError, match=r"\[48\]"):
             ours.encode_query("why?", dim=64)
-        with pytest.raises(ModelLayoutError, match="cannot be written in PyLate's layout"):
+        with pytest.raises(ModelLayoutError, match="cannot be exported to PyLate's layout"):
             ours.export(tmp_path / "exported")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import tracemalloc
 from collections.abc import Iterator
@@ -203,11 +202,6 @@ class TestSearchMmr:
         for hit in found:
             assert hit.explanation is not None
             assert (hit.explanation.text, hit.explanation.score) == (hit.text, pytest.approx(hit.score, abs=1e-4))
-
-    def test_the_twin(self, collection: ColbertCollection) -> None:
-        options: dict[str, Any] = {"fetch_k": 15, "lambda_mult": 0.1, "first_stage": "bm25"}
-        found = asyncio.run(collection.asearch_mmr(QUERIES[1], 4, **options))
-        assert found == collection.search_mmr(QUERIES[1], 4, **options)
 
     def test_pooled_collections(
         self, mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
