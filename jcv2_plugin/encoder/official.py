@@ -260,9 +260,7 @@ def load_heads(source: ModelSource, own_dim: int, dims: tuple[int, ...], **hub: 
             continue
         weight = _sibling_head(source, dim, **hub)
         if weight.shape[0] != dim:
-            raise UnknownDimError(
-                f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}."
-            )
+            raise UnknownDimError(f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}.")
         weights[dim] = weight
     return weights
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,9 @@ from official_checkpoint import (
     load_json,
     official_config,
     write_checkpoint,
-    write_json,
     write_sibling,
 )
 from reference import Reference, assert_same
-from transformers import JinaEmbeddingsV3Model
 
 from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.encoder.official import check_tensors, is_official_layout, native_config, tensor_shapes
@@ -184,16 +181,6 @@ def test_skiplists_drop_exactly_their_tokens(official: Path, skiplist: Any, drop
     kept = everything[[token not in dropped for token in tokens]]
     assert_same(encoder.document_vectors([text], 128), [kept])
     assert_same(encoder.document_vectors(TEXTS, 128), [reference.document(t, skiplist=skiplist) for t in TEXTS])
-
-
-def test_transformers_reads_every_tensor_but_the_head(tmp_path: Path, official: Path) -> None:
-    shutil.copy(official / "model.safetensors", tmp_path)
-    write_json(tmp_path / "config.json", native_config(load_json(official / "config.json")))
-    model, info = JinaEmbeddingsV3Model.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["mismatched_keys"]
-    assert set(info["unexpected_keys"]) <= {"linear.weight"}
-    assert model.config.rope_parameters["rope_theta"] == 10000.0
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,6 @@ class TestTheRule:
         found = maximal_marginal_relevance(relevance, np.asarray(similarity), k, lambda_mult)
         assert found == by_definition(relevance, similarity, k, lambda_mult)
 
-    def test_one_is_by_relevance_alone(self) -> None:
-        relevance = [0.3, 0.9, 0.5, 0.9]
-        assert maximal_marginal_relevance(relevance, np.ones((4, 4)), 4, 1.0) == [1, 3, 2, 0]
-
     def test_only_rows_of_chosen_items_are_asked_for(self) -> None:
         watched = Watched(np.random.default_rng(1).random((30, 30)))
         chosen = maximal_marginal_relevance(np.linspace(1, 0, 30), watched, 5, 0.5)
