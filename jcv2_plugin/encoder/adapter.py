@@ -18,10 +18,7 @@ _PREFIX = "base_model.model."
 def merge_adapter(backbone: nn.Module, folder: Path) -> None:
     """Add a LoRA adapter to a backbone's linear layers, in place: ``W + (alpha / r) B A``.
 
-    Args:
-        backbone: A transformers model.
-        folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and
-            ``jcv2-finetune``.
+    The folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and ``jcv2-finetune``.
 
     Raises:
         ModelLayoutError: If a file is missing, or a matrix does not fit any layer.

@@ -34,10 +34,8 @@ _MADE_FROM = "quantized.json"
 class Int8Model:
     """A quantised network in memory, compiled on first use, with one inference request per thread.
 
-    Attributes:
-        graph: OpenVINO's XML graph.
-        weights: The graph's constants.
-        made_from: Fingerprint of the float weights it was created from.
+    ``graph`` is OpenVINO's XML graph, ``weights`` are its constants, and ``made_from`` is the fingerprint of the float
+    weights it was created from.
     """
 
     def __init__(self, graph: bytes, weights: bytes, made_from: str) -> None:

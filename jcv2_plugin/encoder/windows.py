@@ -22,11 +22,9 @@ LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("truncate", "split", "error")
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """Texts and their tokens, made by :meth:`~jcv2_plugin.JinaColbertEncoder.tokenized`.
+    """Texts and the ids of all their tokens, without special tokens and prompt.
 
-    Attributes:
-        texts: The texts.
-        ids: Token ids of each whole text, without special tokens and prompt.
+    Made by :meth:`~jcv2_plugin.JinaColbertEncoder.tokenized`.
     """
 
     texts: list[str]
@@ -62,9 +60,7 @@ def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
 class WindowSplitter:
     """Split texts into consecutive windows of at most ``capacity`` tokens. Joining the windows restores the text.
 
-    Args:
-        tokenizer: A tokenizer without truncation and padding; see :func:`plain_tokenizer`.
-        capacity: Content tokens per window.
+    The tokenizer must not truncate or pad; see :func:`plain_tokenizer`.
     """
 
     def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
