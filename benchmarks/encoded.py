@@ -118,7 +118,7 @@ def _cached(name: str, encoder: JinaColbertEncoder, dim: int, texts: list[str]) 
 def store(collection: ColbertCollection, documents: list[Document], vectors: list[Matrix]) -> None:
     """Put documents into a collection with the vectors they have, and tidy up."""
     for points in _points(collection, documents, vectors):
-        collection._engine.upsert(points)
+        collection.engine.upsert(points)
     collection.optimize()
 
 
@@ -130,7 +130,7 @@ def _points(collection: ColbertCollection, documents: list[Document], vectors: l
                 point_id(str(document.id)),
                 np.asarray(matrix),
                 payload_of(document),
-                collection._current.stage_vectors(document.text, matrix),
+                collection.current.stage_vectors(document.text, matrix),
             )
             for document, matrix in zip(documents[part], vectors[part], strict=True)
         ]

@@ -30,7 +30,7 @@ from jcv2_plugin.documents import ID_KEY
 from jcv2_plugin.engines.base import Candidates, SearchRequest
 from jcv2_plugin.evaluation.metrics import evaluate_run
 
-STAGES = ("pooled", "bm25", "hybrid", "muvera")
+STAGES = ("pooled", "bm25", "hybrid")
 CANDIDATES = (50, 100, 200, 300, 500)
 OUTPUT = ROOT / "build" / "first_stages.json"
 K = 10
@@ -45,9 +45,9 @@ def search(collection: ColbertCollection, data: EncodedSet, query: str, candidat
     start = time.perf_counter()
     first = None
     if candidates is not None:
-        stages = {stage.name: stage.query(text, vectors) for stage in collection._current.stages}
+        stages = {stage.name: stage.query(text, vectors) for stage in collection.current.stages}
         first = Candidates(stages, candidates)
-    found = collection._engine.search([SearchRequest(vectors, first)], K, filter=None, score_threshold=None)[0]
+    found = collection.engine.search([SearchRequest(vectors, first)], K, filter=None, score_threshold=None)[0]
     return time.perf_counter() - start, [(str(one.payload[ID_KEY]), one.score) for one in found]
 
 
@@ -124,6 +124,7 @@ def table(results: list[dict[str, Any]], candidates: Sequence[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
     parser.add_argument("--sets", nargs="+", default=["tydi-en", "scifact", "cosqa-dev", UNION])
     parser.add_argument("--stages", nargs="+", default=list(STAGES))
     parser.add_argument("--candidates", nargs="+", type=int, default=list(CANDIDATES))
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100, help="of each set, at most")
     parser.add_argument("--growth", nargs="*", type=int, default=[250, 500, 1000, 2000, 5000, 20000])
     options = parser.parse_args()
-    encoder = JinaColbertEncoder.from_pretrained("mini", dims=options.dim, device="cpu")
+    encoder = JinaColbertEncoder.from_pretrained(options.model, dims=options.dim, device="cpu")
     results = []
     data = None
     for name in options.sets:
@@ -151,6 +152,7 @@ def main() -> None:
         print(json.dumps(row))
     report = {
         "command": shlex.join(["python", "benchmarks/first_stages.py", *sys.argv[1:]]),
+        "model": options.model,
         "dim": options.dim,
         "queries a set": options.queries,
         "versions": {name: version(name) for name in PACKAGES},

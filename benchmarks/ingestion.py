@@ -124,7 +124,7 @@ def _encode(encoder: JinaColbertEncoder, items: list[Document], dim: int) -> Non
 
 
 def _one_after_the_other(collection: ColbertCollection, items: list[Document]) -> None:
-    current = collection._current
+    current = collection.current
     for batch in in_batches(items, BATCH_DOCUMENTS):
         current.engine.upsert(points_of(current, changed(current.engine, batch)))
     current.engine.optimize()

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from jcv2_plugin import JinaColbertEncoder, quantize
 from jcv2_plugin.encoder.int8 import Int8Model
-from jcv2_plugin.encoder.quantization import _States
+from jcv2_plugin.encoder.quantization import HiddenStates
 
 Features = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Setting:
             self.folder.mkdir(parents=True, exist_ok=True)
             weights = self.folder / "weights"
             self.model.save_pretrained(weights)
-            export_onnx(_States(AutoModel.from_pretrained(weights, attn_implementation="eager")), file)
+            export_onnx(HiddenStates(AutoModel.from_pretrained(weights, attn_implementation="eager")), file)
         return file
 
 

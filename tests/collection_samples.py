@@ -65,7 +65,7 @@ def encoded(encoder: JinaColbertEncoder, items: Sequence[Document], dim: int = D
 def store(collection: ColbertCollection, items: Sequence[Document], vectors: Sequence[NDArray[np.float32]]) -> None:
     """Add documents whose vectors are known, as ``add`` does but for encoding them."""
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in items]
-    collection.engine.upsert(points_of(collection.current, new, vectors))
+    collection.engine.upsert(points_of(collection.current, new, vectors=vectors))
     collection.current.has_changed()
 
 

@@ -58,12 +58,7 @@ _NORMALISED = {"ﬁ": "fi", "Ｑ": "Q"}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What tokenizers of XLM-R's make differ in.
-
-    Attributes:
-        pieces: With their scores, in the order of their ids; ``<mask>`` is the last.
-        normalised: What stands for a text's characters that are not kept.
-    """
+    """Pieces with their scores in the order of their ids (``<mask>`` is the last), and what replaces characters."""
 
     pieces: Sequence[tuple[str, float]]
     normalised: Mapping[str, str]
@@ -129,27 +124,13 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary | None = None) -> int:
     """Write ``tokenizer.json`` and its two companions; give the vocabulary's size."""
     tokenizer = build_tokenizer(vocabulary)
     tokenizer.save(str(folder / "tokenizer.json"))
+    keys = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     added = {
-        str(token_id): {
-            "content": token.content,
-            "lstrip": token.lstrip,
-            "normalized": token.normalized,
-            "rstrip": token.rstrip,
-            "single_word": token.single_word,
-            "special": token.special,
-        }
+        str(token_id): {key: getattr(token, key) for key in keys}
         for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
     }
-    names = {
-        "bos": "<s>",
-        "cls": "<s>",
-        "eos": "</s>",
-        "mask": "<mask>",
-        "pad": "<pad>",
-        "sep": "</s>",
-        "unk": "<unk>",
-    }
-    roles = {f"{role}_token": content for role, content in names.items()}
+    names = {"bos": "s", "cls": "s", "eos": "/s", "mask": "mask", "pad": "pad", "sep": "/s", "unk": "unk"}
+    roles = {f"{role}_token": f"<{name}>" for role, name in names.items()}
     by_content = {entry["content"]: {key: entry[key] for key in entry if key != "special"} for entry in added.values()}
     special_map: dict[str, Any] = {role: by_content[content] for role, content in roles.items()}
     special_map["additional_special_tokens"] = [by_content[QUERY_MARKER], by_content[DOCUMENT_MARKER]]
@@ -220,21 +201,8 @@ def write_checkpoint(
 ) -> Path:
     """Write a random checkpoint in the official layout.
 
-    Args:
-        folder: Folder to write; made if it does not exist.
-        dim: The head's dimension.
-        dtype: The stored type of every tensor.
-        layers: Layers.
-        hidden: Width.
-        heads: Attention heads.
-        inner: Width of the feed-forward layers.
-        seed: Seed of the weights.
-        rotary_emb_base: Written to ``config.json``; None leaves the key out.
-        metadata: Changes to ``artifact.metadata``.
-        with_model_type: Write a ``model_type``, which is the one of the remote code's configuration class.
-        with_pooler: Store the pooler, which nothing uses.
-        backbone_from: A folder written before, to take everything but the head from.
-        vocabulary: None is the tiny one.
+    ``metadata`` are changes to ``artifact.metadata``; ``backbone_from`` is a folder written before, to take everything
+    but the head from; no ``vocabulary`` is the tiny one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocab = write_tokenizer(folder, vocabulary)

@@ -11,6 +11,7 @@ import math
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,12 +79,7 @@ class Reference:
         """Self-attention, one head after the other."""
         width, heads = self.config["hidden_size"], self.config["num_attention_heads"]
         size = width // heads
-        projected = self.linear(hidden, f"{name}.Wqkv")
-        queries, keys, values = (
-            projected[:, :width],
-            projected[:, width : 2 * width],
-            projected[:, 2 * width :],
-        )
+        queries, keys, values = self.linear(hidden, f"{name}.Wqkv").split(width, dim=1)
         outputs = []
         for head in range(heads):
             columns = slice(head * size, (head + 1) * size)
@@ -140,23 +136,13 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118
 
 
-def maxsim(
-    query: NDArray[np.floating],
-    document: NDArray[np.floating],
-    query_mask: Sequence[bool] | None = None,
-    document_mask: Sequence[bool] | None = None,
-) -> float:
-    """Sum over query tokens of the largest dot product with a document token; masked tokens do not count."""
-    score = 0.0
-    for row, query_token in enumerate(query):
-        if query_mask is not None and not query_mask[row]:
-            continue
-        best = -math.inf
-        for column, document_token in enumerate(document):
-            if document_mask is not None and not document_mask[column]:
-                similarity = -math.inf
-            else:
-                similarity = float(np.dot(query_token, document_token))
-            best = max(best, similarity)
-        score += best
-    return score
+def maxsim(query: NDArray[np.floating], document: NDArray[np.floating]) -> float:
+    """Sum over query tokens of the largest dot product with a document token."""
+    return sum(max(float(np.dot(token, other)) for other in document) for token in query)
+
+
+def assert_same(found: Sequence[Any], expected: Sequence[Any], tolerance: float = 1e-5) -> None:
+    """The same number of matrices, each of the same shape and with the same values."""
+    for one, other in zip(found, expected, strict=True):
+        assert tuple(one.shape) == tuple(other.shape)
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)

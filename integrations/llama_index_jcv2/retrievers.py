@@ -41,7 +41,7 @@ class JinaColbertRetriever(BaseRetriever):
         node_ids: Search only these nodes. None or an empty list searches all.
         doc_ids: Search only nodes of these source documents. None or an empty list searches all.
         first_stage: First stage that finds the candidates, out of those the collection stores: ``"hybrid"``,
-            ``"pooled"``, ``"bm25"``, ``"muvera"``, or ``"none"`` to rank all nodes. Defaults to the collection's.
+            ``"pooled"``, ``"bm25"``, or ``"none"`` to rank all nodes. Defaults to the collection's.
         candidates: Number of candidates ranked by MaxSim.
         exact: True ranks all nodes. False uses the first stage, even for a small collection.
         score_threshold: Leave out nodes with a lower score.

@@ -14,18 +14,24 @@ from jcv2_plugin.errors import DocumentTooLongError
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.windows import TokenizedTexts
 
 
-def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder) -> None:
+def check_lengths(
+    documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder
+) -> TokenizedTexts:
     """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
+
+    Returns:
+        The texts with their tokens, for encoding them without tokenising them again.
 
     Raises:
         DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.
     """
-    splitter = encoder._window_splitter(encoder.prompts.get("document"))
-    counts = splitter.count([document.text for document in documents])
+    splitter = encoder.window_splitter()
+    tokenized = encoder.tokenized(document.text for document in documents)
     overhead = encoder.document_length - splitter.capacity
-    for document, tokens in zip(documents, counts, strict=True):
+    for document, tokens in zip(documents, tokenized.counts, strict=True):
         if schema.long_documents == "error" and tokens > splitter.capacity:
             raise DocumentTooLongError(
                 f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit "
@@ -43,6 +49,7 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
                 f"Qdrant takes fewer than {MAX_FLOATS:,} floats a document: at most "
                 f"{(MAX_FLOATS - 1) // schema.dim} vectors. Split the document into several, or use a smaller dim."
             )
+    return tokenized
 
 
 def check_stored(matrix: Matrix, dim: int, what: str) -> None:

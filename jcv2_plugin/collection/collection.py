@@ -87,7 +87,6 @@ class ColbertCollection:
         name: str = DEFAULT_NAME,
         storage: Storage = "float16",
         first_stage: FirstStage = "hybrid",
-        stage_options: Mapping[str, Any] | None = None,
         pool_factor: float = 1.0,
         long_documents: LongDocuments = "split",
         payload_indexes: Mapping[str, PayloadIndex] | None = None,
@@ -112,9 +111,8 @@ class ColbertCollection:
                 ``"int8"`` (a quarter of the memory, with the float16 originals on disk); ``"turbo8"`` and
                 ``"turbo4"`` (a quarter and an eighth, also on disk). See docs/compression.md for the trade-offs.
             first_stage: How candidates for MaxSim are found: ``"hybrid"`` (``pooled`` and ``bm25``, merged by
-                reciprocal rank fusion), ``"pooled"`` (mean of the token vectors), ``"bm25"`` (words), ``"muvera"``
-                (fixed dimensional encodings) or ``"none"`` (MaxSim over all documents). See docs/two-stage.md.
-            stage_options: Options for ``"muvera"``: ``planes``, ``projected``, ``repetitions``, ``seed``.
+                reciprocal rank fusion), ``"pooled"`` (mean of the token vectors), ``"bm25"`` (words) or
+                ``"none"`` (MaxSim over all documents). See docs/two-stage.md.
             pool_factor: Token pooling factor for documents: neighbouring token vectors are merged until about one in
                 ``pool_factor`` is left. 1 disables pooling.
             long_documents: How to handle documents longer than the encoder's ``document_length``: ``"split"`` encodes
@@ -146,7 +144,6 @@ class ColbertCollection:
             long_documents,
             storage,
             first_stage=first_stage,
-            stage_options=stage_options,
             pool_factor=pool_factor,
         )
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
@@ -533,7 +530,6 @@ class ColbertCollection:
         encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
         storage: Storage | None = None,
         first_stage: FirstStage | None = None,
-        stage_options: Mapping[str, Any] | None = None,
         pool_factor: float | None = None,
         long_documents: LongDocuments | None = None,
         keep_old: bool = False,
@@ -556,7 +552,6 @@ class ColbertCollection:
             encoder: New encoder, or the name or path of a model.
             storage: See :meth:`create`.
             first_stage: See :meth:`create`.
-            stage_options: See :meth:`create`.
             pool_factor: See :meth:`create`.
             long_documents: See :meth:`create`.
             keep_old: On a server, keep the old collection for readers that have it open. Its name is
@@ -575,7 +570,6 @@ class ColbertCollection:
             dim=dim,
             storage=storage,
             first_stage=first_stage,
-            stage_options=stage_options,
             pool_factor=pool_factor,
             long_documents=long_documents,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jcv2_plugin.checks import cut_by_length, in_batches
 from jcv2_plugin.collection.checks import check_lengths, check_stored
@@ -16,6 +16,9 @@ from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.collection.workers import EncoderPool, as_devices
 from jcv2_plugin.documents import HASH_KEY, Document, as_documents, payload_of, point_id, validate
 from jcv2_plugin.engines.base import Engine, Matrix, Point
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.windows import TokenizedTexts
 
 BATCH_DOCUMENTS = 256
 _STORES_AHEAD = 2
@@ -70,19 +73,28 @@ def changed(
 
 
 def points_of(
-    current: OpenCollection, new: Sequence[NewDocument], vectors: Sequence[Matrix] | None = None
+    current: OpenCollection,
+    new: Sequence[NewDocument],
+    tokenized: TokenizedTexts | None = None,
+    vectors: Sequence[Matrix] | None = None,
 ) -> list[Point]:
-    """Encode documents and return them as points. All are checked before any is stored."""
+    """Encode documents and return them as points. All are checked before any is stored.
+
+    Args:
+        current: The open collection.
+        new: Documents.
+        tokenized: Their texts with their tokens, from :func:`~jcv2_plugin.collection.checks.check_lengths`.
+        vectors: Their token vectors, if they are already encoded.
+    """
     schema = current.schema
+    texts = current.encoder.tokenized(one.document.text for one in new) if tokenized is None else tokenized
     if vectors is None:
-        vectors = current.encoder.document_vectors(
-            [one.document.text for one in new], schema.dim, schema.long_documents, schema.pool_factor
-        )
+        vectors = current.encoder.document_vectors(texts, schema.dim, schema.long_documents, schema.pool_factor)
     for one, matrix in zip(new, vectors, strict=True):
         check_stored(matrix, schema.dim, f"Document {one.document.id!r}")
     return [
-        Point(one.point_id, matrix, one.payload, current.stage_vectors(one.document.text, matrix))
-        for one, matrix in zip(new, vectors, strict=True)
+        Point(one.point_id, matrix, one.payload, current.stage_vectors(one.document.text, matrix, tokens))
+        for one, matrix, tokens in zip(new, vectors, texts.ids, strict=True)
     ]
 
 
@@ -92,6 +104,7 @@ class _Batch:
 
     seen: int
     new: list[NewDocument]
+    tokenized: TokenizedTexts | None = None
     vectors: Future[list[Matrix]] | None = None
 
 
@@ -154,9 +167,8 @@ class Ingestion:
         for items in cut_by_length(in_batches(documents, size)):
             named = self._journal.named(as_documents(items))
             new = changed(current.engine, validate(named), self._in_flight())
-            if new:
-                check_lengths([one.document for one in new], current.schema, current.encoder)
-            yield _Batch(len(items), new)
+            texts = check_lengths([one.document for one in new], current.schema, current.encoder) if new else None
+            yield _Batch(len(items), new, texts)
 
     def _in_flight(self) -> frozenset[str]:
         waiting = [*self._encoding, *(batch for batch, _ in self._storing)]
@@ -165,7 +177,8 @@ class Ingestion:
     def _store(self, store: ThreadPoolExecutor, batch: _Batch) -> None:
         points: list[Point] = []
         if batch.new:
-            points = points_of(self._current, batch.new, None if batch.vectors is None else batch.vectors.result())
+            vectors = None if batch.vectors is None else batch.vectors.result()
+            points = points_of(self._current, batch.new, batch.tokenized, vectors)
         self._storing.append((batch, store.submit(self._current.engine.upsert, points)))
         while len(self._storing) > _STORES_AHEAD or (self._storing and self._storing[0][1].done()):
             self._finish_one()

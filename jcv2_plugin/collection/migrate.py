@@ -7,7 +7,7 @@ again, since projection heads are not weight-tied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,7 +58,6 @@ class Target:
     dim: int | None = None
     storage: Storage | None = None
     first_stage: FirstStage | None = None
-    stage_options: Mapping[str, Any] | None = None
     pool_factor: float | None = None
     long_documents: LongDocuments | None = None
 
@@ -74,17 +73,12 @@ class Target:
         # A new model uses its own default dim unless it has a projection head for the old one.
         kept = old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None)
         dim = _or(self.dim, kept)
-        same_stage = self.first_stage is None or self.first_stage == old.first_stage
-        options = self.stage_options
-        if options is None and same_stage and (old.first_stage != "muvera" or dim == old.dim):
-            options = old.stage_options
         new = CollectionSchema.describe(
             encoder,
             encoder.resolve_dim(dim),
             _or(self.long_documents, old.long_documents),
             _or(self.storage, old.storage),
             first_stage=_or(self.first_stage, old.first_stage),
-            stage_options=options,
             pool_factor=_or(self.pool_factor, old.pool_factor),
         )
         if {**new.to_dict(), "format": 0} == {**old.to_dict(), "format": 0}:

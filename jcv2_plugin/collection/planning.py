@@ -17,7 +17,6 @@ from typing import Any
 
 from jcv2_plugin.collection.search import CANDIDATES
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, FirstStage, stage_sizes
-from jcv2_plugin.engines.muvera import Muvera
 from jcv2_plugin.engines.schema import MAX_FLOATS
 from jcv2_plugin.engines.storage import STORAGES, Storage, storage_profile
 from jcv2_plugin.errors import InvalidOptionError
@@ -161,7 +160,7 @@ def plan(workload: Workload, sizes: Mapping[str, Any] | None = None) -> Plan:
     if storage_profile(workload.storage).quantized:
         copy = math.ceil(vectors * _line(sizes["int8_copy_bytes"], workload.dim))
         disk["int8 copy"] = memory["int8 copy"] = copy
-    for name, size in stage_sizes(workload.first_stage, _stage_options(workload), workload.dim).items():
+    for name, size in stage_sizes(workload.first_stage, workload.dim).items():
         each = sizes["bm25_bytes_a_token"] * workload.tokens if size is None else _line(sizes["dense_bytes"], size)
         disk[name] = memory[name] = math.ceil(documents * each)
     text = workload.text_bytes or sizes["payload_bytes_a_token"] * workload.tokens
@@ -190,13 +189,6 @@ def vector_bytes(storage: Storage, dim: int, sizes: Mapping[str, Any] | None = N
     if storage not in STORAGES:
         raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
     return _line((sizes or measured())["vector_bytes"][storage_profile(storage).datatype], dim)
-
-
-def _stage_options(workload: Workload) -> dict[str, Any]:
-    if workload.first_stage != "muvera":
-        return {}
-    settings = Muvera(dim=workload.dim, projected=min(16, workload.dim)).to_dict()
-    return {name: value for name, value in settings.items() if name != "dim"}
 
 
 def _line(constants: Mapping[str, float], dim: int) -> float:

@@ -140,7 +140,7 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
     ids.add(point.id)
     if problem := problem_of(schema, Record(point.id, point.payload, vectors=point.vectors)):
         return problem
-    sizes = stage_sizes(schema.first_stage, schema.stage_options, schema.dim)
+    sizes = stage_sizes(schema.first_stage, schema.dim)
     for name, vector in point.stages.items():
         if name not in sizes:
             return f"Point {point.id} has a vector {name!r}, which first_stage={schema.first_stage!r} does not have."

@@ -71,16 +71,14 @@ class OpenCollection:
         with self._lock:
             if self._stages is None:
                 schema = self.schema
-                self._stages = (
-                    build_stages(schema.first_stage, schema.stage_options, schema.dim, self.encoder)
-                    if schema.first_stage != "none"
-                    else []
-                )
+                self._stages = build_stages(schema.first_stage, self.encoder) if schema.first_stage != "none" else []
             return self._stages
 
-    def stage_vectors(self, text: str, vectors: NDArray[np.float32]) -> dict[str, StageVector]:
-        """Return the first-stage vectors to store for a document."""
-        return {stage.name: stage.document(text, vectors) for stage in self.stages}
+    def stage_vectors(
+        self, text: str, vectors: NDArray[np.float32], tokens: list[int] | None = None
+    ) -> dict[str, StageVector]:
+        """Return the first-stage vectors to store for a document. ``tokens`` saves tokenising the text again."""
+        return {stage.name: stage.document(text, vectors, tokens) for stage in self.stages}
 
     def size(self) -> int:
         """Return the approximate number of documents, cached for 30 seconds."""

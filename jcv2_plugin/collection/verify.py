@@ -81,7 +81,7 @@ def verify(
             f"{report.documents} documents are counted, {report.read} can be read. If nobody was writing, restore "
             "a snapshot or add them again."
         )
-    for name in stage_sizes(current.schema.first_stage, current.schema.stage_options, current.schema.dim):
+    for name in stage_sizes(current.schema.first_stage, current.schema.dim):
         without = models.Filter(must_not=[models.HasVectorCondition(has_vector=name)])
         if missing := current.engine.count(without):
             report.note(f"{missing} documents have no {name!r} vector, so the first stage cannot find them.")

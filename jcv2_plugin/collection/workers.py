@@ -54,24 +54,16 @@ class EncoderPool:
 
     def __init__(self, encoder: JinaColbertEncoder, devices: Sequence[str]) -> None:
         self._saved: tempfile.TemporaryDirectory[str] | None = None
-        reference, revision, skiplist = encoder.reference, encoder.revision, encoder.skiplist
-        if encoder._source is None or skiplist == "custom":
+        reference, options = encoder.reference, encoder.loading_options()
+        if encoder.source is None or encoder.skiplist == "custom":
             self._saved = tempfile.TemporaryDirectory(prefix="jcv2-model-")
             encoder.save_pretrained(self._saved.name)
-            reference, revision = self._saved.name, None
+            reference, options["revision"] = self._saved.name, None
         context = get_context("spawn")
         turns = context.Queue()
         on_cpu = sum(device == "cpu" for device in devices)
         for device in devices:
             turns.put((device, max(1, (os.cpu_count() or 1) // on_cpu) if device == "cpu" else None))
-        options = {
-            "dims": encoder.dims if encoder.heads is not None else None,
-            "revision": revision,
-            "dtype": str(next(encoder.parameters()).dtype).removeprefix("torch."),
-            "document_length": encoder.document_length,
-            "skiplist": skiplist if skiplist != "custom" else "default",
-            "tokens_per_batch": encoder._tokens_per_batch,
-        }
         weights = {dim: encoder.head_fingerprint(dim) for dim in encoder.dims}
         self._pool = ProcessPoolExecutor(
             len(devices), mp_context=context, initializer=_start, initargs=(turns, reference, options, weights)

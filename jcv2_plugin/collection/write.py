@@ -18,9 +18,10 @@ def add(current: OpenCollection, documents: Sequence[Document]) -> None:
     new = [one for batch in in_batches(documents, BATCH_DOCUMENTS) for one in changed(current.engine, batch)]
     if not new:
         return
-    check_lengths([one.document for one in new], current.schema, current.encoder)
-    for batch in in_batches(new, BATCH_DOCUMENTS):
-        current.engine.upsert(points_of(current, batch))
+    tokenized = check_lengths([one.document for one in new], current.schema, current.encoder)
+    for start in range(0, len(new), BATCH_DOCUMENTS):
+        part = slice(start, start + BATCH_DOCUMENTS)
+        current.engine.upsert(points_of(current, new[part], tokenized[part]))
     current.has_changed()
 
 

@@ -18,17 +18,14 @@ _PREFIX = "base_model.model."
 def merge_adapter(backbone: nn.Module, folder: Path) -> None:
     """Add a LoRA adapter to a backbone's linear layers, in place: ``W + (alpha / r) B A``.
 
-    Args:
-        backbone: A transformers model.
-        folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and
-            ``jcv2-finetune``.
+    The folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and ``jcv2-finetune``.
 
     Raises:
         ModelLayoutError: If a file is missing, or a matrix does not fit any layer.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ModelLayoutError(f"{folder / name} is missing, so the adapter cannot be merged. Copy it again.")
+            raise ModelLayoutError(f"{folder / name} is missing. Copy the whole adapter again.")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     scale = config["lora_alpha"] / config["r"]
     tensors = load_file(folder / WEIGHTS)
@@ -41,7 +38,7 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
             weight = backbone.get_parameter(f"{layer}.weight")
         except AttributeError as error:
             raise ModelLayoutError(
-                f"{folder}: this backbone has no layer {layer!r}, so the adapter is another's."
+                f"{folder}: the backbone has no layer {layer!r}, so the adapter belongs to another one."
             ) from error
         if up is None or tuple(weight.shape) != (up.shape[0], down.shape[1]):
             raise ModelLayoutError(f"{folder}: the matrices of {layer!r} do not fit its shape {tuple(weight.shape)}.")

@@ -30,20 +30,21 @@ def export_single_head(encoder: JinaColbertEncoder, path: Path, dim: int) -> Non
     heads = encoder.heads
     if heads is None or (obstacle := _obstacle(encoder, heads)):
         raise ModelLayoutError(
-            f"{encoder.name!r} cannot be written in PyLate's layout: {obstacle if heads else 'it has no heads'}. Use "
+            f"{encoder.name!r} cannot be exported to PyLate's layout: {obstacle if heads else 'it has no heads'}. Use "
             "save_pretrained(...), which keeps everything."
         )
     with new_folder(path) as staging:
         encoder.backbone.model.save_pretrained(staging)
         encoder.tokenizer.save_pretrained(staging)
+        (staging / "1_Dense").mkdir()
         for name, content in _configs(encoder, dim).items():
-            _write_json(staging / name, content)
+            (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         weight = heads.weight(dim).to("cpu").contiguous()
         (staging / "1_Dense" / "model.safetensors").write_bytes(save({"linear.weight": weight}))
 
 
 def _obstacle(encoder: JinaColbertEncoder, heads: MatryoshkaHeads) -> str | None:
-    mask = encoder._mask
+    mask = encoder.scoring_mask
     expansion = encoder.backbone.query_expansion
     if not heads.normalize:
         return "its vectors are not normalised"
@@ -60,7 +61,7 @@ def _configs(encoder: JinaColbertEncoder, dim: int) -> dict[str, Any]:
     backbone = encoder.backbone
     expansion = backbone.query_expansion
     length = expansion["length"] if expansion else backbone.query_length or encoder.max_document_length
-    mask = encoder._mask
+    mask = encoder.scoring_mask
     prompts = {role: encoder.prompts.get(role) or "" for role in ("query", "document")}
     return {
         "modules.json": [
@@ -90,8 +91,3 @@ def _configs(encoder: JinaColbertEncoder, dim: int) -> dict[str, Any]:
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     }
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

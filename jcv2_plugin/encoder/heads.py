@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class MatryoshkaHeads(Module):
     """Project hidden states to one or several dimensions, each with its own linear head, and L2-normalise them.
 
     The module reads ``features["token_embeddings"]`` of shape ``(batch, tokens, in_features)`` and replaces it with the
-    projections to the requested dimensions, concatenated along the last axis: ``(batch, tokens, sum(dims))``. The slice
-    of each dimension is normalised to unit length. Concatenating them lets later modules (scoring mask, re-padding of
-    unpadded batches) treat several dimensions as one; :meth:`split` separates them again.
+    projections to the requested dimensions, concatenated along the last axis: ``(batch, tokens, sum(dims))``. Later
+    modules (scoring mask, re-padding of unpadded batches) then treat several dimensions as one; :meth:`split`
+    separates them again.
 
     Args:
         in_features: Size of the backbone's hidden states.
@@ -71,16 +72,14 @@ class MatryoshkaHeads(Module):
             raise ValueError(f"dims must be distinct positive integers, got {self.dims!r}.")
         self.linears = nn.ModuleDict({str(dim): nn.Linear(self.in_features, dim, bias=False) for dim in self.dims})
         for dim, weight in (weights or {}).items():
-            self._set_weight(dim, weight)
-
-    def _set_weight(self, dim: int, weight: Tensor) -> None:
-        if dim not in self.dims:
-            raise UnknownDimError(f"A weight was given for dim={dim}, but the heads are {list(self.dims)}.")
-        if tuple(weight.shape) != (dim, self.in_features):
-            raise ValueError(
-                f"The head for dim={dim} needs a weight of shape {(dim, self.in_features)}, got {tuple(weight.shape)}."
-            )
-        self.linears[str(dim)].weight = nn.Parameter(weight.detach().clone())
+            if dim not in self.dims:
+                raise UnknownDimError(f"A weight was given for dim={dim}, but the heads are {list(self.dims)}.")
+            if tuple(weight.shape) != (dim, self.in_features):
+                raise ValueError(
+                    f"The head for dim={dim} needs a weight of shape {(dim, self.in_features)}, got "
+                    f"{tuple(weight.shape)}."
+                )
+            self.linears[str(dim)].weight = nn.Parameter(weight.detach().clone())
 
     def resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
         """Return the dimensions that ``dim`` refers to: one, several, or the first for None.
@@ -123,20 +122,11 @@ class MatryoshkaHeads(Module):
     @staticmethod
     def split(vectors: Any, dims: tuple[int, ...]) -> dict[int, Any]:
         """Split concatenated vectors ``(tokens, sum(dims))`` into ``{dim: (tokens, dim)}``."""
-        parts: dict[int, Any] = {}
-        start = 0
-        for dim in dims:
-            parts[dim] = vectors[..., start : start + dim]
-            start += dim
-        return parts
+        return {dim: vectors[..., end - dim : end] for dim, end in zip(dims, accumulate(dims), strict=True)}
 
     def get_embedding_dimension(self) -> int:
         """Return the default (first) dimension."""
         return self.dims[0]
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as stored in ``config.json``."""
-        return {"in_features": self.in_features, "dims": list(self.dims), "normalize": self.normalize}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors`` (never pickle)."""
@@ -158,20 +148,15 @@ class MatryoshkaHeads(Module):
         path = cls.load_file_path(model_name_or_path, "model.safetensors", subfolder=subfolder, **hub)
         if path is None:
             raise ModelLayoutError(
-                f"{model_name_or_path!r}: {subfolder}/model.safetensors is missing, so there are no heads. "
-                "Copy the whole folder again, or save the model anew."
+                f"{Path(model_name_or_path, subfolder, 'model.safetensors')} is missing, so there are no heads. Copy "
+                "the whole folder again, or save the model anew."
             )
-        heads = cls(**{key: config[key] for key in cls.config_keys if key in config})
-        heads.load_weights(load_file(path), source=path)
-        return heads
-
-    def load_weights(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Load every head from ``{"linears.<dim>.weight": tensor}``. Missing and unexpected tensors are errors."""
-        expected = {f"linears.{dim}.weight": dim for dim in self.dims}
+        expected = {f"linears.{dim}.weight": dim for dim in config["dims"]}
+        tensors = load_file(path)
         if set(tensors) != set(expected):
-            raise ModelLayoutError(f"{source}: expected the tensors {sorted(expected)}, found {sorted(tensors)}.")
-        for name, dim in expected.items():
-            try:
-                self._set_weight(dim, tensors[name])
-            except ValueError as error:
-                raise ModelLayoutError(f"{source}: {error}") from error
+            raise ModelLayoutError(f"{path}: expected the tensors {sorted(expected)}, found {sorted(tensors)}.")
+        try:
+            weights = {dim: tensors[name] for name, dim in expected.items()}
+            return cls(**{key: config[key] for key in cls.config_keys if key in config}, weights=weights)
+        except ValueError as error:
+            raise ModelLayoutError(f"{path}: {error}") from error

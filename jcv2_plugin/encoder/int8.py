@@ -34,21 +34,15 @@ _MADE_FROM = "quantized.json"
 class Int8Model:
     """A quantised network in memory, compiled on first use, with one inference request per thread.
 
-    Attributes:
-        graph: OpenVINO's XML graph.
-        weights: The graph's constants.
-        made_from: Fingerprint of the float weights it was created from.
+    ``graph`` is OpenVINO's XML graph, ``weights`` are its constants, and ``made_from`` is the fingerprint of the float
+    weights it was created from.
     """
 
-    _compiled: Any
-    _requests: threading.local
-    _lock: threading.Lock
-
     def __init__(self, graph: bytes, weights: bytes, made_from: str) -> None:
-        self.graph = graph
-        self.weights = weights
-        self.made_from = made_from
-        self._forget_compiled()
+        self.graph, self.weights, self.made_from = graph, weights, made_from
+        self._compiled: Any = None
+        self._requests = threading.local()
+        self._lock = threading.Lock()
 
     @classmethod
     def read(cls, folder: Path) -> Int8Model:
@@ -62,8 +56,8 @@ class Int8Model:
             return cls((folder / _GRAPH).read_bytes(), (folder / _WEIGHTS).read_bytes(), str(made_from))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLayoutError(
-                f"{folder}: the eight-bit copy cannot be read ({error}). Copy the whole folder again, or load its "
-                "float weights with from_pretrained(..., quantized=False)."
+                f"{folder}: the int8 copy cannot be read ({error}). Copy the whole folder again, or load the float "
+                "weights with from_pretrained(..., quantized=False)."
             ) from error
 
     def write(self, folder: Path) -> None:
@@ -92,6 +86,8 @@ class Int8Model:
         with self._lock:
             if self._compiled is None:
                 require_openvino()
+                import openvino
+
                 options = {
                     "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
                     "NUM_STREAMS": "1",
@@ -99,26 +95,19 @@ class Int8Model:
                     # Keep layers that are not quantised in float32; the default is bfloat16 on CPUs that support it.
                     "INFERENCE_PRECISION_HINT": "f32",
                 }
-                self._compiled = in_own_thread(lambda: self._compile_with(options))
+
+                def compiled() -> Any:
+                    core = openvino.Core()
+                    return core.compile_model(core.read_model(self.graph, self.weights), "CPU", options)
+
+                self._compiled = in_own_thread(compiled)
             return self._compiled
-
-    def _compile_with(self, options: dict[str, str]) -> Any:
-        import openvino
-
-        core = openvino.Core()
-        return core.compile_model(core.read_model(self.graph, self.weights), "CPU", options)
-
-    def _forget_compiled(self) -> None:
-        self._compiled = None
-        self._requests = threading.local()
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"graph": self.graph, "weights": self.weights, "made_from": self.made_from}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget_compiled()
+        self.__init__(**state)  # type: ignore[misc]
 
 
 class QuantizedTransformer(Transformer):
@@ -130,7 +119,6 @@ class QuantizedTransformer(Transformer):
 
     runs_own_threads = True
     """Encoding uses OpenVINO's threads, not torch's."""
-
     int8: Int8Model
     _is_current: bool | None = None
 
@@ -139,18 +127,14 @@ class QuantizedTransformer(Transformer):
         """Wrap a transformer. It shares its parts with the new module and must not be used any more."""
         made = cls.__new__(cls)
         made.__dict__.update(transformer.__dict__)
-        made.int8 = int8
-        made._is_current = None
+        made.int8, made._is_current = int8, None
         return made
 
     @classmethod
-    def load(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> QuantizedTransformer:
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> QuantizedTransformer:  # type: ignore[override]
         """Load the float and int8 weights from a folder."""
-        subfolder = args[0] if args else kwargs.get("subfolder", "")
         int8 = Int8Model.read(Path(model_name_or_path, subfolder, FOLDER))
-        module: QuantizedTransformer = super().load(model_name_or_path, *args, **kwargs)
-        module.int8 = int8
-        return module
+        return cls.around(Transformer.load(model_name_or_path, subfolder=subfolder, **kwargs), int8)
 
     def on_model_ready(self, model: Any) -> None:
         """Check early that OpenVINO is installed if the model is on the CPU."""
@@ -166,11 +150,9 @@ class QuantizedTransformer(Transformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add hidden states to the features, using OpenVINO if possible and the float weights otherwise."""
         if not self._runs_int8(features):
-            computed: dict[str, Any] = super().forward(features, **kwargs)
-            return computed
+            return dict(super().forward(features, **kwargs))
         states = self.int8.run(features["input_ids"], features["attention_mask"])
-        features[self.module_output_name] = states.to(self.model.dtype)
-        return features
+        return {**features, self.module_output_name: states.to(self.model.dtype)}
 
     def train(self, mode: bool = True) -> QuantizedTransformer:
         """Set the training mode. Afterwards, the int8 copy is checked against the float weights again."""
@@ -188,8 +170,8 @@ class QuantizedTransformer(Transformer):
             self._is_current = weights_fingerprint([self.model]) == self.int8.made_from
             if not self._is_current:
                 warnings.warn(
-                    "The float weights are others than those that were quantised, so they are used themselves. "
-                    "Quantise the model anew: jcv2_plugin.quantize(encoder, texts).",
+                    "The float weights have changed since they were quantised, so they are used instead of the int8 "
+                    "copy. Quantise the model again: jcv2_plugin.quantize(encoder, texts).",
                     stacklevel=2,
                 )
         return self._is_current
@@ -201,11 +183,8 @@ def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambd
     Use it for everything that makes OpenVINO load its CPU plugin. The plugin installs a signal stack in the thread that
     loads it, and unmaps that stack when the plugin is released, even from another thread or after a later plugin was
     loaded. After that, any signal, including Ctrl-C, crashes the process with a segmentation fault (OpenVINO 2026.4,
-    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894).
-
-    Args:
-        work: Function to call.
-        stop: Called if waiting for ``work`` is interrupted, to make it end early.
+    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894). ``stop`` is called if waiting
+    for ``work`` is interrupted, to make it end early.
     """
     with ThreadPoolExecutor(1, "jcv2-openvino") as pool:
         future = pool.submit(work)
@@ -224,6 +203,6 @@ def require_openvino() -> None:
     """
     if importlib.util.find_spec("openvino") is None:
         raise MissingPackageError(
-            "This model runs in eight bits, which needs the package openvino: pip install 'jcv2-plugin[int8]'. Its "
-            "float weights need nothing more: JinaColbertEncoder.from_pretrained(..., quantized=False)."
+            "The int8 copy of this model needs the package openvino: pip install 'jcv2-plugin[int8]'. To use the float "
+            "weights instead, load it with JinaColbertEncoder.from_pretrained(..., quantized=False)."
         )

@@ -3,51 +3,107 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Module, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.util import get_device_name
+from sentence_transformers.util.misc import import_from_string
 from torch import nn
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
-from jcv2_plugin.encoder.hub import ModelSource
+from jcv2_plugin.encoder.hub import ModelSource, resolve_model
 from jcv2_plugin.encoder.int8 import QuantizedTransformer
-from jcv2_plugin.encoder.official import ColbertMetadata, load_backbone, load_heads, resolve_markers
+from jcv2_plugin.encoder.official import (
+    ColbertMetadata,
+    is_official_layout,
+    load_backbone,
+    load_heads,
+    resolve_markers,
+)
 from jcv2_plugin.encoder.safetensors_io import file_reader, read_header
-from jcv2_plugin.encoder.shipped import ShippedModel
+from jcv2_plugin.encoder.shipped import ShippedModel, shipped_model
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
-from jcv2_plugin.errors import UnknownDimError
+from jcv2_plugin.errors import Jcv2Error, ModelLayoutError
 
-OWN_MODULES: dict[str, type[nn.Module]] = {
+LOADING_OPTIONS = ("model_kwargs", "processor_kwargs", "config_kwargs", "backend")
+HUB_OPTIONS = ("token", "cache_folder", "local_files_only")
+OWN_MODULES: dict[str, type[Any]] = {
     f"{module.__module__}.{module.__name__}": module for module in (MatryoshkaHeads, QuantizedTransformer)
 }
 """Our module classes, by the names under which a checkpoint may refer to them."""
-FLOAT_MODULES: dict[str, type[nn.Module]] = {
-    f"{QuantizedTransformer.__module__}.{QuantizedTransformer.__name__}": Transformer
-}
-"""Replacement classes that load a quantised folder without its int8 copy."""
 
 
 @dataclass
-class LoadedParts:
-    """Modules and prompts to construct a ``JinaColbertEncoder`` from."""
+class LoadedModel:
+    """What a ``JinaColbertEncoder`` is constructed from. ``card`` is the text of the folder's model card."""
 
+    source: ModelSource
     modules: list[nn.Module]
-    prompts: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, Any]
+    default_prompt_name: str | None = None
+    similarity_fn_name: str | None = None
+    card: str | None = None
+
+    def settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the encoder's settings. Given ones take precedence, as in sentence-transformers."""
+        return {
+            "prompts": {**self.prompts, **(given.get("prompts") or {})},
+            "default_prompt_name": given.get("default_prompt_name") or self.default_prompt_name,
+            "similarity_fn_name": given.get("similarity_fn_name") or self.similarity_fn_name,
+        }
+
+
+def load_model(
+    name: str,
+    *,
+    dims: tuple[int, ...] | None = None,
+    device: str | None = None,
+    quantized: bool = True,
+    revision: str | None = None,
+    options: dict[str, Any] | None = None,
+    **hub: Any,
+) -> LoadedModel:
+    """Load a model of any supported layout. See :meth:`~jcv2_plugin.JinaColbertEncoder.from_pretrained`.
+
+    ``dims`` are the heads to load from siblings of an official checkpoint; other layouts load all they have.
+    ``options`` may have any of :data:`LOADING_OPTIONS`.
+    """
+    shipped = shipped_model(name)
+    source = shipped.source if shipped is not None else resolve_model(name, revision=revision, **hub)
+    device = device or get_device_name()
+    options = options or {}
+    kwargs = transformer_kwargs(
+        device, options.get("model_kwargs") or {}, None if shipped is not None else source.folder
+    )
+    if shipped is not None:
+        return load_shipped(shipped, kwargs, **hub)
+    if is_official_layout(source.folder):
+        return load_official(source, dims, kwargs, **hub)
+    try:
+        options = {**options, "model_kwargs": {**kwargs, "use_safetensors": True}, "local_files_only": True}
+        return load_folder(source, options, device, quantized)
+    except (ValueError, OSError, KeyError, ImportError, AttributeError) as error:
+        if isinstance(error, Jcv2Error):
+            raise
+        raise ModelLayoutError(
+            f"{source.name!r} ({source.folder}) cannot be loaded as a multi-vector model: {error} Supported are the "
+            "layouts of jina-colbert-v2, of this package, and of sentence-transformers' MultiVectorEncoder (its own, "
+            "PyLate's and Stanford's), without remote code."
+        ) from error
 
 
 def load_official(
     source: ModelSource, dims: tuple[int, ...] | None, model_kwargs: dict[str, Any], **hub: Any
-) -> LoadedParts:
+) -> LoadedModel:
     """Load a checkpoint in the layout of jina-colbert-v2; see :mod:`jcv2_plugin.encoder.official`."""
     metadata = ColbertMetadata.read(source.folder)
-    if not (model_kwargs.get("dtype") or model_kwargs.get("torch_dtype")):  # when called by the plain constructor
-        model_kwargs = {**model_kwargs, "dtype": transformer_kwargs(get_device_name(), None, None, None)["dtype"]}
     transformer, own_dim = load_backbone(source.folder, model_kwargs)
     query_marker, document_marker = resolve_markers(transformer.tokenizer, metadata)
     transformer.document_length = metadata.document_length
@@ -57,36 +113,80 @@ def load_official(
         "length": metadata.query_length,
     }
     wanted = dims or (own_dim,)
-    weights = load_heads(source, own_dim, wanted, **hub)
-    heads = MatryoshkaHeads(transformer.get_embedding_dimension(), wanted, weights=weights)
-    kind: Skiplist | None = "stanford" if metadata.mask_punctuation else None
-    mask = MultiVectorMask(skiplist_words=skiplist_words(transformer.tokenizer, kind))
-    return LoadedParts(
-        modules=[transformer, heads, mask],
-        prompts={"query": f"{query_marker} ", "document": f"{document_marker} "},
+    heads = MatryoshkaHeads(
+        transformer.get_embedding_dimension(), wanted, weights=load_heads(source, own_dim, wanted, **hub)
     )
+    prompts = {"query": f"{query_marker} ", "document": f"{document_marker} "}
+    skiplist: Skiplist | None = "stanford" if metadata.mask_punctuation else None
+    return LoadedModel(source, [transformer, heads, _mask(transformer, skiplist)], prompts)
 
 
-def load_shipped(
-    model: ShippedModel, dims: tuple[int, ...] | None, model_kwargs: dict[str, Any], **hub: Any
-) -> LoadedParts:
+def load_shipped(model: ShippedModel, model_kwargs: dict[str, Any], **hub: Any) -> LoadedModel:
     """Load a bundled model; see :mod:`jcv2_plugin.encoder.shipped`."""
     transformer = model.backbone(model_kwargs, **hub)
     transformer.document_length = model.settings["document_length"]
     transformer.query_expansion = model.settings["query_expansion"]
-    heads = keep_heads(model.heads(), dims)
-    mask = MultiVectorMask(skiplist_words=skiplist_words(transformer.tokenizer, model.settings["skiplist"]))
-    return LoadedParts(modules=[transformer, heads, mask], prompts=dict(model.settings["prompts"]))
+    modules: list[nn.Module] = [transformer, model.heads(), _mask(transformer, model.settings["skiplist"])]
+    return LoadedModel(model.source, modules, dict(model.settings["prompts"]))
 
 
-def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int] | None) -> MatryoshkaHeads:
-    """Return only the heads for ``dims``, in that order, or all heads for None.
+def _mask(transformer: Transformer, skiplist: Skiplist | None) -> MultiVectorMask:
+    return MultiVectorMask(skiplist_words=skiplist_words(transformer.tokenizer, skiplist))
+
+
+def load_folder(source: ModelSource, options: dict[str, Any], device: str, quantized: bool) -> LoadedModel:
+    """Load a folder in this package's layout, or in one that sentence-transformers' ``MultiVectorEncoder`` loads."""
+    folder = source.folder
+    modules = json.loads(text) if (text := _text(folder / "modules.json")) else []
+    types = [module["type"] for module in modules]
+    config = json.loads(_text(folder / "config_sentence_transformers.json") or "{}")
+    if modules:
+        projects = config.get("model_type") in ("MultiVectorEncoder", "ColBERT") or any(
+            name.endswith(".Dense") for name in types
+        )
+    else:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+        projects = "HF_ColBERT" in (architectures or [])
+    if not projects:
+        raise ModelLayoutError(
+            f"{source.name!r} has no late-interaction projection, and a random one would retrieve noise. Use a ColBERT "
+            "model, or train heads first."
+        )
+    card = _text(folder / "README.md")
+    if not OWN_MODULES.keys() & set(types):
+        plain = MultiVectorEncoder(str(folder), device=device, **options)
+        name = plain.similarity_fn_name
+        return LoadedModel(source, list(plain), plain.prompts, plain.default_prompt_name, name, card)
+    loaded = [_load_module(folder, module, options, quantized) for module in modules]
+    names = config.get("default_prompt_name"), config.get("similarity_fn_name")
+    return LoadedModel(source, loaded, config.get("prompts") or {}, *names, card)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _load_module(folder: Path, entry: dict[str, Any], options: dict[str, Any], quantized: bool) -> Any:
+    """Load a module of ``modules.json``: a class of ours or of sentence-transformers, and no other."""
+    name = entry["type"]
+    kind = OWN_MODULES.get(name)
+    if kind is QuantizedTransformer and not quantized:
+        kind = Transformer
+    if kind is None and name.startswith("sentence_transformers."):
+        kind = import_from_string(name)
+    if not (isinstance(kind, type) and issubclass(kind, Module)):
+        raise ValueError(f"modules.json names the class {name!r}, which is not loaded.")
+    if not (folder / entry["path"]).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"modules.json names the path {entry['path']!r}, which is outside the folder.")
+    return kind.load(str(folder), subfolder=entry["path"], **options)
+
+
+def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int]) -> MatryoshkaHeads:
+    """Return only the heads for ``dims``, in that order.
 
     Raises:
         UnknownDimError: If there is no head for one of them.
     """
-    if dims is None:
-        return heads
     wanted = heads.resolve_dims(tuple(dims))
     weights = {dim: heads.weight(dim) for dim in wanted}
     return MatryoshkaHeads(heads.in_features, wanted, normalize=heads.normalize, weights=weights)
@@ -95,59 +195,42 @@ def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int] | None) -> Matryoshka
 def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
     """Convert a plain linear projection (``Dense`` without bias, then ``Normalize``) to a module with one head.
 
-    Pipelines with any other final projection are returned unchanged.
+    Pipelines that have heads, or any other final projection, are returned unchanged.
     """
     dense = next((module for module in reversed(modules) if isinstance(module, Dense)), None)
-    if dense is None or dense.bias or dense.use_residual or not isinstance(dense.activation_function, nn.Identity):
+    if dense is None or any(isinstance(module, MatryoshkaHeads) for module in modules):
+        return modules
+    if dense.bias or dense.use_residual or not isinstance(dense.activation_function, nn.Identity):
         return modules
     if dense.module_input_name != "token_embeddings" or dense.module_output_name != "token_embeddings":
         return modules
     normalizers = [
         module for module in modules if isinstance(module, Normalize) and module.module_input_name == "token_embeddings"
     ]
-    weight = dense.linear.weight.detach()
     heads = MatryoshkaHeads(
         dense.in_features,
         (dense.out_features,),
         normalize=bool(normalizers),
-        weights={dense.out_features: weight},
+        weights={dense.out_features: dense.linear.weight.detach()},
     )
     return [heads if module is dense else module for module in modules if module not in normalizers]
 
 
-def check_single_dim(dims: Iterable[int] | None, available: tuple[int, ...], name: str) -> None:
-    """Check the dims requested from a model without :class:`MatryoshkaHeads`.
-
-    Raises:
-        UnknownDimError: If one is not available. The message lists the available ones.
-    """
-    for dim in dims or ():
-        if dim not in available:
-            raise UnknownDimError(f"{name!r} has no head for dim={dim!r}; it has {list(available)}.")
-
-
-def transformer_kwargs(
-    device: str, dtype: str | torch.dtype | None, attn_implementation: str | None, folder: Path | None
-) -> dict[str, Any]:
+def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return keyword arguments for transformers' ``from_pretrained``.
 
     By default, weights have the checkpoint's dtype on CUDA and are float32 elsewhere. Attention is flash attention if
-    it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA.
-
-    Args:
-        device: Device of the model.
-        dtype: Requested dtype (a torch dtype or its name), or None.
-        attn_implementation: Requested attention implementation, or None.
-        folder: Checkpoint folder, to find the dtype of its weights if ``dtype`` is ``"auto"``. None means float32.
+    it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA. The
+    ``folder`` tells the dtype of weights if it is ``"auto"``; no folder means float32.
     """
+    kwargs = {name: value for name, value in requested.items() if value is not None}
     on_cuda = str(device).startswith("cuda")
+    dtype = kwargs.pop("torch_dtype", None) if "dtype" not in kwargs else kwargs["dtype"]
     if dtype is None:
         dtype = "auto" if on_cuda else torch.float32
-    if attn_implementation is None:
-        installed = on_cuda and importlib.util.find_spec("flash_attn") is not None
-        half = installed and _is_half(dtype, folder)
-        attn_implementation = "flash_attention_2" if half else "sdpa"
-    return {"dtype": dtype, "attn_implementation": attn_implementation}
+    installed = on_cuda and importlib.util.find_spec("flash_attn") is not None
+    attention = "flash_attention_2" if installed and _is_half(dtype, folder) else "sdpa"
+    return {"attn_implementation": attention, **kwargs, "dtype": dtype}
 
 
 def _is_half(dtype: str | torch.dtype, folder: Path | None) -> bool:
@@ -156,16 +239,3 @@ def _is_half(dtype: str | torch.dtype, folder: Path | None) -> bool:
         header = read_header(file_reader(weights[0]), str(weights[0]))[0] if weights else {}
         return any(entry["dtype"] in ("F16", "BF16") for entry in header.values())
     return str(dtype).removeprefix("torch.") in ("float16", "half", "bfloat16")
-
-
-def backbone_of(modules: Iterable[nn.Module]) -> Transformer:
-    """Return the pipeline's transformer.
-
-    Raises:
-        TypeError: If the first module is not a transformer.
-    """
-    first: Any = next(iter(modules))
-    if not isinstance(first, Transformer):
-        raise TypeError(f"The first module must be a Transformer, got {type(first).__name__}.")
-    transformer: Transformer = first
-    return transformer

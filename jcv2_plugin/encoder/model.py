@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,32 +14,42 @@ from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
-from sentence_transformers.util import get_device_name
+from tokenizers import Tokenizer
 from torch import nn
 
 from jcv2_plugin.encoder import loading
-from jcv2_plugin.encoder.batching import default_tokens_per_batch
+from jcv2_plugin.encoder.batching import default_tokens_per_batch, occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
-from jcv2_plugin.encoder.hub import ModelSource, resolve_model
-from jcv2_plugin.encoder.inference import TokenBudgetInference
-from jcv2_plugin.encoder.official import is_official_layout
+from jcv2_plugin.encoder.hub import ModelSource
+from jcv2_plugin.encoder.inference import encode_batches
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.skiplist import SKIPLISTS, Skiplist, skiplist_words
-from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelLayoutError
-
-_NO_PROJECTION = (
-    "{name!r} has no late-interaction projection, and one made up at random would retrieve noise. Give a ColBERT "
-    "model, or train heads first."
+from jcv2_plugin.encoder.windows import (
+    LONG_DOCUMENTS,
+    LongDocuments,
+    TokenizedTexts,
+    WindowSplitter,
+    content_capacity,
+    join_windows,
+    plain_tokenizer,
 )
+from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
+
+_NO_CAP = 2**31
+_LEAST_TOKENS = 256  # per batch when few texts are spread over several threads; smaller batches are mostly overhead
 
 
-class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
+class JinaColbertEncoder(MultiVectorEncoder):
     """Encode queries and documents into token vectors at one or several Matryoshka dimensions.
 
     Load it with :meth:`from_pretrained`. It is a ``MultiVectorEncoder`` with all its features (``similarity``,
     multi-process encoding, evaluators, trainer). In addition, it has an untied projection head per dimension, loads the
     official checkpoint without remote code, and batches by token budget.
+
+    Attributes:
+        source: Where the model was loaded from. None if it was assembled from modules.
+        tokenizer_lock: Hold it while calling ``tokenizer``: each call sets truncation and padding on the shared object.
 
     Example:
         >>> encoder = JinaColbertEncoder.from_pretrained("mini")
@@ -50,12 +59,32 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         torch.Size([1, 1])
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._source: ModelSource | None = None
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        modules: Iterable[nn.Module] | Mapping[str, nn.Module] | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.source: ModelSource | None = None
+        self._card: str | None = None
         self._tokens_per_batch: int | None = None
-        self._tokenizer_lock = threading.RLock()
-        super().__init__(*args, **kwargs)
-        self._forget_derived()
+        self.tokenizer_lock = threading.RLock()
+        if model_name_or_path is not None:
+            hub = {name: kwargs[name] for name in loading.HUB_OPTIONS if kwargs.get(name) is not None}
+            options = {name: kwargs[name] for name in loading.LOADING_OPTIONS if kwargs.get(name) is not None}
+            loaded = loading.load_model(
+                model_name_or_path, device=kwargs.get("device"), revision=revision, options=options, **hub
+            )
+            self.source, self._card, modules = loaded.source, loaded.card, loaded.modules
+            if "device_map" in options.get("model_kwargs", {}):  # stay where the backbone was put
+                kwargs["device"] = str(next(loaded.modules[0].parameters()).device)
+            kwargs |= loaded.settings(kwargs)
+        if isinstance(modules, Mapping):
+            modules = modules.values()
+        super().__init__(modules=None if modules is None else loading.projection_as_heads(list(modules)), **kwargs)
+        self.forget_derived()
 
     @classmethod
     def from_pretrained(
@@ -111,22 +140,24 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             MissingPackageError: If the int8 copy would be used, but OpenVINO is not installed.
         """
         wanted = None if dims is None else as_dims(dims)
-        device = device or get_device_name()
-        hub: dict[str, Any] = {"token": token, "cache_folder": cache_folder, "local_files_only": local_files_only}
-        if (shipped := shipped_model(os.fspath(name_or_path))) is not None:
-            kwargs = loading.transformer_kwargs(device, dtype, attn_implementation, None)
-            parts = loading.load_shipped(shipped, wanted, kwargs, **hub)
-            source = ModelSource(shipped.name, shipped.folder, revision=shipped.settings["revision"])
-            encoder = cls(modules=parts.modules, prompts=parts.prompts, device=device)
-        else:
-            source = resolve_model(name_or_path, revision=revision, **hub)
-            kwargs = loading.transformer_kwargs(device, dtype, attn_implementation, source.folder)
-            if is_official_layout(source.folder):
-                parts = loading.load_official(source, wanted, kwargs, **hub)
-                encoder = cls(modules=parts.modules, prompts=parts.prompts, device=device)
-            else:
-                encoder = cls._from_folder(source, wanted, kwargs, device, quantized)
-        encoder._source = source
+        loaded = loading.load_model(
+            os.fspath(name_or_path),
+            dims=wanted,
+            device=device,
+            quantized=quantized,
+            revision=revision,
+            options={"model_kwargs": {"dtype": dtype, "attn_implementation": attn_implementation}},
+            token=token,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+        )
+        encoder = cls(modules=loaded.modules, device=device, **loaded.settings({}))
+        encoder.source, encoder._card = loaded.source, loaded.card
+        if (heads := encoder.heads) is None:
+            for dim in wanted or ():
+                encoder.resolve_dim(dim)
+        elif wanted is not None and wanted != heads.dims:
+            encoder.set_heads(loading.keep_heads(heads, wanted))
         encoder.tokens_per_batch = tokens_per_batch
         if document_length is not None:
             encoder.document_length = document_length
@@ -134,77 +165,29 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             encoder.skiplist = skiplist
         return encoder
 
-    @classmethod
-    def _from_folder(
-        cls, source: ModelSource, dims: tuple[int, ...] | None, kwargs: dict[str, Any], device: str, quantized: bool
-    ) -> JinaColbertEncoder:
-        try:
-            encoder: JinaColbertEncoder = cls._load_with_module_classes(
-                str(source.folder),
-                {} if quantized else loading.FLOAT_MODULES,
-                **{"device": device, "local_files_only": True, "model_kwargs": {**kwargs, "use_safetensors": True}},
-            )
-        except (ValueError, OSError, KeyError, ImportError) as error:
-            if isinstance(error, Jcv2Error):
-                raise
-            raise ModelLayoutError(
-                f"{source.name!r} ({source.folder}) cannot be read as a multi-vector model: {error} "
-                "Accepted are the layouts of jina-colbert-v2, of this package, and of sentence-transformers' "
-                "MultiVectorEncoder (its own, PyLate's, Stanford's), without remote code."
-            ) from error
-        heads = encoder.heads
-        if heads is None:
-            loading.check_single_dim(dims, encoder.dims, source.name)
-        elif dims is not None:
-            encoder.set_heads(loading.keep_heads(heads, dims))
-        return encoder
+    def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save the model with all heads, so that :meth:`from_pretrained` can load it.
 
-    def _load_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        # The plain constructor also loads only safe files, downloaded if needed.
-        names = ("token", "cache_folder", "revision", "local_files_only")
-        hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        if (shipped := shipped_model(model_name_or_path)) is not None:
-            hub.pop("revision", None)
-            parts = loading.load_shipped(shipped, None, dict(kwargs.get("model_kwargs") or {}), **hub)
-            self._source = ModelSource(shipped.name, shipped.folder, revision=shipped.settings["revision"])
-            return parts.modules, {}
-        source = resolve_model(model_name_or_path, **hub)
-        self._source = self._source or source
-        return super()._load_modules(str(source.folder), *args, **{**kwargs, "revision": None})
+        Args:
+            path: Folder to write; created if it does not exist.
+            *args: Passed to sentence-transformers' ``save_pretrained``.
+            **kwargs: Passed to sentence-transformers' ``save_pretrained``.
 
-    def _load_default_modules(
-        self, model_name_or_path: str, *args: Any, **kwargs: Any
-    ) -> tuple[list[nn.Module], dict[str, Any]]:
-        folder = Path(model_name_or_path)
-        if folder.is_dir() and is_official_layout(folder):
-            source = ModelSource(model_name_or_path, folder)
-            parts = loading.load_official(source, None, dict(kwargs.get("model_kwargs") or {}))
-            # A prompt passed to the constructor takes precedence, as in sentence-transformers.
-            self.prompts.update({role: text for role, text in parts.prompts.items() if self.prompts.get(role) is None})
-            return parts.modules, {}
-        modules, module_kwargs = super()._load_default_modules(model_name_or_path, *args, **kwargs)
-        if not self._legacy.prefixes:
-            raise ModelLayoutError(_NO_PROJECTION.format(name=model_name_or_path))
-        return modules, module_kwargs
+        Raises:
+            ValueError: If ``safe_serialization=False``, which would write pickle.
+        """
+        if kwargs.get("safe_serialization") is False:
+            raise ValueError("safe_serialization=False would write pickle, which this package never reads.")
+        super().save_pretrained(str(path), *args, **kwargs)
+        card = Path(path) / "README.md"
+        if self._card is not None and card.exists() and "generated_from_trainer" not in self.model_card_data.tags:
+            card.write_text(self._card, encoding="utf-8")
 
-    def _load_converted_modules(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
-        modules = json.loads((Path(model_name_or_path) / "modules.json").read_text("utf-8"))
-        types = [module["type"] for module in modules]
-        if not any(name.endswith(".Dense") for name in types):
-            raise ModelLayoutError(_NO_PROJECTION.format(name=model_name_or_path))
-        return super()._load_converted_modules(model_name_or_path, *args, **kwargs)
+    def export(self, path: str | os.PathLike[str], dim: int | None = None) -> None:
+        """Export the model with one head to a folder that plain sentence-transformers and PyLate can load."""
+        from jcv2_plugin.encoder.export import export_single_head
 
-    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> Any:
-        known = self._module_classes.get(class_ref) or loading.OWN_MODULES.get(class_ref)
-        return known or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
-
-    def _post_init(self) -> None:
-        super()._post_init()
-        if self.heads is None:
-            converted = loading.projection_as_heads(list(self))
-            if len(converted) != len(self) or any(new is not old for new, old in zip(converted, self, strict=True)):
-                self._modules.clear()
-                self._modules.update({str(index): module for index, module in enumerate(converted)})
+        export_single_head(self, Path(path), self.resolve_dim(dim))
 
     def set_heads(self, heads: MatryoshkaHeads) -> None:
         """Replace the model's heads. The new ones are moved to the device and dtype of the old ones.
@@ -214,23 +197,43 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         """
         old = self.heads
         if old is None:
-            raise ModelLayoutError(f"{self.name!r} has no linear heads, so none can be replaced.")
-        name = next(name for name, module in self._modules.items() if module is old)
+            raise ModelLayoutError(f"{self.name!r} has no linear heads to replace.")
         parameter = next(old.parameters())
-        self._modules[name] = heads.to(parameter.device, parameter.dtype)
-        self._forget_derived()
+        self[list(self).index(old)] = heads.to(parameter.device, parameter.dtype)
+        self.forget_derived()
+
+    def forget_derived(self) -> None:
+        """Reset everything derived from the modules. Call it after replacing one of them."""
+        self._splitter: WindowSplitter | None = None
+        self._plain_tokenizer: Tokenizer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Locks and compiled objects cannot be pickled; a copy or worker process creates its own.
+        return {**self.__dict__, "_splitter": None, "_plain_tokenizer": None, "tokenizer_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "tokenizer_lock": threading.RLock()})  # type: ignore[no-untyped-call]
 
     # Model
 
     @property
     def backbone(self) -> Transformer:
         """The transformer and its tokenizer, the first module of the pipeline."""
-        return loading.backbone_of(self)
+        first: Any = self[0]
+        if not isinstance(first, Transformer):
+            raise TypeError(f"The first module must be a Transformer, got {type(first).__name__}.")
+        backbone: Transformer = first
+        return backbone
 
     @property
     def heads(self) -> MatryoshkaHeads | None:
         """The projection heads; None if the pipeline does not end in a linear projection."""
         return next((module for module in self if isinstance(module, MatryoshkaHeads)), None)
+
+    @property
+    def scoring_mask(self) -> MultiVectorMask | None:
+        """The module that selects which tokens are scored, if the pipeline has one."""
+        return next((module for module in self if isinstance(module, MultiVectorMask)), None)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -247,25 +250,38 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
         """
         if (heads := self.heads) is not None:
             return heads.resolve_dims(dim)[0]
-        loading.check_single_dim((dim,) if dim is not None else None, self.dims, self.name)
+        if dim not in (None, *self.dims):
+            raise UnknownDimError(f"{self.name!r} has no head for dim={dim!r}; it has {list(self.dims)}.")
         return self.dims[0]
 
     @property
     def name(self) -> str:
         """Name or folder that the model was loaded from."""
-        return self._source.name if self._source else str(self.backbone.config.name_or_path)
+        return self.source.name if self.source else str(self.backbone.config.name_or_path)
 
     @property
     def reference(self) -> str:
         """Name or absolute path with which :meth:`from_pretrained` loads the model from any working directory."""
-        if self._source is None or self._source.is_hub or shipped_model(self._source.name):
+        if self.source is None or self.source.is_hub or shipped_model(self.source.name):
             return self.name
-        return str(self._source.folder)
+        return str(self.source.folder)
 
     @property
     def revision(self) -> str | None:
         """Hub commit, or revision of a bundled model; None for local folders."""
-        return self._source.revision if self._source else None
+        return self.source.revision if self.source else None
+
+    def loading_options(self) -> dict[str, Any]:
+        """Return the options with which :meth:`from_pretrained` loads this model again, on any device."""
+        skiplist = self.skiplist
+        return {
+            "dims": self.dims if self.heads is not None else None,
+            "revision": self.revision,
+            "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
+            "document_length": self.document_length,
+            "skiplist": skiplist if skiplist != "custom" else "default",
+            "tokens_per_batch": self._tokens_per_batch,
+        }
 
     def head_fingerprint(self, dim: int) -> str:
         """Return a hash of the weights that produce vectors of ``dim``, independent of the other heads loaded.
@@ -285,7 +301,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
 
     @document_length.setter
     def document_length(self, value: int) -> None:
-        with self._tokenizer_lock:
+        with self.tokenizer_lock:
             shortest = len(self.tokenizer(self.prompts.get("document") or "")["input_ids"]) + 1
         if not shortest <= value <= self.max_document_length:
             raise InvalidOptionError(
@@ -293,7 +309,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
                 f"got {value!r}."
             )
         self.backbone.document_length = int(value)
-        self._forget_derived()
+        self.forget_derived()
 
     @property
     def max_document_length(self) -> int:
@@ -306,7 +322,7 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
     @property
     def content_length(self) -> int:
         """Text tokens that fit in a document window next to the marker and special tokens."""
-        return self._window_splitter(self.prompts.get("document")).capacity
+        return self.window_splitter().capacity
 
     @property
     def query_length(self) -> int | None:
@@ -317,20 +333,18 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
     @property
     def skiplist(self) -> Skiplist | Literal["custom"] | None:
         """Skip list: which document tokens are not scored."""
-        mask = self._mask
-        words = set(mask.skiplist_words) if mask is not None else set()
-        if not words:
+        mask = self.scoring_mask
+        if mask is None or not mask.skiplist_words:
             return None
+        ids = self.skiplist_ids
         for kind in SKIPLISTS:
-            known = set(self.tokenizer.convert_tokens_to_ids(skiplist_words(self.tokenizer, kind)))
-            ids = set(self.tokenizer.convert_tokens_to_ids(sorted(words))) - {self.tokenizer.unk_token_id}
-            if ids == known:
+            if ids == frozenset(self.tokenizer.convert_tokens_to_ids(skiplist_words(self.tokenizer, kind))):
                 return kind
         return "custom"
 
     @skiplist.setter
     def skiplist(self, kind: Skiplist | None) -> None:
-        mask = self._mask
+        mask = self.scoring_mask
         if mask is None:
             raise ModelLayoutError(f"{self.name!r} has no MultiVectorMask module, so no skip list can be set.")
         mask.skiplist_words = skiplist_words(self.tokenizer, kind)
@@ -339,13 +353,13 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
     @property
     def skiplist_ids(self) -> frozenset[int]:
         """Token ids on the skip list."""
-        mask = self._mask
-        ids = None if mask is None else mask._skiplist_ids
-        return frozenset() if ids is None else frozenset(ids.tolist())
-
-    @property
-    def _mask(self) -> MultiVectorMask | None:
-        return next((module for module in self if isinstance(module, MultiVectorMask)), None)
+        mask, tokenizer = self.scoring_mask, self.tokenizer
+        words = mask.skiplist_words if mask is not None else []
+        ids = zip(words, tokenizer.convert_tokens_to_ids(words), strict=True)
+        # As the module does: a word that the vocabulary lacks must not skip every unknown word.
+        return frozenset(
+            number for word, number in ids if number != tokenizer.unk_token_id or word == tokenizer.unk_token
+        )
 
     @property
     def tokens_per_batch(self) -> int:
@@ -358,48 +372,238 @@ class JinaColbertEncoder(TokenBudgetInference, MultiVectorEncoder):
             raise InvalidOptionError(f"tokens_per_batch must be positive, got {value!r}.")
         self._tokens_per_batch = value
 
-    # Shortcuts with exact types, used by collections
+    @property
+    def plain_tokenizer(self) -> Tokenizer:
+        """A cached copy of the tokenizer without truncation and padding. XLM-RoBERTa's takes 300 MB."""
+        with self.tokenizer_lock:
+            if self._plain_tokenizer is None:
+                self._plain_tokenizer = plain_tokenizer(self.tokenizer)
+            return self._plain_tokenizer
+
+    def tokenized(self, texts: Iterable[str]) -> TokenizedTexts:
+        """Tokenise texts once for everything that needs their tokens: length checks, windows and BM25.
+
+        The result can be passed to :meth:`document_vectors` and :meth:`encode_document` instead of the texts.
+        """
+        given = list(texts)
+        encodings = self.plain_tokenizer.encode_batch_fast(given, add_special_tokens=False)
+        return TokenizedTexts(given, [encoding.ids for encoding in encodings])
+
+    def window_splitter(self, prompt: str | None = None) -> WindowSplitter:
+        """Return the splitter for documents longer than :attr:`document_length`. No prompt means the model's own."""
+        prompt = self.prompts.get("document") if prompt is None else prompt
+        with self.tokenizer_lock:
+            capacity = content_capacity(self.tokenizer, prompt or "", self.document_length)
+            if self._splitter is None or self._splitter.capacity != capacity:
+                self._splitter = WindowSplitter(self.plain_tokenizer, capacity)
+            return self._splitter
+
+    def split_documents(
+        self, texts: TokenizedTexts, long_documents: LongDocuments, prompt: str | None = None
+    ) -> tuple[list[str], list[int]]:
+        """Return the windows of documents, and for each window the position of its document. See :meth:`encode`.
+
+        Raises:
+            DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
+        """
+        if long_documents == "truncate":
+            return texts.texts, list(range(len(texts.texts)))
+        splitter = self.window_splitter(prompt)
+        windows: list[str] = []
+        owners: list[int] = []
+        for position, (text, tokens) in enumerate(zip(texts.texts, texts.counts, strict=True)):
+            if tokens > splitter.capacity and long_documents == "error":
+                raise DocumentTooLongError(
+                    f"Document {position} has {tokens} tokens, {splitter.capacity} fit document_length="
+                    f"{self.document_length}: {text!r:.60}. Raise document_length (up to "
+                    f"{self.max_document_length}), or pass long_documents='split' or 'truncate'."
+                )
+            pieces = splitter.windows(text, tokens)
+            windows.extend(pieces)
+            owners.extend([position] * len(pieces))
+        return windows, owners
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Tokenise texts as sentence-transformers does. Only one thread tokenises at a time."""
+        with self.tokenizer_lock:
+            return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def feature_batches(
+        self, texts: list[str], budget: int, max_texts: int, *, parts: int = 1, **preprocess: Any
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Tokenise texts and group them by length into batches within a token budget.
+
+        Args:
+            texts: Texts, at least one.
+            budget: Padded tokens per batch (actual tokens if the attention is unpadded).
+            max_texts: Maximum number of texts per batch.
+            parts: Number of batches to aim for if there are few texts, so that they can be encoded in parallel.
+            **preprocess: Passed to sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
+
+        Yields:
+            The positions of some texts in ``texts``, and their features on the CPU. Every text occurs once.
+        """
+        features = self.preprocess(texts, **preprocess)
+        if len(texts) == 1:  # no batching and no padding to remove; saves latency for a single query
+            yield [0], features
+            return
+        if "attention_mask" not in features:  # unpadded, for flash attention: the budget counts actual tokens
+            lengths = features["cu_seq_lens_q"].diff().tolist()
+            for rows in plan_batches(lengths, budget, max_texts):
+                yield rows, self.preprocess([texts[row] for row in rows], **preprocess)
+            return
+        first, last = occupied_columns(features)
+        lengths = (last - first).tolist()
+        budget = min(budget, max(_LEAST_TOKENS, -(-sum(lengths) // parts)))
+        for rows in plan_batches(lengths, budget, max_texts):
+            yield rows, take_rows(features, rows, int(first[rows].min()), int(last[rows].max()))
+
+    # Encoding
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
         """Encode queries into float32 arrays of shape ``(query tokens, dim)``."""
-        return self._arrays(self.encode_query(list(texts), dim=dim, convert_to_numpy=True))
+        return _arrays(self.encode_query(list(texts), dim=dim, convert_to_numpy=True))
 
     def document_vectors(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | TokenizedTexts,
         dim: int,
-        long_documents: Literal["truncate", "split", "error"] = "truncate",
+        long_documents: LongDocuments = "truncate",
         pool_factor: float = 1.0,
     ) -> list[NDArray[np.float32]]:
         """Encode documents into float32 arrays of shape ``(document tokens, dim)``; pooling leaves fewer rows."""
         pooling = HierarchicalTokenPooling(pool_factor) if pool_factor > 1 else None
-        return self._arrays(
+        return _arrays(
             self.encode_document(
-                list(texts), dim=dim, long_documents=long_documents, convert_to_numpy=True, token_pooling=pooling
+                texts, dim=dim, long_documents=long_documents, convert_to_numpy=True, token_pooling=pooling
             )
         )
 
-    @staticmethod
-    def _arrays(arrays: Iterable[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        return [np.asarray(array, dtype=np.float32) for array in arrays]
+    def encode_query(  # type: ignore[override]
+        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Encode queries. Adds the query prompt (marker) and, if the model uses query expansion, [MASK] tokens.
 
-    def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Save the model with all heads, so that :meth:`from_pretrained` can load it.
+        Arguments and results are those of :meth:`encode`. Each query has vectors of shape ``(query tokens, dim)``.
+        """
+        return self._encode_as("query", inputs, prompt_name, prompt, kwargs)
+
+    def encode_document(  # type: ignore[override]
+        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Encode documents. Adds the document prompt (marker) and drops vectors of tokens on the skip list.
+
+        Arguments and results are those of :meth:`encode`. Each document has vectors of shape ``(scored tokens, dim)``.
+        """
+        return self._encode_as("document", inputs, prompt_name, prompt, kwargs)
+
+    def _encode_as(
+        self, task: str, inputs: Any, prompt_name: str | None, prompt: str | None, kwargs: dict[str, Any]
+    ) -> Any:
+        if prompt_name is None and prompt is None and task in self.prompts:
+            prompt_name = task
+        return self.encode(inputs, prompt_name, prompt, task=task, **kwargs)
+
+    def encode(  # type: ignore[override]
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        dim: int | Sequence[int] | None = None,
+        tokens_per_batch: int | None = None,
+        long_documents: LongDocuments = "truncate",
+        **kwargs: Any,
+    ) -> Any:
+        """Encode texts. Prefer :meth:`encode_query` and :meth:`encode_document`, which set the task.
 
         Args:
-            path: Folder to write; created if it does not exist.
-            *args: Passed to sentence-transformers' ``save_pretrained``.
-            **kwargs: Passed to sentence-transformers' ``save_pretrained``.
+            inputs: One text, an iterable of texts, or texts tokenised by :meth:`tokenized`.
+            prompt_name: Name of one of the model's prompts.
+            prompt: Text to prepend to each input.
+            batch_size: Maximum number of texts per batch. If None, only the token budget applies.
+            show_progress_bar: Whether to show a progress bar. If None, this depends on the logging level.
+            dim: Matryoshka dimension, or several, which take a single pass through the backbone. If None, the model's
+                default.
+            tokens_per_batch: Padded tokens per batch. If None, :attr:`tokens_per_batch`.
+            long_documents: What to do with a document longer than ``document_length``. ``"truncate"`` cuts it, as
+                ColBERT does; ``"split"`` encodes it in windows and concatenates their vectors; ``"error"`` raises
+                :class:`~jcv2_plugin.errors.DocumentTooLongError`.
+            **kwargs: Passed to sentence-transformers' ``MultiVectorEncoder.encode`` (``convert_to_numpy``, ``device``,
+                ``pool``, ``token_pooling``, ...).
+
+        Returns:
+            For one ``dim``, a list of tensors (arrays with ``convert_to_numpy=True``) of shape ``(tokens, dim)``, or a
+            single one for a single text. For several, a dict that maps each dim to that.
 
         Raises:
-            ValueError: If ``safe_serialization=False``, which would write pickle.
+            UnknownDimError: If the model has no head for a dim.
+            TypeError: If an input is not a string.
+            DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
         """
-        if kwargs.get("safe_serialization") is False:
-            raise ValueError("safe_serialization=False would write pickle, which this package never reads.")
-        super().save_pretrained(str(path), *args, **kwargs)
+        if long_documents not in LONG_DOCUMENTS:
+            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+        texts = _as_texts(inputs)
+        several, raw = isinstance(dim, Iterable), kwargs.get("output_value", "") is None
+        dims = self._resolve_dims(dim)
+        if several and (raw or kwargs.get("token_pooling") is not None):
+            raise ValueError("token_pooling and output_value=None take one dim at a time.")
+        owners = None
+        if kwargs.get("task") == "document" and long_documents != "truncate" and not raw:
+            given = inputs if isinstance(inputs, TokenizedTexts) else self.tokenized(texts)
+            own = self.prompts.get(prompt_name or self.default_prompt_name or "") or "" if prompt is None else prompt
+            texts, owners = self.split_documents(given, long_documents, own)
+        options = {
+            **kwargs,
+            **({"dim": dims} if self.heads is not None else {}),
+            "batch_size": _NO_CAP if batch_size is None else batch_size,
+            "show_progress_bar": show_progress_bar,
+            "tokens_per_batch": tokens_per_batch,
+        }
+        result: Any = super().encode(texts, prompt_name, prompt, **options)
+        if owners is not None:
+            result = join_windows(result, owners)
+        if not several:
+            return result[0] if isinstance(inputs, str) else result
+        parts = [MatryoshkaHeads.split(vectors, dims) for vectors in result]
+        return parts[0] if isinstance(inputs, str) else {one: [part[one] for part in parts] for one in dims}
 
-    def export(self, path: str | os.PathLike[str], dim: int | None = None) -> None:
-        """Export the model with one head to a folder that plain sentence-transformers and PyLate can load."""
-        from jcv2_plugin.encoder.export import export_single_head
+    def _resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
+        if (heads := self.heads) is not None:
+            return heads.resolve_dims(dim)
+        return tuple(self.resolve_dim(one) for one in ((None,) if dim is None else as_dims(dim)))
 
-        export_single_head(self, Path(path), self.resolve_dim(dim))
+    def get_model_kwargs(self) -> list[str]:
+        """Return the keyword arguments that ``encode`` takes in addition to sentence-transformers' own."""
+        return [*super().get_model_kwargs(), "tokens_per_batch"]
+
+    def _inference(self, inputs: list[Any], **kwargs: Any) -> list[Any]:
+        """Encode a list of texts on one device. Called by ``encode``, in this process or in a worker."""
+        budget = kwargs.pop("tokens_per_batch", None)
+        if kwargs["output_value"] is None:
+            kwargs["batch_size"] = min(kwargs["batch_size"], 32)
+            return super()._inference(inputs, **kwargs)
+        del kwargs["output_value"]
+        device = kwargs.pop("device", None)
+        if device is not None and torch.empty(0, device=device).device != self.device:
+            self.to(device)
+        budget = self.tokens_per_batch if budget is None else budget
+        vectors = dict(encode_batches(self, inputs, budget, device=self.device, **kwargs))
+        return [vectors[position] for position in range(len(inputs))]
+
+
+def _as_texts(inputs: Any) -> list[str]:
+    if isinstance(inputs, TokenizedTexts):
+        return inputs.texts
+    given = inputs.tolist() if isinstance(inputs, np.ndarray) else inputs
+    texts: list[Any] = [given] if isinstance(given, str) else list(given)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
+    return texts
+
+
+def _arrays(arrays: Iterable[NDArray[Any]]) -> list[NDArray[np.float32]]:
+    return [np.asarray(array, dtype=np.float32) for array in arrays]

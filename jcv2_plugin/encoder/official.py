@@ -36,30 +36,13 @@ WEIGHTS = "model.safetensors"
 DEFAULT_ROPE_THETA = 10000.0
 """Default of Jina's own configuration class. transformers' native class defaults to 20000."""
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentencepiece.bpe.model",
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model")
+_REQUIRED_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_CONFIG_KEYS = (
+    *_REQUIRED_KEYS,
+    *("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
+    *("max_position_embeddings", "type_vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"),
 )
-_CONFIG_KEYS = [
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-]
-_REQUIRED_KEYS = _CONFIG_KEYS[:5]
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,9 @@ class ColbertMetadata:
                 document_marker=raw.get("doc_token_id"),
             )
         except (ValueError, TypeError, AttributeError) as error:
-            raise ModelLayoutError(f"{path} is not valid ColBERT metadata ({error}). Fetch the file again.") from error
+            raise ModelLayoutError(
+                f"{path} is not valid ColBERT metadata ({error}). Download the file again."
+            ) from error
 
 
 def is_official_layout(folder: Path) -> bool:
@@ -109,29 +94,23 @@ def is_official_layout(folder: Path) -> bool:
 def tensor_shapes(config: dict[str, Any], dim: int) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor in a checkpoint of the official layout."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {
+    weights: dict[str, tuple[int, ...]] = {"emb_ln": (hidden,), "pooler.dense": (hidden, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        weights |= {
+            f"encoder.layers.{layer}.mixer.Wqkv": (3 * hidden, hidden),
+            f"encoder.layers.{layer}.mixer.out_proj": (hidden, hidden),
+            f"encoder.layers.{layer}.mlp.fc1": (inner, hidden),
+            f"encoder.layers.{layer}.mlp.fc2": (hidden, inner),
+            f"encoder.layers.{layer}.norm1": (hidden,),
+            f"encoder.layers.{layer}.norm2": (hidden,),
+        }
+    return {
         HEAD: (dim, hidden),
-        "roberta.emb_ln.weight": (hidden,),
-        "roberta.emb_ln.bias": (hidden,),
         "roberta.embeddings.word_embeddings.weight": (config["vocab_size"], hidden),
         "roberta.embeddings.token_type_embeddings.weight": (config.get("type_vocab_size", 1), hidden),
-        "roberta.pooler.dense.weight": (hidden, hidden),
-        "roberta.pooler.dense.bias": (hidden,),
+        **{f"roberta.{name}.weight": shape for name, shape in weights.items()},
+        **{f"roberta.{name}.bias": shape[:1] for name, shape in weights.items()},
     }
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"roberta.encoder.layers.{layer}."
-        for name, rows, columns in (
-            ("mixer.Wqkv", 3 * hidden, hidden),
-            ("mixer.out_proj", hidden, hidden),
-            ("mlp.fc1", inner, hidden),
-            ("mlp.fc2", hidden, inner),
-        ):
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            shapes[f"{prefix}{name}.bias"] = (rows,)
-        for norm in ("norm1", "norm2"):
-            shapes[f"{prefix}{norm}.weight"] = (hidden,)
-            shapes[f"{prefix}{norm}.bias"] = (hidden,)
-    return shapes
 
 
 def native_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +120,10 @@ def native_config(raw: dict[str, Any]) -> dict[str, Any]:
         ModelLayoutError: If a size is missing, or the backbone does not use rotary positions.
     """
     if absent := [key for key in _REQUIRED_KEYS if raw.get(key) is None]:
-        raise ModelLayoutError(f"config.json lacks {absent}, without which the network is not known.")
+        raise ModelLayoutError(f"config.json has no {absent}. Download the file again.")
     if raw.get("position_embedding_type", "rotary") != "rotary":
         raise ModelLayoutError(
-            f"position_embedding_type is {raw['position_embedding_type']!r}; this layout needs 'rotary'."
+            f"config.json has position_embedding_type={raw['position_embedding_type']!r}, this layout needs 'rotary'."
         )
     rope = raw.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or raw.get("rotary_emb_base") or raw.get("rope_theta") or DEFAULT_ROPE_THETA
@@ -176,8 +155,8 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
     problems = []
     if required - set(header) == {HEAD}:
         raise ModelLayoutError(
-            f"{source} is a backbone without a projection head (missing ['{HEAD}']), and one made up at random would "
-            "retrieve noise. Give a ColBERT model, or fit heads to this backbone first."
+            f"{source} has no projection head (missing ['{HEAD}']), and a random one would retrieve noise. Use a "
+            "ColBERT model, or train heads on this backbone first."
         )
     if missing := sorted(required - set(header)):
         problems.append(f"missing {missing[:5]} ({len(missing)} in all)")
@@ -188,7 +167,7 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
         problems.append(f"{wrong[0]} has shape {shapes[wrong[0]]}, config.json says {expected[wrong[0]]}")
     needed = data_start + max(entry["data_offsets"][1] for entry in header.values())
     if (size := os.path.getsize(source)) < needed:
-        problems.append(f"cut short, {size:,} of {needed:,} bytes")
+        problems.append(f"cut short, with {size:,} of {needed:,} bytes")
     if problems:
         raise ModelLayoutError(f"{source} does not fit the layout of jina-colbert-v2: {'; '.join(problems)}.")
     return dim
@@ -197,8 +176,7 @@ def check_tensors(folder: Path, config: dict[str, Any]) -> int:
 def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transformer, int]:
     """Load the backbone as a sentence-transformers module, and return it with the dimension of the stored head.
 
-    transformers loads it from a temporary folder with a converted ``config.json`` and links to the other files, so that
-    nothing is written to the user's folder.
+    transformers loads it from a temporary folder with a converted ``config.json`` and links to the other files.
 
     Raises:
         ModelLayoutError: If a file is missing, unreadable or not of this layout.
@@ -251,16 +229,13 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
         ModelLayoutError: If the vocabulary has neither.
     """
     markers: list[str] = []
-    for named, fallback in (
-        (metadata.query_marker, QUERY_MARKER),
-        (metadata.document_marker, DOCUMENT_MARKER),
-    ):
-        vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
+    for named, fallback in ((metadata.query_marker, QUERY_MARKER), (metadata.document_marker, DOCUMENT_MARKER)):
         marker = named if named is not None and named in vocabulary else fallback
         if marker not in vocabulary:
             raise ModelLayoutError(
-                f"The tokenizer has neither the marker {named!r} of artifact.metadata nor {fallback!r}. "
-                "The tokenizer files do not belong to this checkpoint."
+                f"The tokenizer has neither the marker {named!r} from artifact.metadata nor {fallback!r}. Its files "
+                "belong to another checkpoint. Download them again."
             )
         markers.append(marker)
     if to_register := [marker for marker in markers if tokenizer.tokenize(marker) != [marker]]:
@@ -268,15 +243,7 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
     return markers[0], markers[1]
 
 
-def load_heads(
-    source: ModelSource,
-    own_dim: int,
-    dims: tuple[int, ...],
-    *,
-    token: bool | str | None = None,
-    cache_folder: str | None = None,
-    local_files_only: bool = False,
-) -> dict[int, torch.Tensor]:
+def load_heads(source: ModelSource, own_dim: int, dims: tuple[int, ...], **hub: Any) -> dict[int, torch.Tensor]:
     """Load head weights for ``dims`` from the checkpoint and from sibling repositories or folders.
 
     ``jina-colbert-v2-64`` is the same backbone with another head. Only that head is loaded, from a folder next to this
@@ -291,41 +258,34 @@ def load_heads(
             path = source.folder / WEIGHTS
             weights[dim] = read_tensor(file_reader(path), HEAD, str(path))
             continue
-        weight = _sibling_head(source, dim, token=token, cache_folder=cache_folder, local_files_only=local_files_only)
+        weight = _sibling_head(source, dim, **hub)
         if weight.shape[0] != dim:
             raise UnknownDimError(f"The sibling of {source.name!r} for dim={dim} has a head of {weight.shape[0]}.")
         weights[dim] = weight
     return weights
 
 
-def sibling_names(name: str, dim: int) -> list[str]:
-    """Return names under which the same model may be published with a head of ``dim``, most likely first."""
-    base = re.sub(r"-\d+$", "", name.rstrip("/"))
-    return [f"{base}-{dim}"] + ([base] if base != name else [])
-
-
 def _sibling_head(
-    source: ModelSource, dim: int, *, token: bool | str | None, cache_folder: str | None, local_files_only: bool
+    source: ModelSource,
+    dim: int,
+    token: bool | str | None = None,
+    cache_folder: str | None = None,
+    local_files_only: bool = False,
 ) -> torch.Tensor:
     tried = []
-    if not source.is_hub:
-        for name in sibling_names(str(source.folder), dim):
-            path = Path(name) / WEIGHTS
-            tried.append(str(path))
-            if path.exists():
-                return read_tensor(file_reader(path), HEAD, str(path))
-    else:
-        for name in sibling_names(source.name, dim):
-            cached = try_to_load_from_cache(name, WEIGHTS, cache_dir=cache_folder)
-            try:
-                if isinstance(cached, str):
-                    return read_tensor(file_reader(cached), HEAD, cached)
-                if local_files_only:
-                    tried.append(f"{name} (not in the cache, and local_files_only is set)")
-                    continue
-                return read_tensor(hub_reader(name, WEIGHTS, token=token), HEAD, name)
-            except HUB_ERRORS as error:
-                tried.append(f"{name} ({str(error).splitlines()[0]})")
+    own = source.name.rstrip("/") if source.is_hub else str(source.folder)
+    base = re.sub(r"-\d+$", "", own)
+    for name in [f"{base}-{dim}", *([base] if base != own else [])]:  # the most likely one first
+        path = try_to_load_from_cache(name, WEIGHTS, cache_dir=cache_folder) if source.is_hub else Path(name) / WEIGHTS
+        if isinstance(path, (str, Path)) and Path(path).exists():
+            return read_tensor(file_reader(path), HEAD, str(path))
+        if not source.is_hub or local_files_only:
+            tried.append(f"{name} (not in the cache, and local_files_only is set)" if source.is_hub else str(path))
+            continue
+        try:
+            return read_tensor(hub_reader(name, WEIGHTS, token=token), HEAD, name)
+        except HUB_ERRORS as error:
+            tried.append(f"{name} ({str(error).splitlines()[0]})")
     raise UnknownDimError(
         f"{source.name!r} has no head for dim={dim}, and no sibling with one was found: {'; '.join(tried)}."
     )

@@ -26,17 +26,9 @@ MOST_WORKERS = 16
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Apply ``work`` to ``items`` in parallel and yield the results in order.
 
-    Items are consumed lazily, at most two per worker ahead of the yielded result. The number of torch threads of the
-    calling thread does not change.
-
-    Args:
-        work: Function to apply to an item. It runs in a worker thread, which gets an equal share of torch's threads.
-        items: Any number of items.
-        threads: Number of torch threads to distribute. With one thread, or one item, everything runs in the calling
-            thread.
-
-    Raises:
-        Exception: Any exception raised by ``work``. Items that have not been started are skipped.
+    Items are consumed lazily, at most two per worker ahead of the yielded result. Each worker thread gets an equal
+    share of the ``threads`` of torch; with one thread, or one item, everything runs in the calling thread. If ``work``
+    raises an exception, items that have not been started are skipped.
     """
     remaining = iter(items)
     first = list(islice(remaining, max(1, min(threads, MOST_WORKERS))))

@@ -67,7 +67,7 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
             "the kind that will be encoded; 100 are enough."
         )
     made = copy.deepcopy(encoder).to("cpu", torch.float32).eval()
-    made._source = None  # the name refers to the original encoder
+    made.source = None  # the name refers to the original encoder
     backbone = made.backbone
     backbone.model.set_attn_implementation("sdpa")
     backbone.unpad_inputs = None if backbone.unpad_inputs else backbone.unpad_inputs
@@ -79,7 +79,7 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
         warnings.simplefilter("ignore")  # tracing warnings; a test checks that other shapes work
         network = calibrated(converted(backbone.model), batches)
     made[0] = QuantizedTransformer.around(backbone, _in_memory(network, weights_fingerprint([backbone.model])))
-    made._forget_derived()
+    made.forget_derived()
     return made
 
 
@@ -92,7 +92,9 @@ def converted(model: nn.Module) -> Any:
     mask = torch.ones(2, 16, dtype=torch.int64)
     mask[1, 9:] = 0
     with torch.no_grad():
-        return openvino.convert_model(_States(model).eval(), example_input={"input_ids": ids, "attention_mask": mask})
+        return openvino.convert_model(
+            HiddenStates(model).eval(), example_input={"input_ids": ids, "attention_mask": mask}
+        )
 
 
 def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
@@ -100,39 +102,28 @@ def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
     import nncf
 
     stopped = threading.Event()
-    given = nncf.Dataset(_Batches(batches, stopped))
+
+    def unless_stopped(batch: dict[str, Any]) -> dict[str, Any]:
+        if stopped.is_set():
+            raise InterruptedError("Quantising was interrupted.")
+        return batch
 
     def work() -> Any:
+        given = nncf.Dataset(batches, unless_stopped)
         return nncf.quantize(network, given, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
 
     return in_own_thread(work, stop=stopped.set)
 
 
-class _Batches:
-    """Batches that raise an error once calibration is interrupted."""
-
-    def __init__(self, batches: list[dict[str, Any]], stopped: threading.Event) -> None:
-        self.batches = batches
-        self.stopped = stopped
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.batches:
-            if self.stopped.is_set():
-                raise InterruptedError("Quantising was interrupted.")
-            yield batch
-
-
-class _States(nn.Module):
-    """Wrapper around a transformer with only the two inputs and one output to convert."""
+class HiddenStates(nn.Module):
+    """A transformer with only the two inputs and one output to convert."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the last hidden states."""
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return states
 
@@ -141,18 +132,14 @@ def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Itera
     """Yield one text per batch, so that padding is not part of the calibration."""
     roles = {"document": texts}
     if encoder.query_length is not None:
-        # Documents never contain attended [MASK] tokens, so calibrate on queries too.
-        roles["query"] = _beginnings(encoder, texts[::_TEXTS_A_QUERY], encoder.query_length // _QUERY_SHARE)
+        # Documents never contain attended [MASK] tokens, so calibrate on the beginnings of some as queries too.
+        some, tokens = texts[::_TEXTS_A_QUERY], encoder.query_length // _QUERY_SHARE
+        encodings = encoder.plain_tokenizer.encode_batch(some, add_special_tokens=False)
+        ends = [encoding.offsets[:tokens][-1][1] if encoding.offsets else None for encoding in encodings]
+        roles["query"] = [text[:end] for text, end in zip(some, ends, strict=True)]
     for role, given in roles.items():
         for _, features in encoder.feature_batches(given, 1, 1, prompt=encoder.prompts.get(role), task=role):
             yield features
-
-
-def _beginnings(encoder: JinaColbertEncoder, texts: list[str], tokens: int) -> list[str]:
-    """Cut each text after its first ``tokens`` tokens."""
-    encodings = encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
-    ends = [encoding.offsets[:tokens][-1:] for encoding in encodings]
-    return [text[: end[0][1]] if end else text for text, end in zip(texts, ends, strict=True)]
 
 
 def _draw(texts: Iterable[str], samples: int) -> list[str]:

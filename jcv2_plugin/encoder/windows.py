@@ -8,8 +8,11 @@ its vectors concatenated: it stays one document and nothing is lost. Windows end
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from semantic_text_splitter import TextSplitter
 from tokenizers import Tokenizer
 
@@ -17,9 +20,28 @@ LongDocuments = Literal["truncate", "split", "error"]
 LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("truncate", "split", "error")
 
 
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts and the ids of all their tokens, without special tokens and prompt.
+
+    Made by :meth:`~jcv2_plugin.JinaColbertEncoder.tokenized`.
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of tokens of each text."""
+        return list(map(len, self.ids))
+
+    def __getitem__(self, part: slice) -> TokenizedTexts:
+        return TokenizedTexts(self.texts[part], self.ids[part])
+
+
 def content_capacity(tokenizer: Any, prompt: str, length: int) -> int:
     """Return how many content tokens fit in a window of ``length`` next to the special tokens and the marker."""
-    return int(length - len(tokenizer(prompt or "")["input_ids"]))
+    return int(length - len(tokenizer(prompt)["input_ids"]))
 
 
 def plain_tokenizer(tokenizer: Any) -> Tokenizer:
@@ -41,21 +63,14 @@ def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
 class WindowSplitter:
     """Split texts into consecutive windows of at most ``capacity`` tokens. Joining the windows restores the text.
 
-    Args:
-        tokenizer: A tokenizer without truncation and padding; see :func:`plain_tokenizer`.
-        capacity: Content tokens per window.
+    The tokenizer must not truncate or pad; see :func:`plain_tokenizer`.
     """
 
     def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"A window must hold at least one content token, got {capacity}.")
         self.capacity = capacity
-        self._counter = tokenizer
         self._splitter = TextSplitter.from_callback(token_counter(tokenizer), capacity, trim=False)
-
-    def count(self, texts: list[str]) -> list[int]:
-        """Return the number of content tokens of each text."""
-        return [len(encoding) for encoding in self._counter.encode_batch_fast(texts, add_special_tokens=False)]
 
     def windows(self, text: str, tokens: int) -> list[str]:
         """Split a text with the given number of tokens into windows."""
@@ -63,3 +78,16 @@ class WindowSplitter:
             return [text]
         # A passage without boundaries can exceed the capacity by one token; the model's slack keeps it whole.
         return [window for window in self._splitter.chunks(text) if window]
+
+
+def join_windows(vectors: list[Any], owners: list[int]) -> list[Any]:
+    """Concatenate the tensors or arrays of each text's windows. ``owners`` names the text of each window, in order."""
+    joined: list[list[Any]] = []
+    for one, owner in zip(vectors, owners, strict=True):
+        if owner == len(joined):
+            joined.append([])
+        joined[owner].append(one)
+    return [
+        parts[0] if len(parts) == 1 else torch.cat(parts) if torch.is_tensor(parts[0]) else np.concatenate(parts)
+        for parts in joined
+    ]

@@ -45,7 +45,7 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
         )
     }
     sparse = {}
-    for name, size in stage_sizes(schema.first_stage, schema.stage_options, schema.dim).items():
+    for name, size in stage_sizes(schema.first_stage, schema.dim).items():
         if size is None:
             sparse[name] = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)
         else:

@@ -48,7 +48,7 @@ def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVe
 
 
 def _stage_sizes(schema: CollectionSchema) -> dict[str, int | None]:
-    return stage_sizes(schema.first_stage, schema.stage_options, schema.dim)
+    return stage_sizes(schema.first_stage, schema.dim)
 
 
 def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStruct:

@@ -7,12 +7,12 @@ and determines which encoders can be used with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from jcv2_plugin.encoder.skiplist import SKIPLISTS
 from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
-from jcv2_plugin.engines.first_stage import FirstStage, check_first_stage
+from jcv2_plugin.engines.first_stage import FIRST_STAGES, FirstStage, check_first_stage
 from jcv2_plugin.engines.storage import Storage, storage_profile
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -30,7 +30,7 @@ VECTOR_NAME = "colbert"
 METADATA_FIELD = "jcv2"
 MAX_FLOATS = 1024 * 1024
 """A multivector must have fewer floats (rows x dim). A hard limit of Qdrant that local engines do not enforce."""
-_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "stage_options": dict, "pool_factor": (int, float)}
+_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "pool_factor": (int, float)}
 _REMEDIES = {
     "document_length": "Load the encoder with document_length={!r}.",
     "query_length": "Set the backbone's query_expansion to a length of {!r}.",
@@ -54,7 +54,6 @@ class CollectionSchema:
         storage: How vectors are stored, see :mod:`jcv2_plugin.engines.storage`.
         format: Format of the stored schema.
         first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`.
-        stage_options: Settings of the first stage.
         pool_factor: Token pooling factor: about one vector is stored per ``pool_factor`` document tokens.
         unfinished: What is being done to the collection before it can be used: ``"creation"`` or ``"restoration"``.
     """
@@ -70,7 +69,6 @@ class CollectionSchema:
     storage: Storage
     format: int = FORMAT
     first_stage: FirstStage = "none"
-    stage_options: dict[str, Any] = field(default_factory=dict)
     pool_factor: float = 1.0
     unfinished: str = ""
 
@@ -83,7 +81,6 @@ class CollectionSchema:
         storage: Storage,
         *,
         first_stage: FirstStage = "none",
-        stage_options: Mapping[str, Any] | None = None,
         pool_factor: float = 1.0,
     ) -> CollectionSchema:
         """Build the schema of a new collection.
@@ -102,23 +99,22 @@ class CollectionSchema:
             long_documents=long_documents,
             storage=storage,
             first_stage=first_stage,
-            stage_options=dict(stage_options or {}),
             pool_factor=pool_factor,
         )
         schema.check_values()
-        settings = check_first_stage(first_stage, schema.stage_options, dim)
-        return replace(schema, stage_options=settings, pool_factor=float(pool_factor))
+        return replace(schema, pool_factor=float(pool_factor))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as stored."""
-        return asdict(self)
+        return {**asdict(self), "stage_options": {}}  # version 0.1 requires the field
 
     @classmethod
     def from_dict(cls, raw: Any, title: str) -> CollectionSchema:
         """Read a stored schema.
 
         Raises:
-            CollectionCorruptError: The schema is missing, damaged or of a newer format.
+            CollectionCorruptError: The schema is missing, damaged, of a newer format, or uses a first stage that this
+                version no longer has.
         """
         if not isinstance(raw, Mapping):
             raise CollectionCorruptError(
@@ -134,7 +130,7 @@ class CollectionSchema:
                 f"{title} is unfinished: its {raw['unfinished']} was interrupted. Repeat that, or drop the collection."
             )
         names = {one.name for one in fields(cls)} - {"unfinished"}
-        newer = {"first_stage", "stage_options", "pool_factor"} if raw.get("format") == 1 else set()
+        newer = set(_NEWER_TYPES) if raw.get("format") == 1 else set()
         missing = sorted(names - newer - set(raw))
         wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
         wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
@@ -143,6 +139,12 @@ class CollectionSchema:
             raise CollectionCorruptError(
                 f"{title}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
                 "Restore it from a backup, or create the collection anew."
+            )
+        if (stage := raw.get("first_stage", "none")) not in FIRST_STAGES:
+            raise CollectionCorruptError(
+                f"{title} uses the first stage {stage!r}, which this version does not have. Open it with jcv2-plugin "
+                "0.1, and migrate it with collection.migrate(first_stage='hybrid') or jcv2 migrate --first-stage "
+                "hybrid. Nothing is encoded again. Restore a snapshot with 0.1 too, migrate, and create a new snapshot."
             )
         schema = cls(**{name: raw[name] for name in names if name in raw})
         try:
@@ -171,7 +173,7 @@ class CollectionSchema:
         for name in ("dim", "document_length"):
             if getattr(self, name) < 1:
                 raise InvalidOptionError(f"{name} must be positive, got {getattr(self, name)!r}.")
-        check_first_stage(self.first_stage, self.stage_options, self.dim)
+        check_first_stage(self.first_stage)
 
     def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
         """Check that an encoder's vectors are comparable with the stored ones.

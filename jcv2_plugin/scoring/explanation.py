@@ -67,23 +67,18 @@ class Explanation:
             words_only: Ignore the marker, [MASK] and other special query tokens.
         """
         total = np.zeros(len(self.document_tokens), dtype=np.float32)
-        best = self.similarities.argmax(axis=1)
-        for row, token in enumerate(self.query_tokens):
-            if not (words_only and token.is_special):
-                total[best[row]] += self.similarities[row, best[row]]
+        rows = [row for row, token in enumerate(self.query_tokens) if not (words_only and token.is_special)]
+        np.add.at(total, self.similarities[rows].argmax(axis=1), self.similarities[rows].max(axis=1))
         return total
 
     def matched_spans(self, least: float = 0.5) -> list[tuple[int, int]]:
         """Return merged character spans of the document that query words match with similarity ``least`` or more."""
-        spans = sorted(
-            {
-                (match.document.start, match.document.end)
-                for match in self.matches
-                if not match.query.is_special and not match.document.is_special and match.similarity >= least
-            }
-        )
         merged: list[tuple[int, int]] = []
-        for start, end in spans:
+        for start, end in sorted(
+            (match.document.start, match.document.end)
+            for match in self.matches
+            if not match.query.is_special and not match.document.is_special and match.similarity >= least
+        ):
             if merged and start <= merged[-1][1]:
                 merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
             else:
@@ -99,13 +94,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """Token vectors of a text, with their tokens.
-
-    Attributes:
-        text: Query or document text.
-        tokens: Tokens, one per row of ``vectors``.
-        vectors: Token vectors of shape ``(tokens, dim)``.
-    """
+    """A text with its tokens and their vectors, of shape ``(tokens, dim)``."""
 
     text: str
     tokens: list[ScoredToken]
@@ -113,46 +102,30 @@ class TokenVectors:
 
     @classmethod
     def of_query(cls, encoder: JinaColbertEncoder, query: str, vectors: NDArray[np.float32]) -> TokenVectors:
-        """Match a query's vectors to its tokens.
-
-        Raises:
-            ValueError: The vectors do not belong to this text and model.
-        """
-        tokens = scored_tokens(encoder, query, "query")
-        if len(tokens) != len(vectors):
-            raise ValueError(
-                f"This model scores {len(vectors)} query vectors for {len(tokens)} tokens, so they cannot be "
-                "told apart: its scoring mask leaves out query tokens in a way that is not known here."
-            )
-        return cls(query, tokens, vectors)
+        """Match a query's vectors to its tokens. Raises ValueError if they do not belong together."""
+        return cls._matched(scored_tokens(encoder, query, "query"), query, vectors)
 
     @classmethod
     def of_document(
         cls, encoder: JinaColbertEncoder, text: str, vectors: NDArray[np.float32], long_documents: LongDocuments
     ) -> TokenVectors:
-        """Match a document's vectors to its tokens.
+        """Match a document's vectors to its tokens. Raises ValueError if they do not belong together."""
+        return cls._matched(scored_tokens(encoder, text, "document", long_documents), text, vectors)
 
-        Raises:
-            ValueError: The vectors do not belong to this text and model.
-        """
-        tokens = scored_tokens(encoder, text, "document", long_documents)
+    @classmethod
+    def _matched(cls, tokens: list[ScoredToken], text: str, vectors: NDArray[np.float32]) -> TokenVectors:
         if len(tokens) != len(vectors):
             raise ValueError(
-                f"The text has {len(tokens)} tokens for this model, but {len(vectors)} vectors were "
-                "given: they were made from another text or with other settings."
+                f"The text has {len(tokens)} tokens for this model, but {len(vectors)} vectors were given. They were "
+                f"made from another text, or with another model or other settings: {text!r:.60}."
             )
         return cls(text, tokens, vectors)
 
 
 def compare(query: TokenVectors, document: TokenVectors) -> Explanation:
     """Compare every query token with every document token."""
-    return Explanation(
-        query=query.text,
-        text=document.text,
-        query_tokens=query.tokens,
-        document_tokens=document.tokens,
-        similarities=query.vectors @ document.vectors.T,
-    )
+    similarities = query.vectors @ document.vectors.T
+    return Explanation(query.text, document.text, query.tokens, document.tokens, similarities)
 
 
 def explain(
@@ -173,8 +146,8 @@ def explain(
         text: Document text.
         dim: Matryoshka dimension. Defaults to the model's own default.
         long_documents: How a document longer than the model's window was encoded.
-        document_vectors: Precomputed document vectors of shape ``(tokens, dim)``.
-        query_vectors: Precomputed query vectors of shape ``(tokens, dim)``.
+        document_vectors: Vectors of the document, if known, of shape ``(tokens, dim)``.
+        query_vectors: Vectors of the query, if known, of shape ``(tokens, dim)``.
 
     Raises:
         ValueError: The given vectors do not belong to this text and model.

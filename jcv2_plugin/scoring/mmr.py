@@ -8,7 +8,6 @@ averaged over both directions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +19,9 @@ MOST_VECTORS = 256
 _COMPARED_AT_A_TIME = 64
 
 
-class Similarities(Protocol):
-    """A square similarity matrix, or an object that computes its rows on demand."""
-
-    def __getitem__(self, position: int, /) -> NDArray[np.floating]:
-        """Return the similarity of one item to every item, of shape ``(items,)``."""
-
-
 def maximal_marginal_relevance(
     relevance: Sequence[float] | NDArray[np.floating],
-    similarity: Similarities,
+    similarity: NDArray[np.floating] | DocumentSimilarities,
     k: int,
     lambda_mult: float,
 ) -> list[int]:
@@ -37,12 +29,11 @@ def maximal_marginal_relevance(
 
     Selects the most relevant item first, then repeatedly the item with the largest ``lambda_mult * relevance - (1 -
     lambda_mult) * similarity``, where ``similarity`` is the highest similarity to an item already selected. Ties go to
-    the item that comes first.
+    the item that comes first. Only rows of selected items are requested.
 
     Args:
         relevance: Relevance of each item, of shape ``(items,)``.
-        similarity: Similarity matrix of shape ``(items, items)``, or any object that returns row ``i`` as
-            ``similarity[i]``. Only rows of selected items are requested.
+        similarity: Matrix of shape ``(items, items)``, or any object that returns row ``i`` as ``similarity[i]``.
         k: Number of items to select.
         lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
 
@@ -72,14 +63,7 @@ def shortened(vectors: Vectors, most: int = MOST_VECTORS) -> Vectors:
     """Reduce a document to at most ``most`` vectors, the normalised means of consecutive runs of equal length.
 
     The time to compare two documents grows with the product of their lengths: two documents of 8,000 tokens would
-    take a second, and hundreds of them would need gigabytes of memory.
-
-    Args:
-        vectors: Normalised vectors of shape ``(tokens, dim)``.
-        most: Maximum number of vectors. Shorter documents are returned unchanged.
-
-    Returns:
-        Normalised vectors of shape ``(min(tokens, most), dim)``.
+    take a second, and hundreds of them would need gigabytes of memory. ``vectors`` has the shape ``(tokens, dim)``.
     """
     if len(vectors) <= most:
         return vectors
@@ -102,23 +86,15 @@ class DocumentSimilarities:
     def __init__(self, documents: Iterable[Vectors]) -> None:
         self._documents = [shortened(one) for one in documents]
 
-    def __len__(self) -> int:
-        return len(self._documents)
-
     def __getitem__(self, position: int, /) -> NDArray[np.float64]:
         """Return the similarity of one document to every document, of shape ``(documents,)``."""
-        one = self._documents[position]
-        rows = [
-            self._compared(one, self._documents[start : start + _COMPARED_AT_A_TIME])
-            for start in range(0, len(self._documents), _COMPARED_AT_A_TIME)
-        ]
+        one, rows = self._documents[position], []
+        for start in range(0, len(self._documents), _COMPARED_AT_A_TIME):
+            others = self._documents[start : start + _COMPARED_AT_A_TIME]
+            lengths = np.asarray([len(other) for other in others])
+            starts = np.concatenate([[0], lengths.cumsum()[:-1]])
+            products = one @ np.concatenate(others).T
+            theirs = np.maximum.reduceat(products, starts, axis=1).mean(axis=0, dtype=np.float64)
+            ours = np.add.reduceat(products.max(axis=0), starts, dtype=np.float64) / lengths
+            rows.append((theirs + ours) / 2)
         return np.concatenate(rows)
-
-    @staticmethod
-    def _compared(one: Vectors, others: Sequence[Vectors]) -> NDArray[np.float64]:
-        lengths = np.asarray([len(other) for other in others])
-        starts = np.concatenate([[0], lengths.cumsum()[:-1]])
-        products = one @ np.concatenate(others).T
-        theirs = np.maximum.reduceat(products, starts, axis=1).mean(axis=0, dtype=np.float64)
-        ours = np.add.reduceat(products.max(axis=0), starts, dtype=np.float64) / lengths
-        return np.asarray((theirs + ours) / 2, dtype=np.float64)

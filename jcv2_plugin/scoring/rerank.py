@@ -71,7 +71,8 @@ def rerank(
     given = [document.text for document in validate(as_documents(texts))]
     dim = encoder.resolve_dim(dim)
     if long_documents == "error":  # check here so that errors report the caller's positions
-        encoder._windows(given, encoder.prompts.get("document"), long_documents)
+        encoder.split_documents(encoder.tokenized(given), long_documents)
+        long_documents = "truncate"
     if not given:
         return []
     (vectors,) = check_query_vectors(encoder.query_vectors([query], dim))

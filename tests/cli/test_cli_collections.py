@@ -87,7 +87,7 @@ class TestDrop:
         with ColbertCollection.open(store) as collection:
             described = collection.schema.to_dict()
             changed = CollectionSchema.from_dict({**described, "storage": "float32"}, "here")
-            collection._engine.successor(changed).close()
+            collection.engine.successor(changed).close()
         (store / "ingest.journal").write_text("")
         (store / "ingest.journal.lock").write_text("")
         (store / "jcv2.json.tmp").write_text("")

@@ -113,7 +113,7 @@ class TestFolder:
     def test_no_files_are_looked_for_in_what_comes_from_none(self, theirs: Path) -> None:
         run(*FROM, "-c", "store", *MINI)
         with ColbertCollection.open("store") as collection:
-            assert "_file" not in collection._engine._shard.info().payload_schema  # type: ignore[attr-defined]
+            assert "_file" not in collection.engine._shard.info().payload_schema  # type: ignore[attr-defined]
 
 
 class TestServer:

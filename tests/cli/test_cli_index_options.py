@@ -118,7 +118,7 @@ class TestFiles:
         write_rows(folder / "rows.jsonl", range(3))
         with ColbertCollection.create("store", encoder=mini, dim=32, first_stage="none") as collection:
             for start in range(0, 2500, 500):
-                collection._engine.upsert([row(number) for number in range(start, start + 500)])
+                collection.engine.upsert([row(number) for number in range(start, start + 500)])
             collection.add(["Added by hand."], ids=["hand"])
         running: list[bool] = []
         deleted: list[int] = []

@@ -16,8 +16,8 @@ from jcv2_plugin.errors import CollectionExistsError, InvalidOptionError, Invali
 
 class TestMigrate:
     def test_to_another_first_stage_and_dim(self, rows: Path) -> None:
-        output, said = run_both("migrate", "-c", "store", "--first-stage", "muvera", "--storage", "int8")
-        start = "30 documents are now at 32 dims of mini, storage int8, first stage muvera: 0 encoded, 30 copied, in "
+        output, said = run_both("migrate", "-c", "store", "--first-stage", "pooled", "--storage", "int8")
+        start = "30 documents are now at 32 dims of mini, storage int8, first stage pooled: 0 encoded, 30 copied, in "
         assert output == ""
         assert said.startswith(start)
         assert len(said.splitlines()) == 1
@@ -57,7 +57,7 @@ class TestVerify:
 
     def test_problems_are_told_and_end_it_with_1(self, rows: Path) -> None:
         with ColbertCollection.open("store") as collection:
-            engine = collection._engine
+            engine = collection.engine
             record = next(engine.scroll(None, with_payload=True, with_vectors=True))
             changed = {**record.payload, "page_content": "Another text."}
             stored = next(iter(engine.retrieve([record.id], with_payload=False, with_vectors=True)))

@@ -131,7 +131,7 @@ class TestMeasuredSizes:
                 vectors = chance.standard_normal((rows, dim)).astype(np.float32)
                 vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
                 document = Document("text", str(number))
-                collection._engine.upsert([Point(point_id(str(number)), vectors, payload_of(document))])
+                collection.engine.upsert([Point(point_id(str(number)), vectors, payload_of(document))])
             collection.optimize()
         files = (tmp_path / "c" / "shard" / "segments").glob("*/vector_storage-colbert/**/*")
         taken = sum(file.stat().st_blocks * 512 for file in files if file.is_file())

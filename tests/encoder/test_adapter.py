@@ -62,6 +62,8 @@ def test_the_weights_are_those_that_peft_makes(model, adapter):
 def test_peft_reads_the_folder(model, adapter):
     peft = pytest.importorskip("peft")
     folder, expected = adapter
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     loaded = peft.PeftModel.from_pretrained(backbone(model), str(folder)).merge_and_unload()
     for name, tensor in loaded.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
@@ -92,8 +94,3 @@ def test_an_adapter_of_another_model(adapter, tmp_path):
         write_checkpoint(folder, dtype=torch.float32, hidden=hidden, layers=layers)
         with pytest.raises(ModelLayoutError, match=said):
             merge_adapter(backbone(folder), adapter[0])
-
-
-def test_the_config_says_what_peft_needs(adapter):
-    config = json.loads((adapter[0] / CONFIG).read_text("utf-8"))
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference import maxsim
+from reference import assert_same, maxsim
 from safetensors.torch import save_file
 
 from jcv2_plugin import JinaColbertEncoder
@@ -37,16 +37,14 @@ class TestBatching:
         alone = [mini.encode_document(text, dim=64) for text in TEXTS]
         for options in ({"tokens_per_batch": 40}, {"tokens_per_batch": 4096}, {"batch_size": 2}, {"batch_size": 1}):
             together = mini.encode_document(TEXTS, dim=64, **options)
-            for one, other in zip(alone, together, strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(alone, together)
 
     def test_order_is_kept_over_many_tokenised_windows(
         self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         expected = mini.encode_document(TEXTS * 3, dim=32)
         monkeypatch.setattr("jcv2_plugin.encoder.inference._WINDOW_TEXTS", 4)
-        for one, other in zip(expected, mini.encode_document(TEXTS * 3, dim=32), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        assert_same(expected, mini.encode_document(TEXTS * 3, dim=32))
 
     def test_batches_stay_within_the_budget(self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
         shapes = []
@@ -75,8 +73,7 @@ class TestBatching:
         assert len(calls) == 2 * passes
         assert list(both) == [64, 128]
         for dim, vectors in separate.items():
-            for one, other in zip(vectors, both[dim], strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(vectors, both[dim])
 
 
 class TestInputs:
@@ -88,11 +85,10 @@ class TestInputs:
     def test_generators_and_arrays_work(self, mini: JinaColbertEncoder) -> None:
         expected = mini.encode_document(TEXTS[:3])
         for given in ((text for text in TEXTS[:3]), np.array(TEXTS[:3]), tuple(TEXTS[:3])):
-            for one, other in zip(expected, mini.encode_document(given), strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(expected, mini.encode_document(given))
 
     def test_one_text_gives_one_matrix(self, mini: JinaColbertEncoder) -> None:
-        assert mini.encode_query("why?", dim=64).shape == (4, 64)
+        assert mini.encode_query("why?", dim=np.int64(64)).shape == (4, 64)
         assert mini.encode_query("why?", dim=64, convert_to_numpy=True).dtype == np.float32
         assert {dim: m.shape[1] for dim, m in mini.encode_query("why?", dim=[64, 32]).items()} == {64: 64, 32: 32}
 
@@ -117,8 +113,7 @@ class TestInputs:
             encoder.stop_multi_process_pool(pool)
         assert {dim: len(matrices) for dim, matrices in vectors.items()} == {64: 40, 32: 40}
         for dim in (64, 32):
-            for one, other in zip(expected[dim], vectors[dim], strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            assert_same(expected[dim], vectors[dim])
 
 
 class TestDims:
@@ -129,15 +124,11 @@ class TestDims:
         with pytest.raises(UnknownDimError, match="no head for dim=512"):
             JinaColbertEncoder.from_pretrained("mini", dims=(64, 512))
 
-    def test_heads_loaded_alone_are_the_same_heads(self, mini: JinaColbertEncoder) -> None:
-        alone = JinaColbertEncoder.from_pretrained("mini", dims=64, device="cpu")
-        assert alone.dims == (64,)
-        torch.testing.assert_close(alone.encode_query("why?"), mini.encode_query("why?", dim=64), atol=1e-6, rtol=0)
-        assert alone.head_fingerprint(64) == mini.head_fingerprint(64) != mini.head_fingerprint(32)
-
-    def test_the_first_dim_is_the_default(self) -> None:
-        encoder = JinaColbertEncoder.from_pretrained("mini", dims=(32, 64), device="cpu")
-        assert encoder.encode_query("why?").shape[1] == 32
+    def test_heads_loaded_alone_are_the_same_heads_and_the_first_is_the_default(self, mini: JinaColbertEncoder) -> None:
+        some = JinaColbertEncoder.from_pretrained("mini", dims=np.array([64, 32]), device="cpu")
+        assert some.dims == (64, 32)
+        torch.testing.assert_close(some.encode_query("why?"), mini.encode_query("why?", dim=64), atol=1e-6, rtol=0)
+        assert some.head_fingerprint(64) == mini.head_fingerprint(64) != mini.head_fingerprint(32)
 
 
 class TestMaxSim:
@@ -157,15 +148,17 @@ class TestMaxSim:
         torch.testing.assert_close(scores, torch.tensor([-0.5, -0.6]), atol=1e-6, rtol=0)
 
 
-class TestLongDocuments:
-    @pytest.fixture(scope="class")
-    def encoder(self) -> JinaColbertEncoder:
-        return JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu", document_length=40)
+@pytest.fixture(scope="module")
+def encoder() -> JinaColbertEncoder:
+    """One with a small window and a tokenizer of its own."""
+    return JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu", document_length=40)
 
+
+class TestLongDocuments:
     def test_truncation_keeps_the_first_window(self, encoder: JinaColbertEncoder) -> None:
-        assert [len(m) for m in encoder.encode_document(TEXTS)] == [min(len(scored_tokens_of(encoder, t)), 40)
-                                                                    for t in TEXTS]  # fmt: skip
-        assert len(encoder.encode_document(TEXTS[3])) == 40
+        lengths = [len(encoder.tokenizer(text)["input_ids"]) for text in TEXTS]
+        assert max(lengths) > 40
+        assert [len(one) for one in encoder.encode_document(TEXTS)] == [min(length, 40) for length in lengths]
 
     def test_splitting_keeps_every_token(self, encoder: JinaColbertEncoder) -> None:
         vectors = encoder.encode_document(TEXTS, long_documents="split")
@@ -201,8 +194,23 @@ class TestLongDocuments:
             encoder.document_length = length
 
 
-def scored_tokens_of(encoder: JinaColbertEncoder, text: str) -> list[int]:
-    return encoder.tokenizer(text)["input_ids"]
+class TestTokenized:
+    """Texts tokenised once, for everything that needs their tokens."""
+
+    def test_it_holds_the_tokens_of_whole_texts(self, encoder: JinaColbertEncoder) -> None:
+        tokenized = encoder.tokenized(iter(TEXTS))
+        assert tokenized.texts == TEXTS
+        assert tokenized.ids == [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        assert tokenized.counts == [len(ids) for ids in tokenized.ids]
+
+    def test_its_tokens_are_not_counted_again(
+        self, encoder: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = encoder.document_vectors(TEXTS, 32, "split", 2.0)
+        tokenized = encoder.tokenized(TEXTS)
+        monkeypatch.setattr(JinaColbertEncoder, "tokenized", None)
+        assert_same(encoder.document_vectors(tokenized, 32, "split", 2.0), expected)
+        assert len(encoder.encode_document(tokenized)) == len(TEXTS)
 
 
 class TestLoading:
@@ -233,7 +241,7 @@ class TestLoading:
 class TestThreads:
     """A fast tokenizer keeps the truncation and padding of its last call, so threads must not share a call."""
 
-    def test_queries_do_not_cut_documents_of_another_thread(self) -> None:
+    def test_queries_do_not_cut_documents_of_another_thread(self, mini: JinaColbertEncoder) -> None:
         encoder = JinaColbertEncoder.from_pretrained("mini", dims=32, device="cpu")
         encoder.backbone.query_expansion = {"strategy": "fixed", "length": 8, "attend": True}
         lengths: list[int] = []
@@ -257,7 +265,7 @@ class TestThreads:
             sys.setswitchinterval(interval)
             for asker in askers:
                 asker.join()
-        assert set(lengths) == {len(scored_tokens_of(encoder, TEXTS[1]))}
+        assert set(lengths) == {len(mini.tokenizer(TEXTS[1])["input_ids"])}
 
     def test_a_copy_has_a_lock_of_its_own(self, mini: JinaColbertEncoder) -> None:
         copied = copy.deepcopy(mini)
@@ -265,10 +273,6 @@ class TestThreads:
 
 
 class TestOptions:
-    def test_integers_of_numpy_are_integers(self, mini: JinaColbertEncoder) -> None:
-        assert mini.encode_query("why?", dim=np.int64(64)).shape[1] == 64
-        assert JinaColbertEncoder.from_pretrained("mini", dims=np.array([64, 32])).dims == (64, 32)
-
     @pytest.mark.parametrize("budget", [0, -5])
     def test_a_budget_must_be_positive(self, mini: JinaColbertEncoder, budget: int) -> None:
         with pytest.raises(InvalidOptionError, match="tokens_per_batch must be positive"):
@@ -285,7 +289,7 @@ class TestOptions:
             save_file({"x": torch.zeros(1, dtype=dtype)}, folders[dtype] / "model.safetensors")
 
         def chosen(device: str, dtype: object, folder: Path | None) -> str:
-            return transformer_kwargs(device, dtype, None, folder)["attn_implementation"]
+            return transformer_kwargs(device, {"dtype": dtype}, folder)["attn_implementation"]
 
         assert chosen("cuda", None, folders[torch.bfloat16]) == "flash_attention_2"
         assert chosen("cuda:1", "float16", folders[torch.float32]) == "flash_attention_2"
@@ -296,4 +300,4 @@ class TestOptions:
             ("cpu", None, folders[torch.bfloat16]),
         ):
             assert chosen(device, dtype, folder) == "sdpa"
-        assert transformer_kwargs("cuda", None, "eager", None)["attn_implementation"] == "eager"
+        assert transformer_kwargs("cuda", {"attn_implementation": "eager"}, None)["attn_implementation"] == "eager"

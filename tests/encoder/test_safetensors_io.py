@@ -28,7 +28,7 @@ HEAD = "linear.weight"
 CHUNK = 1 << 16
 
 
-class Hub:
+class Hub(ThreadingHTTPServer):
     """A server on the loopback that has ``<root>/<owner>/<name>/<file>`` at the hub's addresses.
 
     Attributes:
@@ -37,70 +37,52 @@ class Hub:
         ranges: Whether the server heeds ``Range``.
     """
 
+    daemon_threads = False  # closing waits for the answers under way, and so for the count
+
     def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
         self.root = root
         self.served = 0
         self.requests: list[str | None] = []
         self.ranges = True
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False  # closing waits for the answers under way, and so for the count
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Send the file asked for, or its range."""
-        asked = request.headers.get("Range")
-        self.requests.append(asked)
-        address = re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/([^/?]+)", request.path)
-        path = self.root / address[1] / address[2] if address else None
-        if path is None or not path.is_file():
-            request.send_response(404)
-            request.send_header("X-Error-Code", "EntryNotFound")
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        size = path.stat().st_size
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "") if self.ranges else None
-        start, stop = (int(span[1]), min(int(span[2]) + 1, size)) if span else (0, size)
-        if start >= size:
-            request.send_response(416)
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        request.send_response(206 if span else 200)
-        request.send_header("Content-Length", str(stop - start))
-        if span:
-            request.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-        request.end_headers()
-        self._send(request, path, start, stop)
-
-    def _send(self, request: BaseHTTPRequestHandler, path: Path, start: int, stop: int) -> None:
-        with path.open("rb") as file:
-            file.seek(start)
-            while start < stop:
-                content = file.read(min(CHUNK, stop - start))
-                try:
-                    request.wfile.write(content)
-                except OSError:  # the client hung up
-                    return
-                start += len(content)
-                self.served += len(content)
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}).start()
 
     def close(self) -> None:
         """Stop, once every answer under way is done."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append(asked)
+        address = re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/([^/?]+)", self.path)
+        path = self.server.root / address[1] / address[2] if address else Path("none")
+        size = path.stat().st_size if path.is_file() else 0
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "") if self.server.ranges else None
+        start, stop = (int(span[1]), min(int(span[2]) + 1, size)) if span else (0, size)
+        self.send_response(404 if not path.is_file() else 416 if start >= size else 206 if span else 200)
+        if not path.is_file():
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(max(stop - start, 0)))
+        self.end_headers()
+        while start < stop:
+            with path.open("rb") as file:
+                file.seek(start)
+                content = file.read(min(CHUNK, stop - start))
+            try:
+                self.wfile.write(content)
+            except OSError:  # the client hung up
+                return
+            start += len(content)
+            self.server.served += len(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -145,13 +127,19 @@ def test_the_tensor_asked_for_is_read_in_its_stored_type(
     assert torch.equal(tensor, load_file(weights(root))[name])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_other_float_types_are_read(root: Path, reader: Callable[[], ReadRange], dtype: torch.dtype) -> None:
-    tensor = torch.arange(6, dtype=dtype).reshape(2, 3)
-    save_file({"other": torch.zeros(5), HEAD: tensor}, weights(root))
-    read = read_tensor(reader(), HEAD, "source")
-    assert read.dtype == dtype
-    assert torch.equal(read, tensor)
+def test_other_types(root: Path, reader: Callable[[], ReadRange]) -> None:
+    tensors = {
+        str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in (torch.float64, torch.float32, torch.float16)
+    }
+    save_file({**tensors, "whole": torch.zeros(3, dtype=torch.int64)}, weights(root))
+    for name, tensor in tensors.items():
+        read = read_tensor(reader(), name, "source")
+        assert read.dtype == tensor.dtype
+        assert torch.equal(read, tensor)
+    with pytest.raises(ModelLayoutError, match="dtype I64, not a float"):
+        read_tensor(reader(), "whole", "source")
+    with pytest.raises(ModelLayoutError, match=r"source has no tensor 'colbert_linear.weight'"):
+        read_tensor(reader(), "colbert_linear.weight", "source")
 
 
 def test_only_the_header_and_the_tensor_are_transferred(root: Path, hub: Hub) -> None:
@@ -172,7 +160,7 @@ def test_a_server_that_ignores_ranges_is_refused_without_a_download(root: Path, 
     with weights(root).open("r+b") as file:
         file.truncate(1 << 28)  # sparse; far more than the sockets' buffers hold
     read = hub_reader(REPOSITORY, "model.safetensors", token=False, endpoint=hub.endpoint)
-    with pytest.raises(ModelLayoutError, match=r"does not answer ranged reads \(status 200\)"):
+    with pytest.raises(ModelLayoutError, match=r"does not support ranged reads \(status 200\)"):
         read_tensor(read, HEAD, "source")
     hub.close()
     assert len(hub.requests) == 1
@@ -187,13 +175,6 @@ def test_a_file_cut_short_in_the_tensor_is_refused(root: Path, reader: Callable[
         read_tensor(reader(), HEAD, "source")
 
 
-def test_a_file_cut_short_in_the_header_is_refused(root: Path, reader: Callable[[], ReadRange]) -> None:
-    with weights(root).open("r+b") as file:
-        file.truncate(100)
-    with pytest.raises(ModelLayoutError, match="source is not a readable safetensors file"):
-        read_tensor(reader(), HEAD, "source")
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -202,23 +183,13 @@ def test_a_file_cut_short_in_the_header_is_refused(root: Path, reader: Callable[
         b"\x02" + bytes(7) + b"[]",
         b"\x02" + bytes(7) + b"\xff\xff",
         b"abc",
+        (1000).to_bytes(8, "little") + b'{"linear.weight": {',
     ],
-    ids=["git-lfs pointer", "zip archive", "a list", "no text", "three bytes"],
+    ids=["git-lfs pointer", "zip archive", "a list", "no text", "three bytes", "cut short in the header"],
 )
 def test_a_file_of_another_kind_is_refused(root: Path, reader: Callable[[], ReadRange], content: bytes) -> None:
     weights(root).write_bytes(content)
     with pytest.raises(ModelLayoutError, match="source is not a readable safetensors file"):
-        read_tensor(reader(), HEAD, "source")
-
-
-def test_a_missing_tensor_is_refused(reader: Callable[[], ReadRange]) -> None:
-    with pytest.raises(ModelLayoutError, match=r"source has no tensor 'colbert_linear.weight'"):
-        read_tensor(reader(), "colbert_linear.weight", "source")
-
-
-def test_a_tensor_of_integers_is_refused(root: Path, reader: Callable[[], ReadRange]) -> None:
-    save_file({HEAD: torch.zeros(3, dtype=torch.int64)}, weights(root))
-    with pytest.raises(ModelLayoutError, match="dtype I64, not a float"):
         read_tensor(reader(), HEAD, "source")
 
 

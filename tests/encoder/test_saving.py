@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import string
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from official_checkpoint import write_checkpoint, write_sibling
+from reference import assert_same
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -20,17 +22,19 @@ from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 TEXTS = ["Late interaction compares tokens.", "A longer text: it has dots, dashes - and (brackets).", "Rice."]
 
 
-def assert_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    for mine, theirs in zip(one, other, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
-
-
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> JinaColbertEncoder:
     folder = tmp_path_factory.mktemp("official") / "colbert"
     write_checkpoint(folder)
     write_sibling(folder.with_name("colbert-64"), folder)
     return JinaColbertEncoder.from_pretrained(folder, dims=(128, 64), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(mini: JinaColbertEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "mini"
+    mini.save_pretrained(str(folder))
+    return folder
 
 
 class TestSavePretrained:
@@ -50,14 +54,16 @@ class TestSavePretrained:
 
     def test_nothing_but_safetensors_and_text_is_written(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         mini.save_pretrained(str(tmp_path))
-        assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {
-            ".json",
-            ".safetensors",
-            ".md",
-            ".txt",
-        }
+        suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+        assert suffixes <= {".json", ".safetensors", ".md", ".txt"}
         with pytest.raises(ValueError, match="never reads"):
             mini.save_pretrained(str(tmp_path / "pickle"), safe_serialization=False)
+
+    def test_a_card_of_ones_own_is_kept(self, saved: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(saved, tmp_path / "folder")
+        (folder / "README.md").write_text("Our model.")
+        JinaColbertEncoder(str(folder), device="cpu").save_pretrained(str(tmp_path / "again"))
+        assert (tmp_path / "again" / "README.md").read_text() == "Our model."
 
     def test_damaged_heads_are_refused(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         heads = MatryoshkaHeads(8, (4, 2))
@@ -70,34 +76,48 @@ class TestSavePretrained:
         with pytest.raises(ModelLayoutError, match="is missing"):
             MatryoshkaHeads.load(str(tmp_path))
 
-    def test_foreign_module_classes_are_not_imported(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
-        mini.save_pretrained(str(tmp_path))
-        modules = json.loads((tmp_path / "modules.json").read_text())
-        modules[1]["type"] = "os.system"
-        (tmp_path / "modules.json").write_text(json.dumps(modules))
+    def test_the_constructor_takes_sentence_transformers_options(self, saved: Path) -> None:
+        options = {"model_kwargs": {"dtype": torch.bfloat16}, "config_kwargs": {"layer_norm_eps": 1e-3}}
+        encoder = JinaColbertEncoder(str(saved), device="cpu", prompts={"query": "Q: "}, **options)
+        assert (encoder.dtype, encoder.backbone.config.layer_norm_eps) == (torch.bfloat16, 1e-3)
+        assert encoder.prompts["query"] == "Q: "
+
+    @pytest.mark.parametrize(
+        ("position", "entry"),
+        [
+            (1, {"type": "os.system"}),
+            (2, {"type": "os.system"}),
+            (2, {"type": "sentence_transformers.util.get_device_name"}),
+            (2, {"path": "../elsewhere"}),
+        ],
+    )
+    def test_foreign_classes_and_paths_are_refused(
+        self, saved: Path, tmp_path: Path, position: int, entry: dict[str, str]
+    ) -> None:
+        folder = shutil.copytree(saved, tmp_path / "folder")
+        shutil.copytree(saved / "2_MultiVectorMask", tmp_path / "elsewhere")
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[position].update(entry)
+        (folder / "modules.json").write_text(json.dumps(modules))
         with pytest.raises(ModelLayoutError, match="without remote code"):
-            JinaColbertEncoder.from_pretrained(tmp_path)
+            JinaColbertEncoder.from_pretrained(folder)
 
 
 class TestExport:
-    @pytest.mark.parametrize("dim", [128, 64])
-    def test_plain_sentence_transformers_reads_it(
-        self, mini: JinaColbertEncoder, official: JinaColbertEncoder, tmp_path: Path, dim: int
+    def test_sentence_transformers_and_we_read_it(
+        self, mini: JinaColbertEncoder, official: JinaColbertEncoder, tmp_path: Path
     ) -> None:
         for encoder in (mini, official):
-            folder = tmp_path / str(len(encoder.dims))
-            encoder.export(folder, dim=dim)
+            folder = tmp_path / encoder.backbone.config.model_type
+            encoder.export(folder, dim=64)
             plain = MultiVectorEncoder(str(folder), device="cpu")
-            assert_same(encoder.encode_document(TEXTS, dim=dim), plain.encode_document(TEXTS))
-            assert_same(encoder.encode_query(TEXTS, dim=dim), plain.encode_query(TEXTS))
-
-    def test_it_comes_back_as_a_one_head_model(self, official: JinaColbertEncoder, tmp_path: Path) -> None:
-        official.export(tmp_path / "exported", dim=64)
-        again = JinaColbertEncoder.from_pretrained(tmp_path / "exported", device="cpu")
-        assert again.dims == (64,)
-        assert (again.query_length, again.document_length, again.skiplist) == (32, 300, "stanford")
-        assert again.head_fingerprint(64) == official.head_fingerprint(64)
-        assert_same(official.encode_query(TEXTS, dim=64), again.encode_query(TEXTS))
+            again = JinaColbertEncoder.from_pretrained(folder, device="cpu")
+            assert (again.dims, again.head_fingerprint(64)) == ((64,), encoder.head_fingerprint(64))
+            assert (again.query_length, again.document_length) == (encoder.query_length, encoder.document_length)
+            assert again.skiplist == encoder.skiplist
+            for one in (plain, again):
+                assert_same(encoder.encode_document(TEXTS, dim=64), one.encode_document(TEXTS))
+                assert_same(encoder.encode_query(TEXTS, dim=64), one.encode_query(TEXTS))
 
     def test_a_full_folder_is_not_overwritten(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         (tmp_path / "kept").write_text("x")
@@ -114,19 +134,11 @@ class TestExport:
             "np.savez(sys.argv[3], *model.encode(texts, is_query=False), *model.encode(texts, is_query=True))"
         )
         result = tmp_path / "pylate.npz"
-        command = [
-            os.environ["JCV2_PYLATE_PYTHON"],
-            "-c",
-            script,
-            str(tmp_path / "exported"),
-            json.dumps(TEXTS),
-            str(result),
-        ]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        arguments = [script, str(tmp_path / "exported"), json.dumps(TEXTS), str(result)]
+        subprocess.run([os.environ["JCV2_PYLATE_PYTHON"], "-c", *arguments], check=True, timeout=300)
         theirs = list(np.load(result).values())
         ours = [*mini.encode_document(TEXTS, dim=64), *mini.encode_query(TEXTS, dim=64)]
-        for mine, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(mine.numpy(), other, atol=1e-5)
+        assert_same(ours, theirs)
 
 
 class TestForeignLayouts:
@@ -162,5 +174,5 @@ class TestForeignLayouts:
         assert_same(plain.encode_document(TEXTS), ours.encode_document(TEXTS, dim=48))
         with pytest.raises(UnknownDimError, match=r"\[48\]"):
             ours.encode_query("why?", dim=64)
-        with pytest.raises(ModelLayoutError, match="cannot be written in PyLate's layout"):
+        with pytest.raises(ModelLayoutError, match="cannot be exported to PyLate's layout"):
             ours.export(tmp_path / "exported")

@@ -50,7 +50,7 @@ def pair(
         for location in (tmp_path_factory.mktemp("edge") / "collection", ":memory:")
     ]
     for collection in made:
-        collection._engine.upsert(points)
+        collection.engine.upsert(points)
     yield made[0], made[1]
     for collection in made:
         collection.close()

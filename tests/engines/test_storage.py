@@ -174,7 +174,7 @@ class TestPooling:
         self, pooled: dict[float, ColbertCollection], mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[Matrix] = []
-        engine = pooled[3]._engine
+        engine = pooled[3].engine
 
         def search(requests: Any, *rest: Any, original: Any = engine.search, **options: Any) -> Any:
             asked.extend(one.vectors for one in requests)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -91,8 +92,6 @@ class TestHeatMap:
         assert not re.search(r"https?://|src=|@import", page)
         body = re.search(r'<div class="document">(.*?)</div>', page, re.DOTALL)
         assert body is not None
-        import html
-
         assert html.unescape(re.sub(r"</?span[^>]*>", "", body[1])) == TEXT
 
     def test_its_data_is_the_comparison(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
-@pytest.mark.parametrize("engine", ["edge", "memory"])
-@pytest.mark.parametrize("dim, long_documents", [(DIM, "split"), (128, "split"), (64, "truncate")])
+@pytest.mark.parametrize("engine, dim, long_documents", [("edge", DIM, "split"), ("memory", 64, "truncate")])
 def test_as_a_collection_of_them(
     engine: str, dim: int, long_documents: Any, mini: JinaColbertEncoder, tmp_path: Path
 ) -> None:
@@ -67,10 +66,6 @@ def test_windows_count(mini: JinaColbertEncoder) -> None:
     )
     assert split[1] > cut[1] + 0.5
     assert split[0] == pytest.approx(cut[0], abs=1e-5)
-
-
-def test_without_a_dim_the_models_own_is_taken(mini: JinaColbertEncoder) -> None:
-    assert rerank(mini, QUERIES[0], TEXTS[:5]) == rerank(mini, QUERIES[0], TEXTS[:5], dim=mini.dims[0])
 
 
 def test_explanations(mini: JinaColbertEncoder) -> None:
@@ -113,39 +108,39 @@ class TestTies:
 
 
 class TestBadInput:
-    def test_no_texts(self, mini: JinaColbertEncoder, encoded_texts: list[list[str]]) -> None:
+    @pytest.mark.parametrize(
+        ("query", "texts", "options", "error", "message"),
+        [
+            *(
+                ("why?", ["One.", "Two.", text, "Three."], {}, InvalidDocumentError, "Document 2: the text")
+                for text in ("", "  \n", 7, None, "\ud800")
+            ),
+            ("why?", "One.", {}, InvalidDocumentError, "Give a list of texts"),
+            *((query, ["One."], {}, InvalidQueryError, "non-empty str") for query in ("", " ", None, 3)),
+            ("", [], {}, InvalidQueryError, "non-empty str"),
+            ("why?", ["One.", "One.", LONG], {"long_documents": "error"}, DocumentTooLongError, "Document 2 has"),
+            ("why?", ["One."], {"dim": 7}, UnknownDimError, "dim=7"),
+            ("why?", ["One."], {"long_documents": "cut"}, InvalidOptionError, "long_documents must be one of"),
+        ],
+    )
+    def test_what_is_refused(
+        self,
+        mini: JinaColbertEncoder,
+        encoded_texts: list[list[str]],
+        query: Any,
+        texts: Any,
+        options: dict[str, Any],
+        error: type[Exception],
+        message: str,
+    ) -> None:
+        with pytest.raises(error, match=message):
+            rerank(mini, query, texts, **{"dim": DIM, **options})
+        assert [batch for batch in encoded_texts if batch != ["One."]] == []
+
+    def test_what_is_not(self, mini: JinaColbertEncoder, encoded_texts: list[list[str]]) -> None:
         assert rerank(mini, QUERIES[0], []) == []
         assert encoded_texts == []
-
-    @pytest.mark.parametrize("text", ["", "  \n", 7, None, "\ud800"])
-    def test_a_text_that_is_none_is_named_by_its_position(
-        self, mini: JinaColbertEncoder, encoded_texts: list[list[str]], text: Any
-    ) -> None:
-        with pytest.raises(InvalidDocumentError, match="Document 2: the text"):
-            rerank(mini, QUERIES[0], ["One.", "Two.", text, "Three."], dim=DIM)
-        assert encoded_texts == []
-
-    def test_one_string_for_a_list(self, mini: JinaColbertEncoder) -> None:
-        with pytest.raises(InvalidDocumentError, match="Give a list of texts"):
-            rerank(mini, QUERIES[0], "One.", dim=DIM)
-
-    @pytest.mark.parametrize("query", ["", " ", None, 3])
-    def test_a_query_that_is_none(self, mini: JinaColbertEncoder, query: Any) -> None:
-        for texts in (["One."], []):
-            with pytest.raises(InvalidQueryError, match="non-empty str"):
-                rerank(mini, query, texts, dim=DIM)
-
-    def test_too_long_ones_are_named_by_their_position(self, mini: JinaColbertEncoder) -> None:
-        with pytest.raises(DocumentTooLongError, match="Document 2 has"):
-            rerank(mini, QUERIES[0], ["One.", "One.", LONG], dim=DIM, long_documents="error")
         assert len(rerank(mini, QUERIES[0], ["One.", "One."], dim=DIM, long_documents="error")) == 2
-
-    def test_options_that_are_none(self, mini: JinaColbertEncoder) -> None:
-        with pytest.raises(UnknownDimError):
-            rerank(mini, QUERIES[0], ["One."], dim=7)
-        choice: Any = "cut"
-        with pytest.raises(InvalidOptionError, match="long_documents must be one of"):
-            rerank(mini, QUERIES[0], ["One."], long_documents=choice)
 
     def test_vectors_that_are_not_finite(self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
         nan = np.full((3, DIM), np.nan, dtype=np.float32)

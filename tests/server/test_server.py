@@ -235,13 +235,11 @@ class TestWhatIsCreated:
         assert collection.verify(sample=5).problems == []
 
     def test_a_first_stage_may_be_one_vector_or_none(self, server: Site, mini: JinaColbertEncoder) -> None:
-        options = {"planes": 2, "projected": 8, "repetitions": 3}
-        server.create(mini, first_stage="muvera", stage_options=options)
+        server.create(mini, first_stage="pooled")
         params = server.client.get_collection(server.name).config.params
         assert isinstance(params.vectors, dict)
-        assert {name: one.size for name, one in params.vectors.items()} == {"colbert": DIM, "muvera": 96}
+        assert {name: one.size for name, one in params.vectors.items()} == {"colbert": DIM, "pooled": DIM}
         assert not params.sparse_vectors
-        assert {**options, "seed": 0} == server.open().schema.stage_options
 
     def test_shards_replicas_and_indexes(self, loopback: Site, mini: JinaColbertEncoder) -> None:
         loopback.create(
@@ -282,13 +280,13 @@ class TestWhatIsCreated:
         self, server: Site, filled: Callable[..., ColbertCollection], vectors: list[Matrix]
     ) -> None:
         for number, (storage, tolerance) in enumerate((("float32", 0.0), ("float16", 5e-4))):
-            collection = filled(storage=storage, first_stage="muvera", overwrite=number > 0)
-            records = {one.payload["_id"]: one for one in collection._engine.scroll(
+            collection = filled(storage=storage, first_stage="pooled", overwrite=number > 0)
+            records = {one.payload["_id"]: one for one in collection.engine.scroll(
                 None, with_payload=["_id"], with_vectors=True)}  # fmt: skip
-            [stage] = collection._current.stages
+            [stage] = collection.current.stages
             for one, matrix in zip(ITEMS[:5], vectors[:5], strict=True):
                 stored = records[one.id]
                 assert stored.vectors is not None
                 np.testing.assert_allclose(stored.vectors, matrix, atol=tolerance)
                 wanted = stage.document(one.text, matrix)
-                np.testing.assert_allclose(stored.stages["muvera"], wanted, atol=1e-6 if tolerance else 0.0)
+                np.testing.assert_allclose(stored.stages["pooled"], wanted, atol=1e-6 if tolerance else 0.0)

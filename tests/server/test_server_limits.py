@@ -64,19 +64,13 @@ class TestBytes:
     @only_rest
     @pytest.mark.parametrize("storage", ["float16", "float32"])
     def test_many_numbers_go_in_several_requests(self, loopback: Site, mini: JinaColbertEncoder, storage: str) -> None:
-        options = {"planes": 6, "projected": 32, "repetitions": 8}  # 16,384 numbers
-        collection = loopback.create(mini, storage=storage, first_stage="muvera", stage_options=options)
+        collection = loopback.create(mini, storage=storage, first_stage="none")
         random = np.random.default_rng(1)
         points = [
-            Point(
-                str(uuid.UUID(int=n)),
-                (random.standard_normal((40, 32)) / 6).astype(np.float32),
-                {"_id": str(n)},
-                {"muvera": random.standard_normal(16_384).astype(np.float32)},
-            )
+            Point(str(uuid.UUID(int=n)), random.standard_normal((552, 32)).astype(np.float32), {"_id": str(n)}, {})
             for n in range(150 if storage == "float16" else 80)
         ]
-        collection._engine.upsert(points)
+        collection.engine.upsert(points)
         sizes = [one.size for one in loopback.writes()]
         assert len(sizes) == 2
         assert all(size < 24 * 1024 * 1024 for size in sizes)
@@ -125,7 +119,7 @@ class TestFloats:
         collection = loopback.create(mini, dim=384)
         rows = np.zeros((2731, 384), dtype=np.float32)
         with pytest.raises(ServerLimitError, match="No document may have 1048576 numbers"):
-            collection._engine.upsert([Point(str(uuid.UUID(int=1)), rows, {})])
+            collection.engine.upsert([Point(str(uuid.UUID(int=1)), rows, {})])
 
 
 class TestFilters:
