@@ -21,16 +21,6 @@ from qdrant_client import QdrantClient, models
 M = TypeVar("M", bound=BaseModel)
 ShardKey = int | str
 
-_HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000, "max_indexing_threads": 0, "on_disk": False}
-_OPTIMIZERS = {
-    "deleted_threshold": 0.2,
-    "vacuum_min_vector_number": 1000,
-    "default_segment_number": 0,
-    "indexing_threshold": 10000,
-    "flush_interval_sec": 5,
-}
-_WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0, "wal_retain_closed": 1}
-
 
 @dataclass
 class Held:
@@ -129,9 +119,6 @@ class Collections:
         """A collection as a server describes it, from what it was created with."""
         held = self.get(name)
         config = held.config
-        given = [{} if one is None else one.model_dump(exclude_none=True) for one in (
-            config.hnsw_config, config.optimizers_config, config.wal_config
-        )]  # fmt: skip
         strict = config.strict_mode_config
         return models.CollectionInfo(
             status=models.CollectionStatus.GREEN,
@@ -149,9 +136,11 @@ class Collections:
                     write_consistency_factor=config.write_consistency_factor or 1,
                     on_disk_payload=config.on_disk_payload is not False,
                 ),
-                hnsw_config=models.HnswConfig(**{**_HNSW, **given[0]}),
-                optimizer_config=models.OptimizersConfig(**{**_OPTIMIZERS, **given[1]}),
-                wal_config=models.WalConfig(**{**_WAL, **given[2]}),
+                hnsw_config=models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10000),
+                optimizer_config=models.OptimizersConfig(
+                    deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
+                ),
+                wal_config=models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0),
                 quantization_config=config.quantization_config,
                 strict_mode_config=None if strict is None else models.StrictModeConfigOutput(**strict.model_dump()),
                 metadata=config.metadata,

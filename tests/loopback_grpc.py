@@ -71,10 +71,6 @@ def _create(store: Store, request: Any) -> Any:
     config = models.CreateCollection(
         vectors=_has(request, "vectors_config", ToRest.convert_vectors_config),
         sparse_vectors=sparse,
-        hnsw_config=_has(request, "hnsw_config", ToRest.convert_hnsw_config_diff),
-        wal_config=_has(request, "wal_config", ToRest.convert_wal_config_diff),
-        optimizers_config=_has(request, "optimizers_config", ToRest.convert_optimizers_config_diff),
-        quantization_config=_has(request, "quantization_config", ToRest.convert_quantization_config),
         sharding_method=_has(request, "sharding_method", ToRest.convert_sharding_method),
         strict_mode_config=_has(request, "strict_mode_config", ToRest.convert_strict_mode_config),
         shard_number=_has(request, "shard_number"),

@@ -243,7 +243,7 @@ class EdgeEngine:
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always removes the old shard: nobody else can have it open."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
-            raise CollectionError(f"{self.title} can only adopt its own successor.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() created.")
         successor._call(edge.EdgeShard.flush)
         _write_schema(self.path / DESCRIPTION, successor._pending, shard=successor._name)
         successor._pending = None

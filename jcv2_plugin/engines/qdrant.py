@@ -377,7 +377,7 @@ class ClientEngine:
         find nothing between these two requests.
         """
         if not isinstance(successor, ClientEngine) or successor.client is not self.client:
-            raise CollectionError(f"{self.title} can only adopt its own successor.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() created.")
         plain = self.physical == self.name
         self._call(point_alias, self.client, self.name, successor.physical, self.physical)
         if not plain and not keep_old:
@@ -502,7 +502,7 @@ class ClientEngine:
                 return self._retry.call(function, *args, **kwargs)
             except ValueError as error:
                 if self.is_local and not self.client.collection_exists(self.physical):
-                    raise CollectionNotFoundError(f"{self.title} does not exist. Create it first.") from error
+                    raise CollectionNotFoundError(f"{self.title} was not found. Create it first.") from error
                 raise
 
     def _in_shard(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -157,7 +157,7 @@ def test_aliases_change_all_at_once_and_delete_nothing(request: pytest.FixtureRe
         (400, lambda c: c.query_batch_points("c", [query(query=[[1.0, 2.0]])]), "Wrong input: Vector dimension error"),
         (400, lambda c: c.query_batch_points("c", [query(using="x")]), "Wrong input: Not existing vector name error:"),
         (404, lambda c: c.count("x"), "Not found: Collection `x` doesn't exist!"),
-        (409, lambda c: c.create_collection("c", vectors_config=params()), "Wrong input: Collection `c` already exists"),
+        (409, lambda c: c.create_collection("c", vectors_config=params()), "Wrong input: Collection `c` already"),
         (422, lambda c: c.scroll("c", limit=0), "Validation error in JSON body: [limit: value 0 invalid"),
         (400, lambda c: c.create_shard_key("c", "x"), 'Bad request: Shard Key "x" cannot be created with Auto'),
         (400, lambda c: c.upsert("c", points(), shard_key_selector="x"), 'Wrong input: Shard key "x" not found'),

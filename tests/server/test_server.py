@@ -6,11 +6,10 @@ They run against the loopback server, and against the one of QDRANT_URL where th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from collection_samples import DIM, contents, documents, encoded, expected_contents, group, maxsim, store
+from collection_samples import DIM, contents, documents, expected_contents, group, maxsim
 from qdrant_client import models
 from server_site import ALL, ANY_REST, REST, Site, open_site
 
@@ -25,23 +24,6 @@ ITEMS = documents(30)
 QUERY = "who sells bread at the market?"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
-@pytest.fixture
-def filled(server: Site, mini: JinaColbertEncoder, vectors: list[Matrix]) -> Callable[..., ColbertCollection]:
-    """Makes the test's collection, with 30 documents."""
-
-    def make(**options: Any) -> ColbertCollection:
-        collection: ColbertCollection = server.create(mini, **options)
-        store(collection, ITEMS, vectors)
-        return collection
-
-    return make
 
 
 class TestReadingAndWriting:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from collection_samples import contents, documents, encoded, expected_contents, store
+from collection_samples import contents, documents, expected_contents, store
 from loopback_samples import remote
 from qdrant_client import QdrantClient
 from server_site import LOOPBACKS, REST, Site, open_site
@@ -32,18 +32,6 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _no_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
-
-
-@pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
-@pytest.fixture
-def filled(loopback: Site, mini: JinaColbertEncoder, vectors: list[Matrix]) -> ColbertCollection:
-    collection: ColbertCollection = loopback.create(mini)
-    store(collection, ITEMS, vectors)
-    return collection
 
 
 class TestKeys:
@@ -98,14 +86,14 @@ class TestKeys:
 
     @REST
     def test_one_that_may_not_list_names(
-        self, loopback: Site, filled: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
+        self, loopback: Site, stored: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
     ) -> None:
         """As one for a single collection: the server then finds what the name stands for."""
         loopback.loopback.fail(1000, 403, path_contains="/aliases", reason="Forbidden: Global access is required")
         collection = loopback.open(encoder=mini)
         assert collection.search(ITEMS[7].text, k=1)[0].id == "d7"
         collection.add(["One more."], ids=["new"])
-        assert filled.get(["new"])[0].text == "One more."
+        assert stored.get(["new"])[0].text == "One more."
         with pytest.raises(CollectionNotFoundError, match=r"There is no collection 'x'\. Create it first"):
             loopback.open(name="x")
         assert waits == []
@@ -149,7 +137,7 @@ class TestAddresses:
                 ColbertCollection.create(location, encoder=mini)
 
     @REST
-    def test_a_url_may_lack_a_scheme(self, loopback: Site, filled: ColbertCollection) -> None:
+    def test_a_url_may_lack_a_scheme(self, loopback: Site, stored: ColbertCollection) -> None:
         address = loopback.url.removeprefix("http://")
         with ColbertCollection.open(url=address, name=loopback.name, client_options=loopback.client_options) as again:
             assert again.count() == len(ITEMS)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from collection_samples import contents, documents, encoded, expected_contents, store
+from collection_samples import contents, documents, expected_contents, store
 from loopback_qdrant import Fault, Recorded
 from qdrant_client import models
 from server_site import REST, Site
@@ -25,18 +25,6 @@ from jcv2_plugin.errors import (
 ITEMS = documents(24)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
-@pytest.fixture
-def filled(loopback: Site, mini: JinaColbertEncoder, vectors: list[Matrix]) -> ColbertCollection:
-    collection: ColbertCollection = loopback.create(mini)
-    store(collection, ITEMS, vectors)
-    return collection
 
 
 def let_fail(site: Site, monkeypatch: pytest.MonkeyPatch, choose: Callable[[Recorded], Fault | None]) -> None:
@@ -73,7 +61,7 @@ def lose_every_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @REST
 class TestTime:
     def test_an_answer_that_takes_too_long(
-        self, loopback: Site, filled: ColbertCollection, mini: JinaColbertEncoder
+        self, loopback: Site, stored: ColbertCollection, mini: JinaColbertEncoder
     ) -> None:
         collection = loopback.open(encoder=mini, retries=1, client_options={"timeout": 1})
         loopback.loopback.delay(1.5, times=1)
@@ -85,7 +73,7 @@ class TestTime:
         assert collection.count() == len(ITEMS)
 
     def test_it_is_tried_again(
-        self, loopback: Site, filled: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
+        self, loopback: Site, stored: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
     ) -> None:
         collection = loopback.open(encoder=mini, client_options={"timeout": 1})
         loopback.loopback.delay(1.3, times=1)
@@ -98,20 +86,20 @@ class TestPassingFailures:
     def test_everything_is_tried_again(
         self,
         loopback: Site,
-        filled: ColbertCollection,
+        stored: ColbertCollection,
         mini: JinaColbertEncoder,
         waits: list[float],
         failure: dict[str, Any],
     ) -> None:
         acts: list[Callable[[], Any]] = [
-            lambda: filled.add(["Another text."], ids=["new"]),
-            lambda: filled.count(),
-            lambda: filled.search(ITEMS[7].text, k=1)[0].id,
-            lambda: filled.get(["new"])[0].text,
-            lambda: len(list(filled.ids())),
-            lambda: filled.delete(["new"]),
-            lambda: filled.create_payload_index("metadata.n", "integer"),
-            lambda: filled.migrate(first_stage="pooled").documents,
+            lambda: stored.add(["Another text."], ids=["new"]),
+            lambda: stored.count(),
+            lambda: stored.search(ITEMS[7].text, k=1)[0].id,
+            lambda: stored.get(["new"])[0].text,
+            lambda: len(list(stored.ids())),
+            lambda: stored.delete(["new"]),
+            lambda: stored.create_payload_index("metadata.n", "integer"),
+            lambda: stored.migrate(first_stage="pooled").documents,
         ]
         expected = [["new"], 25, "d7", "Another text.", 25, None, None, 24]
         for act, result in zip(acts, expected, strict=True):
@@ -123,7 +111,7 @@ class TestPassingFailures:
 
     @REST
     def test_an_answer_of_the_first_contact_may_pass_too(
-        self, loopback: Site, filled: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
+        self, loopback: Site, stored: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
     ) -> None:
         for act in (loopback.open, lambda: loopback.create(mini, overwrite=True)):
             waits.clear()
@@ -208,7 +196,7 @@ class TestLastingFailures:
         assert contents(collection) == expected_contents(ITEMS)
 
     @REST
-    def test_retries_of_one_is_one_attempt(self, loopback: Site, filled: ColbertCollection, waits: list[float]) -> None:
+    def test_retries_of_one_is_one_attempt(self, loopback: Site, stored: ColbertCollection, waits: list[float]) -> None:
         collection = loopback.open(retries=1)
         loopback.loopback.fail(status=503)
         with pytest.raises(ServerBusyError):

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from collection_samples import contents, documents, encoded, expected_contents, group, store
+from collection_samples import contents, documents, expected_contents, group, store
 from loopback_qdrant import MAX_BODY_BYTES
 from qdrant_client import models
 from qdrant_client.http.exceptions import UnexpectedResponse
@@ -26,18 +26,12 @@ ITEMS = documents(24)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
 @pytest.fixture
-def strict(server: Site, mini: JinaColbertEncoder, vectors: list[Matrix]) -> Callable[..., ColbertCollection]:
+def strict(server: Site, filled: Callable[..., ColbertCollection]) -> Callable[..., ColbertCollection]:
     """Makes a collection of 24 documents, whose strict mode then has limits."""
 
     def make(first_stage: str = "none", **limits: Any) -> ColbertCollection:
-        collection: ColbertCollection = server.create(mini, first_stage=first_stage)
-        store(collection, ITEMS, vectors)
+        collection = filled(first_stage=first_stage)
         config = models.StrictModeConfig(enabled=True, **limits)
         server.client.update_collection(server.name, strict_mode_config=config)
         return collection

@@ -8,10 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from collection_samples import DIM, contents, documents, encoded, expected_contents, group, store
+from collection_samples import DIM, contents, documents, expected_contents, group, store
 from qdrant_client import models
 from server_site import ANY_REST, REST, Site
 
@@ -22,23 +21,6 @@ from jcv2_plugin.errors import CollectionError
 ITEMS = documents(30)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
-@pytest.fixture
-def filled(server: Site, mini: JinaColbertEncoder, vectors: list[Matrix]) -> Callable[..., ColbertCollection]:
-    """Makes the test's collection, with 30 documents."""
-
-    def make(**options: Any) -> ColbertCollection:
-        collection: ColbertCollection = server.create(mini, **options)
-        store(collection, ITEMS, vectors)
-        return collection
-
-    return make
 
 
 class TestUpkeep:
