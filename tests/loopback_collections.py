@@ -14,22 +14,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from loopback_limits import Refused, StrictMode, dense_params, invalid, kind_of_index
+from loopback_limits import Refused, StrictMode, invalid, kind_of_index
 from pydantic import BaseModel
 from qdrant_client import QdrantClient, models
 
 M = TypeVar("M", bound=BaseModel)
 ShardKey = int | str
-
-_HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000, "max_indexing_threads": 0, "on_disk": False}
-_OPTIMIZERS = {
-    "deleted_threshold": 0.2,
-    "vacuum_min_vector_number": 1000,
-    "default_segment_number": 0,
-    "indexing_threshold": 10000,
-    "flush_interval_sec": 5,
-}
-_WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0, "wal_retain_closed": 1}
 
 
 @dataclass
@@ -40,16 +30,16 @@ class Held:
     config: models.CreateCollection
     shards: dict[ShardKey | None, str]
     indexes: dict[str, Any] = field(default_factory=dict)
+    estimate: int = 0
+    """How many points there were before the last write: strict mode compares with a count that is behind."""
     created_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     @property
     def is_custom(self) -> bool:
-        """Whether points are put into shards by key."""
         return self.config.sharding_method == models.ShardingMethod.CUSTOM
 
     @property
     def strict(self) -> StrictMode:
-        """The limits of its strict mode."""
         return StrictMode(self.config, self.indexes)
 
 
@@ -73,28 +63,23 @@ class Collections:
         self._operations = itertools.count()
 
     def close(self) -> None:
-        """Forget everything."""
         self.local.close()
 
     # Collections ------------------------------------------------------------------------------------------------
 
     def get(self, name: str) -> Held:
-        """A collection by its name or an alias."""
         held = self._collections.get(self._aliases.get(name, name))
         if held is None:
             raise Refused(404, f"Not found: Collection `{name}` doesn't exist!")
         return held
 
     def names(self) -> list[str]:
-        """All collections, without their aliases."""
         return list(self._collections)
 
     def exists(self, name: str) -> bool:
-        """Whether a name or alias leads to a collection."""
         return self._aliases.get(name, name) in self._collections
 
     def create(self, name: str, config: models.CreateCollection) -> bool:
-        """Create a collection; with custom sharding it has no shards yet."""
         if name in self._collections:
             raise Refused(409, f"Wrong input: Collection `{name}` already exists!")
         if name in self._aliases:
@@ -111,34 +96,13 @@ class Collections:
         return True
 
     def update(self, name: str, change: models.UpdateCollection) -> bool:
-        """Change what may be changed; metadata is merged, and a key whose new value is null goes away."""
-        held = self.get(name)
-        config = held.config
-        dense = dense_params(config)
-        for vector, diff in (change.vectors or {}).items():
-            if vector not in dense:
-                raise Refused(400, f"Wrong input: Not existing vector name error: {vector}")
-            for setting, value in diff:
-                if setting == "hnsw_config":
-                    value = merged(dense[vector].hnsw_config, value, models.HnswConfigDiff)
-                if value is not None:
-                    setattr(dense[vector], setting, value)
+        config = self.get(name).config
+        for setting, value in change.strict_mode_config or ():
+            if setting.startswith("max_") and value is not None and value < 1:
+                raise invalid(f"strict_mode_config.{setting}", f"value {value} invalid, must be 1 or larger")
         config.strict_mode_config = merged(
             config.strict_mode_config, change.strict_mode_config, models.StrictModeConfig
         )
-        config.hnsw_config = merged(config.hnsw_config, change.hnsw_config, models.HnswConfigDiff)
-        config.optimizers_config = merged(
-            config.optimizers_config, change.optimizers_config, models.OptimizersConfigDiff
-        )
-        if change.quantization_config is not None:
-            disabled = isinstance(change.quantization_config, models.Disabled)
-            config.quantization_config = None if disabled else change.quantization_config  # type: ignore[assignment]
-        for setting in ("replication_factor", "write_consistency_factor", "on_disk_payload"):
-            if (value := getattr(change.params, setting, None)) is not None:
-                setattr(config, setting, value)
-        if change.metadata is not None:
-            both = {**(config.metadata or {}), **change.metadata}
-            config.metadata = {key: value for key, value in both.items() if value is not None}
         return True
 
     def delete(self, name: str) -> bool:
@@ -155,9 +119,6 @@ class Collections:
         """A collection as a server describes it, from what it was created with."""
         held = self.get(name)
         config = held.config
-        given = [{} if one is None else one.model_dump(exclude_none=True) for one in (
-            config.hnsw_config, config.optimizers_config, config.wal_config
-        )]  # fmt: skip
         strict = config.strict_mode_config
         return models.CollectionInfo(
             status=models.CollectionStatus.GREEN,
@@ -175,9 +136,11 @@ class Collections:
                     write_consistency_factor=config.write_consistency_factor or 1,
                     on_disk_payload=config.on_disk_payload is not False,
                 ),
-                hnsw_config=models.HnswConfig(**{**_HNSW, **given[0]}),
-                optimizer_config=models.OptimizersConfig(**{**_OPTIMIZERS, **given[1]}),
-                wal_config=models.WalConfig(**{**_WAL, **given[2]}),
+                hnsw_config=models.HnswConfig(m=16, ef_construct=100, full_scan_threshold=10000),
+                optimizer_config=models.OptimizersConfig(
+                    deleted_threshold=0.2, vacuum_min_vector_number=1000, default_segment_number=0, flush_interval_sec=5
+                ),
+                wal_config=models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0),
                 quantization_config=config.quantization_config,
                 strict_mode_config=None if strict is None else models.StrictModeConfigOutput(**strict.model_dump()),
                 metadata=config.metadata,
@@ -195,18 +158,15 @@ class Collections:
 
     # Aliases ----------------------------------------------------------------------------------------------------
 
-    def aliases(self, name: str | None = None) -> models.CollectionsAliasesResponse:
-        """All aliases, or those of one collection."""
+    def aliases(self) -> models.CollectionsAliasesResponse:
         return models.CollectionsAliasesResponse(
             aliases=[
                 models.AliasDescription(alias_name=alias, collection_name=target)
                 for alias, target in self._aliases.items()
-                if name is None or target == name
             ]
         )
 
     def change_aliases(self, change: models.ChangeAliasesOperation) -> bool:
-        """All of the changes or none."""
         aliases = dict(self._aliases)
         for action in change.actions:
             if isinstance(action, models.CreateAliasOperation):
@@ -216,46 +176,25 @@ class Collections:
                 if alias in self._collections:
                     raise Refused(409, f"Wrong input: Collection `{alias}` already exists!")
                 aliases[alias] = target
-            elif isinstance(action, models.DeleteAliasOperation):
-                aliases.pop(action.delete_alias.alias_name, None)
             else:
-                old = action.rename_alias.old_alias_name
-                if old not in aliases:
-                    raise Refused(404, f"Not found: Alias {old} does not exists!")
-                aliases[action.rename_alias.new_alias_name] = aliases.pop(old)
+                aliases.pop(action.delete_alias.alias_name, None)
         self._aliases = aliases
         return True
 
     # Shard keys -------------------------------------------------------------------------------------------------
 
     def shard_keys(self, name: str) -> models.ShardKeysResponse:
-        """The shard keys of a collection."""
         keys = [key for key in self.get(name).shards if key is not None]
         return models.ShardKeysResponse(shard_keys=[models.ShardKeyDescription(key=key) for key in keys])
 
     def create_shard_key(self, name: str, request: models.CreateShardingKey) -> bool:
-        """Add a shard key."""
-        held = self._custom(name, request.shard_key, "created")
+        held, shown = self.get(name), _shown(request.shard_key)
+        if not held.is_custom:
+            raise Refused(400, f"Bad request: Shard Key {shown} cannot be created with Auto sharding method")
         if request.shard_key in held.shards:
-            shown = _shown(request.shard_key)
             raise Refused(400, f"Bad request: Sharding key {shown} already exists for collection {held.name}")
         self._add_shard(held, request.shard_key)
         return True
-
-    def drop_shard_key(self, name: str, request: models.DropShardingKey) -> bool:
-        """Remove a shard key and its points."""
-        held = self._custom(name, request.shard_key, "deleted")
-        if request.shard_key not in held.shards:
-            shown = _shown(request.shard_key)
-            raise Refused(400, f"Bad request: Sharding key {shown} does not exist for collection {held.name}")
-        self.local.delete_collection(held.shards.pop(request.shard_key))
-        return True
-
-    def _custom(self, name: str, key: ShardKey, verb: str) -> Held:
-        held = self.get(name)
-        if not held.is_custom:
-            raise Refused(400, f"Bad request: Shard Key {_shown(key)} cannot be {verb} with Auto sharding method")
-        return held
 
     def _add_shard(self, held: Held, key: ShardKey | None) -> None:
         shard = uuid.uuid4().hex
@@ -266,30 +205,20 @@ class Collections:
 
     def _to_write(self, held: Held, selector: Any) -> list[str]:
         """The shards of a change: without custom sharding the one there is, with it those named, at least one."""
-        keys = _keys(held, selector)
+        keys = _keys(selector)
         if not keys and held.is_custom:
             raise Refused(400, "Wrong input: Shard key not specified")
         return _shards(held, keys or [None], "Wrong input")
 
     def _to_read(self, held: Held, selector: Any) -> list[tuple[ShardKey | None, str]]:
-        """The shards of a read with their keys: those named, or all."""
-        keys = _keys(held, selector) or list(held.shards)
+        keys = _keys(selector) or list(held.shards)
         return list(zip(keys, _shards(held, keys, "Bad request"), strict=True))
 
     # Payload indexes --------------------------------------------------------------------------------------------
 
     def create_index(self, name: str, request: models.CreateFieldIndex) -> models.UpdateResult:
-        """Remember an index; local mode needs none."""
         held = self.get(name)
-        if request.field_schema is None:
-            problem = "can't auto-detect field type, please specify `field_schema` in the request"
-            raise Refused(400, f"Bad request: {problem}")
         held.indexes[request.field_name] = request.field_schema
-        return self._done()
-
-    def drop_index(self, name: str, field_name: str) -> models.UpdateResult:
-        """Forget an index; one that is not there is no error."""
-        self.get(name).indexes.pop(field_name, None)
         return self._done()
 
     # For those who change and read points -----------------------------------------------------------------------
@@ -315,17 +244,8 @@ def _shown(key: ShardKey | None) -> str:
     return f'"{key}"' if isinstance(key, str) else str(key)
 
 
-def _keys(held: Held, selector: Any) -> list[ShardKey | None] | None:
-    if selector is None:
-        return None
-    if isinstance(selector, models.ShardKeyWithFallback):
-        for key in (selector.target, selector.fallback):
-            if key in held.shards:
-                return [key]
-        target, fallback = _shown(selector.target), _shown(selector.fallback)
-        problem = f"Neither target shard key {target} nor fallback shard key {fallback} exist not found"
-        raise Refused(404, f"Not found: {problem}")
-    return list(selector) if isinstance(selector, list) else [selector]
+def _keys(selector: Any) -> list[ShardKey | None]:
+    return [] if selector is None else selector if isinstance(selector, list) else [selector]
 
 
 def _shards(held: Held, keys: list[ShardKey | None], kind: str) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
@@ -72,10 +71,6 @@ def _create(store: Store, request: Any) -> Any:
     config = models.CreateCollection(
         vectors=_has(request, "vectors_config", ToRest.convert_vectors_config),
         sparse_vectors=sparse,
-        hnsw_config=_has(request, "hnsw_config", ToRest.convert_hnsw_config_diff),
-        wal_config=_has(request, "wal_config", ToRest.convert_wal_config_diff),
-        optimizers_config=_has(request, "optimizers_config", ToRest.convert_optimizers_config_diff),
-        quantization_config=_has(request, "quantization_config", ToRest.convert_quantization_config),
         sharding_method=_has(request, "sharding_method", ToRest.convert_sharding_method),
         strict_mode_config=_has(request, "strict_mode_config", ToRest.convert_strict_mode_config),
         shard_number=_has(request, "shard_number"),
@@ -85,11 +80,6 @@ def _create(store: Store, request: Any) -> Any:
         metadata=metadata,
     )
     return store.create(request.collection_name, config)
-
-
-def _aliases(store: Store, name: str | None) -> Any:
-    found = store.aliases(name).aliases
-    return wire.ListAliasesResponse(aliases=[ToGrpc.convert_alias_description(one) for one in found])
 
 
 def _shard_keys(store: Store, request: Any) -> Any:
@@ -116,14 +106,12 @@ _COLLECTIONS: Mapping[str, Callable[[Store, Any], Any]] = {
     "CollectionExists": lambda s, r: wire.CollectionExistsResponse(
         result=wire.CollectionExists(exists=s.exists(r.collection_name))
     ),
-    "ListAliases": lambda s, r: _aliases(s, None),
-    "ListCollectionAliases": lambda s, r: _aliases(s, r.collection_name),
+    "ListAliases": lambda s, r: wire.ListAliasesResponse(
+        aliases=[ToGrpc.convert_alias_description(one) for one in s.aliases().aliases]
+    ),
     "ListShardKeys": _shard_keys,
     "CreateShardKey": lambda s, r: wire.CreateShardKeyResponse(
         result=s.create_shard_key(r.collection_name, ToRest.convert_create_shard_key(r.request))
-    ),
-    "DeleteShardKey": lambda s, r: wire.DeleteShardKeyResponse(
-        result=s.drop_shard_key(r.collection_name, ToRest.convert_delete_shard_key(r.request))
     ),
 }
 
@@ -144,7 +132,6 @@ def _upsert(store: Store, request: Any) -> models.UpdateResult:
     points = models.PointsList(
         points=[ToRest.convert_point_struct(one) for one in request.points],
         shard_key=_shard_key(request),
-        update_filter=_has(request, "update_filter", ToRest.convert_filter),
     )
     return store.upsert(request.collection_name, points)
 
@@ -155,27 +142,23 @@ def _delete(store: Store, request: Any) -> models.UpdateResult:
     return store.delete_points(request.collection_name, selector)
 
 
-def _set_payload(store: Store, request: Any, *, overwrite: bool) -> models.UpdateResult:
+def _set_payload(store: Store, request: Any) -> models.UpdateResult:
     selector = ToRest.convert_points_selector(request.points_selector)
     change = models.SetPayload(
         payload=ToRest.convert_payload(request.payload),
         points=getattr(selector, "points", None),
         filter=getattr(selector, "filter", None),
         shard_key=_shard_key(request),
-        key=_has(request, "key"),
     )
-    return store.set_payload(request.collection_name, change, overwrite=overwrite)
+    return store.set_payload(request.collection_name, change)
 
 
 def _create_index(store: Store, request: Any) -> models.UpdateResult:
     def kind(value: Any) -> Any:
         return ToRest.convert_payload_schema_type(grpc_field_type_to_payload_schema(value))
 
-    schema = _has(request, "field_index_params", ToRest.convert_payload_schema_params)
-    schema = _has(request, "field_type", kind) if schema is None else schema
-    return store.create_index(
-        request.collection_name, models.CreateFieldIndex(field_name=request.field_name, field_schema=schema)
-    )
+    index = models.CreateFieldIndex(field_name=request.field_name, field_schema=_has(request, "field_type", kind))
+    return store.create_index(request.collection_name, index)
 
 
 def _record(record: models.Record) -> Any:
@@ -196,7 +179,6 @@ def _scroll(store: Store, request: Any) -> Any:
             filter=_has(request, "filter", ToRest.convert_filter),
             offset=_has(request, "offset", ToRest.convert_point_id),
             limit=_has(request, "limit"),
-            order_by=_has(request, "order_by", ToRest.convert_order_by),
             **_shown(request),
         ),
     )
@@ -216,11 +198,6 @@ def _count(store: Store, request: Any) -> Any:
     return wire.CountResponse(result=ToGrpc.convert_count_result(found))
 
 
-def _query(store: Store, request: Any) -> Any:
-    found = store.query(request.collection_name, ToRest.convert_query_points(request)).points
-    return wire.QueryResponse(result=[ToGrpc.convert_scored_point(one) for one in found])
-
-
 def _query_batch(store: Store, request: Any) -> Any:
     searches = [ToRest.convert_query_points(one) for one in request.query_points]
     found = store.query_batch(request.collection_name, models.QueryRequestBatch(searches=searches))
@@ -232,14 +209,11 @@ def _query_batch(store: Store, request: Any) -> Any:
 _POINTS: Mapping[str, Callable[[Store, Any], Any]] = {
     "Upsert": _changed(_upsert),
     "Delete": _changed(_delete),
-    "SetPayload": _changed(lambda s, r: _set_payload(s, r, overwrite=False)),
-    "OverwritePayload": _changed(lambda s, r: _set_payload(s, r, overwrite=True)),
+    "SetPayload": _changed(_set_payload),
     "CreateFieldIndex": _changed(_create_index),
-    "DeleteFieldIndex": _changed(lambda s, r: s.drop_index(r.collection_name, r.field_name)),
     "Get": _get,
     "Scroll": _scroll,
     "Count": _count,
-    "Query": _query,
     "QueryBatch": _query_batch,
 }
 
@@ -257,7 +231,7 @@ class LoopbackGrpc:
         for name, generated, table in (
             ("Collections", collections_service_pb2_grpc, _COLLECTIONS),
             ("Points", points_service_pb2_grpc, _POINTS),
-            ("Qdrant", qdrant_pb2_grpc, {"HealthCheck": _health}),
+            ("Qdrant", qdrant_pb2_grpc, {"HealthCheck": self._health}),
         ):
             calls = {rpc: self._call(f"/qdrant.{name}/{rpc}", run) for rpc, run in table.items()}
             base, register = (getattr(generated, one) for one in (f"{name}Servicer", f"add_{name}Servicer_to_server"))
@@ -300,6 +274,5 @@ class LoopbackGrpc:
 
         return answer
 
-
-def _health(store: Store, request: Any) -> Any:
-    return wire.HealthCheckReply(title="qdrant - vector search engine", version=version("qdrant-client"))
+    def _health(self, store: Store, request: Any) -> Any:
+        return wire.HealthCheckReply(title="qdrant - vector search engine", version=self._owner.version)

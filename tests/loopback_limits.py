@@ -14,7 +14,6 @@ from qdrant_client import models
 MAX_FLOATS = 1024 * 1024
 DEFAULT_LIMIT = 10
 
-_ANY_INDEX = tuple(kind.value for kind in models.PayloadSchemaType)
 _WRONG_ID = "is not a valid point ID, valid values are either an unsigned integer or a UUID"
 
 
@@ -54,30 +53,13 @@ def checked_id(value: Any) -> int | str:
     raise Refused(400, f"Format error in JSON body: value {value} {_WRONG_ID}")
 
 
-def conditions(condition_filter: models.Filter | None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every condition of a filter that is no filter itself, with the path of the nested objects around it."""
+def conditions(condition_filter: models.Filter | None) -> Iterator[Any]:
+    """Every condition of a filter that is no filter itself."""
     if condition_filter is None:
         return
-    groups = [condition_filter.must, condition_filter.should, condition_filter.must_not]
-    if condition_filter.min_should is not None:
-        groups.append(condition_filter.min_should.conditions)
-    for group in groups:
+    for group in (condition_filter.must, condition_filter.should, condition_filter.must_not):
         for condition in group if isinstance(group, list) else [] if group is None else [group]:
-            if isinstance(condition, models.Filter):
-                yield from conditions(condition, prefix)
-            elif isinstance(condition, models.NestedCondition):
-                key = condition.nested.key
-                array = key if key.endswith("[]") else f"{key}[]"
-                yield from conditions(condition.nested.filter, f"{prefix}{array}.")
-            else:
-                yield prefix, condition
-
-
-def check_filter_ids(condition_filter: models.Filter | None) -> None:
-    """The ids of `has_id`, which local mode compares without looking at them."""
-    for _, condition in conditions(condition_filter):
-        if isinstance(condition, models.HasIdCondition):
-            condition.has_id = [checked_id(one) for one in condition.has_id]
+            yield from conditions(condition) if isinstance(condition, models.Filter) else [condition]
 
 
 # Vectors --------------------------------------------------------------------------------------------------------
@@ -100,16 +82,11 @@ def check_vector(config: models.CreateCollection, name: str, vector: Any, path: 
             raise invalid(f"{path}.data", "all vectors must be non-empty")
         if sum(lengths) >= MAX_FLOATS:
             raise invalid(f"{path}.data", f"Total size of all vectors ({sum(lengths)}) must be less than {MAX_FLOATS}")
-        if odd := next((length for length in lengths if length != lengths[0]), None):
-            problem = f"all vectors must have the same dimension, found vector with dimension {odd}"
-            raise invalid(f"{path}.data", problem)
         length = lengths[0]
     else:
         length = len(vector)
     params = dense_params(config).get(name)
     if params is None:
-        if name in (config.sparse_vectors or {}):
-            raise Refused(400, "Wrong input: Conversion between sparse and regular vectors failed")
         raise Refused(400, f"Wrong input: Not existing vector name error: {name}")
     if length != params.size:
         raise Refused(400, f"Wrong input: Vector dimension error: expected dim: {params.size}, got {length}")
@@ -138,62 +115,23 @@ def query_vector(query: Any) -> Any:
 
 
 def check_query(config: models.CreateCollection, request: models.QueryRequest) -> None:
-    """A query: its numbers, its vectors and the ids in its filters."""
+    """A query: its numbers and its vectors."""
     for one in subqueries(request):
         if one.limit is not None and one.limit < 1:
             raise invalid("limit", f"value {one.limit} invalid, must be 1 or larger")
-        check_filter_ids(one.filter)
         check_vector(config, one.using or "", query_vector(one.query), "query.nearest")
 
 
 # Strict mode ----------------------------------------------------------------------------------------------------
 
 
-def _kinds_of_values(values: Sequence[Any]) -> tuple[str, ...]:
-    if not values:
-        return ()
-    if isinstance(values[0], bool):
-        return ("bool",)
-    if isinstance(values[0], int):
-        return ("integer",)
-    try:
-        for value in values:
-            uuid.UUID(value)
-    except ValueError:
-        return ("keyword",)
-    return ("keyword", "uuid")
-
-
-def _kinds_of_match(match: Any) -> tuple[str, ...]:
-    if isinstance(match, models.MatchValue):
-        return _kinds_of_values([match.value])
-    if isinstance(match, models.MatchAny):
-        return _kinds_of_values(match.any)
-    if isinstance(match, models.MatchExcept):
-        return _kinds_of_values(match.except_)
-    if isinstance(match, models.MatchPrefix):
-        return ("keyword",)
-    return ("text",)
-
-
-def _usable_indexes(condition: Any) -> tuple[str | None, tuple[str, ...]]:
-    """A condition's key and the kinds of index any of which serves it; no kinds where it needs none."""
-    if isinstance(condition, models.IsEmptyCondition):
-        return condition.is_empty.key, _ANY_INDEX
-    if isinstance(condition, models.IsNullCondition):
-        return condition.is_null.key, _ANY_INDEX
-    if not isinstance(condition, models.FieldCondition):
-        return None, ()
-    kinds: tuple[str, ...] = ()
-    if condition.match is not None:
-        kinds += _kinds_of_match(condition.match)
-    if condition.range is not None:
-        kinds += ("datetime",) if isinstance(condition.range, models.DatetimeRange) else ("float", "integer")
-    if condition.geo_bounding_box or condition.geo_radius or condition.geo_polygon:
-        kinds += ("geo",)
-    if condition.values_count is not None or condition.is_empty is not None or condition.is_null is not None:
-        kinds += _ANY_INDEX
-    return condition.key, kinds
+def _usable_indexes(condition: Any) -> tuple[str, ...]:
+    """The kinds of index any of which serves a condition; none where it needs none."""
+    if getattr(condition, "range", None) is not None:
+        return ("float", "integer")
+    match = getattr(condition, "match", None)
+    value = match.any[0] if isinstance(match, models.MatchAny) else getattr(match, "value", None)
+    return () if value is None else ("keyword",) if isinstance(value, str) else ("integer",)
 
 
 def kind_of_index(schema: Any) -> str:
@@ -221,18 +159,16 @@ class StrictMode:
             )
 
     def read(self, condition_filter: models.Filter | None, *, limit: int | None = None, exact: bool = False) -> None:
-        """Check a request that reads."""
         self.limit(limit, "max_query_limit", "limit")
         self._filter(condition_filter, self._limits.unindexed_filtering_retrieve)
         if exact and self._limits.search_allow_exact is False:
             raise strict_error("Exact search disabled!", "Set exact=false.")
 
     def write(self, condition_filter: models.Filter | None) -> None:
-        """Check a request that changes what a filter selects."""
         self._filter(condition_filter, self._limits.unindexed_filtering_update)
 
     def upsert(self, points: Sequence[models.PointStruct], stored: int) -> None:
-        """Check points to store; ``stored`` is how many there are already."""
+        """Check points to store; ``stored`` is the server's estimate of how many there are already."""
         self.limit(len(points), "upsert_max_batchsize", "upsert limit")
         if self._limits.max_points_count is not None and stored >= self._limits.max_points_count:
             raise Refused(400, f"Bad request: Max points count limit of {self._limits.max_points_count} reached!")
@@ -245,10 +181,9 @@ class StrictMode:
                     raise Refused(400, f"Bad request: Multivector '{name}' {problem}")
 
     def query(self, request: models.QueryRequest) -> None:
-        """Check a query and its prefetches."""
         for one in subqueries(request):
             if isinstance(query_vector(one.query), list) and not one.prefetch:
-                self._full_scan(one.using or "", one.filter)
+                self._full_scan(one.using or "")
             self.read(
                 one.filter,
                 limit=DEFAULT_LIMIT if one.limit is None else one.limit,
@@ -258,56 +193,25 @@ class StrictMode:
                 self.limit(one.params.hnsw_ef, "search_max_hnsw_ef", "hnsw_ef")
 
     def _filter(self, condition_filter: models.Filter | None, unindexed: bool | None) -> None:
-        found = list(conditions(condition_filter))
-        most = self._limits.filter_max_conditions
-        if most is not None and len(found) > most:
-            raise strict_error(
-                f"Filter condition limit reached ({len(found)} > {most})",
-                "Reduce the amount of conditions of your filter.",
-            )
-        for prefix, condition in found:
-            match = getattr(condition, "match", None)
-            values = getattr(match, "any", None) or getattr(match, "except_", None) or []
-            largest = self._limits.condition_max_size
-            if largest is not None and len(values) > largest:
-                raise strict_error(
-                    f"Condition size limit reached ({len(values)} > {largest})", "Reduce the size of your condition."
-                )
-            key, kinds = _usable_indexes(condition)
-            if unindexed is not False or key is None or not kinds:
+        for condition in conditions(condition_filter):
+            kinds = _usable_indexes(condition)
+            if unindexed is not False or not kinds:
                 continue
-            there = self._indexes.get(prefix + key)
+            there = self._indexes.get(condition.key)
             if there is None or kind_of_index(there) not in kinds:
                 raise strict_error(
-                    f'Index required but not found for "{prefix}{key}" of one of the following types: '
-                    f"[{', '.join(sorted(set(kinds)))}]",
+                    f'Index required but not found for "{condition.key}" of one of the following types: '
+                    f"[{', '.join(kinds)}]",
                     "Create an index for this key or use a different filter.",
                 )
 
-    def _full_scan(self, using: str, condition_filter: models.Filter | None) -> None:
-        """Without exact search a vector that has no graph cannot be searched, unless a tenant index has graphs."""
+    def _full_scan(self, using: str) -> None:
+        """Without exact search a vector that has no graph cannot be searched."""
         params = dense_params(self._config).get(using)
-        settings = (None if params is None else params.hnsw_config, self._config.hnsw_config)
-        graphs = [one for one in settings if one is not None]
-        m = next((one.m for one in graphs if one.m is not None), 16)
-        if self._limits.search_allow_exact is not False or params is None or m > 0:
-            return
-        keys = [
-            prefix + condition.key for prefix, condition in conditions(condition_filter) if hasattr(condition, "key")
-        ]
-        tenant = any(getattr(self._indexes.get(key), "is_tenant", False) for key in keys)
-        payload_m = next((one.payload_m for one in graphs if one.payload_m is not None), m)
-        where = f" on '{using}'" if using else ""
-        if not tenant:
+        hnsw = None if params is None else params.hnsw_config
+        if self._limits.search_allow_exact is False and hnsw is not None and hnsw.m == 0:
             raise strict_error(
-                f"Request is forbidden{where} because global vector indexing is disabled (hnsw_config.m = 0)",
+                f"Request is forbidden on '{using}' because global vector indexing is disabled (hnsw_config.m = 0)",
                 "Use tenant-specific filter, enable global vector indexing or enable strict mode `search_allow_exact` "
                 "option",
-            )
-        if payload_m == 0:
-            raise strict_error(
-                f"Request is forbidden{where} because vector indexing is disabled (hnsw_config.m = 0 and "
-                "hnsw_config.payload_m = 0)",
-                "Enable vector indexing, use a prefetch query with indexed vectors or enable strict mode "
-                "`search_allow_exact` option",
             )

@@ -33,7 +33,6 @@ from qdrant_client import models
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
-_PUBLIC = ("/", "/healthz", "/livez", "/readyz")
 _REASONS = {
     429: "Rate limiting exceeded: Write rate limit exceeded: Operation requires 1 tokens but only 0.0 were available",
     500: "Service internal error: injected by the test",
@@ -72,7 +71,6 @@ class Fault:
     carried_out: bool = False
 
     def refusal(self) -> Refused:
-        """What the server says; of a fault with a status."""
         status = self.status or 0
         reason = self.reason or _REASONS.get(status, "Bad request: injected by the test")
         return Refused(status, reason, retry_after=self.retry_after)
@@ -82,11 +80,12 @@ class LoopbackQdrant:
     """See the module.
 
     Args:
-        api_key: Required in the header ``api-key`` or as a bearer token, except of ``GET /``.
+        api_key: Required in the header ``api-key``, except of ``GET /``.
         read_only_api_key: A key with which nothing may be changed.
         max_body_bytes: A larger body is refused.
         oversize_status: How: 400 as the server does, or 413 as a proxy in front of it does.
         strict_mode: The strict mode of collections that are created without one.
+        version: The version that it says it has.
     """
 
     def __init__(
@@ -97,7 +96,9 @@ class LoopbackQdrant:
         max_body_bytes: int = MAX_BODY_BYTES,
         oversize_status: int = 400,
         strict_mode: models.StrictModeConfig | None = None,
+        version: str = importlib.metadata.version("qdrant-client"),
     ) -> None:
+        self.version = version
         self.store = Store(strict_mode)
         self.requests: list[Recorded] = []
         """Every request but ``GET /``, which a new client sends from a thread of its own."""
@@ -126,62 +127,33 @@ class LoopbackQdrant:
 
     @property
     def url(self) -> str:
-        """The address, as for ``QdrantClient(url=...)``."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def port(self) -> int:
-        """The port, chosen by the system."""
         assert self._server is not None, "the server is started by a with statement"
         return int(self._server.server_address[1])
 
-    def fail(
-        self,
-        times: int = 1,
-        status: int | None = None,
-        *,
-        drop: bool = False,
-        retry_after: int | str | None = None,
-        reason: str | None = None,
-        carried_out: bool = False,
-        path_contains: str = "",
-    ) -> None:
-        """Let the next requests fail: with a status, or by closing the connection without an answer.
+    def fail(self, times: int = 1, status: int | None = None, *, path_contains: str = "", **more: Any) -> None:
+        """Let the next requests to such paths fail.
 
         Args:
             times: How many requests.
             status: The status; 502 and 504 come with a page of HTML, as from a proxy.
-            drop: Close the connection instead.
-            retry_after: The header ``Retry-After``.
-            reason: The server's reason.
-            carried_out: The request is carried out, and only its answer is lost.
             path_contains: Only requests to such paths.
+            more: ``retry_after`` and ``reason`` of the server, or instead of a status ``drop=True``, which closes the
+                connection without an answer; with ``carried_out=True`` only the answer is lost.
         """
-        if (status is None) == (not drop):
-            raise ValueError("either a status or drop=True")
-        self._add(
-            Fault(
-                times,
-                path_contains,
-                status=status,
-                drop=drop,
-                retry_after=retry_after,
-                reason=reason,
-                carried_out=carried_out,
-            )
-        )
+        self._add(Fault(times, path_contains, status=status, **more))
 
     def delay(self, seconds: float, *, times: float = float("inf"), path_contains: str = "") -> None:
-        """Let requests wait before they are looked at."""
         self._add(Fault(times, path_contains, seconds=seconds))
 
     def heal(self) -> None:
-        """Forget all failures and delays that are still to come."""
         with self._guard:
             self._faults.clear()
 
     def sent(self, method: str, path_contains: str = "") -> list[Recorded]:
-        """Those of the requests so far that have a method and a path."""
         with self._guard:
             return [one for one in self.requests if one.method == method and path_contains in one.path]
 
@@ -203,11 +175,9 @@ class LoopbackQdrant:
         return failures[0] if failures else None
 
     def check_key(self, request: Recorded, *, reads: bool) -> None:
-        """Refuse a request without the right key."""
         if self._api_key is None and self._read_only_api_key is None:
             return
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        given = request.headers.get("api-key", bearer)
+        given = request.headers.get("api-key")
         if not given:
             raise Denied("Must provide an API key or an Authorization bearer token")
         if hmac.compare_digest(given, self._api_key or ""):
@@ -218,9 +188,8 @@ class LoopbackQdrant:
             raise Refused(403, "Forbidden: Global manage access is required")
 
     def _handle(self, request: Recorded) -> _Answer | None:
-        """The answer to a request; None closes the connection."""
-        if request.path in _PUBLIC:
-            return _public(request.path)
+        if request.path == "/":
+            return _Answer(200, {"title": "qdrant - vector search engine", "version": self.version})
         fault = self.next_fault(request)
         if fault is not None and not fault.carried_out:
             return _failed(fault)
@@ -252,13 +221,6 @@ class _Answer:
 
 class Denied(Exception):
     """No key, or a wrong one; the answer to it is no JSON."""
-
-
-def _public(path: str) -> _Answer:
-    if path != "/":
-        return _Answer(200, "healthz check passed")
-    version = importlib.metadata.version("qdrant-client")
-    return _Answer(200, {"title": "qdrant - vector search engine", "version": version})
 
 
 def _plain(result: Any) -> Any:

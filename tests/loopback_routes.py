@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -13,14 +13,12 @@ from loopback_collections import Collections, Held, wrong_input
 from loopback_limits import (
     DEFAULT_LIMIT,
     Refused,
-    check_filter_ids,
     check_point,
     check_query,
     checked_id,
     dense_params,
     invalid,
     query_vector,
-    subqueries,
 )
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client import models
@@ -36,21 +34,19 @@ class Store(Collections):
 
     # Changes ----------------------------------------------------------------------------------------------------
 
-    def upsert(self, name: str, request: models.PointsList | models.PointsBatch) -> models.UpdateResult:
-        """Store points, all or none."""
+    def upsert(self, name: str, request: models.PointsList) -> models.UpdateResult:
         held = self.get(name)
-        points = request.points if isinstance(request, models.PointsList) else _unbatched(request.batch)
-        for position, point in enumerate(points):
+        for position, point in enumerate(points := request.points):
             point.id = checked_id(point.id)
             check_point(held.config, point, position)
-        check_filter_ids(request.update_filter)
-        held.strict.upsert(points, self._points(held))
+        held.strict.upsert(points, held.estimate)
+        held.estimate = self._points(held)
         stored = [
             models.PointStruct(id=one.id, vector=_as_stored(held, one.vector), payload=one.payload) for one in points
         ]
         for shard in self._to_write(held, request.shard_key):
             with wrong_input():
-                self.local.upsert(shard, stored, update_filter=request.update_filter, update_mode=request.update_mode)
+                self.local.upsert(shard, stored)
         return self._done()
 
     def delete_points(self, name: str, selector: Any) -> models.UpdateResult:
@@ -61,50 +57,24 @@ class Store(Collections):
                 self.local.delete(shard, chosen)
         return self._done()
 
-    def set_payload(self, name: str, request: models.SetPayload, *, overwrite: bool) -> models.UpdateResult:
-        """Merge into payloads, or replace them."""
+    def set_payload(self, name: str, request: models.SetPayload) -> models.UpdateResult:
         held, chosen = self._selected(name, request)
         for shard in self._to_write(held, request.shard_key):
             with wrong_input():
-                if overwrite:
-                    self.local.overwrite_payload(shard, request.payload, chosen)
-                else:
-                    self.local.set_payload(shard, request.payload, chosen, key=request.key)
-        return self._done()
-
-    def delete_payload(self, name: str, request: models.DeletePayload) -> models.UpdateResult:
-        """Remove keys of payloads."""
-        held, chosen = self._selected(name, request)
-        for shard in self._to_write(held, request.shard_key):
-            with wrong_input():
-                self.local.delete_payload(shard, request.keys, chosen)
-        return self._done()
-
-    def clear_payload(self, name: str, selector: Any) -> models.UpdateResult:
-        """Empty payloads."""
-        held, chosen = self._selected(name, selector)
-        for shard in self._to_write(held, selector.shard_key):
-            with wrong_input():
-                self.local.clear_payload(shard, chosen)
+                self.local.set_payload(shard, request.payload, chosen)
         return self._done()
 
     def _selected(self, name: str, request: Any) -> tuple[Held, Any]:
-        """The collection, and which of its points a request is about."""
         held = self.get(name)
         by_filter = getattr(request, "filter", None)
         if by_filter is not None:
-            check_filter_ids(by_filter)
             held.strict.write(by_filter)
             return held, by_filter
-        ids = getattr(request, "points", None)
-        if ids is None:
-            raise invalid("points", "No filter or points provided")
-        return held, [checked_id(one) for one in ids]
+        return held, [checked_id(one) for one in request.points]
 
     # Reads ------------------------------------------------------------------------------------------------------
 
     def retrieve(self, name: str, request: models.PointRequest) -> list[models.Record]:
-        """Points by id."""
         held = self.get(name)
         ids = [checked_id(one) for one in request.ids]
         shown = {"with_payload": _or(request.with_payload, True), "with_vectors": _or(request.with_vector, False)}
@@ -121,33 +91,25 @@ class Store(Collections):
         limit = _or(request.limit, DEFAULT_LIMIT)
         if limit < 1:
             raise invalid("limit", f"value {limit} invalid, must be 1 or larger")
-        check_filter_ids(request.filter)
         held.strict.read(request.filter, limit=limit)
-        shards = self._to_read(held, request.shard_key)
-        if request.order_by is not None and len(shards) > 1:
-            raise Refused(501, "The loopback server does not order several shards by a payload key")
         points: list[models.Record] = []
-        for key, shard in shards:
+        for key, shard in self._to_read(held, request.shard_key):
             with wrong_input():
                 page, _ = self.local.scroll(
                     shard,
                     scroll_filter=request.filter,
-                    limit=limit if request.order_by is not None else limit + 1,
-                    order_by=request.order_by,
+                    limit=limit + 1,
                     offset=None if request.offset is None else checked_id(request.offset),
                     with_payload=_or(request.with_payload, True),
                     with_vectors=_or(request.with_vector, False),
                 )
             points += _tagged(key, page)
-        if request.order_by is None:
-            points.sort(key=lambda one: (isinstance(one.id, str), one.id))
+        points.sort(key=lambda one: (isinstance(one.id, str), one.id))
         after = points[limit].id if len(points) > limit else None
         return models.ScrollResult(points=points[:limit], next_page_offset=after)
 
     def count(self, name: str, request: models.CountRequest) -> models.CountResult:
-        """How many points a filter selects."""
         held = self.get(name)
-        check_filter_ids(request.filter)
         held.strict.read(request.filter, exact=request.exact is not False)
         shards = self._to_read(held, request.shard_key)
         with wrong_input():
@@ -155,13 +117,9 @@ class Store(Collections):
         return models.CountResult(count=sum(counts))
 
     def query(self, name: str, request: models.QueryRequest) -> QueryResponse:
-        """The best points of the shards that a query names."""
         held = self.get(name)
         check_query(held.config, request)
         held.strict.query(request)
-        for one in subqueries(request):
-            if one.lookup_from is not None:
-                [(_, one.lookup_from.collection), *_] = self._to_read(self.get(one.lookup_from.collection), None)
         shards = self._to_read(held, request.shard_key)
         if len(shards) > 1 and (request.prefetch or not isinstance(query_vector(request.query), list)):
             raise Refused(501, "The loopback server merges shards only for queries by a vector")
@@ -174,13 +132,10 @@ class Store(Collections):
             with wrong_input():
                 found += _tagged(key, self.local.query_batch_points(shard, [wide])[0].points)
         if len(shards) > 1:
-            distance = dense_params(held.config)[request.using or ""].distance
-            best_is_largest = distance in (models.Distance.DOT, models.Distance.COSINE)
-            found.sort(key=lambda one: one.score, reverse=best_is_largest)
+            found.sort(key=lambda one: one.score, reverse=True)
         return QueryResponse(points=found[offset : offset + limit])
 
     def query_batch(self, name: str, batch: models.QueryRequestBatch) -> list[QueryResponse]:
-        """Several queries."""
         held = self.get(name)
         held.strict.limit(len(batch.searches), "search_max_batchsize", "search batch size")
         return [self.query(name, request) for request in batch.searches]
@@ -197,22 +152,6 @@ def _tagged(key: int | str | None, points: list[P]) -> list[P]:
     return points
 
 
-def _unbatched(batch: models.Batch) -> list[models.PointStruct]:
-    """The points of a request in columns."""
-    vectors: Sequence[Any]
-    if isinstance(batch.vectors, dict):
-        vectors = [dict(zip(batch.vectors, row, strict=True)) for row in zip(*batch.vectors.values(), strict=True)]
-    else:
-        vectors = batch.vectors
-    payloads: Sequence[Any] = batch.payloads or [None] * len(batch.ids)
-    if not len(batch.ids) == len(vectors) == len(payloads):
-        raise Refused(400, "Wrong input: ids, vectors and payloads must be of the same length")
-    return [
-        models.PointStruct(id=one, vector=vector, payload=payload)
-        for one, vector, payload in zip(batch.ids, vectors, payloads, strict=True)
-    ]
-
-
 def _as_stored(held: Held, vector: Any) -> Any:
     """A server keeps halves where it was told so; local mode ignores the datatype."""
     params = dense_params(held.config)
@@ -223,9 +162,7 @@ def _as_stored(held: Held, vector: Any) -> Any:
             return value
         return np.asarray(value, dtype=np.float16).astype(np.float32).tolist()
 
-    if isinstance(vector, dict):
-        return {name: rounded(name, value) for name, value in vector.items()}
-    return rounded("", vector)
+    return {name: rounded(name, value) for name, value in vector.items()} if isinstance(vector, dict) else vector
 
 
 # Which request does what -----------------------------------------------------------------------------------------
@@ -261,25 +198,18 @@ ROUTES = (
     Route("PATCH", _C, models.UpdateCollection, Store.update),
     Route("DELETE", _C, None, Store.delete),
     Route("GET", f"{_C}/exists", None, lambda store, name: models.CollectionExistence(exists=store.exists(name))),
-    Route("GET", f"{_C}/aliases", None, Store.aliases),
     Route("GET", f"{_C}/shards", None, Store.shard_keys),
     Route("PUT", f"{_C}/shards", models.CreateShardingKey, Store.create_shard_key),
-    Route("POST", f"{_C}/shards/delete", models.DropShardingKey, Store.drop_shard_key),
     Route("PUT", f"{_C}/index", models.CreateFieldIndex, Store.create_index),
-    Route("DELETE", f"{_C}/index/{{}}", None, Store.drop_index),
-    Route("PUT", f"{_C}/points", models.PointInsertOperations, Store.upsert),
+    Route("PUT", f"{_C}/points", models.PointsList, Store.upsert),
     Route("POST", f"{_C}/points", models.PointRequest, Store.retrieve),
     Route("POST", f"{_C}/points/delete", models.PointsSelector, Store.delete_points),
     Route("POST", f"{_C}/points/scroll", models.ScrollRequest, Store.scroll),
     Route("POST", f"{_C}/points/count", models.CountRequest, Store.count),
-    Route("POST", f"{_C}/points/query", models.QueryRequest, Store.query),
     Route("POST", f"{_C}/points/query/batch", models.QueryRequestBatch, Store.query_batch),
-    Route("POST", f"{_C}/points/payload", models.SetPayload, lambda *given: Store.set_payload(*given, overwrite=False)),
-    Route("PUT", f"{_C}/points/payload", models.SetPayload, lambda *given: Store.set_payload(*given, overwrite=True)),
-    Route("POST", f"{_C}/points/payload/delete", models.DeletePayload, Store.delete_payload),
-    Route("POST", f"{_C}/points/payload/clear", models.PointsSelector, Store.clear_payload),
+    Route("POST", f"{_C}/points/payload", models.SetPayload, Store.set_payload),
 )
-_READS = ("/points", "/points/scroll", "/points/count", "/points/query", "/points/query/batch")
+_READS = ("/points", "/points/scroll", "/points/count", "/points/query/batch")
 
 
 def is_read(method: str, path: str) -> bool:
@@ -293,15 +223,11 @@ def answer(store: Store, method: str, path: str, params: Mapping[str, str], body
     Raises:
         Refused: With the server's status and reason.
     """
-    _check_params(params)
     for route in ROUTES:
         names = route.match(method, path)
         if names is not None:
             given = () if route.body is None else (_parsed(route.body, body),)
             with store.lock:
-                limits = store.get(names[0]).strict if names and store.exists(names[0]) else None
-                if limits is not None and "timeout" in params:
-                    limits.limit(int(params["timeout"]), "max_timeout", "timeout")
                 result = route.run(store, *names, *given)
             if isinstance(result, models.UpdateResult) and params.get("wait") != "true":
                 # A change that is not waited for is only taken note of.
@@ -312,17 +238,6 @@ def answer(store: Store, method: str, path: str, params: Mapping[str, str], body
 
 def _listed(store: Store) -> models.CollectionsResponse:
     return models.CollectionsResponse(collections=[models.CollectionDescription(name=name) for name in store.names()])
-
-
-def _check_params(params: Mapping[str, str]) -> None:
-    timeout = params.get("timeout")
-    if timeout is not None and not timeout.isdigit():
-        raise Refused(400, "Deserialize error in query parameters: invalid digit found in string")
-    if timeout == "0":
-        problem = "[timeout: value 0 invalid, must be 1 or larger]"
-        raise Refused(422, f"Validation error in query parameters: {problem}")
-    if params.get("ordering", "weak") not in ("weak", "medium", "strong"):
-        raise Refused(400, f"Deserialize error in query parameters: unknown variant `{params['ordering']}`")
 
 
 @cache

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
@@ -58,6 +59,15 @@ def refused(status: int, act: Callable[[], Any]) -> str:
 def remote(client: QdrantClient) -> Any:
     """The client's own REST client, for requests that it would not send itself."""
     return client._client
+
+
+def filled_client(server: LoopbackQdrant) -> Iterator[QdrantClient]:
+    """A client of a server, which has a collection ``c`` with twelve points."""
+    opened = QdrantClient(url=server.url, check_compatibility=False, timeout=10, verify=False)
+    opened.create_collection("c", vectors_config=params())
+    opened.upsert("c", points())
+    yield opened
+    opened.close()
 
 
 class FakeRpcError(grpc.RpcError):  # type: ignore[misc]

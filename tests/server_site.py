@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from collection_samples import DIM
 from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant, Recorded
@@ -25,6 +26,9 @@ REAL_KEY = os.environ.get("QDRANT_API_KEY")
 REAL_GRPC_PORT = int(os.environ.get("QDRANT_GRPC_PORT", "6334"))
 LOOPBACKS = ["rest", "grpc"]
 ALL = [*LOOPBACKS, *(["real-rest", "real-grpc"] if REAL_URL else [])]
+# For promises that the protocol has no part in:
+REST = pytest.mark.parametrize("loopback", ["rest"], indirect=True)
+ANY_REST = pytest.mark.parametrize("server", [kind for kind in ALL if "rest" in kind], indirect=True)
 
 
 @dataclass

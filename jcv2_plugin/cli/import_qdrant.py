@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from qdrant_client import QdrantClient
@@ -31,7 +31,7 @@ from jcv2_plugin.cli.options import (
 from jcv2_plugin.cli.target import Wanted, open_target
 from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.collection.qdrant_import import DocumentOf, ImportReport, load_layout, source_engine
+from jcv2_plugin.collection.qdrant_import import ImportReport, load_layout, source_engine
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
@@ -40,65 +40,45 @@ _LOCAL_DESCRIPTION = "meta.json"
 _NOTHING = 1
 
 
-@dataclass(frozen=True)
-class ImportSource:
-    """The source collection, on a server or in a folder of qdrant-client's local mode."""
+def source_server(url: str, api_key: str | None, target: Connection) -> Connection:
+    """Return the connection to the source's server. On the target's own server, the target's key is used.
 
-    collection: str
-    server: Connection | None = None
-    folder: Path | None = None
+    Raises:
+        typer.BadParameter: If the URL is invalid.
+    """
+    server = Connection(url, api_key=api_key, timeout=target.timeout, grpc=target.grpc)
+    if not server.is_server:
+        raise typer.BadParameter(
+            f"{url!r} is not the URL of a server. Write it as http://host:6333.", param_hint="--from-url"
+        )
+    if api_key is None and server.shown == target.shown:
+        server = replace(server, api_key=target.api_key)
+    return server
 
-    @classmethod
-    def of(
-        cls, url: str | None, folder: Path | None, collection: str, api_key: str | None, target: Connection
-    ) -> ImportSource:
-        """Create the source from the command-line options.
 
-        Raises:
-            typer.BadParameter: If neither or both of URL and folder are given, or the URL is invalid.
-            CollectionNotFoundError: If there is no such folder.
-        """
-        if (url is None) == (folder is None):
-            raise typer.BadParameter("Say where the other collection is by one of --from-url and --from-path.")
-        if folder is not None:
-            # Check first, because opening a missing folder would create it.
-            if not (folder.expanduser() / _LOCAL_DESCRIPTION).is_file():
-                raise CollectionNotFoundError(
-                    f"{str(folder)!r} is no folder of QdrantClient(path=...): it has no {_LOCAL_DESCRIPTION}. Check "
-                    "the path; a server's documents are read by --from-url."
-                )
-            return cls(collection, folder=folder.expanduser())
-        server = Connection(str(url), collection, api_key, target.timeout, target.grpc)
-        if not server.is_server:
-            raise typer.BadParameter(
-                f"{url!r} is no address of a server. Write it as http://host:6333.", param_hint="--from-url"
-            )
-        if api_key is None and server.shown == target.shown:
-            server = Connection(str(url), collection, target.api_key, target.timeout, target.grpc)
-        return cls(collection, server=server)
+@contextmanager
+def source_client(folder: Path) -> Iterator[QdrantClient]:
+    """Yield a client of qdrant-client's local mode.
 
-    @contextmanager
-    def client(self) -> Iterator[QdrantClient]:
-        """Yield a client for the server or folder.
-
-        Raises:
-            CollectionLockedError: If the folder is open elsewhere.
-        """
-        if self.server is not None:
-            with self.server.client() as client:
-                yield client
-            return
-        quiet_libraries()
-        try:
-            local = QdrantClient(path=str(self.folder))
-        except RuntimeError as error:
-            raise CollectionLockedError(
-                f"{str(self.folder)!r} is open in another process, or by another client ({error}). Close it there."
-            ) from error
-        try:
-            yield local
-        finally:
-            local.close()
+    Raises:
+        CollectionNotFoundError: If there is no such folder.
+        CollectionLockedError: If the folder is open elsewhere.
+    """
+    # Check first, because opening a missing folder would create it.
+    if not (folder / _LOCAL_DESCRIPTION).is_file():
+        raise CollectionNotFoundError(
+            f"{str(folder)!r} is no folder of QdrantClient(path=...): it has no {_LOCAL_DESCRIPTION}. Check the path. "
+            "For a server, use --from-url."
+        )
+    quiet_libraries()
+    try:
+        local = QdrantClient(path=str(folder))
+    except RuntimeError as error:
+        raise CollectionLockedError(
+            f"{str(folder)!r} is open in another process, or by another client ({error}). Close it there."
+        ) from error
+    with closing(local):
+        yield local
 
 
 def import_qdrant(
@@ -154,7 +134,11 @@ def import_qdrant(
     new and changed documents.
     """
     connection = Connection(collection, name, api_key, timeout, grpc, retries)
-    source = ImportSource.of(from_url, from_path, from_collection, from_api_key, connection)
+    if (from_url is None) == (from_path is None):
+        raise typer.BadParameter("Give either --from-url or --from-path, for the collection to import.")
+    opened = source_client((from_path or Path()).expanduser())
+    if from_url is not None:
+        opened = source_server(from_url, from_api_key, connection).client()
     wanted = Wanted(
         model=model,
         dim=dim,
@@ -170,39 +154,23 @@ def import_qdrant(
         by_file=False,
     )
     document_of = load_layout(layout, _options(option or []))
-    with source.client() as client:
+    with opened as client:
         # Count first, so that no target is created if the source does not exist.
-        points = source_engine(client, source.collection).count(None)
+        points = source_engine(client, from_collection).count(None)
         with open_target(connection, wanted) as target:
             quiet_libraries()
             start = time.perf_counter()
-            report = _imported(client, source, target, document_of, points, workers)
-            result = {
-                **asdict(report),
-                "documents": target.count(),
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-            _print(result, report, target, as_json=as_json)
+            try:
+                with progress_bar("Importing", points) as advance:
+                    report = qdrant_import.import_qdrant(
+                        client, from_collection, target, document_of, progress=advance, workers=workers
+                    )
+            except KeyboardInterrupt:
+                remark(f"Stopped with {target.count()} documents stored. Run the command again to continue.")
+                raise
+            _print(report, target, round(time.perf_counter() - start, 2), as_json=as_json)
     if report.skipped and report.skipped == report.read:
         raise typer.Exit(_NOTHING)
-
-
-def _imported(
-    client: QdrantClient,
-    source: ImportSource,
-    target: ColbertCollection,
-    document_of: DocumentOf,
-    points: int,
-    workers: int,
-) -> ImportReport:
-    try:
-        with progress_bar("Importing", points) as advance:
-            return qdrant_import.import_qdrant(
-                client, source.collection, target, document_of, progress=advance, workers=workers
-            )
-    except KeyboardInterrupt:
-        remark(f"Stopped with {target.count()} documents stored. Run the command again to go on.")
-        raise
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:
@@ -215,20 +183,20 @@ def _options(given: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _print(result: dict[str, Any], report: ImportReport, target: ColbertCollection, *, as_json: bool) -> None:
+def _print(report: ImportReport, target: ColbertCollection, seconds: float, *, as_json: bool) -> None:
+    documents = target.count()
     if as_json:
-        out.print_json(json.dumps(result), indent=None)
+        out.print_json(json.dumps({**asdict(report), "documents": documents, "seconds": seconds}), indent=None)
     else:
-        rate = report.written / result["seconds"] if result["seconds"] else 0.0
+        rate = report.written / seconds if seconds else 0.0
         remark(
             f"{report.read} points read: {report.written} documents written, {report.unchanged} unchanged, "
-            f"{report.skipped} skipped, in {result['seconds']:.1f} s ({rate:.0f} documents/s)."
+            f"{report.skipped} skipped, in {seconds:.1f} s ({rate:.0f} documents/s)."
         )
-        schema = target.schema
-        remark(f"{schema.model} at {schema.dim} dims; {result['documents']} documents in the collection.")
+        remark(f"{target.schema.model} at {target.schema.dim} dims; {documents} documents in the collection.")
     for one in report.first_skipped:
         remark(f"skipped {one.point_id}: {one.reason}")
     if report.skipped > len(report.first_skipped):
         remark(f"... and {report.skipped - len(report.first_skipped)} more.")
     if report.skipped and report.skipped == report.read:
-        remark("Not one point holds a document: check --layout, and --option for the payload keys.")
+        remark("No point has a document. Check --layout, and --option for the payload keys.")

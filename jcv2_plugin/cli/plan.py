@@ -21,24 +21,22 @@ _SENTENCE = "The harbour master keeps a ledger of every ship that calls, with it
 
 def plan(
     docs: Annotated[str, typer.Option("--docs", help="Documents, such as 7000, 2.5M or 100M.")],
-    tokens: Annotated[float, typer.Option(min=1, help="Tokens a document, on average.")] = 120,
+    tokens: Annotated[float, typer.Option(min=1, help="Average number of tokens per document.")] = 120,
     dim: Annotated[int, typer.Option(min=1, help="Matryoshka dimension.")] = 128,
     profile: Annotated[str, typer.Option("--profile", "--storage", help=f"{STORAGES_HELP}.")] = "float16",
     first_stage: Annotated[str, typer.Option(help=f"{FIRST_STAGES_HELP}.")] = "hybrid",
     pool_factor: Annotated[float, typer.Option(min=1, help=f"{POOL_HELP}.")] = 1.0,
     text_bytes: Annotated[
-        float | None, typer.Option(help="Bytes of text and metadata a document; estimated from --tokens if not given.")
+        float | None, typer.Option(help="Bytes of text and metadata per document. Default: estimated from --tokens.")
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of each shard.")] = 1,
-    node_memory: Annotated[float, typer.Option(help="GiB of memory a node.")] = 64,
-    node_disk: Annotated[float, typer.Option(help="GiB of disk a node.")] = 1000,
-    tokens_per_second: Annotated[
-        float | None, typer.Option(help="What one encoder encodes, where you know it.")
-    ] = None,
+    node_memory: Annotated[float, typer.Option(help="Memory per node, in GiB.")] = 64,
+    node_disk: Annotated[float, typer.Option(help="Disk space per node, in GiB.")] = 1000,
+    tokens_per_second: Annotated[float | None, typer.Option(help="Throughput of one encoder, if known.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model, by name or folder, whose speed is measured here for some seconds.")
+        str | None, typer.Option(help="Model, by name or folder, to measure the throughput of on this machine.")
     ] = None,
-    encoders: Annotated[int, typer.Option(min=1, help="Encoders at work, such as GPUs.")] = 1,
+    encoders: Annotated[int, typer.Option(min=1, help="Number of encoders, such as GPUs.")] = 1,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -107,30 +105,25 @@ def _print(workload: Workload, made: Plan, speed: float | None) -> None:
     for name, amount in made.disk.items():
         table.add_row(name, size(amount), size(made.memory[name]) if name in made.memory else "")
     table.add_row("[bold]one copy", f"[bold]{size(made.total_disk)}", f"[bold]{size(made.total_memory)}")
-    out.print(
+    pooled = f", pooled by {workload.pool_factor:g}" if workload.pool_factor > 1 else ""
+    nodes = f"with {workload.replicas} of each: {made.nodes} nodes"
+    shards = f"shards: 1 ({made.limited_by}); {nodes}"
+    if made.shards > 1:
+        total = size(made.total_disk * workload.replicas)
+        shards = f"shards: {made.shards} or more (by {made.limited_by}); {nodes}, {total} of disk in all"
+    encoding = "encoding: not known. Give --tokens-per-second, or --model to measure it here"
+    if made.encoding_hours is not None:
+        encoders = f"{workload.workers} encoder(s) of {speed:,.0f} tokens/s"
+        encoding = f"encoding: {made.encoding_hours:,.1f} hours with {encoders}"
+    reads = f"a search reads up to {size(made.query_bytes)} of token vectors"
+    for line in (
         f"{workload.documents:,} documents of {workload.tokens:g} tokens: {made.vectors:,} vectors of {workload.dim}, "
-        f"{workload.storage}" + (f", pooled by {workload.pool_factor:g}" if workload.pool_factor > 1 else ""),
-        soft_wrap=True,
-    )
-    out.print(table)
-    out.print(
-        f"shards: {made.shards} or more (by {made.limited_by}); with {workload.replicas} of each: {made.nodes} nodes, "
-        f"{size(made.total_disk * workload.replicas)} of disk in all"
-        if made.shards > 1
-        else f"shards: 1 ({made.limited_by}); with {workload.replicas} of each: {made.nodes} nodes",
-        soft_wrap=True,
-    )
-    out.print(
-        f"a search reads up to {size(made.query_bytes)} of token vectors; with {size(made.cached_vectors)} more memory "
-        "a copy, none from disk",
-        soft_wrap=True,
-    )
-    if made.encoding_hours is None:
-        out.print("encoding: not known; give --tokens-per-second, or --model to measure it here", soft_wrap=True)
-    else:
-        out.print(
-            f"encoding: {made.encoding_hours:,.1f} hours with {workload.workers} encoder(s) of {speed:,.0f} tokens/s",
-            soft_wrap=True,
-        )
+        f"{workload.storage}{pooled}",
+        table,
+        shards,
+        f"{reads}; with {size(made.cached_vectors)} more memory per copy, none from disk",
+        encoding,
+    ):
+        out.print(line, soft_wrap=True)
     for warning in made.warnings:
         err.print(f"warning: {warning}", soft_wrap=True, markup=False)

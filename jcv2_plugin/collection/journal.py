@@ -13,8 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -62,7 +61,7 @@ class IngestJournal:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise CollectionLockedError(
-                f"The journal {str(file)!r} is in use by another run. Wait for it, or give another journal."
+                f"The journal {str(file)!r} is in use by another run. Wait for it, or choose another journal."
             ) from error
         try:
             header, seen = _read(file)
@@ -93,7 +92,9 @@ class IngestJournal:
         """Record that the next ``documents`` documents of the stream are stored."""
         self._stored += documents
         if self._file is not None and self._stored > self.seen:
-            self._write({"seen": self._stored})
+            self._file.write(json.dumps({"seen": self._stored}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         """Remove the journal after a successful run."""
@@ -113,16 +114,8 @@ class IngestJournal:
     def __enter__(self) -> IngestJournal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
 
 
 def _read(file: Path) -> tuple[str | None, int]:
@@ -148,7 +141,7 @@ def _read(file: Path) -> tuple[str | None, int]:
         return None, 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise JournalError(
-            f"{str(file)!r} is no journal of an ingestion ({type(error).__name__}: {error}). Give another file, or "
-            "remove this one."
+            f"{str(file)!r} is no journal of an ingestion ({type(error).__name__}: {error}). Choose another file, or "
+            "delete this one."
         ) from error
     return run, seen

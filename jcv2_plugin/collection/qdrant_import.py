@@ -8,16 +8,14 @@ provide them as entry points in the group ``jcv2_plugin.layouts``.
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS
 from jcv2_plugin.documents import Document
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidDocumentError, InvalidOptionError
@@ -68,10 +66,8 @@ def import_qdrant(
     document_of: DocumentOf,
     *,
     filter: models.Filter | None = None,
-    batch_documents: int = BATCH_DOCUMENTS,
     progress: Callable[[int], None] | None = None,
-    journal: str | os.PathLike[str] | None = None,
-    workers: int | Sequence[str] = 0,
+    **options: Any,
 ) -> ImportReport:
     """Import the documents of another Qdrant collection.
 
@@ -86,11 +82,9 @@ def import_qdrant(
             a document with blank text. Documents without an id get the point's id. :func:`load_layout` returns the
             functions for well-known layouts.
         filter: Import only the points that match.
-        batch_documents: See :meth:`ColbertCollection.ingest`.
         progress: Called after each batch with the number of points processed since the last call, including skipped
             ones.
-        journal: See :meth:`ColbertCollection.ingest`.
-        workers: See :meth:`ColbertCollection.ingest`.
+        **options: ``batch_documents``, ``journal`` and ``workers`` of :meth:`ColbertCollection.ingest`.
 
     Raises:
         CollectionNotFoundError: The source does not exist.
@@ -99,22 +93,22 @@ def import_qdrant(
     """
     if not callable(document_of):
         raise InvalidOptionError(
-            f"document_of must be a function of a point's id and payload, got {document_of!r:.80}. For a layout by "
-            "name, take load_layout(name)."
+            f"document_of must be a function of a point's id and payload, got {document_of!r:.80}. "
+            "load_layout(name) returns the function of a layout."
         )
     engine = source_engine(source, source_name)
-    _check_different(engine, target)
-    reader = _Reader(document_of)
-    done = target.ingest(
-        reader.documents(engine, filter),
-        batch_documents=batch_documents,
-        progress=None if progress is None else lambda stored: progress(stored + reader.newly_skipped()),
-        journal=journal,
-        workers=workers,
-    )
-    if progress is not None and (rest := reader.newly_skipped()):
-        progress(rest)
-    report = reader.report
+    _check_different(engine, target.engine)
+    report, told = ImportReport(), 0
+
+    def advance(stored: int) -> None:
+        nonlocal told
+        stored, told = stored + report.skipped - told, report.skipped
+        if progress is not None and stored:
+            progress(stored)
+
+    documents = _documents(engine.scroll(filter, with_payload=True), document_of, report)
+    done = target.ingest(documents, progress=advance, **options)
+    advance(0)
     report.written, report.unchanged = done.written, done.unchanged
     return report
 
@@ -129,56 +123,35 @@ def source_engine(client: QdrantClient, name: str) -> ClientEngine:
         return ClientEngine.open(client, name)
     except CollectionNotFoundError as error:
         found = str(error).removesuffix(" Create it first.")
-        raise CollectionNotFoundError(f"Nothing to import: {found} Check the source's name.") from error
+        raise CollectionNotFoundError(f"Nothing to import: {found} Check the name of the source.") from error
 
 
-class _Reader:
-    """Convert points to documents and count them."""
-
-    def __init__(self, document_of: DocumentOf) -> None:
-        self.report = ImportReport()
-        self._document_of = document_of
-        self._told = 0
-
-    def documents(self, engine: ClientEngine, filter: models.Filter | None) -> Iterator[Document]:
-        """Yield the documents of all points that match the filter, in order of point ids."""
-        for record in engine.scroll(filter, with_payload=True):
-            self.report.read += 1
-            document = self._document_of(record.id, record.payload)
-            if document is not None and not isinstance(document, Document):
-                raise InvalidDocumentError(
-                    f"document_of gave {type(document).__name__} for the point {record.id!r}. It must give a Document, "
-                    "or None to leave the point out."
-                )
-            if document is None:
-                self._skip(record.id, f"no document in its payload, whose keys are {_named(record.payload)}")
-            elif isinstance(document.text, str) and not document.text.strip():
-                self._skip(record.id, "its text is blank")
-            else:
-                yield document if document.id is not None else replace(document, id=record.id)
-
-    def newly_skipped(self) -> int:
-        """Return the number of points skipped since the last call."""
-        new, self._told = self.report.skipped - self._told, self.report.skipped
-        return new
-
-    def _skip(self, point_id: str, reason: str) -> None:
-        self.report.skipped += 1
-        if len(self.report.first_skipped) < _SKIPPED_NAMED:
-            self.report.first_skipped.append(Skipped(point_id, reason))
+def _documents(records: Iterator[Any], document_of: DocumentOf, report: ImportReport) -> Iterator[Document]:
+    """Convert points to documents, and count what is read and skipped."""
+    for record in records:
+        report.read += 1
+        document = document_of(record.id, record.payload)
+        if document is not None and not isinstance(document, Document):
+            raise InvalidDocumentError(
+                f"document_of returned {type(document).__name__} for the point {record.id!r}. It must return a "
+                "Document, or None to skip the point."
+            )
+        if document is not None and not (isinstance(document.text, str) and not document.text.strip()):
+            yield document if document.id is not None else replace(document, id=record.id)
+            continue
+        report.skipped += 1
+        if len(report.first_skipped) < _SKIPPED_NAMED:
+            keys = sorted(map(str, record.payload))
+            named = ", ".join(map(repr, keys[:_KEYS_NAMED])) + (", ..." if len(keys) > _KEYS_NAMED else "") or "none"
+            reason = f"no document in its payload, whose keys are {named}" if document is None else "its text is blank"
+            report.first_skipped.append(Skipped(record.id, reason))
 
 
-def _named(payload: Mapping[str, Any]) -> str:
-    keys = sorted(map(str, payload))
-    return ", ".join(map(repr, keys[:_KEYS_NAMED])) + (", ..." if len(keys) > _KEYS_NAMED else "") or "none"
-
-
-def _check_different(source: ClientEngine, target: ColbertCollection) -> None:
-    into = target.engine
-    if not isinstance(into, ClientEngine) or into.physical != source.physical:
+def _check_different(source: ClientEngine, target: Any) -> None:
+    if not isinstance(target, ClientEngine) or target.physical != source.physical:
         return
-    if into.client is source.client or (not source.is_local and into.address == source.address):
-        raise InvalidOptionError(f"{into.title} is both source and target. Import into a collection of another name.")
+    if target.client is source.client or (not source.is_local and target.address == source.address):
+        raise InvalidOptionError(f"{target.title} is both source and target. Import into a collection of another name.")
 
 
 def layouts() -> list[str]:
@@ -196,36 +169,23 @@ def load_layout(name: str, options: Mapping[str, Any] | None = None) -> Document
     Raises:
         InvalidOptionError: The layout or an option is unknown, or a package that the layout needs is not installed.
     """
-    found = [one for one in entry_points(group=LAYOUTS) if one.name == name]
-    if not found:
-        there = f"Installed are {layouts()}" if layouts() else "None is installed"
+    found = next((one for one in entry_points(group=LAYOUTS) if one.name == name), None)
+    if found is None:
         raise InvalidOptionError(
-            f"There is no layout {name!r}. {there}; for another layout give import_qdrant a function of your own."
+            f"There is no layout {name!r}. Installed are {layouts()}. For another layout, pass a function of your own "
+            "to import_qdrant."
         )
     try:
-        document_of = found[0].load()
+        document_of = found.load()
     except ImportError as error:
+        package = "jcv2-plugin" if found.dist is None else found.dist.name
         raise InvalidOptionError(
             f"The layout {name!r} needs a package that is not installed ({error}). Install it with: "
-            f"pip install {_requirement(found[0])!r}"
+            f"pip install '{package}[{name}]'"
         ) from error
-    given = dict(options or {})
-    known = _options_of(document_of)
-    if wrong := sorted(set(given) - set(known)):
-        raise InvalidOptionError(f"The layout {name!r} has no option {wrong[0]!r}; there are {known}.")
-    layout: DocumentOf = partial(document_of, **given) if given else document_of
+    parameters = inspect.signature(document_of).parameters.values()
+    known = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    if wrong := sorted(set(options or {}) - set(known)):
+        raise InvalidOptionError(f"The layout {name!r} has no option {wrong[0]!r}. Its options are {known}.")
+    layout: DocumentOf = partial(document_of, **options) if options else document_of
     return layout
-
-
-def _requirement(layout: EntryPoint) -> str:
-    """Return the requirement to install for a layout: its distribution, with the extra of the layout's name, if any."""
-    distribution = layout.dist
-    if distribution is None:
-        return layout.module.partition(".")[0]
-    extras = distribution.metadata.get_all("Provides-Extra") or []
-    return f"{distribution.name}[{layout.name}]" if layout.name in extras else distribution.name
-
-
-def _options_of(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -52,18 +53,7 @@ def check_no_generation(name: str, aliases: Mapping[str, str]) -> None:
     """Refuse to replace a collection that an alias points to, since the alias would be lost."""
     for alias, physical in aliases.items():
         if physical == name:
-            raise CollectionError(f"{name!r} is what the name {alias!r} stands for. Replace or migrate {alias!r}.")
-
-
-def generation_name(name: str, generation: int) -> str:
-    """Return the name on the server of one generation of a collection."""
-    return f"{name}.{generation}"
-
-
-def generation_of(name: str, physical: str | None) -> int:
-    """Return the generation of a collection, or 0 if there is none or it has no alias."""
-    number = (physical or "").removeprefix(f"{name}.")
-    return int(number) if number.isdecimal() else 0
+            raise CollectionError(f"{name!r} has the alias {alias!r}. Replace or migrate {alias!r} instead.")
 
 
 def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
@@ -73,15 +63,15 @@ def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, An
     skipped.
     """
     aliases = aliases_if_allowed(client)
-    generation = generation_of(name, old)
-    while True:
-        generation += 1
-        physical = generation_name(name, generation)
+    last = (old or "").removeprefix(f"{name}.")  # the old name itself if it has no alias
+    for generation in itertools.count(int(last) + 1 if last.isdecimal() else 1):
+        physical = f"{name}.{generation}"
         if not client.collection_exists(physical):
             return physical, None
         metadata = client.get_collection(physical).config.metadata or {}
         if METADATA_FIELD in metadata and physical not in {*aliases, *aliases.values()}:
-            return physical, metadata[METADATA_FIELD]
+            break
+    return physical, metadata[METADATA_FIELD]
 
 
 def point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:

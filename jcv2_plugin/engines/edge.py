@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 DESCRIPTION = "jcv2.json"
 _SHARD = "shard"
-_SHARD_FIELD = "shard"
 _LOCK = "lock"
 # Edge holds the GIL during a call, so other threads and event loops wait for it to finish.
 _QUERIES_PER_CALL = 8
@@ -48,16 +47,6 @@ _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
 # An update is one write-ahead log record, and several copies of it are in memory during the write.
 _BYTES_PER_UPDATE = 16 * 1024 * 1024
-_INDEXES = {
-    "keyword": edge.PayloadSchemaType.Keyword,
-    "integer": edge.PayloadSchemaType.Integer,
-    "float": edge.PayloadSchemaType.Float,
-    "bool": edge.PayloadSchemaType.Bool,
-    "datetime": edge.PayloadSchemaType.Datetime,
-    "geo": edge.PayloadSchemaType.Geo,
-    "text": edge.PayloadSchemaType.Text,
-    "uuid": edge.PayloadSchemaType.Uuid,
-}
 
 
 def is_edge_collection(path: Path) -> bool:
@@ -109,9 +98,9 @@ class EdgeEngine:
             (path / DESCRIPTION).unlink(missing_ok=True)
             for old in _shards(path):
                 _remove_shard(path, old)
-            _describe(path / DESCRIPTION, replace(schema, unfinished="creation"), _SHARD)
+            _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
             shard = _new_shard(path, _SHARD, schema)
-            _describe(path / DESCRIPTION, schema, _SHARD)
+            _write_schema(path / DESCRIPTION, schema, shard=_SHARD)
         except BaseException:
             lock.release()
             raise
@@ -135,7 +124,8 @@ class EdgeEngine:
         lock = _acquire(path)
         try:
             described = _read_description(path / DESCRIPTION)
-            name = _shard_name(described)
+            name = described.get("shard") if isinstance(described, dict) else None
+            name = name if isinstance(name, str) and _generation(name) else _SHARD
             if unfinished(path) == "creation":
                 CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
@@ -156,7 +146,7 @@ class EdgeEngine:
             return self._pending.to_dict()
         described = _read_description(self.path / DESCRIPTION)
         if isinstance(described, dict):
-            described.pop(_SHARD_FIELD, None)
+            described.pop("shard", None)
         return described
 
     def begin_writing(self) -> None:
@@ -237,7 +227,8 @@ class EdgeEngine:
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        self._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, _INDEXES[kind]))
+        index = getattr(edge.PayloadSchemaType, kind.capitalize())
+        self._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index))
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always None: an open folder cannot be replaced."""
@@ -262,7 +253,7 @@ class EdgeEngine:
         if shard is None:
             _remove_shard(self.path, name)
             shard = _new_shard(self.path, name, schema)
-            write_atomically(_pending_file(self.path, name), json.dumps(schema.to_dict(), indent=2) + "\n")
+            _write_schema(_pending_file(self.path, name), schema)
         made = EdgeEngine(self.path, name, shard, self._lock, schema.storage, schema)
         for key, index in indexes.items():
             made._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index.data_type))
@@ -271,9 +262,9 @@ class EdgeEngine:
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always removes the old shard: nobody else can have it open."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
-            raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() created.")
         successor._call(edge.EdgeShard.flush)
-        _describe(self.path / DESCRIPTION, successor._pending, successor._name)
+        _write_schema(self.path / DESCRIPTION, successor._pending, shard=successor._name)
         successor._pending = None
         _pending_file(self.path, successor._name).unlink(missing_ok=True)
         with self._closing:
@@ -320,8 +311,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
     if not overwrite and unfinished(path) != "creation":
         raise CollectionExistsError(
-            f"There is a collection in {str(path)!r} already. Open it, choose another folder, or pass "
-            "overwrite=True to replace it."
+            f"There is already a collection in {str(path)!r}. Open it, choose another folder, or set overwrite to "
+            "replace it."
         )
 
 
@@ -373,13 +364,8 @@ def _remove_shard(path: Path, name: str) -> None:
     shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _shard_name(described: Any) -> str:
-    name = described.get(_SHARD_FIELD, _SHARD) if isinstance(described, dict) else _SHARD
-    return name if isinstance(name, str) and _generation(name) else _SHARD
-
-
-def _describe(file: Path, schema: CollectionSchema, name: str) -> None:
-    write_atomically(file, json.dumps({**schema.to_dict(), _SHARD_FIELD: name}, indent=2) + "\n")
+def _write_schema(file: Path, schema: CollectionSchema, **more: str) -> None:
+    write_atomically(file, json.dumps({**schema.to_dict(), **more}, indent=2) + "\n")
 
 
 def _load_shard(path: Path, name: str) -> Any:
@@ -418,9 +404,8 @@ def _not_writable(path: Path, error: OSError) -> str:
 
 def _locked_message(path: Path) -> str:
     return (
-        f"The collection in {str(path)!r} is open already, in this process or another: an Edge folder has one "
-        "user at a time. Close it there, share one ColbertCollection between threads, or use a Qdrant server "
-        "(url=...) for several processes."
+        f"The collection in {str(path)!r} is already open, in this process or another. Only one process can "
+        "open a folder at a time. Close it there, share one ColbertCollection between threads, or use a Qdrant server."
     )
 
 
@@ -430,10 +415,10 @@ def _read_description(file: Path) -> Any:
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "
-            "from a backup, or create the collection anew with overwrite=True."
+            "from a backup, or overwrite the collection with a new one."
         ) from error
     except (OSError, ValueError) as error:
         raise CollectionCorruptError(
-            f"{str(file)!r} is unreadable ({error}). Restore it from a backup, or create the collection anew with "
-            "overwrite=True."
+            f"{str(file)!r} is unreadable ({error}). Restore it from a backup, or overwrite the collection with a new "
+            "one."
         ) from error

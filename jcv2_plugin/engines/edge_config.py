@@ -55,7 +55,7 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
 
 def edge_vectors(point: Point) -> dict[str, Any]:
     """Return all named vectors of a point."""
-    return {VECTOR_NAME: _as_vector(point.vectors), **{name: _stage(one) for name, one in point.stages.items()}}
+    return {VECTOR_NAME: _rows(point.vectors), **{name: _stage(one) for name, one in point.stages.items()}}
 
 
 def edge_query(
@@ -65,15 +65,7 @@ def edge_query(
     score_threshold: float | None,
     oversampling: float | None,
 ) -> edge.QueryRequest:
-    """Build a MaxSim query over all points, or over the first stage's candidates.
-
-    Args:
-        request: Search request.
-        limit: Maximum number of results.
-        filter: Filter for results and candidates.
-        score_threshold: Minimum score of a result.
-        oversampling: Oversampling factor of the quantised copy, or None if there is no such copy.
-    """
+    """Build a MaxSim query over all points, or over the first stage's candidates. The filter applies to both stages."""
     prefetches = None
     if request.candidates is not None:
         most = max(request.candidates.limit, limit)
@@ -99,7 +91,7 @@ def edge_query(
         )
     return edge.QueryRequest(
         limit=limit,
-        query=edge.Query.Nearest(_as_vector(request.vectors), using=VECTOR_NAME),
+        query=edge.Query.Nearest(_rows(request.vectors), using=VECTOR_NAME),
         prefetches=prefetches,
         filter=filter,
         score_threshold=score_threshold,
@@ -109,7 +101,7 @@ def edge_query(
     )
 
 
-def _as_vector(matrix: Matrix) -> Any:
+def _rows(matrix: Matrix) -> Any:
     """Convert to a list. Edge reads arrays element by element through Python, which takes twice as long."""
     return matrix.tolist()
 

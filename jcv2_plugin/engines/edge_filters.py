@@ -11,7 +11,6 @@ import datetime as dt
 import math
 import textwrap
 from collections.abc import Callable
-from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,19 +103,17 @@ def _translate(condition: object) -> ConditionType:
         raise _unsupported(condition, error) from error
 
 
-@singledispatch
 def _condition(condition: object) -> ConditionType:
-    raise TypeError(f"there is no translation for a {type(condition).__name__}")
+    translate = _CONDITIONS.get(type(condition))
+    if translate is None and isinstance(condition, (models.Filter, models.FieldCondition)):  # of a newer client
+        translate = _filter if isinstance(condition, models.Filter) else _field
+    if translate is None:
+        raise TypeError(f"there is no translation for a {type(condition).__name__}")
+    return translate(condition)
 
 
-@_condition.register(models.Filter)
-def _(condition: models.Filter) -> ConditionType:
-    return _filter(condition)
-
-
-@_condition.register(models.FieldCondition)
-def _(condition: models.FieldCondition) -> ConditionType:
-    _refuse_unknown_fields(condition, _FIELD_CONDITION_FIELDS)
+def _field(condition: models.FieldCondition) -> ConditionType:
+    _refuse_unknown_fields(condition, frozenset({"key", *_PREDICATES}))
     for name, translate in _PREDICATES.items():
         predicate = getattr(condition, name)
         if predicate is not None:
@@ -124,38 +121,12 @@ def _(condition: models.FieldCondition) -> ConditionType:
     return qdrant_edge.FieldCondition(condition.key)  # no predicate: never true
 
 
-@_condition.register(models.IsEmptyCondition)
-def _(condition: models.IsEmptyCondition) -> ConditionType:
-    return qdrant_edge.IsEmptyCondition(condition.is_empty.key)
-
-
-@_condition.register(models.IsNullCondition)
-def _(condition: models.IsNullCondition) -> ConditionType:
-    return qdrant_edge.IsNullCondition(condition.is_null.key)
-
-
-@_condition.register(models.HasIdCondition)
-def _(condition: models.HasIdCondition) -> ConditionType:
-    return qdrant_edge.HasIdCondition({point_id for point_id in condition.has_id if _is_point_id(point_id)})
-
-
-@_condition.register(models.HasVectorCondition)
-def _(condition: models.HasVectorCondition) -> ConditionType:
-    return qdrant_edge.HasVectorCondition(condition.has_vector)
-
-
-@_condition.register(models.NestedCondition)
-def _(condition: models.NestedCondition) -> ConditionType:
-    return qdrant_edge.NestedCondition(condition.nested.key, _filter(condition.nested.filter))
-
-
-@_condition.register(models.SliceCondition)
-def _(condition: models.SliceCondition) -> ConditionType:
+def _slice(condition: models.SliceCondition) -> ConditionType:
     edge_class = getattr(qdrant_edge, "SliceCondition", None)  # exists in the extension but not in its type stubs
     if edge_class is None:
         raise TypeError("this version of qdrant-edge-py has no SliceCondition")
-    slice_condition: ConditionType = edge_class(condition.slice.total, condition.slice.index)
-    return slice_condition
+    made: ConditionType = edge_class(condition.slice.total, condition.slice.index)
+    return made
 
 
 def _is_point_id(point_id: models.ExtendedPointId) -> bool:
@@ -205,12 +176,7 @@ def _range(range_: object) -> RangeType:
             return qdrant_edge.RangeFloat(gt=math.inf)  # matches nothing: Edge would treat NaN as the largest number
         return qdrant_edge.RangeFloat(gte=range_.gte, gt=range_.gt, lte=range_.lte, lt=range_.lt)
     if isinstance(range_, models.DatetimeRange):
-        return qdrant_edge.RangeDateTime(
-            gte=_timestamp(range_.gte),
-            gt=_timestamp(range_.gt),
-            lte=_timestamp(range_.lte),
-            lt=_timestamp(range_.lt),
-        )
+        return qdrant_edge.RangeDateTime(**{name: _timestamp(moment) for name, moment in vars(range_).items()})
     raise TypeError(f"there is no translation for a {type(range_).__name__}")
 
 
@@ -228,10 +194,6 @@ def _timestamp(moment: dt.datetime | dt.date | None) -> str | None:
     return moment.isoformat()
 
 
-def _values_count(count: models.ValuesCount) -> qdrant_edge.ValuesCount:
-    return qdrant_edge.ValuesCount(lt=count.lt, gt=count.gt, lte=count.lte, gte=count.gte)
-
-
 def _point(point: models.GeoPoint) -> qdrant_edge.GeoPoint:
     return qdrant_edge.GeoPoint(lon=point.lon, lat=point.lat)
 
@@ -242,14 +204,6 @@ def _ring(line: models.GeoLineString) -> list[qdrant_edge.GeoPoint]:
     if points and points[0] != points[-1]:
         points.append(points[0])
     return [_point(point) for point in points]
-
-
-def _box(box: models.GeoBoundingBox) -> qdrant_edge.GeoBoundingBox:
-    return qdrant_edge.GeoBoundingBox(_point(box.top_left), _point(box.bottom_right))
-
-
-def _radius(circle: models.GeoRadius) -> qdrant_edge.GeoRadius:
-    return qdrant_edge.GeoRadius(_point(circle.center), circle.radius)
 
 
 def _polygon(polygon: models.GeoPolygon) -> qdrant_edge.GeoPolygon:
@@ -270,13 +224,28 @@ _MATCHES: dict[type, Callable[[Any], MatchType]] = {
 
 # In the order in which local mode checks predicates.
 _PREDICATES: dict[str, Callable[[str, Any], ConditionType]] = {
-    "values_count": lambda key, value: qdrant_edge.FieldCondition(key, values_count=_values_count(value)),
+    "values_count": lambda key, value: qdrant_edge.FieldCondition(
+        key, values_count=qdrant_edge.ValuesCount(**vars(value))
+    ),
     "is_empty": lambda key, value: _is(value, qdrant_edge.IsEmptyCondition(key)),
     "is_null": lambda key, value: _is(value, qdrant_edge.IsNullCondition(key)),
     "match": lambda key, value: qdrant_edge.FieldCondition(key, match=_match(value)),
     "range": lambda key, value: qdrant_edge.FieldCondition(key, range=_range(value)),
-    "geo_bounding_box": lambda key, value: qdrant_edge.FieldCondition(key, geo_bounding_box=_box(value)),
-    "geo_radius": lambda key, value: qdrant_edge.FieldCondition(key, geo_radius=_radius(value)),
+    "geo_bounding_box": lambda key, value: qdrant_edge.FieldCondition(
+        key, geo_bounding_box=qdrant_edge.GeoBoundingBox(_point(value.top_left), _point(value.bottom_right))
+    ),
+    "geo_radius": lambda key, value: qdrant_edge.FieldCondition(
+        key, geo_radius=qdrant_edge.GeoRadius(_point(value.center), value.radius)
+    ),
     "geo_polygon": lambda key, value: qdrant_edge.FieldCondition(key, geo_polygon=_polygon(value)),
 }
-_FIELD_CONDITION_FIELDS = frozenset({"key", *_PREDICATES})
+_CONDITIONS: dict[type, Callable[[Any], ConditionType]] = {
+    models.Filter: _filter,
+    models.FieldCondition: _field,
+    models.IsEmptyCondition: lambda one: qdrant_edge.IsEmptyCondition(one.is_empty.key),
+    models.IsNullCondition: lambda one: qdrant_edge.IsNullCondition(one.is_null.key),
+    models.HasIdCondition: lambda one: qdrant_edge.HasIdCondition(set(filter(_is_point_id, one.has_id))),
+    models.HasVectorCondition: lambda one: qdrant_edge.HasVectorCondition(one.has_vector),
+    models.NestedCondition: lambda one: qdrant_edge.NestedCondition(one.nested.key, _filter(one.nested.filter)),
+    models.SliceCondition: _slice,
+}

@@ -1,129 +1,163 @@
-"""Classify failed requests to a Qdrant server, over REST or gRPC, and tell whether a retry may succeed."""
+"""Failed requests to a Qdrant server, over REST or gRPC: their HTTP status, and the exception that a user gets."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import grpc
 import httpx
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-_TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
+from jcv2_plugin.errors import (
+    CollectionAccessError,
+    CollectionError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    ServerBusyError,
+    ServerLimitError,
+)
+
+UNREACHABLE = 0
+UNREADABLE = 200
+"""Statuses of our own: no answer, and an answer that is not Qdrant's."""
+TIMEOUT = 504
+TOO_LARGE = 413
+_BUSY = {429, 500, 502, 503}
+_TRANSIENT = {UNREACHABLE, 408, TIMEOUT, *_BUSY}
 # Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
 _LONGEST_ASKED_WAIT = 300.0
-# Certificate and name errors that a retry does not fix.
-_PERMANENT = ("[SSL", "Name or service not known", "nodename nor servname", "Failed parsing HTTP")
-NEVER_FITS = "larger than rate limiter capacity"
+_LONGEST_REASON = 600
 
 _STATUS_OF_CODE = {
     grpc.StatusCode.UNAUTHENTICATED: 401,
     grpc.StatusCode.PERMISSION_DENIED: 403,
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    # With a time to wait, the client raises ResourceExhaustedResponse. Without one, the request is too large.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: TOO_LARGE,
+    grpc.StatusCode.OUT_OF_RANGE: TOO_LARGE,
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.UNAVAILABLE: UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TIMEOUT,
 }
+
+_KEY = (
+    CollectionAccessError,
+    "Give an API key with the permission to do this (to write, write access to this collection), or set the "
+    "environment variable QDRANT_API_KEY.",
+)
+_LATER = (ServerBusyError, "Try again {later}, or allow more retries.")
+_LESS = (ServerLimitError, "Send less at a time (fewer or shorter documents), or raise the server's limit.")
+_REMEDIES: Mapping[int, tuple[type[CollectionError], str]] = {
+    401: _KEY,
+    403: _KEY,
+    404: (CollectionNotFoundError, "Check the name, or create the collection first."),
+    409: (CollectionExistsError, "Open it, choose another name, or set overwrite to replace it."),
+    TOO_LARGE: _LESS,
+    429: _LATER,
+    502: _LATER,
+    503: _LATER,
+    507: (ServerLimitError, "The server is full. Delete something, or give it more space."),
+}
+_STRICT = (ServerLimitError, "This is a rule of the collection's strict mode.")
+_BROKEN = (CollectionError, "See the server's log.")
+_WRONG = (CollectionError, "Check the request, and the versions of the server and qdrant-client.")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed request, over REST or gRPC."""
+    """A failed request: its HTTP status or one of ours, the server's reason, and how many seconds it asks to wait."""
 
-    kind: Literal["refused", "timeout", "unreachable", "unreadable"]
+    status: int
     reason: str
-    status: int = 0
     retry_after: float | None = None
-    from_qdrant: bool = True
-    """Whether the response looks like Qdrant's rather than that of a proxy or another service."""
+
+    def is_transient(self, *, first: bool = False) -> bool:
+        """Return whether a retry may succeed. If the ``first`` request gets no answer, the address is likely wrong."""
+        return self.status in (_BUSY if first else _TRANSIENT) and (self.retry_after or 0) <= _LONGEST_ASKED_WAIT
 
 
-def failure_of(error: BaseException) -> Failure | None:
-    """Classify an exception, or return None if it is not a failed request."""
+def failure_of(error: BaseException | None) -> Failure | None:
+    """Classify an exception of the client, or return None if it is not a failed request."""
     if isinstance(error, UnexpectedResponse):
         return _of_response(error)
-    if isinstance(error, ResourceExhaustedResponse):
-        return Failure("refused", str(error), status=429, retry_after=float(error.retry_after_s))
-    if isinstance(error, QdrantException):
-        # The client could not parse the Retry-After header.
-        return Failure("refused", str(error), status=429)
+    if isinstance(error, QdrantException):  # of the base class if the client cannot parse Retry-After
+        asked = float(error.retry_after_s) if isinstance(error, ResourceExhaustedResponse) else None
+        return Failure(429, str(error), asked)
+    if isinstance(error, grpc.RpcError):
+        code, details = (getattr(error, name, lambda: None)() for name in ("code", "details"))
+        return Failure(_STATUS_OF_CODE.get(code, 400), str(details or code or error))
     if isinstance(error, ResponseHandlingException):
         source = error.source
-        if isinstance(source, httpx.TimeoutException):
-            return Failure("timeout", str(source) or type(source).__name__)
-        kind: Literal["unreachable", "unreadable"]
-        kind = "unreachable" if isinstance(source, (httpx.TransportError, OSError)) else "unreadable"
-        return Failure(kind, str(source) or type(source).__name__)
-    if isinstance(error, grpc.RpcError):
-        return _of_rpc(error)
-    # A web page or another service's JSON with status 200: the client only fails when it parses the body.
-    if isinstance(error, json.JSONDecodeError) or (isinstance(error, AssertionError) and "returned None" in str(error)):
-        return Failure("unreadable", str(error))
+        status = UNREACHABLE if isinstance(source, (httpx.TransportError, OSError)) else UNREADABLE
+        reason = str(source) or type(source).__name__
+        return Failure(TIMEOUT if isinstance(source, httpx.TimeoutException) else status, reason)
+    # For JSON of another service, with status 200, the client's own assertions fail.
+    if isinstance(error, (json.JSONDecodeError, AssertionError)):
+        return Failure(UNREADABLE, str(error))
     return None
 
 
 def _of_response(error: UnexpectedResponse) -> Failure:
-    status = error.status_code or 0
+    status, text = error.status_code or 0, error.content.decode(errors="replace").strip()
     stated = _stated_reason(error.content)
-    reason = f"{status} {error.reason_phrase}".strip() if stated is None else stated
-    if stated is None and (text := error.content.decode(errors="replace").strip()) and not text.startswith("<"):
-        reason = f"{reason}: {text}"
+    if stated is None:
+        page = "" if not text or text.startswith("<") else f": {text}"
+        # Not Qdrant's own words: for an unknown path, another service answers.
+        return Failure(UNREADABLE if status == 404 else status, f"{status} {error.reason_phrase}{page}".strip())
+    # The server does not say when a request may be repeated that is larger than its rate limit for a minute. A body
+    # that is too large gets the same status as any wrong one, but in parts it can be stored.
+    if status == 429 or (status == 400 and "larger than allowed" in stated):
+        status = TOO_LARGE
     asked = str(error.headers.get("Retry-After", "") if error.headers is not None else "")
-    return Failure(
-        "timeout" if status in (408, 504) else "refused",
-        reason,
-        status=status,
-        retry_after=float(asked) if asked.isdigit() else None,
-        from_qdrant=stated is not None,
-    )
+    return Failure(status, stated, float(asked) if asked.isdigit() else None)
 
 
 def _stated_reason(content: bytes) -> str | None:
     """Return the server's own reason, from Qdrant's JSON or from Qdrant Cloud's short form for rejected keys."""
     try:
         body = json.loads(content)
-    except ValueError:
+        status = body.get("status")
+        stated = status["error"] if isinstance(status, dict) else body.get("error", status)
+    except (ValueError, KeyError, AttributeError):
         return None
-    if not isinstance(body, dict):
-        return None
-    status = body.get("status")
-    stated = status.get("error") if isinstance(status, dict) else body.get("error", status)
     return stated if isinstance(stated, str) and stated else None
 
 
-def _of_rpc(error: grpc.RpcError) -> Failure:
-    code = error.code() if callable(getattr(error, "code", None)) else None
-    details = error.details() if callable(getattr(error, "details", None)) else None
-    reason = str(details or code or error)
-    status = _STATUS_OF_CODE.get(code, 400)
-    if "larger than max" in reason or "message length too large" in reason:
-        return Failure("refused", reason, status=413)
-    if status == 503 and "temporarily unavailable" not in reason:
-        return Failure("unreachable", reason)
-    if "serializing request" in reason:
-        return Failure("refused", reason, status=400)
-    return Failure("timeout" if status == 504 else "refused", reason, status=status)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Return whether a retry may succeed: no connection, a timeout, or a busy or failing server."""
+def translated(error: BaseException, where: str) -> CollectionError | None:
+    """Translate an error of the client, or return None if it is not a failed request. ``where`` is the address."""
     failure = failure_of(error)
-    if failure is None or failure.kind == "unreadable" or NEVER_FITS in failure.reason:
-        return False
-    if failure.kind == "unreachable":
-        return not any(one in failure.reason for one in _PERMANENT)
-    if failure.retry_after is not None and failure.retry_after > _LONGEST_ASKED_WAIT:
-        return False
-    # 408 is the server's own timeout and, besides 429, the only transient 4xx status.
-    return failure.kind == "timeout" or failure.status in _TRANSIENT_STATUSES
+    if failure is None:
+        return None
+    status, reason = failure.status, failure.reason.strip()
+    reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
+    if status == UNREACHABLE:
+        return CollectionError(
+            f"Qdrant at {where} cannot be reached ({reason}). Check that it is running, its URL (http or https, the "
+            "port) and the timeout. A folder needs no server."
+        )
+    if status == UNREADABLE:
+        return CollectionError(
+            f"What answers at {where} is no Qdrant server, or of another version ({reason}). Check the address, its "
+            "port and its path."
+        )
+    if status in (408, TIMEOUT):
+        return CollectionError(
+            f"Qdrant at {where} did not answer in time ({reason}). Set a longer timeout, or send less at a time."
+        )
+    # Strict mode answers like any wrong request, except that it always says how to change it.
+    other = _STRICT if ". Help: " in reason else _BROKEN if status >= 500 else _WRONG
+    kind, remedy = _REMEDIES.get(status, other)
+    later = "later" if failure.retry_after is None else f"in {failure.retry_after:g} seconds"
+    stop = "" if reason.endswith((".", "!")) else "."
+    return kind(f"Qdrant at {where} refused: {reason}{stop} {remedy.format(later=later)}")
 
 
-def is_transient_answer(error: BaseException) -> bool:
-    """Return whether a server answered with an error that a retry may resolve."""
-    failure = failure_of(error)
-    return failure is not None and failure.kind == "refused" and is_transient(error)
+def status_of(error: CollectionError) -> int:
+    """Return the HTTP status behind a translated error, or 0 if there is none."""
+    failure = failure_of(error.__cause__)
+    return UNREACHABLE if failure is None else failure.status

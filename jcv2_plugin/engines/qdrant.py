@@ -10,7 +10,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -37,23 +37,16 @@ from jcv2_plugin.engines.base import (
     by_bytes,
     record_of,
 )
-from jcv2_plugin.engines.failures import failure_of
-from jcv2_plugin.engines.qdrant_config import (
-    point_struct,
-    query_request,
-    sparse_vectors_config,
-    vectors_config,
-)
-from jcv2_plugin.engines.retries import Retry, limit_named, translated_errors, was_exact, was_too_large
+from jcv2_plugin.engines.failures import TOO_LARGE, failure_of, status_of
+from jcv2_plugin.engines.qdrant_config import point_struct, query_request, sparse_vectors_config, vectors_config
+from jcv2_plugin.engines.retries import Retry, translated_errors
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
-from jcv2_plugin.engines.storage import oversampling_of
+from jcv2_plugin.engines.storage import check_server, oversampling_of, storage_profile
 from jcv2_plugin.errors import (
     CollectionError,
     CollectionExistsError,
     CollectionNotFoundError,
     InvalidOptionError,
-    Jcv2Error,
-    ServerLimitError,
 )
 
 _SCROLL_PAGE = 1000
@@ -110,7 +103,7 @@ class ClientEngine:
         self._owns_client = owns_client
         self._closed = False
         self._retry = Retry(attempts=1 if self.is_local else retries)
-        # Limits of strict mode by the server's names for them, learned from refused requests.
+        # Limits of strict mode by their names, read after a refused request.
         self._limits: dict[str, int] = {}
         self._unaliased = physical == name
         self._guard: AbstractContextManager[Any] = nullcontext()
@@ -142,17 +135,18 @@ class ClientEngine:
             old = aliases.get(name, name) if there else None
             if old is not None and not overwrite:
                 raise CollectionExistsError(
-                    f"There is a collection {name!r} already. Open it, choose another name, or pass "
-                    "overwrite=True to replace it."
+                    f"There is already a collection {name!r}. Open it, choose another name, or set overwrite to "
+                    "replace it."
                 )
             check_no_generation(name, aliases)
+            _check_version(client, schema.storage, retry)
             physical, leftover = retry.call(next_name, client, name, old)
             if leftover is not None:
                 if not overwrite and retry.call(client.count, physical, exact=False).count:
                     raise CollectionExistsError(
                         f"There is no collection {name!r}, but {physical!r} has documents that were its own: a "
-                        "migration was cut off in its last step, or kept them. Open it by that name, or pass "
-                        "overwrite=True to replace it."
+                        "migration was interrupted in its last step, or kept them. Open it by that name, or set "
+                        "overwrite to replace it."
                     )
                 retry.call(client.delete_collection, physical)
         made = cls(
@@ -223,10 +217,10 @@ class ClientEngine:
 
         def send(part: Sequence[Point]) -> None:
             structs = [point_struct(point, self._storage, local=self.is_local) for point in part]
-            self._call(self.client.upsert, self.physical, structs, wait=True, shard_key_selector=self._shard_key)
+            self._in_shard(self.client.upsert, structs, wait=True)
 
         for batch in by_bytes(points, most=_BYTES_PER_REQUEST, per_float=per_float):
-            self._in_parts("upsert limit", batch, send)
+            self._in_parts("upsert_max_batchsize", batch, send)
 
     def search(
         self,
@@ -251,7 +245,7 @@ class ClientEngine:
             responses = self._call(self.client.query_batch_points, self.physical, batch)
             found.extend([record_of(one, score=one.score) for one in response.points] for response in responses)
 
-        self._in_parts("search batch size", requests, send)
+        self._in_parts("search_max_batchsize", requests, send)
         return found
 
     def retrieve(
@@ -260,14 +254,8 @@ class ClientEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         found: list[Record] = []
         for start in range(0, len(ids), _IDS_PAGE):
-            points = self._call(
-                self.client.retrieve,
-                self.physical,
-                list(ids[start : start + _IDS_PAGE]),
-                with_payload=with_payload,
-                with_vectors=with_vectors,
-                shard_key_selector=self._shard_key,
-            )
+            page = list(ids[start : start + _IDS_PAGE])
+            points = self._in_shard(self.client.retrieve, page, with_payload=with_payload, with_vectors=with_vectors)
             found.extend(map(record_of, points))
         return found
 
@@ -277,20 +265,20 @@ class ClientEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         offset: Any = None
         while True:
-            size = min(_VECTORS_PAGE if with_vectors else _SCROLL_PAGE, self._limits.get("limit", _SCROLL_PAGE))
+            size = min(
+                _VECTORS_PAGE if with_vectors else _SCROLL_PAGE, self._limits.get("max_query_limit", _SCROLL_PAGE)
+            )
             try:
-                points, offset = self._call(
+                points, offset = self._in_shard(
                     self.client.scroll,
-                    self.physical,
                     scroll_filter=filter,
                     limit=size,
                     offset=offset,
                     with_payload=with_payload,
                     with_vectors=with_vectors,
-                    shard_key_selector=self._shard_key,
                 )
-            except ServerLimitError as error:
-                self._learn("limit", size, error)
+            except CollectionError as error:
+                self._learn("max_query_limit", size, error)
                 continue
             yield from (record_of(point) for point in points)
             if offset is None:
@@ -299,18 +287,19 @@ class ClientEngine:
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         for start in range(0, len(ids), _IDS_PAGE):
-            self._delete(models.PointIdsList(points=list(ids[start : start + _IDS_PAGE])))
+            selector = models.PointIdsList(points=list(ids[start : start + _IDS_PAGE]))
+            self._in_shard(self.client.delete, selector, wait=True)
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        self._delete(models.FilterSelector(filter=filter))
+        self._in_shard(self.client.delete, models.FilterSelector(filter=filter), wait=True)
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Scrolls to count if strict mode forbids exact counts."""
         try:
             return self._count(filter, exact=True)
-        except ServerLimitError as error:
-            if not was_exact(error):
+        except CollectionError as error:
+            if self._strict_mode("search_allow_exact", error) is not False:
                 raise
             return sum(1 for _ in self.scroll(filter, with_payload=False))
 
@@ -356,12 +345,14 @@ class ClientEngine:
         aliases = self._call(aliases_if_allowed, self.client)
         check_no_generation(self.name, aliases)
         if aliases.get(self.name, self.physical) != self.physical:
-            raise CollectionError(f"{self.title} has been migrated by another since it was opened. Open it again.")
+            raise CollectionError(f"{self.title} has been migrated since it was opened. Open it again.")
         if self._shard_key is not None and self._call(self.client.count, self.physical).count != self.count(None):
             raise CollectionError(
                 f"{self.title} has documents in other shards than {self._shard_key!r}, which would be lost. Create "
                 "another collection and add the documents to it."
             )
+        with translated_errors(self.address):
+            _check_version(self.client, schema.storage, self._retry)
         physical, leftover = self._call(next_name, self.client, self.name, self.physical)
         made = ClientEngine(
             self.client,
@@ -386,7 +377,7 @@ class ClientEngine:
         find nothing between these two requests.
         """
         if not isinstance(successor, ClientEngine) or successor.client is not self.client:
-            raise CollectionError(f"{self.title} can only adopt what its own successor() made.")
+            raise CollectionError(f"{self.title} can only adopt what its own successor() created.")
         plain = self.physical == self.name
         self._call(point_alias, self.client, self.name, successor.physical, self.physical)
         if not plain and not keep_old:
@@ -415,7 +406,7 @@ class ClientEngine:
             except Exception as error:
                 failure = failure_of(error)
                 if failure is None and isinstance(error, (TypeError, ValueError)):
-                    raise InvalidOptionError(f"collection_options={engine_options} are no good: {error}") from error
+                    raise InvalidOptionError(f"collection_options={engine_options} are invalid: {error}") from error
                 # 409 on a retry: the first attempt succeeded and only its response was lost.
                 if attempts == 1 or failure is None or failure.status != 409:
                     raise
@@ -425,7 +416,7 @@ class ClientEngine:
             if self.describe() != schema.to_dict():
                 raise CollectionError(
                     f"Qdrant at {self.address} does not keep a collection's metadata, in which the model and dim are "
-                    "stored. Upgrade the server, or use a folder (path=...)."
+                    "stored. Upgrade the server, or use a folder."
                 )
             if self._shard_key is not None:
                 self._create_shard_key(self._shard_key)
@@ -454,8 +445,10 @@ class ClientEngine:
         """Delete the replaced collection. If that fails, log a warning and leave it."""
         try:
             self._call(self.client.delete_collection, old)
-        except Jcv2Error as error:
-            _LOG.warning("%s has been replaced, but what it was, %r, is left on the server: %s", self.title, old, error)
+        except CollectionError as error:
+            _LOG.warning(
+                "%s has been replaced, but %r could not be deleted from the server: %s", self.title, old, error
+            )
 
     def _as_created(self) -> NewCollection:
         """Return the creation options that a successor takes over from this collection."""
@@ -470,53 +463,52 @@ class ClientEngine:
         indexes: dict[str, Any] = {key: info.data_type.value for key, info in (found.payload_schema or {}).items()}
         return NewCollection(payload_indexes=indexes, shard_key=self._shard_key, engine_options=layout)
 
-    def _delete(self, selector: models.PointIdsList | models.FilterSelector) -> None:
-        self._call(self.client.delete, self.physical, selector, wait=True, shard_key_selector=self._shard_key)
-
     def _count(self, filter: models.Filter | None, *, exact: bool) -> int:
-        counted = self._call(
-            self.client.count, self.physical, count_filter=filter, exact=exact, shard_key_selector=self._shard_key
-        )
-        return int(counted.count)
+        return int(self._in_shard(self.client.count, count_filter=filter, exact=exact).count)
 
-    def _in_parts(self, name: str, items: Sequence[S], send: Callable[[Sequence[S]], None]) -> None:
-        """Send items in batches as large as the server accepts. ``name`` is the server's name for that limit."""
+    def _in_parts(self, setting: str, items: Sequence[S], send: Callable[[Sequence[S]], None]) -> None:
+        """Send items in batches as large as the server accepts. ``setting`` is that limit's name in strict mode."""
         rest, most = items, len(items)
         while rest:
-            part = rest[: min(most, self._limits.get(name, most))]
+            part = rest[: min(most, self._limits.get(setting, most))]
             try:
                 send(part)
                 rest = rest[len(part) :]
-            except ServerLimitError as error:
-                if was_too_large(error) and len(part) > 1:
+            except CollectionError as error:
+                if status_of(error) == TOO_LARGE and len(part) > 1:
                     most = len(part) // 2
                 else:
-                    self._learn(name, len(part), error)
+                    self._learn(setting, len(part), error)
 
-    def _learn(self, name: str, tried: int, error: ServerLimitError) -> None:
+    def _learn(self, setting: str, tried: int, error: CollectionError) -> None:
         """Remember the limit that a request exceeded. Re-raise the error if a smaller request does not help."""
-        limit = limit_named(error, name)
+        limit = self._strict_mode(setting, error)
         if limit is None or not 0 < limit < tried:
             raise error
-        self._limits[name] = limit
+        self._limits[setting] = limit
+
+    def _strict_mode(self, setting: str, error: CollectionError) -> Any:
+        """Return a setting of the collection's strict mode if that may be why a request was refused, else None."""
+        if status_of(error) != 400:
+            return None
+        config = self._call(self.client.get_collection, self.physical).config.strict_mode_config
+        return getattr(config, setting, None)
 
     def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        if self.is_local:
-            kwargs.pop("shard_key_selector", None)
-        with self._using():
-            return self._retry.call(function, *args, **kwargs)
-
-    @contextmanager
-    def _using(self) -> Iterator[None]:
         if self._closed:
             raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
         with self._guard, translated_errors(self.address):
             try:
-                yield
+                return self._retry.call(function, *args, **kwargs)
             except ValueError as error:
-                if self.is_local and str(error) == f"Collection {self.physical} not found":
-                    raise CollectionNotFoundError(f"{self.title} is not found there. Create it first.") from error
+                if self.is_local and not self.client.collection_exists(self.physical):
+                    raise CollectionNotFoundError(f"{self.title} was not found. Create it first.") from error
                 raise
+
+    def _in_shard(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Read or write points, in the collection's shard if it was opened for one."""
+        shard = {} if self.is_local else {"shard_key_selector": self._shard_key}
+        return self._call(function, self.physical, *args, **kwargs, **shard)
 
     def _check_name(self) -> None:
         """Raise if a migration has made the name of this collection, which had no alias, an alias of another."""
@@ -524,7 +516,7 @@ class ClientEngine:
             aliases = self._call(if_allowed, aliases_of, self.client)
             self._unaliased = aliases is not None
             if aliases is not None and self.name in aliases:
-                raise CollectionNotFoundError(f"{self.title} has been migrated by another. Open it again.")
+                raise CollectionNotFoundError(f"{self.title} has been migrated. Open it again.")
 
 
 def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:
@@ -533,6 +525,12 @@ def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:
     ours = {"collection_name", "vectors_config", "sparse_vectors_config", "metadata"}
     if wrong := sorted(set(options) - (known - ours)):
         raise InvalidOptionError(
-            f"collection_options {wrong} are not to be given; there are {sorted(known - ours)} (see "
-            "QdrantClient.create_collection)."
+            f"collection_options {wrong} cannot be set. The options are {sorted(known - ours)}, see "
+            "QdrantClient.create_collection."
         )
+
+
+def _check_version(client: QdrantClient, storage: str, retry: Retry) -> None:
+    """Check that the server has a storage's datatype, before anything is created or replaced."""
+    if not isinstance(client._client, QdrantLocal) and storage_profile(storage).server > (0, 0):
+        check_server(storage, str(retry.call(client.info).version), address(client))

@@ -54,12 +54,8 @@ def _stage_sizes(schema: CollectionSchema) -> dict[str, int | None]:
 def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStruct:
     """Convert a point for an upsert request.
 
-    Args:
-        point: The point.
-        storage: Storage of the collection. Except for float32, values are rounded to 6 decimals, which halves the
-            request size and is more precise than the stored values.
-        local: Whether the client is in local mode. It ignores datatypes, so for float16 storage the values are rounded
-            here to match a server's scores.
+    Except for the storage float32, values are rounded to 6 decimals, which halves the request size and is more precise
+    than the stored values. Local mode ignores datatypes, so for float16 the values are rounded here to match a server.
     """
     vectors: dict[str, Any] = {VECTOR_NAME: _matrix(point.vectors, storage, local=local)}
     for name, vector in point.stages.items():
@@ -71,14 +67,10 @@ def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStru
 
 
 def _matrix(vectors: Matrix, storage: str, *, local: bool) -> list[list[float]]:
-    values: list[list[float]]
-    if storage == "float32":
-        values = vectors.tolist()
-    elif local:
-        values = vectors.astype(np.float16).astype(np.float32).tolist() if storage == "float16" else vectors.tolist()
-    else:
-        values = _rounded(vectors)
-    return values
+    if local and storage == "float16":
+        vectors = vectors.astype(np.float16).astype(np.float32)
+    rows: list[list[float]] = vectors.tolist() if local or storage == "float32" else _rounded(vectors)
+    return rows
 
 
 def _rounded(vectors: Matrix) -> list[Any]:
@@ -101,16 +93,7 @@ def query_request(
     oversampling: float | None,
     shard_key: str | int | None,
 ) -> models.QueryRequest:
-    """Build a MaxSim query over all points, or over the first stage's candidates.
-
-    Args:
-        request: Search request.
-        limit: Maximum number of results.
-        filter: Filter for results and candidates.
-        score_threshold: Minimum score of a result.
-        oversampling: Oversampling factor of the quantised copy, or None if there is no such copy.
-        shard_key: Shard to search, or None for all shards.
-    """
+    """Build a MaxSim query over all points, or over the first stage's candidates. The filter applies to both stages."""
     params = None
     if oversampling is not None:
         quantization = models.QuantizationSearchParams(ignore=False, rescore=True, oversampling=oversampling)

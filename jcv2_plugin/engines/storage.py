@@ -7,6 +7,7 @@ in docs/compression.md.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,26 +24,27 @@ class StorageProfile:
     """Engine settings for a value of ``storage=``.
 
     Attributes:
-        datatype: Datatype of the stored vectors. The turbo types rotate a vector and keep 8 or 4 bits per value. They
-            need Qdrant Edge or a Qdrant server of version 1.19 or later.
-        quantized: Whether a scalar int8 copy is kept in memory while the vectors stay on disk.
+        datatype: Datatype of the stored vectors. The turbo types rotate a vector and keep 8 or 4 bits per value.
         error: Approximate maximum of 1 - cosine between a vector and its stored version.
+        quantized: Whether a scalar int8 copy is kept in memory while the vectors stay on disk.
         oversampling: Factor by which the search over the quantised copy exceeds the number of results. Sent with
             every search, like ``rescore=True``, because engines have different defaults.
+        server: Oldest version of a Qdrant server that has the datatype.
     """
 
     datatype: Datatype
     error: float
     quantized: bool = False
     oversampling: float = 2.0
+    server: tuple[int, int] = (0, 0)
 
 
 _PROFILES: dict[Storage, StorageProfile] = {
     "float32": StorageProfile("float32", error=1e-5),
     "float16": StorageProfile("float16", error=1e-4),
     "int8": StorageProfile("float16", error=1e-4, quantized=True),
-    "turbo8": StorageProfile("turbo8", error=1e-3),
-    "turbo4": StorageProfile("turbo4", error=5e-2),
+    "turbo8": StorageProfile("turbo8", error=1e-3, server=(1, 20)),
+    "turbo4": StorageProfile("turbo4", error=5e-2, server=(1, 19)),
 }
 
 
@@ -64,3 +66,23 @@ def oversampling_of(storage: str) -> float | None:
     """
     profile = _PROFILES.get(storage)  # type: ignore[call-overload]
     return profile.oversampling if profile is not None and profile.quantized else None
+
+
+def check_server(storage: str, version: str, where: str) -> None:
+    """Check that a server has the datatype of a storage profile.
+
+    Args:
+        storage: The storage profile.
+        version: The server's version, such as ``"1.19.0"``. Anything that is not a version is accepted.
+        where: Address of the server, without credentials.
+
+    Raises:
+        InvalidOptionError: The server is too old.
+    """
+    needed, found = storage_profile(storage).server, re.match(r"(\d+)\.(\d+)", version)
+    if found and (there := (int(found[1]), int(found[2]))) < needed:
+        known = [name for name, profile in _PROFILES.items() if profile.server <= there]
+        raise InvalidOptionError(
+            f"storage={storage!r} needs Qdrant {needed[0]}.{needed[1]} or later, but the server at {where} is "
+            f"{version}. Upgrade the server, or choose another storage: {', '.join(map(repr, known))}."
+        )

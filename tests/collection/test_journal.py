@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,13 +41,6 @@ class TestIds:
         assert len(set(first)) == 4
         assert names(file) == first
         assert names(file, stored=4) == first
-
-    def test_another_run_gives_others(self, file: Path) -> None:
-        first = names(file)
-        with IngestJournal.open(file) as journal:
-            journal.finish()
-        second = names(file)
-        assert set(first) & set(second) == {"mine"}
 
     def test_without_a_file_each_try_gives_others(self) -> None:
         assert set(names(None)) & set(names(None)) == {"mine"}
@@ -111,7 +102,7 @@ class TestDamage:
         header = file.read_text().splitlines()[0]
         for length in range(1, len(header)):
             file.write_text(header[:length])
-            with pytest.raises(JournalError, match=r"run\.journal' is no journal.*or remove this one"):
+            with pytest.raises(JournalError, match=r"run\.journal' is no journal.*or delete this one"):
                 IngestJournal.open(file)
             assert file.read_text() == header[:length]
 
@@ -139,6 +130,8 @@ class TestDamage:
         with pytest.raises(JournalError, match="is no journal"):
             IngestJournal.open(file)
         assert file.read_bytes() == content
+        file.unlink()
+        IngestJournal.open(file).close()  # no lock is left
 
     def test_one_of_a_newer_version(self, file: Path) -> None:
         names(file)
@@ -150,13 +143,6 @@ class TestDamage:
         with pytest.raises(JournalError, match="is no journal"):
             IngestJournal.open(tmp_path)
 
-    def test_a_refusal_leaves_no_lock(self, file: Path) -> None:
-        file.write_text("years of work")
-        with pytest.raises(JournalError):
-            IngestJournal.open(file)
-        file.unlink()
-        IngestJournal.open(file).close()
-
 
 class TestLock:
     def test_two_runs_cannot_share_one(self, file: Path) -> None:
@@ -166,18 +152,6 @@ class TestLock:
                 IngestJournal.open(file)
             journal.stored(1)
         assert seen(file) == 2
-
-    def test_nor_can_two_processes(self, file: Path) -> None:
-        script = (
-            "import sys; from jcv2_plugin.collection.journal import IngestJournal; from jcv2_plugin.errors import *\n"
-            "try: IngestJournal.open(sys.argv[1])\n"
-            "except CollectionLockedError: print('locked')"
-        )
-        with IngestJournal.open(file):
-            done = subprocess.run(
-                [sys.executable, "-c", script, str(file)], capture_output=True, text=True, timeout=120, check=True
-            )
-        assert done.stdout == "locked\n"
 
     def test_two_collections_cannot_use_one_at_a_time(self, mini: JinaColbertEncoder, file: Path) -> None:
         one, other = (ColbertCollection.create(":memory:", encoder=mini, dim=32) for _ in range(2))

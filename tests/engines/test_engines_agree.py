@@ -13,12 +13,12 @@ from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.documents import Document, payload_of, point_id
 from jcv2_plugin.engines.base import Point
 
-PASSAGES, QUERIES = 500, 40
+PASSAGES, QUERIES = 200, 12
 
 
 @pytest.fixture(scope="module")
 def points(mini: JinaColbertEncoder, data_dir: Path) -> list[Point]:
-    """500 real passages, encoded once for all collections."""
+    """Real passages, encoded once for all collections."""
     with (data_dir / "mlqa-en" / "corpus.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(PASSAGES), strict=False)]
     documents = [

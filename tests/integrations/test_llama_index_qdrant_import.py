@@ -16,7 +16,6 @@ from jcv2_plugin import ColbertCollection
 from jcv2_plugin.collection import qdrant_import as core
 from jcv2_plugin.collection.qdrant_import import load_layout
 from jcv2_plugin.errors import (
-    CollectionMismatchError,
     CollectionNotFoundError,
     InvalidDocumentError,
     InvalidOptionError,
@@ -82,24 +81,13 @@ def test_all_of_the_nodes_arrive(client, mini, location):
     index.collection.close()
 
 
-def test_a_call_is_repeated_to_go_on(client, mini, tmp_path, monkeypatch):
+def test_a_call_is_repeated_to_go_on(client, mini, tmp_path):
     folder = tmp_path / "collection"
     only = models.Filter(must=[models.FieldCondition(key="number", range=models.Range(lt=2))])
     import_qdrant(client, "dense", location=folder, encoder=mini, dim=64, filter=only).collection.close()
-    encoded = []
-    original = type(mini).document_vectors
-    monkeypatch.setattr(
-        type(mini),
-        "document_vectors",
-        lambda self, texts, *a, **k: encoded.extend(texts) or original(self, texts, *a, **k),
-    )
-    index = import_qdrant(client, "dense", location=folder, encoder=mini)
+    index = import_qdrant(client, "dense", location=folder)
     assert index.collection.count() == 6
-    assert len(encoded) == 4
     index.collection.close()
-    with pytest.raises(CollectionMismatchError, match="dim=64"):
-        import_qdrant(client, "dense", location=folder, encoder=mini, dim=128)
-    ColbertCollection.open(folder).close()
 
 
 def test_into_an_open_collection_of_the_same_client(client, mini):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from collection_samples import contents, documents, encoded, expected_contents, store
-from loopback_qdrant import LoopbackQdrant
+from collection_samples import contents, documents, expected_contents, store
 from loopback_samples import remote
 from qdrant_client import QdrantClient
-from server_site import LOOPBACKS, Site, open_site
+from server_site import LOOPBACKS, REST, Site, open_site
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.engines.base import Matrix
@@ -37,40 +34,24 @@ def _no_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
 
 
-@pytest.fixture(scope="module")
-def vectors(mini: JinaColbertEncoder) -> list[Matrix]:
-    return encoded(mini, ITEMS)
-
-
-@pytest.fixture
-def filled(loopback: Site, mini: JinaColbertEncoder, vectors: list[Matrix]) -> ColbertCollection:
-    collection: ColbertCollection = loopback.create(mini)
-    store(collection, ITEMS, vectors)
-    return collection
-
-
 class TestKeys:
     @pytest.fixture(params=LOOPBACKS)
     def guarded(self, request: pytest.FixtureRequest) -> Iterator[Site]:
         with open_site(request.param, api_key="right-key", read_only_api_key="look-key") as site:
             yield site
 
-    def test_the_right_one(self, guarded: Site, mini: JinaColbertEncoder) -> None:
-        collection = guarded.create(mini)
-        collection.add(ITEMS[:3])
-        assert guarded.open().count() == 3
-
     @pytest.mark.parametrize(("key", "reason"), [(None, "Must provide an API key"), ("bad-key", "Invalid API key")])
     def test_none_and_a_wrong_one(
         self, guarded: Site, mini: JinaColbertEncoder, waits: list[float], key: str | None, reason: str
     ) -> None:
         for act in (lambda **given: guarded.create(mini, **given), lambda **given: guarded.open(**given)):
-            with pytest.raises(CollectionAccessError, match=rf"{reason}.*'api_key'.*QDRANT_API_KEY") as caught:
+            with pytest.raises(CollectionAccessError, match=rf"{reason}.*Give an API key.*QDRANT_API_KEY") as caught:
                 act(client_options={"api_key": key})
             assert "bad-key" not in str(caught.value)
             assert guarded.url in str(caught.value)
         assert waits == []
 
+    @pytest.mark.parametrize("guarded", ["rest"], indirect=True)
     def test_one_of_the_environment(
         self, guarded: Site, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -103,16 +84,16 @@ class TestKeys:
                 act()
         assert collection.count() == len(ITEMS)
 
+    @REST
     def test_one_that_may_not_list_names(
-        self, loopback: Site, filled: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
+        self, loopback: Site, stored: ColbertCollection, mini: JinaColbertEncoder, waits: list[float]
     ) -> None:
         """As one for a single collection: the server then finds what the name stands for."""
-        path = "/aliases" if loopback.kind == "rest" else "ListAliases"
-        loopback.loopback.fail(1000, 403, path_contains=path, reason="Forbidden: Global access is required")
+        loopback.loopback.fail(1000, 403, path_contains="/aliases", reason="Forbidden: Global access is required")
         collection = loopback.open(encoder=mini)
         assert collection.search(ITEMS[7].text, k=1)[0].id == "d7"
         collection.add(["One more."], ids=["new"])
-        assert filled.get(["new"])[0].text == "One more."
+        assert stored.get(["new"])[0].text == "One more."
         with pytest.raises(CollectionNotFoundError, match=r"There is no collection 'x'\. Create it first"):
             loopback.open(name="x")
         assert waits == []
@@ -130,11 +111,11 @@ class TestAddresses:
             lambda: ColbertCollection.create(url, encoder=mini, client_options=options),
         ):
             started = time.perf_counter()
-            with pytest.raises(CollectionError, match=r"Qdrant at http://127.0.0.1:9 is out of reach") as caught:
+            with pytest.raises(CollectionError, match=r"Qdrant at http://127.0.0.1:9 cannot be reached") as caught:
                 act()
             assert time.perf_counter() - started < 3
             assert "hunter2" not in str(caught.value)
-            assert "Check that it runs" in str(caught.value)
+            assert "Check that it is running" in str(caught.value)
         assert waits == [], "it is not tried again"
 
     @pytest.mark.parametrize(
@@ -146,7 +127,7 @@ class TestAddresses:
             lambda: ColbertCollection.open(url=url),
             lambda: ColbertCollection.create(url=url, encoder="no such model"),
         ):
-            with pytest.raises(InvalidOptionError, match="is no address of a Qdrant server") as caught:
+            with pytest.raises(InvalidOptionError, match="of a Qdrant server") as caught:
                 act()
             assert "hunter2" not in str(caught.value)
 
@@ -155,12 +136,13 @@ class TestAddresses:
             with pytest.raises(InvalidOptionError, match=f"write it as 'http://{location}'"):
                 ColbertCollection.create(location, encoder=mini)
 
-    def test_a_url_may_lack_a_scheme(self, loopback: Site, filled: ColbertCollection) -> None:
+    @REST
+    def test_a_url_may_lack_a_scheme(self, loopback: Site, stored: ColbertCollection) -> None:
         address = loopback.url.removeprefix("http://")
         with ColbertCollection.open(url=address, name=loopback.name, client_options=loopback.client_options) as again:
             assert again.count() == len(ITEMS)
 
-    def test_an_option_that_is_none(self, loopback: Site) -> None:
+    def test_an_option_that_is_none(self) -> None:
         for options, reason in (({"api_ky": "s3cret"}, "api_ky"), ({"prefix": "x", "timeout": "soon"}, "")):
             with pytest.raises(InvalidOptionError, match=rf"client_options \[.*\]: .*{reason}") as caught:
                 ColbertCollection.open("http://user:hunter2@host:6333/path", client_options=options)
@@ -169,36 +151,11 @@ class TestAddresses:
             assert "s3cret" not in str(caught.value)
             assert caught.value.__suppress_context__
 
-    def test_https_where_http_is_spoken(self, waits: list[float]) -> None:
-        with LoopbackQdrant() as server:
-            url = server.url.replace("http://", "https://")
-            with pytest.raises(CollectionError, match=rf"{url} is out of reach .*http or https"):
-                ColbertCollection.open(url, client_options={"check_compatibility": False})
-        assert waits == []
-
-    def test_another_service(self, waits: list[float]) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", "5")
-                self.end_headers()
-                self.wfile.write(b"hello")
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Quiet."""
-
-        with HTTPServer(("127.0.0.1", 0), Handler) as other:
-            threading.Thread(target=other.serve_forever, args=(0.02,), daemon=True).start()
-            url = f"http://127.0.0.1:{other.server_port}"
-            with pytest.raises(CollectionError, match=f"What answers at {url} is no Qdrant server"):
-                ColbertCollection.open(url, client_options={"check_compatibility": False})
-            other.shutdown()
-        assert waits == []
-
     def test_an_address_of_ip_version_6_keeps_its_brackets(self) -> None:
-        with pytest.raises(CollectionError, match=r"Qdrant at http://\[::1\]:9 is out of reach"):
+        with pytest.raises(CollectionError, match=r"Qdrant at http://\[::1\]:9 cannot be reached"):
             ColbertCollection.open("http://[::1]:9", client_options={"check_compatibility": False})
 
+    @REST
     def test_no_client_stays_open_where_opening_fails(
         self, loopback: Site, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from collection_samples import contents, documents, expected_contents
 from qdrant_client import models
-from server_site import Site
+from server_site import REST, Site
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.errors import CollectionError, InvalidOptionError
@@ -72,6 +72,7 @@ class TestTenants:
         assert {hit.text for hit in hits} == {one.text for one in [*ANNE, *BERT]}
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
+    @REST
     def test_without_a_key_nothing_is_written(
         self, loopback: Site, mini: JinaColbertEncoder, tenants: tuple[ColbertCollection, ColbertCollection]
     ) -> None:
@@ -82,7 +83,7 @@ class TestTenants:
             lambda: everything.delete(["boat"]),
             lambda: everything.delete(filter=models.Filter()),
         ):
-            with pytest.raises(InvalidOptionError, match=r"Shard key not specified.*name one with shard_key=..."):
+            with pytest.raises(CollectionError, match="Shard key not specified"):
                 act()
         assert everything.count() == len(ANNE) + len(BERT)
 
@@ -98,8 +99,7 @@ class TestTenants:
             lambda: nobody.delete(["boat"]),
         ]
         for act in acts:
-            wanted = r"Shard key .*nobody.* not found.*client.create_shard_key\(name, key\)"
-            with pytest.raises(InvalidOptionError, match=wanted):
+            with pytest.raises(CollectionError, match=r"Shard key .*nobody.* not found"):
                 act()
         assert "nobody" not in keys(loopback)
         assert nobody.add(["new"], ids=["new"]) == ["new"]
@@ -107,6 +107,7 @@ class TestTenants:
         assert loopback.open(encoder=mini, shard_key="another").ingest(documents(2)).written == 2
         assert keys(loopback) == ["anne", "bert", "nobody", "another"]
 
+    @REST
     def test_a_snapshot_is_of_one_of_them(
         self, loopback: Site, tenants: tuple[ColbertCollection, ColbertCollection], tmp_path: Path
     ) -> None:
@@ -124,12 +125,13 @@ class TestTenants:
             assert contents(restored) == contents(bert)
         assert [one.key for one in loopback.client.list_shard_keys("restored").shard_keys or []] == [7]
 
+    @REST
     def test_a_migration_does_not_lose_the_others(
         self, loopback: Site, mini: JinaColbertEncoder, tenants: tuple[ColbertCollection, ColbertCollection]
     ) -> None:
         anne, bert = tenants
         for one in (anne, loopback.open(encoder=mini)):
-            with pytest.raises((CollectionError, InvalidOptionError), match="shard"):
+            with pytest.raises(CollectionError, match=r"(?i)shard"):
                 one.migrate(storage="turbo8")
         assert contents(anne) == expected_contents(ANNE)
         assert contents(bert) == expected_contents(BERT)
@@ -153,44 +155,30 @@ class TestKeys:
             params = loopback.client.get_collection(loopback.name).config.params
             assert params.sharding_method == models.ShardingMethod.CUSTOM
 
+    @REST
     def test_the_method_may_be_the_clients_own(self, loopback: Site, mini: JinaColbertEncoder) -> None:
         options = {"sharding_method": models.ShardingMethod.CUSTOM, "shard_number": 2}
         loopback.create(mini, shard_key="de", collection_options=options).add(documents(2))
         assert loopback.client.get_collection(loopback.name).config.params.shard_number == 2
 
+    @REST
     @pytest.mark.parametrize("options", [{}, {"sharding_method": models.ShardingMethod.AUTO}])
     def test_a_collection_without_shards_by_key_takes_none(
         self, loopback: Site, mini: JinaColbertEncoder, options: dict[str, Any]
     ) -> None:
         loopback.create(mini).add(documents(2))
-        with pytest.raises(InvalidOptionError, match=r"leave out shard_key, or .*'sharding_method': 'custom'"):
+        with pytest.raises(CollectionError, match='Shard Key "de" cannot be created with Auto sharding method'):
             loopback.create(mini, shard_key="de", collection_options=options, overwrite=True)
         assert loopback.open().count() == 2, "what was there is left alone"
         assert loopback.names() == [f"{loopback.name}.1"]
 
+    @REST
     @pytest.mark.parametrize("options", [{"sharding_method": "by moon"}, {"shard_number": "many"}])
     def test_options_that_cannot_be(self, loopback: Site, mini: JinaColbertEncoder, options: dict[str, Any]) -> None:
-        with pytest.raises(InvalidOptionError, match=r"collection_options=.*are no good"):
+        with pytest.raises(InvalidOptionError, match=r"collection_options=.*are invalid"):
             loopback.create(mini, shard_key="de", collection_options=options)
         assert loopback.names() == []
 
     def test_a_folder_has_none(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
-        with pytest.raises(InvalidOptionError, match="are for a Qdrant server"):
+        with pytest.raises(InvalidOptionError, match=r"are for (a )?Qdrant server"):
             ColbertCollection.create(tmp_path / "c", encoder=mini, dim=32, shard_key="de")
-
-
-@pytest.fixture
-def languages(loopback: Site, mini: JinaColbertEncoder) -> ColbertCollection:
-    """A shard for each language, opened for all of them."""
-    loopback.create(mini, shard_key="en", collection_options=CUSTOM).add(["The boat is red."], ids=["1"])
-    loopback.client.create_shard_key(loopback.name, "de")
-    loopback.open(encoder=mini, shard_key="de").add(["Das Boot ist rot."], ids=["1"])
-    opened: ColbertCollection = loopback.open(encoder=mini)
-    return opened
-
-
-def test_an_id_may_be_in_several_shards(languages: ColbertCollection) -> None:
-    """Reads over all shards show each of them."""
-    assert languages.count() == 2
-    assert sorted(one.text for one in languages.scroll()) == ["Das Boot ist rot.", "The boat is red."]
-    assert sorted(hit.text for hit in languages.search("boat")) == ["Das Boot ist rot.", "The boat is red."]
