@@ -254,7 +254,7 @@ def _candidates(
         if exact is False or candidates is not None:
             raise InvalidQueryError(
                 f"{current.engine.title} has no first stage, so MaxSim ranks all its documents. Leave out candidates "
-                "and exact, or give it one: migrate(first_stage='hybrid')."
+                "and exact, or migrate the collection to a first stage such as hybrid."
             )
         return None
     auto = exact is None and candidates is None and first_stage is None
@@ -270,8 +270,8 @@ def _check_first_stage(
     has = [one for one in FIRST_STAGES if set(STAGE_NAMES[one]) <= set(STAGE_NAMES[stored])]
     if first_stage not in has:
         raise InvalidQueryError(
-            f"{current.engine.title} was made with first_stage={stored!r}, so a search may use {has}, not "
-            f"{first_stage!r}. Name one of these, or give the collection another: migrate(first_stage=...)."
+            f"{current.engine.title} has the first stage {stored!r}, so a search can use {has}, not "
+            f"{first_stage!r}. Choose one of these, or migrate the collection to another first stage."
         )
     if first_stage == "none" and (exact is False or candidates is not None):
         raise InvalidQueryError(

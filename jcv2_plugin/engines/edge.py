@@ -301,8 +301,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
     if not overwrite:
         raise CollectionExistsError(
-            f"There is a collection in {str(path)!r} already. Open it, choose another folder, or pass "
-            "overwrite=True to replace it."
+            f"There is already a collection in {str(path)!r}. Open it, choose another folder, or set overwrite to "
+            "replace it."
         )
 
 
@@ -378,9 +378,8 @@ def _acquire(path: Path) -> FileLock:
 
 def _locked_message(path: Path) -> str:
     return (
-        f"The collection in {str(path)!r} is open already, in this process or another: an Edge folder has one "
-        "user at a time. Close it there, share one ColbertCollection between threads, or use a Qdrant server "
-        "(url=...) for several processes."
+        f"The collection in {str(path)!r} is already open, in this process or another. Only one process can "
+        "open a folder at a time. Close it there, share one ColbertCollection between threads, or use a Qdrant server."
     )
 
 
@@ -390,10 +389,10 @@ def _read_description(file: Path) -> Any:
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "
-            "from a backup, or create the collection anew with overwrite=True."
+            "from a backup, or overwrite the collection with a new one."
         ) from error
     except (OSError, ValueError) as error:
         raise CollectionCorruptError(
-            f"{str(file)!r} is unreadable ({error}). Restore it from a backup, or create the collection anew with "
-            "overwrite=True."
+            f"{str(file)!r} is unreadable ({error}). Restore it from a backup, or overwrite the collection with a new "
+            "one."
         ) from error

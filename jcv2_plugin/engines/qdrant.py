@@ -142,8 +142,8 @@ class ClientEngine:
             old = aliases.get(name, name) if there else None
             if old is not None and not overwrite:
                 raise CollectionExistsError(
-                    f"There is a collection {name!r} already. Open it, choose another name, or pass "
-                    "overwrite=True to replace it."
+                    f"There is already a collection {name!r}. Open it, choose another name, or set overwrite to "
+                    "replace it."
                 )
             check_no_generation(name, aliases)
             physical, leftover = retry.call(next_name, client, name, old)
@@ -151,8 +151,8 @@ class ClientEngine:
                 if not overwrite and retry.call(client.count, physical, exact=False).count:
                     raise CollectionExistsError(
                         f"There is no collection {name!r}, but {physical!r} has documents that were its own: a "
-                        "migration was cut off in its last step, or kept them. Open it by that name, or pass "
-                        "overwrite=True to replace it."
+                        "migration was interrupted in its last step, or kept them. Open it by that name, or set "
+                        "overwrite to replace it."
                     )
                 retry.call(client.delete_collection, physical)
         made = cls(
@@ -425,7 +425,7 @@ class ClientEngine:
             if self.describe() != schema.to_dict():
                 raise CollectionError(
                     f"Qdrant at {self.address} does not keep a collection's metadata, in which the model and dim are "
-                    "stored. Upgrade the server, or use a folder (path=...)."
+                    "stored. Upgrade the server, or use a folder."
                 )
             if self._shard_key is not None:
                 self._create_shard_key(self._shard_key)

@@ -75,8 +75,8 @@ def _too_many_rows(found: re.Match[str]) -> Jcv2Error:
 def _exact_forbidden(found: re.Match[str]) -> Jcv2Error:
     return ServerLimitError(
         "Its strict mode has search_allow_exact=False, but MaxSim over all documents is exact: the vectors have no "
-        "graph. Search with the first stage (exact=False; migrate(first_stage='hybrid') adds one where there is none), "
-        f"or allow it: {_RAISE.format(setting='search_allow_exact').replace('=...', '=True')}."
+        "graph. Search with the first stage (a migration can add one, such as hybrid), or allow it: "
+        f"{_RAISE.format(setting='search_allow_exact').replace('=...', '=True')}."
     )
 
 
@@ -117,15 +117,13 @@ _MEANINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Jcv2Error]], .
         ),
         (
             r"Shard key not specified|Shard expected",
-            _says(
-                InvalidOptionError, "The collection has shards of its own for each key: name one with shard_key=... ."
-            ),
+            _says(InvalidOptionError, "The collection has a shard for each shard key. Give one of its shard keys."),
         ),
         (
             r"Shard key .+ not found|target shard key",
             _says(
                 InvalidOptionError,
-                "Name a shard that there is with shard_key=..., or create it: client.create_shard_key(name, key).",
+                "Give an existing shard key, or create it: client.create_shard_key(name, key).",
             ),
         ),
         (
@@ -148,8 +146,7 @@ _MEANINGS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Jcv2Error]], .
             r"Auto sharding method",
             _says(
                 InvalidOptionError,
-                "The collection has no shards by key: leave out shard_key, or create it with "
-                "collection_options={{'sharding_method': 'custom'}}.",
+                "The collection has no shard keys. Leave out the shard key, or create the collection with one.",
             ),
         ),
         (r"No point with id", _says(CollectionError, "It may have been deleted meanwhile.")),
@@ -169,13 +166,12 @@ def translated(error: BaseException, where: str) -> Jcv2Error | None:
         reason = f"{reason[:_LONGEST_REASON]} ..."
     if failure.kind == "timeout":
         return CollectionError(
-            f"Qdrant at {where} did not answer in time ({reason}). Give it more time "
-            "(client_options={'timeout': seconds}), or send it less at a time."
+            f"Qdrant at {where} did not answer in time ({reason}). Set a longer timeout, or send less at a time."
         )
     if failure.kind == "unreachable":
         return CollectionError(
-            f"Qdrant at {where} is out of reach ({reason}). Check that it runs, its address (http or https, the port) "
-            "and the timeout (client_options={'timeout': seconds}); a folder (path=...) needs no server."
+            f"Qdrant at {where} cannot be reached ({reason}). Check that it is running, its URL (http or https, the "
+            "port) and the timeout. A folder needs no server."
         )
     if failure.kind == "unreadable":
         return CollectionError(
@@ -217,22 +213,21 @@ def _by_status(failure: Failure, said: str) -> Jcv2Error:
     status = failure.status
     if status in (401, 403) and "locked" not in failure.reason:
         return CollectionAccessError(
-            f"{said} Give a key that may do this: client_options={{'api_key': ...}} or the environment variable "
-            "QDRANT_API_KEY."
+            f"{said} Give an API key with the permission to do this, or set the environment variable QDRANT_API_KEY."
         )
     if status == 404 and failure.from_qdrant:
         return CollectionNotFoundError(f"{said} Check the name, or create the collection first.")
     if status == 404:
         return CollectionError(f"{said} No Qdrant server answers at this path: check the address and its prefix.")
     if status == 409:
-        return CollectionExistsError(f"{said} Open it, choose another name, or pass overwrite=True to replace it.")
+        return CollectionExistsError(f"{said} Open it, choose another name, or set overwrite to replace it.")
     if status == 413:
         return ServerLimitError(f"{said} Write fewer or shorter documents at a time, or raise the limit there.")
     if status == 507:
         return ServerLimitError(f"{said} The server has no room left: delete something, or give it more.")
     if status in (429, 502, 503):
         when = "later" if failure.retry_after is None else f"in {failure.retry_after:g} seconds"
-        return ServerBusyError(f"{said} Try again {when}, or let it be tried more often (retries=...).")
+        return ServerBusyError(f"{said} Try again {when}, or allow more retries.")
     if status >= 500:
         return CollectionError(f"{said} The server's log says more.")
     return CollectionError(f"{said} Check the request and the versions of server and qdrant-client.")

@@ -100,7 +100,7 @@ class TestConnection:
         done = jcv2("collections", "list", "http://nowhere.invalid:6333", "--api-key", "secret", cwd=folder)
         first, second = done.stderr.splitlines()
         assert first.startswith("warning: the key goes to nowhere.invalid unencrypted.")
-        assert second.startswith("error: Qdrant at http://nowhere.invalid:6333 is out of reach")
+        assert second.startswith("error: Qdrant at http://nowhere.invalid:6333 cannot be reached")
         assert "secret" not in done.stderr
 
     def test_retries(self, url: str, server: LoopbackQdrant) -> None:

@@ -256,7 +256,7 @@ class TestDamage:
         return tmp_path / "there"
 
     def test_nothing_is_replaced_without_leave(self, file: Path, there: Path) -> None:
-        with pytest.raises(CollectionExistsError, match="overwrite=True"):
+        with pytest.raises(CollectionExistsError, match="set overwrite"):
             ColbertCollection.restore(file, there)
         with ColbertCollection.open(there) as collection:
             assert list(collection.ids()) == ["here"]

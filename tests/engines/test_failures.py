@@ -81,7 +81,9 @@ class TestRefusals:
 
     def test_a_key_that_qdrant_cloud_does_not_know(self, server: LoopbackQdrant, client: QdrantClient) -> None:
         server.fail(status=403, reason="key doesn't exist")
-        assert "refused: key doesn't exist. Give a key" in translated(CollectionAccessError, lambda: client.count("c"))
+        assert "refused: key doesn't exist. Give an API key" in translated(
+            CollectionAccessError, lambda: client.count("c")
+        )
 
     def test_a_locked_storage_is_no_matter_of_keys(self, server: LoopbackQdrant, client: QdrantClient) -> None:
         server.fail(status=403, reason="Storage locked: for maintenance")
@@ -93,7 +95,7 @@ class TestRefusals:
 
     def test_a_collection_too_many(self, client: QdrantClient) -> None:
         message = translated(CollectionExistsError, lambda: client.create_collection("c", vectors_config=params()))
-        assert "overwrite=True" in message
+        assert "set overwrite" in message
 
     @pytest.mark.parametrize("status", [400, 413])
     def test_a_body_that_is_too_large(self, status: int) -> None:
@@ -126,7 +128,7 @@ class TestRefusals:
         client.create_collection("s", vectors_config=params(), sharding_method=models.ShardingMethod.CUSTOM)
         client.create_shard_key("s", "here")
         message = translated(InvalidOptionError, lambda: client.upsert("s", points()))
-        assert "name one with shard_key=..." in message
+        assert "Give one of its shard keys" in message
         for act in (
             lambda: client.upsert("s", points(), shard_key_selector="there"),
             lambda: client.query_batch_points("s", [query(shard_key="there")]),
@@ -135,7 +137,7 @@ class TestRefusals:
             assert 'Shard key "there" not found' in message
             assert "create_shard_key" in message
         message = translated(InvalidOptionError, lambda: client.create_shard_key("c", "here"))
-        assert "'sharding_method': 'custom'" in message
+        assert "Leave out the shard key" in message
 
     def test_another_refusal_keeps_the_servers_reason(self, client: QdrantClient) -> None:
         message = translated(CollectionError, lambda: client.upsert("c", points([-1])))
@@ -229,24 +231,24 @@ class TestNoAnswer:
     def test_nobody_there(self) -> None:
         client = QdrantClient(url="http://127.0.0.1:9", check_compatibility=False)
         message = translated(CollectionError, client.get_collections)
-        assert "is out of reach (" in message
-        assert "client_options={'timeout': seconds}" in message
+        assert "cannot be reached (" in message
+        assert "and the timeout" in message
 
     def test_too_late(self, server: LoopbackQdrant) -> None:
         client = QdrantClient(url=server.url, check_compatibility=False, timeout=1)
         server.delay(1.3, times=1)
         message = translated(CollectionError, lambda: client.collection_exists("c"))
         assert "did not answer in time (timed out)" in message
-        assert "client_options={'timeout': seconds}" in message
+        assert "longer timeout" in message
 
     @pytest.mark.parametrize("status", [408, 504])
     def test_too_late_in_the_servers_opinion(self, server: LoopbackQdrant, client: QdrantClient, status: int) -> None:
         server.fail(status=status, reason="Timeout: Operation 'Search' timed out after 60s")
-        assert "'timeout': seconds" in translated(CollectionError, lambda: client.count("c"))
+        assert "longer timeout" in translated(CollectionError, lambda: client.count("c"))
 
     def test_cut_off(self, server: LoopbackQdrant, client: QdrantClient) -> None:
         server.fail(drop=True)
-        assert "is out of reach (Server disconnected" in translated(CollectionError, lambda: client.count("c"))
+        assert "cannot be reached (Server disconnected" in translated(CollectionError, lambda: client.count("c"))
 
     def test_busy(self, server: LoopbackQdrant, client: QdrantClient) -> None:
         server.fail(status=429, retry_after=7)
@@ -317,8 +319,8 @@ class TestGrpc:
                 "dim=64, not 128",
             ),
             ("INVALID_ARGUMENT", "Validation error", CollectionError, "Check the request"),
-            ("DEADLINE_EXCEEDED", "Deadline Exceeded", CollectionError, "'timeout': seconds"),
-            ("UNAVAILABLE", "failed to connect to all addresses", CollectionError, "is out of reach"),
+            ("DEADLINE_EXCEEDED", "Deadline Exceeded", CollectionError, "longer timeout"),
+            ("UNAVAILABLE", "failed to connect to all addresses", CollectionError, "cannot be reached"),
             ("UNAVAILABLE", "Shard temporarily unavailable: one", ServerBusyError, "later"),
             ("INTERNAL", "Service internal error: disk", CollectionError, "log"),
         ],
@@ -334,4 +336,4 @@ class TestGrpc:
 
     def test_nobody_there(self) -> None:
         client = QdrantClient(url="http://127.0.0.1:9", grpc_port=9, prefer_grpc=True, check_compatibility=False)
-        assert "is out of reach (failed to connect" in translated(CollectionError, client.get_collections)
+        assert "cannot be reached (failed to connect" in translated(CollectionError, client.get_collections)

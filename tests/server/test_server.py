@@ -146,7 +146,7 @@ class TestNames:
     def test_it_is_created_once(self, server: Site, mini: JinaColbertEncoder) -> None:
         collection = server.create(mini)
         collection.add(ITEMS[:2])
-        with pytest.raises(CollectionExistsError, match="overwrite=True"):
+        with pytest.raises(CollectionExistsError, match="set overwrite"):
             server.create(mini)
         assert collection.count() == 2
 
@@ -171,7 +171,7 @@ class TestNames:
         server.client.update_collection_aliases([alias])
         collection.add(ITEMS[:2])
         # With documents it may be all there is of a collection, cut off in the last step of its migration.
-        with pytest.raises(CollectionExistsError, match=rf"'{server.name}.1' has documents.*overwrite=True"):
+        with pytest.raises(CollectionExistsError, match=rf"'{server.name}.1' has documents.*set overwrite"):
             server.create(mini)
         assert server.open(name=f"{server.name}.1").count() == 2
         collection.delete(["d0", "d1"])

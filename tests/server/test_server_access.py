@@ -130,7 +130,7 @@ class TestAddresses:
             lambda: ColbertCollection.create(url, encoder=mini, client_options=options),
         ):
             started = time.perf_counter()
-            with pytest.raises(CollectionError, match=r"Qdrant at http://127.0.0.1:9 is out of reach") as caught:
+            with pytest.raises(CollectionError, match=r"Qdrant at http://127.0.0.1:9 cannot be reached") as caught:
                 act()
             assert time.perf_counter() - started < 3
             assert "hunter2" not in str(caught.value)
@@ -146,7 +146,7 @@ class TestAddresses:
             lambda: ColbertCollection.open(url=url),
             lambda: ColbertCollection.create(url=url, encoder="no such model"),
         ):
-            with pytest.raises(InvalidOptionError, match="is no address of a Qdrant server") as caught:
+            with pytest.raises(InvalidOptionError, match="is not the URL of a Qdrant server") as caught:
                 act()
             assert "hunter2" not in str(caught.value)
 
@@ -172,7 +172,7 @@ class TestAddresses:
     def test_https_where_http_is_spoken(self, waits: list[float]) -> None:
         with LoopbackQdrant() as server:
             url = server.url.replace("http://", "https://")
-            with pytest.raises(CollectionError, match=rf"{url} is out of reach .*http or https"):
+            with pytest.raises(CollectionError, match=rf"{url} cannot be reached .*http or https"):
                 ColbertCollection.open(url, client_options={"check_compatibility": False})
         assert waits == []
 
@@ -196,7 +196,7 @@ class TestAddresses:
         assert waits == []
 
     def test_an_address_of_ip_version_6_keeps_its_brackets(self) -> None:
-        with pytest.raises(CollectionError, match=r"Qdrant at http://\[::1\]:9 is out of reach"):
+        with pytest.raises(CollectionError, match=r"Qdrant at http://\[::1\]:9 cannot be reached"):
             ColbertCollection.open("http://[::1]:9", client_options={"check_compatibility": False})
 
     def test_no_client_stays_open_where_opening_fails(

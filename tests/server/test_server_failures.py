@@ -77,7 +77,7 @@ class TestTime:
         collection = loopback.open(encoder=mini, retries=1, client_options={"timeout": 1})
         loopback.loopback.delay(1.5, times=1)
         started = time.perf_counter()
-        with pytest.raises(CollectionError, match=r"did not answer in time.*client_options=\{'timeout': seconds\}"):
+        with pytest.raises(CollectionError, match=r"did not answer in time.*longer timeout"):
             collection.count()
         assert 0.9 < time.perf_counter() - started < 1.5
         loopback.loopback.heal()
@@ -134,7 +134,7 @@ class TestPassingFailures:
             act()
             assert len(waits) == 2
         loopback.loopback.fail(times=1, drop=True)
-        with pytest.raises(CollectionError, match="is out of reach"):
+        with pytest.raises(CollectionError, match="cannot be reached"):
             loopback.open()
         assert len(waits) == 2
 
@@ -197,7 +197,7 @@ class TestLastingFailures:
             path = "/points" if loopback.kind == "rest" else "Points/Upsert"
             loopback.loopback.fail(99, 503, path_contains=path)
 
-        with pytest.raises(ServerBusyError, match=r"temporarily unavailable.*retries=..."):
+        with pytest.raises(ServerBusyError, match=r"temporarily unavailable.*more retries"):
             collection.ingest(ITEMS, batch_documents=4, progress=progress)
         assert len(waits) in (2, 4), "of the batch that failed, and of one that was ready to be stored"
         loopback.loopback.heal()
