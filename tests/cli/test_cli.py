@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os  # noqa: F401 -- read by a skipif
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,6 @@ class TestEval:
     def test_what_cannot_be(self, dataset: Path, option: tuple[str, str]) -> None:
         run("eval", str(dataset), "--model", "mini", *option, code=2)
 
-    @pytest.mark.skipif("not os.environ.get('JCV2_TEST_ALL')", reason="takes 20 seconds; set JCV2_TEST_ALL=1")
     def test_quality_of_mini_on_real_text(self, data_dir: Path) -> None:
         output = run("eval", str(data_dir / "xquad-en"), "--split", "mini", "--model", "mini", "--dim", "64", "--json")
         assert json.loads(output)["ndcg@10"] >= 0.96

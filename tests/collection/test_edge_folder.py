@@ -110,7 +110,7 @@ class TestMismatch:
 class TestLock:
     def test_a_second_opening_in_the_process(self, folder: Path, mini: JinaColbertEncoder) -> None:
         with ColbertCollection.open(folder):
-            with pytest.raises(CollectionLockedError, match="one user at a time"):
+            with pytest.raises(CollectionLockedError, match="Only one process can open a folder"):
                 ColbertCollection.open(folder)
             with pytest.raises(CollectionLockedError):
                 ColbertCollection.create(folder, encoder=mini, overwrite=True)

@@ -288,7 +288,7 @@ class TestFirstStage:
         ],
     )
     def test_what_is_not_stored(self, by_stage: Any, engine: str, stored: str, asked: Any, has: str) -> None:
-        message = rf"first_stage='{stored}', so a search may use {has}, not '{asked}'.*migrate\("
+        message = rf"the first stage '{stored}', so a search can use {has}, not '{asked}'.*migrate the collection"
         for options in ({}, {"candidates": 5}, {"exact": True}):
             with pytest.raises(InvalidQueryError, match=message):
                 by_stage[engine, stored].search(QUERIES[0], first_stage=asked, **options)
