@@ -257,7 +257,9 @@ class TestExactness:
 
     def test_a_first_stage_is_needed(self, strict: Callable[..., ColbertCollection]) -> None:
         collection = strict("hybrid", search_allow_exact=False)
-        with pytest.raises(ServerLimitError, match=r"Search with the first stage \(a migration can add one.*allow_exact=True"):
+        with pytest.raises(
+            ServerLimitError, match=r"Search with the first stage \(a migration can add one.*allow_exact=True"
+        ):
             collection.search("a map")
         assert collection.search(ITEMS[9].text, k=1, exact=False)[0].id == "d9"
         assert collection.search(ITEMS[7].text, k=1, exact=False, filter=group("g7"))[0].id == "d7"
