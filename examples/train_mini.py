@@ -42,7 +42,7 @@ SHIPPED = ROOT / "jcv2_plugin" / "models" / "mini"
 DIMS = (128, 32, 64, 96, 256, 384)
 REVISION = "heads-2"
 TEXTS, STEPS, SEED = 6000, 500, 13
-DEV_EVERY = 40  # of the English triplets one in so many is in the dev set
+DEV_EVERY = 40  # one in 40 English triplets is in the dev set
 
 
 def main() -> None:

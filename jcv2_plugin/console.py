@@ -48,36 +48,6 @@ def print_table(table: Table) -> None:
         Console(highlight=False, width=_WIDTH_IN_A_PIPE).print(table)
 
 
-class CountColumn(TextColumn):
-    """Progress column with the number done and, if known, the total."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Any) -> Any:
-        """Return the number done and the total."""
-        from rich.text import Text
-
-        if task.total is None:
-            return Text(f"{task.completed:,.0f}")
-        about = "about " if task.fields.get("estimated") else ""
-        return Text(f"{task.completed:,.0f} of {about}{task.total:,.0f}")
-
-
-class RateColumn(TextColumn):
-    """Progress column with the documents per second since the start."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Any) -> Any:
-        """Return the rate, or an empty text if it is not known yet."""
-        from rich.text import Text
-
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} documents/s" if speed else "")
-
-
 class Advance(Protocol):
     """Advances a progress bar."""
 
@@ -88,14 +58,18 @@ class Advance(Protocol):
 @contextmanager
 def progress_bar(label: str, total: int | None) -> Iterator[Advance]:
     """Show a progress bar on a terminal and nothing in a pipe, and yield a function that advances it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), CountColumn(), RateColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        task = progress.add_task(label, total=total, estimated=False)
+        progress.add_task(label, total=total, count="")
+        (task,) = progress.tasks
 
         def advance(done: int, expected: int | None = None, /) -> None:
             if expected is not None:
-                # Set directly, because update() would reset the speed.
-                progress.tasks[0].total = expected
-            progress.update(task, advance=done, estimated=expected is not None)
+                task.total = expected  # update() would reset the speed
+            progress.update(task.id, advance=done)
+            of = "" if task.total is None else f" of {'' if expected is None else 'about '}{task.total:,.0f}"
+            speed = task.finished_speed or task.speed
+            rate = f", {speed:,.0f} documents/s" if speed else ""
+            progress.update(task.id, count=f"{task.completed:,.0f}{of}{rate}")
 
         yield advance

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jcv2_plugin.errors import InvalidDocumentError
+from jcv2_plugin.errors import InvalidDocumentError, UnsupportedFilterError
 
 if TYPE_CHECKING:
     # Imports the tokenizers, which are not needed for reading or deleting.
@@ -21,12 +22,27 @@ ID_KEY = "_id"
 HASH_KEY = "_hash"
 """Payload keys. The first two are those of langchain-qdrant, so that it can read our payloads."""
 
+_PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
 
 
 def point_id(document_id: str) -> str:
     """Return the Qdrant point id of a document, a version 5 UUID of its id. Qdrant does not accept other strings."""
     return str(uuid.uuid5(_NAMESPACE, document_id))
+
+
+def metadata_paths(key: str) -> list[str]:
+    """Return the payload paths for filters on a metadata key: the key as one name, or a path into nested metadata.
+
+    Raises:
+        UnsupportedFilterError: If the key is empty or contains a quotation mark.
+    """
+    if not key or '"' in key:
+        raise UnsupportedFilterError(f"Filter on {key!r}: a key must not be empty or contain a quotation mark.")
+    quoted, plain = f'{METADATA_KEY}."{key}"', f"{METADATA_KEY}.{key}"
+    if not _PLAIN_PATH.fullmatch(key):
+        return [quoted]
+    return [quoted, plain] if set(".[") & set(key) else [plain]
 
 
 @dataclass(frozen=True)

@@ -37,23 +37,9 @@ def test_a_users_program_is_strictly_typed(request: pytest.FixtureRequest, tmp_p
     (tmp_path / "wrong.py").write_text(WRONG, encoding="utf-8")
     # Reading torch and the frameworks takes the better part of a minute, so what mypy learns is kept between runs.
     cache = request.config.cache.mkdir("typing")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--cache-dir",
-            str(cache),
-            "--no-error-summary",
-            "right.py",
-            "wrong.py",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    options = ["--strict", "--cache-dir", str(cache), "--no-error-summary"]
+    command = [sys.executable, "-m", "mypy", *options, "right.py", "wrong.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert not done.stderr
     errors = [line.split(":")[:2] for line in done.stdout.splitlines() if ": error: " in line]
     assert [line for line in done.stdout.splitlines() if not line.startswith("wrong.py:")] == []

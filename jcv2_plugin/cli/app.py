@@ -13,49 +13,22 @@ from jcv2_plugin.cli.lazy import LazyGroup
 class _Commands(LazyGroup):
     package = "jcv2_plugin.cli"
     homes = {  # noqa: RUF012 -- as in the base
-        "index": ("index:index", "Index files; run it again and only what changed is encoded."),
-        "search": (
-            "search:search",
-            "Print the best passages, with the words that matched highlighted.",
-        ),
-        "explain": (
-            "explain:explain",
-            "Show which document token each query token matched, and how well.",
-        ),
-        "eval": (
-            "evaluate:evaluate",
-            "Evaluate a model on a BEIR folder, searching a stored collection.",
-        ),
-        "info": ("info:info", "Print what a collection was made with, and how many documents it has."),
-        "migrate": (
-            "migrate:migrate",
-            "Change a collection's dimension, model, storage or first stage while it is in use.",
-        ),
-        "verify": (
-            "verify:verify",
-            "Read every document of a collection, and encode some anew; exit status 1 if anything is wrong.",
-        ),
-        "snapshot": (
-            "snapshot:snapshot",
-            "Write a whole collection to one file, from which it can be restored anywhere without encoding.",
-        ),
-        "restore": (
-            "snapshot:restore",
-            "Make a collection of a snapshot, in a folder or on a server; nothing is encoded.",
-        ),
+        "index": ("index:index", "Index files. Run it again to encode only what has changed."),
+        "search": ("search:search", "Print the best passages, with the words that matched highlighted."),
+        "explain": ("explain:explain", "Show which document token each query token matched, and how well."),
+        "eval": ("evaluate:evaluate", "Evaluate a model on a BEIR dataset, searching a stored collection."),
+        "info": ("collections:info", "Print a collection's settings and its number of documents."),
+        "migrate": ("migrate:migrate", "Change a collection's dimension, model, storage or first stage while in use."),
+        "verify": ("verify:verify", "Check every document of a collection. Exit with status 1 if anything is wrong."),
+        "snapshot": ("snapshot:snapshot", "Write a collection to one file, which can be restored without encoding."),
+        "restore": ("snapshot:restore", "Restore a collection from a snapshot, in a folder or on a server."),
         "collections": ("collections:collections_app", "List, describe and drop collections."),
         "import-qdrant": (
             "import_qdrant:import_qdrant",
             "Encode the documents of another Qdrant collection, such as LangChain's or LlamaIndex's, into one of ours.",
         ),
-        "plan": (
-            "plan:plan",
-            "Add up the disk, memory, shards and encoding time that a collection will need.",
-        ),
-        "quantize": (
-            "quantize:quantize",
-            "Make a model that runs in eight bits on a CPU, beside its float weights.",
-        ),
+        "plan": ("plan:plan", "Add up the disk, memory, shards and encoding time that a collection will need."),
+        "quantize": ("quantize:quantize", "Create an int8 version of a model, for CPUs."),
         "study": (
             "study:study_app",
             "Measure what the figures of other models and sets would be on yours, and write reports with pictures.",
@@ -66,7 +39,7 @@ class _Commands(LazyGroup):
 app = typer.Typer(
     cls=_Commands,
     name="jcv2",
-    help="Late-interaction retrieval with Jina-ColBERT-v2 and its kin, stored in Qdrant.",
+    help="Late-interaction retrieval with Jina-ColBERT-v2 and similar models, stored in Qdrant.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -1,4 +1,4 @@
-"""The location of a collection, from the command-line options."""
+"""Options for the location of a collection and the connection to a server."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from jcv2_plugin.collection.location import check_url, without_credentials
+import typer
+
+from jcv2_plugin.collection.location import DEFAULT_NAME, check_url, without_credentials
 from jcv2_plugin.console import quiet_client, remark
 
 if TYPE_CHECKING:
@@ -17,28 +19,35 @@ if TYPE_CHECKING:
 
     from jcv2_plugin.collection.collection import ColbertCollection
 
+JOURNAL = "ingest.journal"
+"""Default journal of indexing runs, in a collection's folder."""
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+_PANEL = "Options for Qdrant servers"
 
 
 @dataclass(frozen=True)
 class Connection:
-    """The location of a collection and the connection settings for a server, from ``-c`` and related options.
+    """The location of a collection, and the connection settings if it is a server."""
 
-    Attributes:
-        location: A folder or a server's URL.
-        name: Name of the collection on a server.
-        api_key: API key for a server.
-        timeout: Seconds to wait for a response. If None, the client's default.
-        grpc: Whether to prefer gRPC.
-        retries: Number of attempts for each request. If None, the collection's default.
-    """
-
-    location: str
-    name: str = "documents"
-    api_key: str | None = None
-    timeout: int | None = None
-    grpc: bool = False
-    retries: int | None = None
+    location: Annotated[
+        str, typer.Option("--collection", "-c", help="Folder of the collection, or URL of a Qdrant server.")
+    ]
+    name: Annotated[str, typer.Option(help="Name of the collection on the server.", rich_help_panel=_PANEL)] = (
+        DEFAULT_NAME
+    )
+    api_key: Annotated[
+        str | None, typer.Option(envvar="QDRANT_API_KEY", show_envvar=True, help="API key.", rich_help_panel=_PANEL)
+    ] = None
+    timeout: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="How long to wait for a response. Default: 5.", rich_help_panel=_PANEL
+        ),
+    ] = None
+    grpc: Annotated[
+        bool, typer.Option("--grpc", help="Use gRPC, on the server's port 6334.", rich_help_panel=_PANEL)
+    ] = False
+    retries: int | None = None  # an option of WritingConnection
 
     def __post_init__(self) -> None:
         if self.is_server:
@@ -90,7 +99,7 @@ class Connection:
         quiet_client()
         parts = urlsplit(self.location)
         if self.api_key and parts.scheme == "http" and parts.hostname not in _THIS_MACHINE:
-            remark(f"warning: the key goes to {parts.hostname} unencrypted. Use https://, if the server has it.")
+            remark(f"warning: the API key is sent to {parts.hostname} unencrypted. Use https:// if the server has it.")
 
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:
@@ -107,3 +116,25 @@ class Connection:
                 yield client
         finally:
             client.close()
+
+
+@dataclass(frozen=True)
+class OptionalConnection(Connection):
+    """A connection of a command that does not always need one."""
+
+    location: Annotated[
+        str,
+        typer.Option("--collection", "-c", help="Folder, or URL of a Qdrant server.", show_default=False),
+    ] = ""
+
+
+@dataclass(frozen=True)
+class WritingConnection(Connection):
+    """A connection of a command that writes, and repeats requests that fail for a temporary reason."""
+
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How often to send a request that fails temporarily. Default: 5.", rich_help_panel=_PANEL
+        ),
+    ] = None

@@ -9,8 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.options import ApiKey, Grpc, Name, Timeout
+from jcv2_plugin.cli.connection import OptionalConnection
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import out, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
@@ -20,36 +19,27 @@ from jcv2_plugin.scoring.explanation import Explanation
 
 def explain(
     query: Annotated[str, typer.Argument(help="The question.")],
-    collection: Annotated[
-        str | None, typer.Option("--collection", "-c", help="A collection to take the document from.")
-    ] = None,
-    id: Annotated[str | None, typer.Option(help="The document; the best hit if not given.")] = None,
-    text: Annotated[str | None, typer.Option(help="Instead of a collection: a text.")] = None,
-    model: Annotated[str, typer.Option(help="The model for --text.")] = DEFAULT_MODEL,
-    dim: Annotated[int | None, typer.Option(help="The dimension for --text.")] = None,
+    connection: OptionalConnection,
+    id: Annotated[str | None, typer.Option(help="Id of the document. Default: the best hit.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text to explain, instead of a collection's document.")] = None,
+    model: Annotated[str, typer.Option(help="Model for --text.")] = DEFAULT_MODEL,
+    dim: Annotated[int | None, typer.Option(help="Dimension for --text.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a heat map to this file.")] = None,
-    name: Name = "documents",
-    api_key: ApiKey = None,
-    timeout: Timeout = None,
-    grpc: Grpc = False,
 ) -> None:
     """Show which document token each query token matched, and how well."""
-    if (collection is None) == (text is None):
+    if bool(connection.location) == (text is not None):
         raise typer.BadParameter("Give either --collection or --text.")
-    if collection is None:
+    if text is not None:
         quiet_libraries()
         from jcv2_plugin.encoder.model import JinaColbertEncoder
 
         encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
-        explanation, title = (
-            explanations.explain(encoder, query, str(text), dim=dim, long_documents="split"),
-            "the text given",
-        )
+        explanation, title = explanations.explain(encoder, query, text, dim=dim, long_documents="split"), "the text"
     else:
-        with Connection(collection, name, api_key, timeout, grpc).open() as opened:
+        with connection.open() as opened:
             quiet_libraries()
-            chosen = id or _best_id(opened, query)
-            explanation, title = opened.explain(query, chosen), chosen
+            title = id or _best_id(opened, query)
+            explanation = opened.explain(query, title)
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(explanation.to_html(), encoding="utf-8")

@@ -13,27 +13,13 @@ from typing import Annotated
 import typer
 from qdrant_client import QdrantClient
 
-from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.options import (
-    FIRST_STAGES_HELP,
-    POOL_HELP,
-    STORAGES_HELP,
-    ApiKey,
-    Collection,
-    Device,
-    Grpc,
-    Json,
-    Name,
-    Retries,
-    Timeout,
-    Workers,
-)
+from jcv2_plugin.cli.connection import Connection, WritingConnection
+from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import Wanted, open_target
 from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import ImportReport, load_layout, source_engine
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
-from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
 
 _LOCAL_DESCRIPTION = "meta.json"
@@ -82,7 +68,8 @@ def source_client(folder: Path) -> Iterator[QdrantClient]:
 
 
 def import_qdrant(
-    collection: Collection,
+    connection: WritingConnection,
+    wanted: Wanted,
     from_collection: Annotated[str, typer.Option(help="The other collection's name.")],
     layout: Annotated[str, typer.Option(help="How its payloads are laid out, such as langchain or llama-index.")],
     from_url: Annotated[str | None, typer.Option(help="The Qdrant server where it is.")] = None,
@@ -102,30 +89,7 @@ def import_qdrant(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the layout, such as content_key=text. Repeatable."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A model by name or folder, for a new collection; {DEFAULT_MODEL} if not given."),
-    ] = None,
-    dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
-    storage: Annotated[
-        str | None, typer.Option(help=f"{STORAGES_HELP}; for a new collection, float16 if not given.")
-    ] = None,
-    first_stage: Annotated[
-        str | None, typer.Option(help=f"{FIRST_STAGES_HELP}; for a new collection, hybrid if not given.")
-    ] = None,
-    pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}; for a new collection.")] = None,
-    document_length: Annotated[int | None, typer.Option(help="The model's window, for a new collection.")] = None,
-    payload_index: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=KIND", help="Index metadata for filters, such as topic=keyword. Repeatable."),
-    ] = None,
     workers: Workers = 0,
-    name: Name = "documents",
-    api_key: ApiKey = None,
-    timeout: Timeout = None,
-    grpc: Grpc = False,
-    retries: Retries = None,
-    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Encode the documents of another Qdrant collection, such as LangChain's or LlamaIndex's, into one of ours.
@@ -133,26 +97,11 @@ def import_qdrant(
     The other collection is only read. If the command is interrupted, run it again to continue. A later run encodes only
     new and changed documents.
     """
-    connection = Connection(collection, name, api_key, timeout, grpc, retries)
     if (from_url is None) == (from_path is None):
         raise typer.BadParameter("Give either --from-url or --from-path, for the collection to import.")
     opened = source_client((from_path or Path()).expanduser())
     if from_url is not None:
         opened = source_server(from_url, from_api_key, connection).client()
-    wanted = Wanted(
-        model=model,
-        dim=dim,
-        storage=storage,
-        first_stage=first_stage,
-        pool_factor=pool_factor,
-        document_length=document_length,
-        payload_indexes=tuple(payload_index or ()),
-        shard_key=None,
-        shards=None,
-        replicas=None,
-        device=device,
-        by_file=False,
-    )
     document_of = load_layout(layout, _options(option or []))
     with opened as client:
         # Count first, so that no target is created if the source does not exist.

@@ -2,117 +2,79 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from qdrant_client import models
 
-from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.folders import journal_of
-from jcv2_plugin.cli.options import (
-    FIRST_STAGES_HELP,
-    POOL_HELP,
-    STORAGES_HELP,
-    ApiKey,
-    Collection,
-    Device,
-    Grpc,
-    Json,
-    Name,
-    Retries,
-    Timeout,
-    Workers,
-)
-from jcv2_plugin.cli.seen import SeenIds
-from jcv2_plugin.cli.stream import DocumentStream, remove_stale
-from jcv2_plugin.cli.target import Wanted, open_target
+from jcv2_plugin.cli.connection import JOURNAL, WritingConnection
+from jcv2_plugin.cli.options import Json, Workers
+from jcv2_plugin.cli.target import WantedForFiles, open_target
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.journal import IngestJournal
-from jcv2_plugin.collection.sources import PassageReader, find_files
+from jcv2_plugin.collection.sources import FILE_KEY, STDIN_NAME, PassageReader, SourceError, SourceFile, find_files
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
-from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.documents import ID_KEY, Document
+from jcv2_plugin.errors import InvalidDocumentError
+
+_FILES_A_FILTER = 30
+_DELETED_AT_ONCE = 1000
+_CACHE_KIB = 8 * 1024
 
 
 def index(
     paths: Annotated[
-        list[str], typer.Argument(help="Files and folders: .md .txt .rst .py .html, and .jsonl; - is JSONL from stdin.")
+        list[str],
+        typer.Argument(
+            help="Files and folders: .md, .txt, .rst, .py, .html and .jsonl; - reads JSON Lines from stdin."
+        ),
     ],
-    collection: Collection,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"A model by name or folder, for a new collection; {DEFAULT_MODEL} if not given."),
-    ] = None,
-    dim: Annotated[int | None, typer.Option(help="Matryoshka dimension, for a new collection.")] = None,
-    chunk_tokens: Annotated[int, typer.Option(help="Largest passage, in tokens.")] = 200,
-    storage: Annotated[
-        str | None, typer.Option(help=f"{STORAGES_HELP}; for a new collection, float16 if not given.")
-    ] = None,
-    first_stage: Annotated[
-        str | None, typer.Option(help=f"{FIRST_STAGES_HELP}; for a new collection, hybrid if not given.")
-    ] = None,
-    pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}; for a new collection.")] = None,
-    document_length: Annotated[int | None, typer.Option(help="The model's window, for a new collection.")] = None,
-    payload_index: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=KIND", help="Index metadata for filters, such as topic=keyword. Repeatable."),
-    ] = None,
-    shard_key: Annotated[str | None, typer.Option(help="The shard to write to, on a server with custom ones.")] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="Shards, for a new collection on a server.")] = None,
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="Copies of each shard, for a new collection on a server.")
-    ] = None,
+    connection: WritingConnection,
+    wanted: WantedForFiles,
+    chunk_tokens: Annotated[int, typer.Option(help="Maximum size of a passage, in tokens.")] = 200,
     workers: Workers = 0,
     journal: Annotated[
         Path | None,
-        typer.Option(help="A file that remembers how far the run got; a folder's ingest.journal if not given."),
+        typer.Option(help="File that records how far the run got. Default: ingest.journal in the collection's folder."),
     ] = None,
-    prune: Annotated[bool, typer.Option(help="Also remove documents whose files are gone from the folders.")] = False,
-    strict: Annotated[bool, typer.Option(help="Stop at an unreadable text file instead of skipping it.")] = False,
-    name: Name = "documents",
-    api_key: ApiKey = None,
-    timeout: Timeout = None,
-    grpc: Grpc = False,
-    retries: Retries = None,
-    device: Device = None,
+    prune: Annotated[
+        bool, typer.Option(help="Also delete the documents of files that are gone from the given folders.")
+    ] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at an unreadable file instead of skipping it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Index files; run it again and only what changed is encoded.
+    """Index files. Run it again to encode only what has changed.
 
     Text files are split into passages. .jsonl files have one document per line, as {"_id", "title", "text"} (BEIR) or
     {"id", "text", "metadata"}.
+
+    If the collection does not exist, it is created with the given settings. Defaults: model jinaai/jina-colbert-v2,
+    storage float16, first stage hybrid. If it exists, the given settings must be those it was created with.
     """
-    connection = Connection(collection, name, api_key, timeout, grpc, retries)
-    wanted = Wanted(
-        model=model,
-        dim=dim,
-        storage=storage,
-        first_stage=first_stage,
-        pool_factor=pool_factor,
-        document_length=document_length,
-        payload_indexes=tuple(payload_index or ()),
-        shard_key=shard_key,
-        shards=shards,
-        replicas=replicas,
-        device=device,
-    )
     files = find_files(paths, allow_empty=prune)
     if journal is None and not connection.is_server:
-        journal = journal_of(connection.folder)
+        journal = connection.folder / JOURNAL
     try:
         opened = open_target(connection, wanted)
     except KeyboardInterrupt:
         remark("Stopped before anything was stored.")
         raise
-    with opened, SeenIds() as seen:
+    with opened, closing(SeenIds()) as seen:
         quiet_libraries()
         stream = DocumentStream(PassageReader(opened.encoder, chunk_tokens), files, seen, strict=strict)
         try:
-            result = _index(opened, stream, seen, paths if prune else None, journal, workers)
-        except KeyboardInterrupt:
-            remark(f"Stopped with {opened.count()} documents stored. Run the command again to go on.")
+            result = _index(opened, stream, paths if prune else None, journal, workers)
+        except (KeyboardInterrupt, SourceError, InvalidDocumentError):
+            remark(f"Stopped with {opened.count()} documents stored. Run the command again to continue.")
             raise
         _print(result, opened, as_json=as_json)
 
@@ -120,14 +82,15 @@ def index(
 def _index(
     collection: ColbertCollection,
     stream: DocumentStream,
-    seen: SeenIds,
     pruned: Sequence[str] | None,
     journal: Path | None,
     workers: int,
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    if (before := _resumed_at(journal)) > 0:
-        remark(f"going on with a run that was stopped after {before} documents")
+    if journal is not None and journal.exists():
+        with IngestJournal.open(journal) as opened:
+            if opened.seen:
+                remark(f"Continuing a run that was stopped after {opened.seen} documents.")
     with progress_bar("Indexing", None) as advance:
         report = collection.ingest(
             stream,
@@ -135,7 +98,7 @@ def _index(
             journal=journal,
             workers=workers,
         )
-    removed = remove_stale(collection, stream, seen, pruned)
+    removed = stream.remove_stale(collection, pruned)
     return {
         "files": len(stream.files),
         "skipped_files": stream.skipped,
@@ -148,14 +111,6 @@ def _index(
     }
 
 
-def _resumed_at(journal: Path | None) -> int:
-    """Return how far an interrupted run got. Read before the new run, so that it can be shown at the start."""
-    if journal is None or not journal.exists():
-        return 0
-    with IngestJournal.open(journal) as opened:
-        return opened.seen
-
-
 def _print(result: dict[str, Any], collection: ColbertCollection, *, as_json: bool) -> None:
     if as_json:
         out.print_json(json.dumps(result), indent=None)
@@ -166,3 +121,152 @@ def _print(result: dict[str, Any], collection: ColbertCollection, *, as_json: bo
         f"{result['removed']} removed, in {result['seconds']:.1f} s ({rate:.0f} documents/s)."
     )
     remark(f"{collection.schema.model} at {collection.dim} dims; {result['documents']} documents in the collection.")
+
+
+class SeenIds:
+    """The ids that a run has read and those of documents to delete, in a temporary SQLite database.
+
+    SQLite keeps it in an unnamed file, through a cache of a fixed size. So memory does not grow with the number of
+    documents, and nothing is left on disk even if the process is killed.
+    """
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect(":memory:")
+        # Only temporary tables can be put on disk however SQLite was compiled. They need no journal.
+        self._database.executescript(
+            f"PRAGMA temp_store = FILE; PRAGMA temp.journal_mode = OFF; PRAGMA temp.cache_size = -{_CACHE_KIB};"
+            "CREATE TEMP TABLE seen (id BLOB PRIMARY KEY, file INTEGER) WITHOUT ROWID; CREATE TEMP TABLE gone (id TEXT)"
+        )
+
+    def add(self, own_id: str, file: int) -> int | None:
+        """Add an id found in file number ``file``. Return the file it was first found in, if it is a duplicate."""
+        row = (_digest(own_id), file)
+        added = self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row).rowcount
+        return None if added else self._file_of(own_id)
+
+    def __contains__(self, own_id: str) -> bool:
+        return self._file_of(own_id) is not None
+
+    def _file_of(self, own_id: str) -> int | None:
+        row = self._database.execute("SELECT file FROM seen WHERE id = ?", (_digest(own_id),)).fetchone()
+        return None if row is None else int(row[0])
+
+    def note_gone(self, own_id: str) -> None:
+        """Add the id of a document to delete."""
+        self._database.execute("INSERT INTO gone VALUES (?)", (own_id,))
+
+    def gone(self) -> Iterator[list[str]]:
+        """Yield the ids of the documents to delete, in batches."""
+        rows = self._database.execute("SELECT id FROM gone")
+        while batch := rows.fetchmany(_DELETED_AT_ONCE):
+            yield [own_id for (own_id,) in batch]
+
+    def close(self) -> None:
+        """Delete the database."""
+        self._database.close()
+
+
+def _digest(own_id: str) -> bytes:
+    return hashlib.blake2b(own_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class DocumentStream:
+    """Iterate over the documents of all files. Duplicate ids are an error.
+
+    Attributes:
+        files: Files read so far, including the current one.
+        skipped: Number of files that could not be read and were skipped with a message.
+    """
+
+    def __init__(self, reader: PassageReader, files: Sequence[SourceFile], seen: SeenIds, *, strict: bool) -> None:
+        self.files: list[SourceFile] = []
+        self.skipped = 0
+        self._reader = reader
+        self._all = files
+        self._seen = seen
+        self._strict = strict
+        self._counts: Counter[str] = Counter()
+        self._documents = 0
+        # The size of a pipe is unknown.
+        self._bytes = 0 if any(file.is_stdin for file in files) else sum(file.size() for file in files)
+
+    @property
+    def expected(self) -> int | None:
+        """Estimated number of documents, based on the bytes read so far; None if not known yet."""
+        if not self._documents or not self._bytes or not self._reader.bytes_read:
+            return None
+        read = min(self._reader.bytes_read / self._bytes, 1.0)
+        return max(round(self._documents / read), self._documents)
+
+    def __iter__(self) -> Iterator[Document]:
+        for file in self._all:
+            try:
+                documents = self._reader.read(file)
+            except SourceError as error:
+                if self._strict:
+                    raise
+                remark(f"skipped: {error}")
+                self.skipped += 1
+                continue
+            self.files.append(file)
+            for document in documents:
+                first = self._seen.add(str(document.id), len(self.files) - 1)
+                if first is not None:
+                    raise SourceError(
+                        f"{file.name}: the id {document.id!r} occurs a second time (first in "
+                        f"{self.files[first].name}). Give each document an id of its own."
+                    )
+                self._counts[file.name] += 1
+                self._documents += 1
+                yield document
+
+    def remove_stale(self, collection: ColbertCollection, paths: Sequence[str] | None) -> int:
+        """Delete documents that are no longer in their file, and return how many.
+
+        All ids are collected before the first deletion, so that nothing is deleted while scrolling.
+
+        Args:
+            collection: Collection with the documents. The stream must have been read to the end.
+            paths: Paths whose folders are also checked for files that no longer exist. If None, only files that were
+                read are checked.
+        """
+        for own_id in self._stale(collection) if paths is None else self._stale_or_missing(collection, paths):
+            self._seen.note_gone(own_id)
+        removed = 0
+        for batch in self._seen.gone():
+            collection.delete(batch)
+            removed += len(batch)
+        return removed
+
+    def _files_read(self) -> list[SourceFile]:
+        # Without pipes, because each pipe is a new source, not a new version of the same one.
+        return [file for file in self.files if not file.is_stdin]
+
+    def _stale(self, collection: ColbertCollection) -> Iterator[str]:
+        files = self._files_read()
+        for start in range(0, len(files), _FILES_A_FILTER):
+            part = files[start : start + _FILES_A_FILTER]
+            names = models.MatchAny(any=sorted(set().union(*map(_names_of, part))))
+            of_files = models.Filter(must=[models.FieldCondition(key=FILE_KEY, match=names)])
+            # Everything that was read is stored. If nothing else is, there is nothing stale, and no need to list ids.
+            if collection.count(of_files) > sum(self._counts[file.name] for file in part):
+                yield from (own_id for own_id in collection.ids(of_files) if own_id not in self._seen)
+
+    def _stale_or_missing(self, collection: ColbertCollection, paths: Sequence[str]) -> Iterator[str]:
+        folders = [Path(path) for path in paths if Path(path).is_dir()]
+        roots = {os.path.join(root, "") for path in folders for root in (os.path.realpath(path), os.path.abspath(path))}
+        read = set().union(*map(_names_of, self._files_read()))
+        found = {STDIN_NAME}.union(*map(_names_of, self._all))
+        for payload in collection.payloads([FILE_KEY, ID_KEY]):
+            name, own_id = payload.get(FILE_KEY), str(payload.get(ID_KEY))
+            if name in read:
+                stale = own_id not in self._seen
+            else:
+                stale = name is not None and name not in found and os.path.abspath(name).startswith(tuple(roots))
+            if stale:
+                yield own_id
+
+
+def _names_of(file: SourceFile) -> set[str]:
+    """Return the name of a file, and those that earlier versions gave it, after the path that it was given by."""
+    return {file.name, *(Path(path).as_posix() for path in (os.path.normpath(file.path), os.path.abspath(file.path)))}

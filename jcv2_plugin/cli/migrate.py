@@ -7,64 +7,37 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.options import (
-    FIRST_STAGES_HELP,
-    POOL_HELP,
-    STORAGES_HELP,
-    ApiKey,
-    Collection,
-    Device,
-    Grpc,
-    Name,
-    Retries,
-    Timeout,
-    Workers,
-)
+from jcv2_plugin.cli.connection import WritingConnection
+from jcv2_plugin.cli.options import Device, Settings, Workers
 from jcv2_plugin.console import progress_bar, quiet_libraries, remark
-from jcv2_plugin.engines.first_stage import FIRST_STAGES
-from jcv2_plugin.engines.storage import storage_profile
 from jcv2_plugin.errors import InvalidOptionError
 
 if TYPE_CHECKING:
+    from jcv2_plugin.engines.first_stage import FirstStage
     from jcv2_plugin.engines.storage import Storage
 
 
 def migrate(
-    collection: Collection,
-    dim: Annotated[int | None, typer.Option(help="Another Matryoshka dimension.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another model, by name or folder.")] = None,
-    storage: Annotated[str | None, typer.Option(help=f"{STORAGES_HELP}.")] = None,
-    first_stage: Annotated[str | None, typer.Option(help=f"{FIRST_STAGES_HELP}.")] = None,
-    pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}.")] = None,
+    connection: WritingConnection,
+    new: Settings,
     keep_old: Annotated[
-        bool, typer.Option("--keep-old", help="On a server: keep the old collection, under a name of its own.")
+        bool, typer.Option("--keep-old", help="On a server: keep the old collection, under another name.")
     ] = False,
     workers: Workers = 0,
-    name: Name = "documents",
-    api_key: ApiKey = None,
-    timeout: Timeout = None,
-    grpc: Grpc = False,
-    retries: Retries = None,
     device: Device = None,
 ) -> None:
-    """Change a collection's dimension, model, storage or first stage while it is in use.
+    """Change a collection's dimension, model, storage or first stage while in use.
 
     The new collection is built beside the old one, which stays searchable until it is replaced. If the command is
     interrupted before that, nothing has changed, and the same command continues where it stopped.
     """
-    changes = (dim, model, storage, first_stage, pool_factor)
-    if all(change is None for change in changes):
-        raise InvalidOptionError("Say what is to change: --dim, --model, --storage, --first-stage or --pool-factor.")
-    if storage is not None:
-        storage_profile(storage)
-    if first_stage is not None and first_stage not in FIRST_STAGES:
-        raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {first_stage!r}.")
-    connection = Connection(collection, name, api_key, timeout, grpc, retries)
+    if new == Settings():
+        raise InvalidOptionError("Give what to change: --dim, --model, --storage, --first-stage or --pool-factor.")
+    new.check_names()
     if keep_old and not connection.is_server:
         raise typer.BadParameter(
-            f"{collection!r} is a folder, which holds one collection. Keep the old one by a snapshot first: "
-            "jcv2 snapshot.",
+            f"{connection.location!r} is a folder, which holds one collection. To keep the old one, write it to a "
+            "file first: jcv2 snapshot.",
             param_hint="--keep-old",
         )
     with connection.open(device=device) as opened:
@@ -73,17 +46,17 @@ def migrate(
         try:
             with progress_bar("Migrating", opened.count()) as advance:
                 report = opened.migrate(
-                    dim=dim,
-                    encoder=model,
-                    storage=cast("Storage | None", storage),
-                    first_stage=first_stage,
-                    pool_factor=pool_factor,
+                    dim=new.dim,
+                    encoder=new.model,
+                    storage=cast("Storage | None", new.storage),
+                    first_stage=cast("FirstStage | None", new.first_stage),
+                    pool_factor=new.pool_factor,
                     keep_old=keep_old,
                     workers=workers,
                     progress=advance,
                 )
         except KeyboardInterrupt:
-            remark("Stopped: the collection is as it was. Run the command again to go on.")
+            remark("Stopped. The collection is unchanged. Run the command again to continue.")
             raise
         schema = opened.schema
         kept = "" if report.old is None else f" The old collection is kept as {report.old}."

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from jcv2_plugin.engines.first_stage import FIRST_STAGES
-from jcv2_plugin.engines.storage import STORAGES
+from jcv2_plugin.engines.storage import STORAGES, storage_profile
+from jcv2_plugin.errors import InvalidOptionError
 
-Collection = Annotated[
-    str, typer.Option("--collection", "-c", help="A folder (embedded Qdrant Edge) or a Qdrant server's URL.")
-]
-Name = Annotated[str, typer.Option(help="The collection's name on a server; a folder holds just one.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="QDRANT_API_KEY", help="For a server.", show_envvar=True)]
-Timeout = Annotated[
-    int | None, typer.Option(min=1, help="Seconds to wait for a server's answer; 5 if not given.", metavar="SECONDS")
-]
-Grpc = Annotated[bool, typer.Option("--grpc", help="Talk to a server by gRPC, on its port 6334.")]
-Retries = Annotated[
-    int | None, typer.Option(min=1, help="Attempts at each request to a server; 5 if not given, 1 tries once.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there is by default.")]
-Workers = Annotated[
-    int, typer.Option(min=0, help="Encode in so many processes, one for each GPU where there are any; 0 in this one.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead.")]
-
-STORAGES_HELP = f"How vectors are kept: {', '.join(STORAGES)}"
+STORAGES_HELP = f"How vectors are stored: {', '.join(STORAGES)}"
 FIRST_STAGES_HELP = f"What finds the candidates that MaxSim ranks: {', '.join(FIRST_STAGES)}"
-POOL_HELP = "Merge neighbouring token vectors until one in so many is left; 1 merges none"
+POOL_HELP = "Token pooling: merge neighbouring token vectors until one in this many is left; 1 merges none"
+
+Device = Annotated[str | None, typer.Option(help="Device of the model, such as cpu or cuda. Default: the best one.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Encode in this many processes, one per GPU if there are any; 0 uses this process.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a collection; None for options that were not given."""
+
+    model: Annotated[str | None, typer.Option(help="Name or folder of the model.")] = None
+    dim: Annotated[int | None, typer.Option(help="Matryoshka dimension.")] = None
+    storage: Annotated[str | None, typer.Option(help=f"{STORAGES_HELP}.")] = None
+    first_stage: Annotated[str | None, typer.Option(help=f"{FIRST_STAGES_HELP}.")] = None
+    pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}.")] = None
+
+    def check_names(self) -> None:
+        """Check the storage and the first stage, before a model is loaded.
+
+        Raises:
+            InvalidOptionError: If one of them is unknown.
+        """
+        if self.storage is not None:
+            storage_profile(self.storage)
+        if self.first_stage is not None and self.first_stage not in FIRST_STAGES:
+            raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {self.first_stage!r}.")

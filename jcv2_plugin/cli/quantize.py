@@ -11,28 +11,28 @@ import typer
 
 from jcv2_plugin.collection.sources import PassageReader, SourceError, SourceFile, find_files
 from jcv2_plugin.console import quiet_libraries, remark
-from jcv2_plugin.encoder import quantization
-from jcv2_plugin.encoder.int8 import FOLDER
-from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.files import check_new_folder, new_folder
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="A model, by name or folder.")],
+    model: Annotated[str, typer.Argument(help="Name or folder of the model.")],
     sources: Annotated[
-        list[str], typer.Argument(help="Texts like those to be encoded: files and folders, as for jcv2 index.")
+        list[str], typer.Argument(help="Files and folders with texts like those to encode, as for jcv2 index.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must be new, or empty.")],
-    samples: Annotated[int, typer.Option(min=10, help="Passages to calibrate on, drawn from all.")] = 100,
-    chunk_tokens: Annotated[int, typer.Option(min=1, help="Largest passage, in tokens, as for jcv2 index.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder to write. It must be new or empty.")],
+    samples: Annotated[int, typer.Option(min=10, help="Number of passages to calibrate on.")] = 100,
+    chunk_tokens: Annotated[int, typer.Option(min=1, help="Maximum size of a passage, in tokens.")] = 200,
 ) -> None:
-    """Make a model that runs in eight bits on a CPU, beside its float weights.
+    """Create an int8 version of a model, for CPUs.
 
-    Use the folder as a model: jcv2 index docs --model FOLDER. A collection made with the original model can be searched
-    with the new one, and the other way round.
+    The folder also keeps the float weights. Use it as a model: jcv2 index docs --model FOLDER. A collection made with
+    the original model can be searched with the new one, and the other way round.
     """
-    # Check before anything that takes time.
     check_new_folder(out)
+    from jcv2_plugin.encoder import quantization
+    from jcv2_plugin.encoder.int8 import FOLDER
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
     quantization.require_packages()
     files = find_files(sources)
     quiet_libraries()
@@ -45,7 +45,9 @@ def quantize(
         made.save_pretrained(str(folder), create_model_card=False)
     size = sum(file.stat().st_size for file in (out / FOLDER).iterdir()) / 1e6
     seconds = time.perf_counter() - start
-    remark(f"{out}: {size:,.1f} MB in eight bits beside the float weights, in {seconds:.0f} s. Use it by --model {out}")
+    remark(
+        f"{out}: {size:,.1f} MB of int8 weights beside the float weights, in {seconds:.0f} s. Use it with --model {out}"
+    )
 
 
 def _texts(reader: PassageReader, files: Sequence[SourceFile]) -> Iterator[str]:

@@ -11,9 +11,9 @@ from qdrant_client import models
 from rich.text import Text
 
 from jcv2_plugin.cli.connection import Connection
-from jcv2_plugin.cli.options import ApiKey, Collection, Grpc, Json, Name, Timeout
+from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import out, quiet_libraries
-from jcv2_plugin.documents import SearchHit
+from jcv2_plugin.documents import SearchHit, metadata_paths
 
 if TYPE_CHECKING:
     from jcv2_plugin.engines.first_stage import FirstStage
@@ -23,31 +23,28 @@ _HIGHLIGHT = "bold dark_orange3"
 
 def search(
     query: Annotated[str, typer.Argument(help="The question.")],
-    collection: Collection,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many passages.")] = 5,
+    connection: Connection,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of passages.")] = 5,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", help="key=value: only documents with this metadata. Repeatable."),
+        typer.Option(metavar="KEY=VALUE", help="Search only documents with this metadata. Repeatable."),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="How many candidates the first stage finds; 300 or more if not given.")
+        int | None, typer.Option(min=1, help="Number of candidates from the first stage. Default: 300 or more.")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Rank all documents, without the first stage.")] = False,
-    first_stage: Annotated[
-        str | None, typer.Option(help="Another first stage than the collection's, of those it stores.")
-    ] = None,
-    name: Name = "documents",
-    api_key: ApiKey = None,
-    timeout: Timeout = None,
-    grpc: Grpc = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Rank all documents, without a first stage.")] = False,
+    first_stage: Annotated[str | None, typer.Option(help="Another first stage that the collection stores.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the best passages, with the words that matched highlighted."""
     for option, given in (("--candidates", candidates), ("--first-stage", first_stage)):
         if exact and given is not None:
-            raise typer.BadParameter("--exact ranks all documents. Give one of the two.", param_hint=option)
+            raise typer.BadParameter(
+                "--exact ranks all documents, without a first stage. Leave out one of the two options.",
+                param_hint=option,
+            )
     selected = _where(where or [])
-    with Connection(collection, name, api_key, timeout, grpc).open() as opened:
+    with connection.open() as opened:
         quiet_libraries()
         hits = opened.search(
             query,
@@ -85,9 +82,11 @@ def _where(conditions: Sequence[str]) -> models.Filter | None:
     must: list[Any] = []
     for condition in conditions:
         key, separator, value = condition.partition("=")
-        if not separator or not key:
-            raise typer.BadParameter(f"{condition!r} is not of the form key=value.", param_hint="--where")
-        must.append(models.Filter(should=_readings(f"metadata.{key}", value)))
+        if not separator or not key or '"' in key:
+            raise typer.BadParameter(
+                f"{condition!r} is not of the form KEY=VALUE, with a key without quotation marks.", param_hint="--where"
+            )
+        must.append(models.Filter(should=[one for path in metadata_paths(key) for one in _readings(path, value)]))
     return models.Filter(must=must)
 
 
@@ -100,6 +99,6 @@ def _readings(key: str, value: str) -> list[Any]:
         return readings
     if isinstance(parsed, bool):
         readings.append(models.FieldCondition(key=key, match=models.MatchValue(value=parsed)))
-    elif isinstance(parsed, (int, float)):
+    elif isinstance(parsed, (int, float)) and abs(parsed) < 1e300:  # finite
         readings.append(models.FieldCondition(key=key, range=models.Range(gte=parsed, lte=parsed)))
     return readings

@@ -95,8 +95,7 @@ class Location:
         if self.path is not None:
             if options.engine_options or options.shard_key is not None:
                 raise InvalidOptionError(
-                    f"{str(self.path)!r} is a folder; collection_options and shard_key are for a Qdrant server "
-                    "(url=...)."
+                    f"{str(self.path)!r} is a folder. Collection options and shard keys are for Qdrant servers."
                 )
             engine = EdgeEngine.create(self.path, schema, overwrite=overwrite)
             for key, kind in options.payload_indexes.items():
@@ -174,8 +173,8 @@ def check_url(url: str) -> None:
         known = False
     if not known:
         raise InvalidOptionError(
-            f"{without_credentials(url)!r} is no address of a Qdrant server. Write it as http://host:6333 (or https); "
-            "for gRPC add client_options={'prefer_grpc': True}, and 'grpc_port' if that is not 6334."
+            f"{without_credentials(url)!r} is not the URL of a Qdrant server. Write it as http://host:6333 or "
+            "https://host:6333, also to use gRPC, or give a folder."
         )
 
 

@@ -198,8 +198,8 @@ def _check_first_stage(
     has = [one for one in FIRST_STAGES if set(STAGE_NAMES[one]) <= set(STAGE_NAMES[stored])]
     if first_stage not in has:
         raise InvalidQueryError(
-            f"{current.engine.title} was created with first_stage={stored!r}, so a search can use {has}, not "
-            f"{first_stage!r}. Use one of these, or migrate the collection to another first stage."
+            f"{current.engine.title} has the first stage {stored!r}, so a search can use {has}, not "
+            f"{first_stage!r}. Choose one of these, or migrate the collection to another first stage."
         )
     if first_stage == "none" and (exact is False or candidates is not None):
         raise InvalidQueryError(

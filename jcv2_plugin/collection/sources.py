@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bs4 import BeautifulSoup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import Document, is_unicode
 from jcv2_plugin.encoder.windows import token_counter
 from jcv2_plugin.errors import Jcv2Error
 
@@ -77,7 +77,7 @@ def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = F
             found = [file for file in sorted(_walk(path)) if _is_wanted(file)]
             if not found and not allow_empty:
                 raise SourceError(f"{path} has no files to index ({', '.join(sorted(TEXT_SUFFIXES))}, {JSONL_SUFFIX}).")
-        elif path.is_file():
+        elif path.exists():
             if path.suffix.lower() not in TEXT_SUFFIXES | {JSONL_SUFFIX}:
                 raise SourceError(
                     f"{path}: files of kind {path.suffix!r} are not read. Known are "
@@ -93,8 +93,16 @@ def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = F
 
 
 def source_name(path: str | os.PathLike[str]) -> str:
-    """Return a path as written in ids and metadata: normalised, with forward slashes."""
-    return Path(os.path.normpath(path)).as_posix()
+    """Return a file's name in ids and metadata: its path from the current folder, or its full path if it is elsewhere.
+
+    Links are followed, so a file has one name, whichever path it is given by.
+    """
+    given = Path(path)
+    real = Path(os.path.realpath(given))
+    if real.suffix != given.suffix:  # such as the files of Hugging Face's cache, which are named by a hash
+        real = Path(os.path.realpath(given.parent), given.name)
+    here = Path(os.path.realpath(os.curdir))
+    return (real.relative_to(here) if real.is_relative_to(here) else real).as_posix()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -139,9 +147,13 @@ class PassageReader:
         """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
 
         Raises:
-            SourceError: The file is not UTF-8 (raised immediately for a text), or a JSON line is invalid (raised when
-                it is reached).
+            SourceError: The file is not a regular file, or its name or text is not UTF-8 (raised immediately), or a
+                JSON line is invalid (raised when it is reached).
         """
+        if not is_unicode(file.name):
+            raise SourceError(f"{file.name!r} is not UTF-8, so it cannot be part of an id. Rename it.")
+        if not file.is_stdin and file.path.exists() and not file.path.is_file():
+            raise SourceError(f"{str(file.path)!r} is not a regular file.")
         if file.is_jsonl:
             return _rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file)
         self.bytes_read += file.size()

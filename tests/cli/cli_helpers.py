@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -9,11 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection
-from jcv2_plugin.cli import app
+from jcv2_plugin.cli import app, main
 
 PROGRAM = str(Path(sys.executable).with_name("jcv2"))
 SHIPS = "# Ships\n\nThe ferry sails at noon, unless the harbour is frozen.\n"
@@ -37,6 +41,20 @@ def run_both(*arguments: str, code: int = 0, stdin: str | bytes | None = None) -
 
 def run_json(*arguments: str, stdin: str | bytes | None = None) -> Any:
     return json.loads(run(*arguments, "--json", stdin=stdin))
+
+
+def error(*arguments: str) -> str:
+    """What the command says when an error ends it with status 1."""
+    said, printed = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["jcv2", *arguments]),
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(printed),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    assert (ended.value.code, printed.getvalue()) == (1, "")
+    return said.getvalue()
 
 
 def jcv2(*arguments: str, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,28 +14,45 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with documents, as the current one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "ships.md").write_text(SHIPS)
-    (tmp_path / "docs" / "food.md").write_text(FOOD)
-    return tmp_path
+def write_documents(folder: Path) -> None:
+    (folder / "docs").mkdir()
+    (folder / "docs" / "ships.md").write_text(SHIPS)
+    (folder / "docs" / "food.md").write_text(FOOD)
 
 
-@pytest.fixture
-def indexed(folder: Path) -> Path:
-    """With a collection of them in ``store``."""
-    run("index", "docs", "--collection", "store", "--model", "mini", "--dim", "64")
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two collections, which the tests copy: ``docs-store`` of documents and ``rows-store`` of rows."""
+    folder = tmp_path_factory.mktemp("built")
+    write_documents(folder)
+    write_rows(folder / "rows.jsonl", range(30))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run("index", "docs", "--collection", "docs-store", "--model", "mini", "--dim", "64")
+        run("index", "rows.jsonl", "-c", "rows-store", *MINI)
     return folder
 
 
 @pytest.fixture
-def rows(folder: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with documents, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    write_documents(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def indexed(folder: Path, built: Path) -> Path:
+    """With a collection of them in ``store``."""
+    shutil.copytree(built / "docs-store", folder / "store")
+    return folder
+
+
+@pytest.fixture
+def rows(folder: Path, built: Path) -> Path:
     """With a collection in ``store`` of the 30 rows of a file."""
-    write_rows(folder / "rows.jsonl", range(30))
-    run("index", "rows.jsonl", "-c", "store", *MINI)
+    shutil.copy(built / "rows.jsonl", folder)
+    shutil.copytree(built / "rows-store", folder / "store")
     return folder
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_helpers import MINI, jcv2, run, run_both, run_json, write_rows
+from cli_helpers import MINI, error, run, run_both, run_json, write_rows
 from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant
 from qdrant_client import QdrantClient, models
@@ -50,58 +50,46 @@ class TestConnection:
         assert Connection("https://me:secret@host:6333/x").title == "the collection 'documents' at https://host:6333"
 
     def test_a_secret_is_not_told_in_an_error(self, url: str) -> None:
-        with pytest.raises(InvalidOptionError, match="no address of a Qdrant server") as caught:
+        with pytest.raises(InvalidOptionError, match="not the URL of a Qdrant server") as caught:
             run("info", "-c", "http://me:secret@host:port")
         assert "secret" not in str(caught.value)
         assert "host:port" in str(caught.value)
-        with pytest.raises(CollectionMismatchError, match="was made with --dim") as mismatch:
+        with pytest.raises(CollectionMismatchError, match="was created with --dim") as mismatch:
             run("index", "docs", "-c", url.replace("://", "://me:secret@"), "--dim", "64")
         assert "secret" not in str(mismatch.value)
         assert url in str(mismatch.value)
 
-    def test_what_is_no_address_may_be_meant_as_a_folder(self, folder: Path) -> None:
-        done = jcv2("info", "-c", "foo://bar", cwd=folder)
-        assert done.returncode == 1
-        assert done.stderr == (
-            "error: 'foo://bar' is no address of a Qdrant server. Write it as http://host:6333 (or https), or give a "
-            "folder.\n"
-        )
-
     @pytest.mark.parametrize("url", ["foo://bar", "http://", "http://[::1", "http://host:port", "://"])
     def test_a_url_that_is_none(self, url: str) -> None:
-        with pytest.raises(InvalidOptionError, match="no address of a Qdrant server"):
+        with pytest.raises(InvalidOptionError, match=r"not the URL of a Qdrant server.*, or give a folder"):
             run("info", "-c", url)
 
     def test_a_key(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with LoopbackQdrant(api_key="right") as server:
-            commands: list[tuple[str, ...]] = [("info", "-c", server.url), ("collections", "list", server.url)]
+            commands: list[tuple[str, ...]] = [("info", "-c", server.url), ("collections", "list", "-c", server.url)]
             for command in commands:
                 with pytest.raises(CollectionAccessError):
                     run(*command)
                 with pytest.raises(CollectionAccessError):
                     run(*command, "--api-key", "wrong")
-            assert run_json("collections", "list", server.url, "--api-key", "right") == []
+            assert run_json("collections", "list", "-c", server.url, "--api-key", "right") == []
             monkeypatch.setenv("QDRANT_API_KEY", "right")
-            assert run_json("collections", "list", server.url) == []
-            done = jcv2("collections", "list", server.url, "--api-key", "wrong", cwd=folder)
-            assert "Give an API key with the permission to do this" in done.stderr
-            assert done.stderr.count("\n") == 1
+            assert run_json("collections", "list", "-c", server.url) == []
+            said = error("collections", "list", "-c", server.url, "--api-key", "wrong")
+            assert "Give an API key with the permission to do this, or set the environment variable" in said
 
     def test_a_server_that_is_slow(self, url: str, folder: Path, server: LoopbackQdrant) -> None:
         server.delay(1.5, times=2)
-        for command in (("index", "docs", "-c", url, "--retries", "1"), ("collections", "list", url)):
-            with pytest.raises(CollectionError, match="did not answer in time"):
+        for command in (("index", "docs", "-c", url, "--retries", "1"), ("collections", "list", "-c", url)):
+            with pytest.raises(CollectionError, match=r"did not answer in time .* Set a longer timeout"):
                 run(*command, "--timeout", "1")
-        server.delay(1.5, times=1)
-        done = jcv2("collections", "list", url, "--timeout", "1", cwd=folder)
-        assert "Set a longer timeout" in done.stderr
 
     def test_a_key_that_travels_in_the_open(self, folder: Path) -> None:
-        done = jcv2("collections", "list", "http://nowhere.invalid:6333", "--api-key", "secret", cwd=folder)
-        first, second = done.stderr.splitlines()
-        assert first.startswith("warning: the key goes to nowhere.invalid unencrypted.")
+        said = error("collections", "list", "-c", "http://nowhere.invalid:6333", "--api-key", "secret")
+        first, second = said.splitlines()
+        assert first.startswith("warning: the API key is sent to nowhere.invalid unencrypted.")
         assert second.startswith("error: Qdrant at http://nowhere.invalid:6333 cannot be reached")
-        assert "secret" not in done.stderr
+        assert "secret" not in said
 
     def test_retries(self, url: str, server: LoopbackQdrant) -> None:
         server.fail(status=503)
@@ -173,7 +161,7 @@ class TestCollections:
         with ColbertCollection.open(url) as collection:
             schema = collection.schema
             client.create_collection("documents.3", vectors_config=vectors, metadata={"jcv2": schema.to_dict()})
-        listed = {one.pop("name"): one for one in run_json("collections", "list", url)}
+        listed = {one.pop("name"): one for one in run_json("collections", "list", "-c", url)}
         states = {name: one["state"] for name, one in listed.items()}
         assert states == {
             "broken": "unreadable",
@@ -185,19 +173,19 @@ class TestCollections:
             "model": "mini", "dim": 32, "storage": "float16", "first_stage": "none", "documents": 30, "state": None
         }  # fmt: skip
         assert listed["documents.1"]["first_stage"] == "hybrid"
-        assert "kept by a migration" in run("collections", "list", url)
+        assert "kept by a migration" in run("collections", "list", "-c", url)
         assert run_json("collections", "info", "-c", url, "--name", "documents.1")["documents"] == 30
 
     def test_drop(self, url: str, client: QdrantClient) -> None:
         run("migrate", "-c", url, "--first-stage", "none", "--keep-old")
-        for name, match in (("documents.2", "--name documents"), ("nothing", r"there are \['documents'")):
+        for name, match in (("documents.2", "--name documents"), ("nothing", r"There are: \['documents'")):
             with pytest.raises(CollectionError, match=match):
                 run("collections", "drop", "-c", url, "--name", name, "--yes")
         run("collections", "drop", "-c", url, code=2)
         _, said = run_both("collections", "drop", "-c", url, "--yes")
         assert said.splitlines() == [
-            f"The collection 'documents' at {url} is dropped.",
-            "Still there, of its migrations: documents.1. Drop each by its own name, with --name.",
+            f"Dropped the collection 'documents' at {url}.",
+            "Its migrations have left documents.1. Drop each of them by its own name, with --name.",
         ]
         assert client.get_aliases().aliases == []
         assert [one.name for one in client.get_collections().collections] == ["documents.1"]
@@ -206,19 +194,14 @@ class TestCollections:
         with pytest.raises(CollectionNotFoundError):
             run("collections", "drop", "-c", url, "--yes")
 
-    def test_a_kept_one_goes_by_its_own_name(self, url: str) -> None:
-        run("migrate", "-c", url, "--first-stage", "none", "--keep-old")
-        run("collections", "drop", "-c", url, "--name", "documents.1", "--yes")
-        assert [one["name"] for one in run_json("collections", "list", url)] == ["documents"]
-
     def test_what_is_not_to_be_dropped(self, url: str, client: QdrantClient) -> None:
         client.create_collection("foreign", vectors_config=models.VectorParams(size=2, distance=models.Distance.DOT))
-        with pytest.raises(CollectionMismatchError, match="not made by jcv2-plugin"):
+        with pytest.raises(CollectionMismatchError, match="not created by jcv2-plugin"):
             run("collections", "drop", "-c", url, "--name", "foreign", "--yes")
         alias = models.CreateAlias(collection_name="documents.1", alias_name="production")
         client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
         for name, other in (("documents", "production"), ("production", "documents")):
-            with pytest.raises(CollectionError, match=rf"\['{other}'\] also stand for"):
+            with pytest.raises(CollectionError, match=rf"has other aliases, .*: \['{other}'\]"):
                 run("collections", "drop", "-c", url, "--name", name, "--yes")
         assert run_json("info", "-c", url, "--name", "production")["documents"] == 30
 

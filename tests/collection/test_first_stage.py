@@ -227,7 +227,9 @@ class TestTheChoice:
 class TestBadRequests:
     @pytest.mark.parametrize("options", [{"exact": False}, {"candidates": 10}, {"candidates": 10, "exact": False}])
     def test_no_first_stage_to_be_used(self, get: Get, engine: str, options: dict[str, Any]) -> None:
-        with pytest.raises(InvalidQueryError, match=r"no first stage.*migrate\(first_stage='hybrid'\)"):
+        with pytest.raises(
+            InvalidQueryError, match=r"no first stage.*migrate the collection to a first stage such as hybrid"
+        ):
             get(engine, "none").search(QUERIES[0], **options)
 
     @pytest.mark.parametrize("candidates", [0, -5, 2.5, True, "many"])
