@@ -51,8 +51,16 @@ class CollectionLockedError(CollectionError):
     """The folder is open in another process, or in another object of this one."""
 
 
+class ForkedProcessError(CollectionError):
+    """A collection or encoder was opened before this process was forked, and does not work in the child."""
+
+
 class CollectionCorruptError(CollectionError):
     """A collection's description is missing or unreadable."""
+
+
+class CollectionUnfinishedError(CollectionCorruptError):
+    """Creating or restoring a collection was interrupted. Repeat it, or drop the collection."""
 
 
 class CollectionMismatchError(CollectionError, ValueError):
@@ -60,7 +68,7 @@ class CollectionMismatchError(CollectionError, ValueError):
 
 
 class CollectionAccessError(CollectionError):
-    """A Qdrant server requires an API key, or one with more permissions."""
+    """A Qdrant server requires an API key, or one with more permissions, or a folder is not writable."""
 
 
 class ServerLimitError(CollectionError):

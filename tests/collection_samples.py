@@ -56,8 +56,8 @@ def encoded(encoder: JinaColbertEncoder, items: Sequence[Document], dim: int = D
 def store(collection: ColbertCollection, items: Sequence[Document], vectors: Sequence[NDArray[np.float32]]) -> None:
     """Add documents whose vectors are known, as ``add`` does but for encoding them."""
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in items]
-    collection._engine.upsert(points_of(collection._current, new, vectors))
-    collection._current.has_changed()
+    collection.engine.upsert(points_of(collection.current, new, vectors))
+    collection.current.has_changed()
 
 
 def contents(collection: ColbertCollection) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -72,7 +72,7 @@ def expected_contents(items: Iterable[Document]) -> dict[str, tuple[str, Mapping
 
 def stored_vectors(collection: ColbertCollection) -> dict[str, NDArray[np.float32]]:
     """The token vectors of each document by id."""
-    records = collection._engine.scroll(None, with_payload=["_id"], with_vectors=True)
+    records = collection.engine.scroll(None, with_payload=["_id"], with_vectors=True)
     return {record.payload["_id"]: record.vectors for record in records if record.vectors is not None}
 
 

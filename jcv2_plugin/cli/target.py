@@ -189,7 +189,7 @@ def check_same(collection: ColbertCollection, connection: Connection, wanted: Wa
 
 def _layout(collection: ColbertCollection) -> tuple[int | None, int | None, bool]:
     """Return the number of shards and replicas on a server, and whether the collection uses custom sharding."""
-    engine = collection._engine
+    engine = collection.engine
     if not isinstance(engine, ClientEngine) or engine.is_local:
         return None, None, False
     params = engine.client.get_collection(engine.physical).config.params

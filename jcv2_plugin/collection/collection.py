@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from qdrant_client import QdrantClient, models
+from typing_extensions import Unpack
 
-from jcv2_plugin.collection.asynchronous import AsyncMethods
-from jcv2_plugin.collection.ingest import IngestReport
+from jcv2_plugin.checks import check_query
+from jcv2_plugin.collection import migrate, read, search, verify, write
+from jcv2_plugin.collection.asynchronous import in_thread, pages_in_thread
+from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, IngestReport
+from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.location import DEFAULT_NAME, Location
-from jcv2_plugin.collection.maintenance import Maintenance
-from jcv2_plugin.collection.read import Reading
-from jcv2_plugin.collection.search import Searching
-from jcv2_plugin.collection.snapshot import check_snapshot, read_info, read_points
-from jcv2_plugin.collection.state import load_encoder, load_for
-from jcv2_plugin.collection.write import Writing
+from jcv2_plugin.collection.migrate import MigrationReport, Target
+from jcv2_plugin.collection.search import CheckedOptions, SearchOptions
+from jcv2_plugin.collection.snapshot import SnapshotInfo, check_snapshot, restore_snapshot, write_snapshot
+from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder, load_for
+from jcv2_plugin.collection.verify import VerificationReport
+from jcv2_plugin.documents import ID_KEY, Document, SearchHit, StoredDocument, as_documents, point_id, validate
 from jcv2_plugin.encoder.windows import LongDocuments
-from jcv2_plugin.engines.base import NewCollection, PayloadIndex
+from jcv2_plugin.engines.base import PAYLOAD_INDEXES, Engine, Matrix, NewCollection, PayloadIndex
 from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
-from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, CollectionNotFoundError
+from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
 
 if TYPE_CHECKING:
     # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
     from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.scoring.explanation import Explanation
 
 __all__ = ["ColbertCollection", "IngestReport"]
 
 
-class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
+class ColbertCollection:
     """A collection of documents for late-interaction search.
 
     Use :meth:`create` or :meth:`open`. There are two engines: Qdrant Edge in this process (a folder) and
@@ -41,7 +45,9 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
     ranks all documents or, in a large collection, the candidates that a first stage finds. The model and the dimension
     are chosen at creation and stored with the collection.
 
-    Collections can be shared between threads. Use a collection as a context manager to close it on exit.
+    Collections can be shared between threads. Use a collection as a context manager to close it on exit. Methods whose
+    name has an ``a`` in front (``asearch``) are the async versions. They run in a thread, as do the iterables and
+    callbacks given to them.
 
     Example:
         >>> with ColbertCollection.create(":memory:", encoder="mini", dim=64) as collection:
@@ -50,11 +56,23 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         'a'
     """
 
+    def __init__(
+        self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None = None
+    ) -> None:
+        self._state = CollectionState(OpenCollection(engine, schema, encoder, device))
+
     def __enter__(self) -> ColbertCollection:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        engine, schema = self.current.engine, self.schema
+        return f"ColbertCollection({engine.title!r}, model={schema.model!r}, dim={schema.dim})"
+
+    def __len__(self) -> int:
+        return self.count()
 
     @classmethod
     def create(
@@ -235,30 +253,375 @@ class ColbertCollection(AsyncMethods, Maintenance, Writing, Searching, Reading):
         file = Path(snapshot)
         check_snapshot(file)
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
-        schema = read_info(file).schema
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
-        engine = None
-        if overwrite and shard_key is None and not options.engine_options:
-            with suppress(CollectionNotFoundError, CollectionCorruptError):
-                engine = parsed.open(client_options=client_options, retries=retries)
-        if engine is None:
-            engine = parsed.create(schema, overwrite=overwrite, client_options=client_options, options=options)
-        # Fill a successor and swap it in, so that an interrupted restore leaves the existing collection unchanged.
-        successor = None
-        try:
-            successor = engine.successor(schema)
-            successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
-            for points in read_points(file):
-                successor.upsert(points)
-                if progress is not None:
-                    progress(len(points))
-            for key, kind in options.payload_indexes.items():
-                successor.create_payload_index(key, kind)
-            successor.optimize()
-            engine.adopt(successor, keep_old=False)
-            return cls(successor, schema, None)
-        except BaseException:
-            if successor is not None:
-                successor.close()
-            engine.close()
-            raise
+        engine, schema = restore_snapshot(
+            file, parsed, overwrite=overwrite, client_options=client_options, options=options, progress=progress
+        )
+        return cls(engine, schema, None)
+
+    def close(self) -> None:
+        """Close the collection and release its folder or client. Calling it again has no effect."""
+        self._state.close()
+
+    def __copy__(self) -> ColbertCollection:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColbertCollection:
+        # Frameworks copy their components. Copies share the open collection, as they share a client.
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled, since it is open in this process. Pass its location to the other process, "
+            "and open it there with ColbertCollection.open."
+        )
+
+    # Properties
+
+    @property
+    def schema(self) -> CollectionSchema:
+        """Collection schema: the model, dimension and preprocessing of the vectors."""
+        return self.current.schema
+
+    @property
+    def dim(self) -> int:
+        """Matryoshka dimension of the vectors."""
+        return self.schema.dim
+
+    @property
+    def encoder(self) -> JinaColbertEncoder:
+        """The encoder, loaded on first use.
+
+        Raises:
+            ModelNotFoundError: The model that the collection was created with is not available.
+            CollectionMismatchError: The model of that name now has other weights.
+        """
+        return self.current.encoder
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that stores the points. Writing through it bypasses all checks."""
+        return self.current.engine
+
+    @property
+    def current(self) -> OpenCollection:
+        """Engine, schema and encoder as they are now. A migration replaces them."""
+        return self._state.current
+
+    # Writing
+
+    def add(
+        self,
+        texts: Iterable[str | Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> list[str]:
+        """Encode and store documents. A document with an existing id replaces the stored one.
+
+        All documents are checked before any is encoded. Documents that are already stored unchanged are not encoded
+        again. More than 256 documents are written in batches. Use :meth:`ingest` for streams.
+
+        Args:
+            texts: Texts or :class:`Document` objects.
+            ids: Id of each text. None generates random ids.
+            metadata: Metadata dict of each text.
+
+        Returns:
+            Ids of the documents, in input order.
+
+        Raises:
+            InvalidDocumentError: A text is empty, an id is duplicated, metadata is not JSON, ... Nothing was written.
+            DocumentTooLongError: A document exceeds a limit of the model or of Qdrant. Nothing was written.
+        """
+        documents = validate(as_documents(texts, ids, metadata))
+        self._state.write(lambda current: write.add(current, documents))
+        return [str(document.id) for document in documents]
+
+    def ingest(
+        self,
+        documents: Iterable[str | Document],
+        *,
+        batch_documents: int = BATCH_DOCUMENTS,
+        progress: Callable[[int], None] | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        workers: int | Sequence[str] = 0,
+    ) -> IngestReport:
+        """Add documents from an iterable of any length, keeping only a few batches in memory.
+
+        One batch is stored while the next is encoded. Each batch is checked as a whole before it is encoded. After an
+        error, the batches before it are stored; after Ctrl-C too, except those that workers are still encoding.
+        Documents that are already stored unchanged are not encoded again, so repeating an interrupted or killed run
+        resumes it. If several batches contain the same id, the last document is kept.
+
+        Args:
+            documents: Texts or :class:`Document` objects.
+            batch_documents: Maximum number of documents per batch. Batches of long documents are smaller.
+            progress: Called after each stored batch with its number of documents.
+            journal: File that records the progress of the run. It is removed when the run succeeds. Documents without
+                an id need it to be recognised when a run is repeated: otherwise, they get random ids and are stored
+                twice.
+            workers: Number of processes to encode in, spread over the GPUs if there are any, or a list of devices
+                (``["cuda:0", "cuda:1"]``). 0 encodes in this process.
+
+        Raises:
+            InvalidDocumentError: See :meth:`add`. Nothing of the batch was written.
+            DocumentTooLongError: See :meth:`add`. Nothing of the batch was written.
+            JournalError: The journal file is not a journal or is unreadable.
+        """
+        with self._state.writing, IngestJournal.open(journal) as opened:
+            return write.ingest(
+                self._state,
+                documents,
+                batch_documents=batch_documents,
+                progress=progress,
+                journal=opened,
+                workers=workers,
+            )
+
+    def delete(self, ids: Iterable[str] | None = None, *, filter: models.Filter | None = None) -> None:
+        """Delete documents by id or by filter. Missing ids are ignored.
+
+        Raises:
+            ValueError: Neither or both of ``ids`` and ``filter`` are given.
+        """
+        if (ids is None) == (filter is None):
+            raise ValueError("Give either ids or a filter to delete by.")
+        points = None if ids is None else [point_id(one) for one in read.id_list(ids)]
+
+        def work(current: OpenCollection) -> None:
+            if filter is not None:
+                current.engine.delete_where(filter)
+            elif points is not None:
+                current.engine.delete(points)
+            current.has_changed()
+
+        self._state.write(work)
+
+    def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
+        """Index a payload field for filters, for example ``"metadata.topic"`` as ``"keyword"``.
+
+        Qdrant's strict mode requires this for filtered fields.
+
+        Raises:
+            InvalidOptionError: The index type is unknown.
+        """
+        if kind not in PAYLOAD_INDEXES:
+            raise InvalidOptionError(f"A payload index is one of {PAYLOAD_INDEXES}, got {kind!r} for {key!r}.")
+        self._state.run(lambda current: current.engine.create_payload_index(key, kind))
+
+    def optimize(self) -> None:
+        """Merge segments, build the first stage's index and drop deleted documents. This can take a while.
+
+        :meth:`ingest` calls this at the end. A server optimises itself.
+        """
+        self._state.write(lambda current: current.engine.optimize())
+
+    # Reading
+
+    def get(self, ids: Iterable[str]) -> list[StoredDocument]:
+        """Return documents by id, in the given order. Missing ids are skipped."""
+        wanted = read.id_list(ids)
+        return self._state.run(lambda current: read.get(current, wanted))
+
+    def count(self, filter: models.Filter | None = None) -> int:
+        """Return the number of documents, or of those that match a filter."""
+        return self._state.run(lambda current: current.engine.count(filter))
+
+    def scroll(self, filter: models.Filter | None = None) -> Iterator[StoredDocument]:
+        """Iterate over all documents, or those that match a filter, in no particular order."""
+        for record in read.scroll(self._state, filter, with_payload=True):
+            yield StoredDocument.from_payload(record.payload)
+
+    def ids(self, filter: models.Filter | None = None) -> Iterator[str]:
+        """Iterate over the ids of all documents, or of those that match a filter."""
+        for payload in self.payloads([ID_KEY], filter):
+            yield str(payload[ID_KEY])
+
+    def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
+        """Iterate over selected payload keys of all documents, or of those that match a filter.
+
+        Texts are not read unless selected.
+        """
+        for record in read.scroll(self._state, filter, with_payload=list(keys)):
+            yield record.payload
+
+    # Searching
+
+    def search(self, query: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[SearchHit]:
+        """Search by MaxSim and return the top ``k`` documents, best first.
+
+        In a small collection, MaxSim ranks all documents. With a first stage and more than 1,000 documents, it ranks
+        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed.
+
+        Args:
+            query: Query text.
+            k: Number of documents to return.
+            **options: ``filter``, ``score_threshold``, ``candidates``, ``exact``, ``first_stage`` and
+                ``with_explanation``, see :class:`~jcv2_plugin.SearchOptions`.
+
+        Raises:
+            InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
+                collection does not have the requested first stage.
+        """
+        return self.search_many([query], k, **options)[0]
+
+    def search_many(
+        self, queries: Sequence[str], k: int = 10, **options: Unpack[SearchOptions]
+    ) -> list[list[SearchHit]]:
+        """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
+        if isinstance(queries, str):
+            raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
+        limit, checked = search.check_k(k), CheckedOptions.of(options)
+        for query in queries:
+            check_query(query)
+        return self._state.run(lambda current: search.search(current, queries, limit, checked))
+
+    def search_mmr(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        fetch_k: int | None = None,
+        lambda_mult: float = 0.5,
+        **options: Unpack[SearchOptions],
+    ) -> list[SearchHit]:
+        """Search with maximal marginal relevance (MMR) and return ``k`` relevant but diverse documents.
+
+        The best hit comes first, followed by hits that are relevant and dissimilar to those before them, see
+        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, but not in descending order.
+
+        Args:
+            query: Query text.
+            k: Number of documents to return.
+            fetch_k: Number of best hits to select from, at least ``k``. Defaults to ``4 * k``, or 20 if that is larger.
+            lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
+            **options: See :meth:`search`.
+
+        Raises:
+            InvalidQueryError: See :meth:`search`. Also raised if ``fetch_k`` is not positive or ``lambda_mult`` is not
+                between 0 and 1.
+        """
+        limit = search.check_k(k)
+        fetched, trade_off = search.check_mmr(limit, fetch_k, lambda_mult)
+        checked = CheckedOptions.of(options)
+        check_query(query)
+        return self._state.run(lambda now: search.search_mmr(now, query, limit, fetched, trade_off, checked))
+
+    def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
+        """Explain a score: the token of a stored document that each query token matched, and their similarity.
+
+        With token pooling, a stored vector represents several tokens. The document is then encoded again without
+        pooling, and the score of the explanation is slightly higher than that of the search.
+
+        Args:
+            query: Query text.
+            id: Id of the document.
+            query_vectors: Precomputed query vectors, to avoid encoding the query again for each document.
+
+        Raises:
+            InvalidDocumentError: There is no document with this id.
+        """
+        return self._state.run(lambda current: search.explain(current, query, id, query_vectors))
+
+    # Maintenance
+
+    def migrate(
+        self,
+        *,
+        dim: int | None = None,
+        encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        storage: Storage | None = None,
+        first_stage: FirstStage | None = None,
+        stage_options: Mapping[str, Any] | None = None,
+        pool_factor: float | None = None,
+        long_documents: LongDocuments | None = None,
+        keep_old: bool = False,
+        workers: int | Sequence[str] = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> MigrationReport:
+        """Change settings chosen at creation, such as the dimension or the model, while the collection is in use.
+
+        The new collection is built beside the old one, which stays searchable, and then replaces it in one step: on a
+        server an alias moves, in a folder one file is replaced. If the migration is interrupted before that, the old
+        collection is unchanged and the same call resumes. Afterwards, this object and, on a server, all others that
+        have the name open use the new collection.
+
+        If only ``storage`` or ``first_stage`` changes, vectors are copied, unless the new storage is more precise. All
+        other changes encode the texts again: projection heads are not weight-tied, so 64-dimensional vectors are not
+        the first half of 128-dimensional ones.
+
+        Args:
+            dim: New Matryoshka dimension.
+            encoder: New encoder, or the name or path of a model.
+            storage: See :meth:`create`.
+            first_stage: See :meth:`create`.
+            stage_options: See :meth:`create`.
+            pool_factor: See :meth:`create`.
+            long_documents: See :meth:`create`.
+            keep_old: On a server, keep the old collection for readers that have it open. Its name is
+                :attr:`MigrationReport.old`.
+            workers: See :meth:`ingest`.
+            progress: Called periodically with the number of documents processed since the last call.
+
+        Raises:
+            InvalidOptionError: Nothing would change.
+            UnknownDimError: The model has no projection head for ``dim``.
+            CollectionError: A migration is already running, or other processes write faster than documents are
+                encoded.
+        """
+        target = Target(
+            encoder=os.fspath(encoder) if isinstance(encoder, (str, os.PathLike)) else encoder,
+            dim=dim,
+            storage=storage,
+            first_stage=first_stage,
+            stage_options=stage_options,
+            pool_factor=pool_factor,
+            long_documents=long_documents,
+        )
+        return migrate.migrate(self._state, target, keep_old=keep_old, progress=progress, workers=workers)
+
+    def verify(
+        self, *, sample: int = 20, seed: int = 0, progress: Callable[[int], None] | None = None
+    ) -> VerificationReport:
+        """Verify the collection by reading every document and encoding a random sample again.
+
+        Checks the number of documents, the ids, the payloads (by their hash), the vectors' dimension and values, and
+        the first-stage vectors. For the sample, also checks that the stored vectors match the text.
+
+        Args:
+            sample: Number of documents to encode again.
+            seed: Seed for the sample.
+            progress: Called with 1 for each document read.
+        """
+        return self._state.run(lambda now: verify.verify(now, sample=sample, seed=seed, progress=progress))
+
+    def snapshot(self, file: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None) -> SnapshotInfo:
+        """Write a snapshot of the whole collection to a file. Writes wait, reads do not.
+
+        :meth:`ColbertCollection.restore` restores it on any engine, without encoding.
+
+        Args:
+            file: Path of the snapshot file. It must not exist.
+            progress: Called periodically with the number of documents written since the last call.
+
+        Raises:
+            SnapshotError: The file already exists.
+        """
+        return self._state.write(lambda now: write_snapshot(now.engine, now.schema, Path(file), progress))
+
+    # Async versions
+
+    aadd = in_thread(add)
+    aingest = in_thread(ingest)
+    adelete = in_thread(delete)
+    aget = in_thread(get)
+    acount = in_thread(count)
+    asearch = in_thread(search)
+    asearch_many = in_thread(search_many)
+    asearch_mmr = in_thread(search_mmr)
+    aexplain = in_thread(explain)
+
+    def ascroll(self, filter: models.Filter | None = None) -> AsyncIterator[StoredDocument]:
+        """Async version of :meth:`scroll`."""
+        return pages_in_thread(self.scroll(filter))

@@ -122,12 +122,12 @@ def migrate(
     workers: int | Sequence[str],
 ) -> MigrationReport:
     """See :meth:`ColbertCollection.migrate`."""
-    if not state._migrating.acquire(blocking=False):
-        raise CollectionError(f"{state._engine.title} is being migrated already. Wait for the end of that.")
+    if not state.migrating.acquire(blocking=False):
+        raise CollectionError(f"{state.current.engine.title} is already being migrated. Wait until that has finished.")
     try:
         return _migrate(state, target, keep_old=keep_old, progress=progress, workers=workers)
     finally:
-        state._migrating.release()
+        state.migrating.release()
 
 
 def _migrate(
@@ -138,24 +138,24 @@ def _migrate(
     progress: Callable[[int], None] | None,
     workers: int | Sequence[str],
 ) -> MigrationReport:
-    state._with_current(lambda current: current.engine.size())  # follow the name if the collection was replaced
-    current = state._current
+    state.run(lambda current: current.engine.size())  # follow the name if the collection was replaced
+    current = state.current
     schema, encoder = target.resolve(current)
     as_devices(workers)  # validate before anything is created
     successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
     report = MigrationReport()
     try:
         _fill(current, successor, report, progress, workers)
-        with state._writing:  # the rest is fast; block writers in this process
+        with state.writing:  # the rest is fast; block writers in this process
             _catch_up(current, successor, report, workers)
             successor.engine.optimize()
             report.documents = successor.engine.count(None)
             # Switch this object first, so that its readers never see the old collection closed.
-            state._current = successor
+            state.current = successor
             try:
                 report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
             except BaseException:
-                state._current = current
+                state.current = current
                 raise
     except BaseException:
         successor.engine.close()  # kept, so that a repeated migration can resume

@@ -174,7 +174,7 @@ def _named(payload: Mapping[str, Any]) -> str:
 
 
 def _check_different(source: ClientEngine, target: ColbertCollection) -> None:
-    into = target._engine
+    into = target.engine
     if not isinstance(into, ClientEngine) or into.physical != source.physical:
         return
     if into.client is source.client or (not source.is_local and into.address == source.address):

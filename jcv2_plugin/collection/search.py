@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import TypedDict
 
 from qdrant_client import models
 
-from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
-from jcv2_plugin.collection.state import CollectionState, OpenCollection
+from jcv2_plugin.checks import check_query_vectors, in_batches
+from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
 from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, STAGE_NAMES, FirstStage
@@ -63,183 +64,91 @@ class SearchOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Options:
-    """Options that all searches share."""
+class CheckedOptions:
+    """The options of a search, checked."""
 
-    filter: models.Filter | None
-    score_threshold: float | None
-    candidates: int | None
-    exact: bool | None
-    first_stage: FirstStage | None
+    filter: models.Filter | None = None
+    score_threshold: float | None = None
+    candidates: int | None = None
+    exact: bool | None = None
+    first_stage: FirstStage | None = None
+    with_explanation: bool = False
 
-    def __post_init__(self) -> None:
-        if self.filter is not None and not isinstance(self.filter, models.Filter):
-            raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(self.filter).__name__}.")
-        least = self.score_threshold
-        if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or math.isnan(least)):
-            raise InvalidQueryError(f"score_threshold must be a number, got {least!r}.")
-
-
-class Searching(CollectionState):
-    """Search methods of a collection."""
-
-    def search(
-        self,
-        query: str,
-        k: int = 10,
-        *,
-        filter: models.Filter | None = None,
-        score_threshold: float | None = None,
-        candidates: int | None = None,
-        exact: bool | None = None,
-        first_stage: FirstStage | None = None,
-        with_explanation: bool = False,
-    ) -> list[SearchHit]:
-        """Search by MaxSim and return the top ``k`` documents, best first.
-
-        In a small collection, MaxSim ranks all documents. With a first stage and more than 1,000 documents, it ranks
-        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed.
-
-        Args:
-            query: Query text.
-            k: Number of documents to return.
-            filter: Search only documents that match. Metadata fields are addressed as ``metadata.<key>``.
-            score_threshold: Leave out documents with a lower score.
-            candidates: Number of candidates from the first stage. More candidates miss fewer documents but take
-                longer. Defaults to 300, or ``4 * k`` if that is larger.
-            exact: True ranks all documents, False always uses the first stage. By default, this depends on the size of
-                the collection.
-            first_stage: First stage for this search, one that the collection stores: a ``"hybrid"`` collection also
-                has ``"pooled"`` and ``"bm25"``. It is used whatever the size of the collection. ``"none"`` ranks all
-                documents, like ``exact=True``.
-            with_explanation: Add the token-by-token comparison with the query to each hit, see :meth:`explain`. The
-                vectors of all hits are read together.
+    @classmethod
+    def of(cls, options: SearchOptions) -> CheckedOptions:
+        """Check the options that do not depend on the collection.
 
         Raises:
-            InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
-                collection does not have the requested first stage.
+            TypeError: An option is unknown.
+            InvalidQueryError: The filter is not Qdrant's, or a number is not one.
         """
-        return self.search_many(
-            [query],
-            k,
-            filter=filter,
-            score_threshold=score_threshold,
-            candidates=candidates,
-            exact=exact,
-            first_stage=first_stage,
-            with_explanation=with_explanation,
-        )[0]
-
-    def search_many(
-        self,
-        queries: Sequence[str],
-        k: int = 10,
-        *,
-        filter: models.Filter | None = None,
-        score_threshold: float | None = None,
-        candidates: int | None = None,
-        exact: bool | None = None,
-        first_stage: FirstStage | None = None,
-        with_explanation: bool = False,
-    ) -> list[list[SearchHit]]:
-        """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
-        if isinstance(queries, str):
-            raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
-        k = _positive(k, "k")
-        options = _Options(filter, score_threshold, candidates, exact, first_stage)
-        for query in queries:
-            check_query(query)
-
-        def work(current: OpenCollection) -> list[list[SearchHit]]:
-            found: list[list[SearchHit]] = []
-            for start in range(0, len(queries), _QUERIES_PER_SEARCH):
-                batch = queries[start : start + _QUERIES_PER_SEARCH]
-                vectors = _query_vectors(current, batch)
-                hits = _hits(current, batch, vectors, k, options)
-                found.extend(_explained(current, batch, vectors, hits) if with_explanation else hits)
-            return found
-
-        return self._with_current(work)
-
-    def search_mmr(
-        self,
-        query: str,
-        k: int = 10,
-        *,
-        fetch_k: int | None = None,
-        lambda_mult: float = 0.5,
-        filter: models.Filter | None = None,
-        score_threshold: float | None = None,
-        candidates: int | None = None,
-        exact: bool | None = None,
-        first_stage: FirstStage | None = None,
-        with_explanation: bool = False,
-    ) -> list[SearchHit]:
-        """Search with maximal marginal relevance (MMR) and return ``k`` relevant but diverse documents.
-
-        The best hit comes first, followed by hits that are relevant and dissimilar to those before them, see
-        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, but not in descending order.
-
-        Args:
-            query: Query text.
-            k: Number of documents to return.
-            fetch_k: Number of best hits to select from, at least ``k``. Defaults to ``4 * k``, or 20 if that is larger.
-            lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
-            filter: See :meth:`search`.
-            score_threshold: See :meth:`search`.
-            candidates: See :meth:`search`.
-            exact: See :meth:`search`.
-            first_stage: See :meth:`search`.
-            with_explanation: See :meth:`search`.
-
-        Raises:
-            InvalidQueryError: See :meth:`search`. Also raised if ``fetch_k`` is not positive or ``lambda_mult`` is not
-                between 0 and 1.
-        """
-        k = _positive(k, "k")
-        fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, _positive(fetch_k, "fetch_k"))
-        if isinstance(lambda_mult, bool) or not isinstance(lambda_mult, (int, float)) or not 0 <= lambda_mult <= 1:
-            raise InvalidQueryError(
-                f"lambda_mult must be a number from 0 (most diverse) to 1 (by relevance alone), got {lambda_mult!r}."
+        if unknown := sorted(options.keys() - SearchOptions.__annotations__.keys()):
+            raise TypeError(
+                f"There are no search options {unknown}. Use some of {sorted(SearchOptions.__annotations__)}."
             )
-        options = _Options(filter, score_threshold, candidates, exact, first_stage)
-        check_query(query)
+        given = cls(**options)
+        if given.filter is not None and not isinstance(given.filter, models.Filter):
+            raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(given.filter).__name__}.")
+        least = None if given.score_threshold is None else _number(given.score_threshold, "score_threshold")
+        candidates = None if given.candidates is None else _positive(given.candidates, "candidates")
+        return replace(given, score_threshold=least, candidates=candidates)
 
-        def work(current: OpenCollection) -> list[SearchHit]:
-            vectors = _query_vectors(current, [query])
-            (hits,) = _hits(current, [query], vectors, fetched, options)
-            likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
-            chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, k, lambda_mult)
-            found = [[hits[position] for position in chosen]]
-            return (_explained(current, [query], vectors, found) if with_explanation else found)[0]
 
-        return self._with_current(work)
+def search(current: OpenCollection, queries: Sequence[str], k: int, options: CheckedOptions) -> list[list[SearchHit]]:
+    """Search for several queries, encoded in batches."""
+    found: list[list[SearchHit]] = []
+    for batch in in_batches(queries, _QUERIES_PER_SEARCH):
+        vectors = _query_vectors(current, batch)
+        hits = _hits(current, batch, vectors, k, options)
+        found.extend(_explained(current, batch, vectors, hits) if options.with_explanation else hits)
+    return found
 
-    def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
-        """Explain a score: the token of a stored document that each query token matched, and their similarity.
 
-        With token pooling, a stored vector represents several tokens. The document is then encoded again without
-        pooling, and the score of the explanation is slightly higher than that of the search.
+def search_mmr(
+    current: OpenCollection, query: str, k: int, fetched: int, lambda_mult: float, options: CheckedOptions
+) -> list[SearchHit]:
+    """Choose ``k`` of the ``fetched`` best hits by MMR."""
+    vectors = _query_vectors(current, [query])
+    (hits,) = _hits(current, [query], vectors, fetched, options)
+    likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
+    chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, k, lambda_mult)
+    found = [[hits[position] for position in chosen]]
+    return (_explained(current, [query], vectors, found) if options.with_explanation else found)[0]
 
-        Args:
-            query: Query text.
-            id: Id of the document.
-            query_vectors: Precomputed query vectors, to avoid encoding the query again for each document.
 
-        Raises:
-            InvalidDocumentError: There is no document with this id.
-        """
+def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix | None) -> Explanation:
+    """Explain the score of one document."""
+    found = current.engine.retrieve([point_id(id)], with_payload=True, with_vectors=False)
+    if not found:
+        raise InvalidDocumentError(f"{current.engine.title} has no document {id!r}.")
+    vectors = [query_vectors] if query_vectors is not None else _query_vectors(current, [query])
+    explained = _explained(current, [query], vectors, [[_hit(found[0], len(vectors[0]))]])[0][0].explanation
+    assert explained is not None
+    return explained
 
-        def work(current: OpenCollection) -> Explanation:
-            found = current.engine.retrieve([point_id(id)], with_payload=True, with_vectors=False)
-            if not found:
-                raise InvalidDocumentError(f"{current.engine.title} has no document {id!r}.")
-            vectors = [query_vectors] if query_vectors is not None else _query_vectors(current, [query])
-            explained = _explained(current, [query], vectors, [[_hit(found[0], len(vectors[0]))]])[0][0].explanation
-            assert explained is not None
-            return explained
 
-        return self._with_current(work)
+def check_k(k: int) -> int:
+    """Return the number of hits to return.
+
+    Raises:
+        InvalidQueryError: It is not a positive integer.
+    """
+    return _positive(k, "k")
+
+
+def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, float]:
+    """Return the number of hits to select from, and the trade-off.
+
+    Raises:
+        InvalidQueryError: ``fetch_k`` is not positive, or ``lambda_mult`` is not between 0 and 1.
+    """
+    fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, _positive(fetch_k, "fetch_k"))
+    trade_off = _number(lambda_mult, "lambda_mult")
+    if not 0 <= trade_off <= 1:
+        raise InvalidQueryError(
+            f"lambda_mult must be between 0 (maximum diversity) and 1 (relevance only), got {lambda_mult!r}."
+        )
+    return fetched, trade_off
 
 
 def _query_vectors(current: OpenCollection, queries: Sequence[str]) -> list[Matrix]:
@@ -247,9 +156,9 @@ def _query_vectors(current: OpenCollection, queries: Sequence[str]) -> list[Matr
 
 
 def _hits(
-    current: OpenCollection, queries: Sequence[str], vectors: Sequence[Matrix], k: int, options: _Options
+    current: OpenCollection, queries: Sequence[str], vectors: Sequence[Matrix], k: int, options: CheckedOptions
 ) -> list[list[SearchHit]]:
-    limit = _candidates(current, k, options.candidates, options.exact, options.first_stage)
+    limit = _candidates(current, k, options)
     requests = [SearchRequest(matrix) for matrix in vectors]
     if limit is not None:
         names = STAGE_NAMES[options.first_stage or current.schema.first_stage]
@@ -262,16 +171,9 @@ def _hits(
     return [[_hit(record, len(matrix)) for record in records] for records, matrix in zip(found, vectors, strict=True)]
 
 
-def _candidates(
-    current: OpenCollection,
-    k: int,
-    candidates: int | None,
-    exact: bool | None,
-    first_stage: FirstStage | None = None,
-) -> int | None:
+def _candidates(current: OpenCollection, k: int, options: CheckedOptions) -> int | None:
     """Return the number of candidates for the first stage, or None for an exact search."""
-    if candidates is not None:
-        candidates = _positive(candidates, "candidates")
+    candidates, exact, first_stage = options.candidates, options.exact, options.first_stage
     if first_stage is not None:
         _check_first_stage(current, first_stage, candidates, exact)
     if exact or first_stage == "none":
@@ -280,7 +182,7 @@ def _candidates(
         if exact is False or candidates is not None:
             raise InvalidQueryError(
                 f"{current.engine.title} has no first stage, so MaxSim ranks all its documents. Leave out candidates "
-                "and exact, or give it one: migrate(first_stage='hybrid')."
+                "and exact, or migrate the collection to first_stage='hybrid'."
             )
         return None
     auto = exact is None and candidates is None and first_stage is None
@@ -296,17 +198,16 @@ def _check_first_stage(
     has = [one for one in FIRST_STAGES if set(STAGE_NAMES[one]) <= set(STAGE_NAMES[stored])]
     if first_stage not in has:
         raise InvalidQueryError(
-            f"{current.engine.title} was made with first_stage={stored!r}, so a search may use {has}, not "
-            f"{first_stage!r}. Name one of these, or give the collection another: migrate(first_stage=...)."
+            f"{current.engine.title} was created with first_stage={stored!r}, so a search can use {has}, not "
+            f"{first_stage!r}. Use one of these, or migrate the collection to another first stage."
         )
     if first_stage == "none" and (exact is False or candidates is not None):
         raise InvalidQueryError(
-            "first_stage='none' ranks all documents, so there are no candidates to be found. Leave it out, or leave "
-            "out candidates and exact."
+            "first_stage='none' ranks all documents, so it takes no candidates and no exact=False. Leave them out."
         )
     if first_stage != "none" and exact:
         raise InvalidQueryError(
-            f"exact=True ranks all documents, so first_stage={first_stage!r} has no part in it. Give one of the two."
+            f"exact=True ranks all documents, so first_stage={first_stage!r} would not be used. Give one of the two."
         )
 
 
@@ -366,6 +267,13 @@ def _with_vectors(
             known.update(zip((point_id(hit.id) for hit in missing), encoded, strict=True))
         for hit in batch:
             yield hit, known[point_id(hit.id)]
+
+
+def _number(value: float, name: str) -> float:
+    # numbers.Real includes numpy's scalars
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise InvalidQueryError(f"{name} must be a number, got {value!r}.")
+    return float(value)
 
 
 def _positive(value: int, name: str) -> int:

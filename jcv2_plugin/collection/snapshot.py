@@ -10,18 +10,21 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from qdrant_client import models
 
-from jcv2_plugin.engines.base import Engine, Point, Record
-from jcv2_plugin.engines.first_stage import SparseVector, StageVector
+from jcv2_plugin.collection.location import Location
+from jcv2_plugin.collection.verify import problem_of
+from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionNotFoundError, Jcv2Error
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
@@ -101,25 +104,55 @@ def read_info(file: Path) -> SnapshotInfo:
 
 
 def check_snapshot(file: Path) -> None:
-    """Read a whole snapshot and verify its checksums, before it replaces anything.
+    """Read a whole snapshot, before it replaces anything: its checksums, and every point against the schema.
 
     Raises:
-        SnapshotError: The snapshot is damaged or incomplete.
+        SnapshotError: The snapshot is damaged or incomplete, or holds points that no collection would.
     """
     info = read_info(file)
     try:
         with zipfile.ZipFile(file) as archive:
-            lost = set(json.loads(archive.read(_DESCRIPTION))["members"]) - set(archive.namelist())
-        documents = sum(map(len, read_points(file)))
+            there = set(archive.namelist())
+            lost = set(json.loads(archive.read(_DESCRIPTION))["members"]) - there
+        surplus = sorted(name for name in there if "/" in name and int(name.partition("/")[0]) >= info.parts)
+        ids: set[str] = set()
+        documents = 0
+        for number, points in enumerate(read_points(file)):
+            documents += len(points)
+            for point in points:
+                if problem := _problem(info.schema, point, ids):
+                    raise ValueError(f"{_name(number, '')} {problem}")
     except MemoryError:
         raise
     except Exception as error:  # damaged archives raise various errors
-        raise SnapshotError(f"{str(file)!r} is damaged: {error}. Take another snapshot.") from error
-    if lost or documents != info.documents:
+        raise SnapshotError(f"{str(file)!r} is damaged: {error}. Use another snapshot.") from error
+    if lost or surplus or documents != info.documents:
         raise SnapshotError(
-            f"{str(file)!r} is damaged: it has {documents} of {info.documents} documents and lacks "
-            f"{sorted(lost)[:3]}. Take another snapshot."
+            f"{str(file)!r} is damaged: it has {documents} of {info.documents} documents, lacks {sorted(lost)[:3]} and "
+            f"has {surplus[:3]} too many. Use another snapshot."
         )
+
+
+def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | None:
+    """Return what is wrong with a point. ``ids`` are those of the points before it."""
+    if point.id in ids:
+        return f"Point {point.id} occurs twice."
+    ids.add(point.id)
+    if problem := problem_of(schema, Record(point.id, point.payload, vectors=point.vectors)):
+        return problem
+    sizes = stage_sizes(schema.first_stage, schema.stage_options, schema.dim)
+    for name, vector in point.stages.items():
+        if name not in sizes:
+            return f"Point {point.id} has a vector {name!r}, which first_stage={schema.first_stage!r} does not have."
+        values = np.asarray(vector.values if isinstance(vector, SparseVector) else vector, dtype=np.float64)
+        if isinstance(vector, SparseVector):
+            fits = sizes[name] is None and len(set(vector.indices)) == len(vector.indices) == len(values)
+            fits = fits and all(0 <= one < 2**32 for one in vector.indices)
+        else:
+            fits = values.shape == (sizes[name],)
+        if not fits or not np.isfinite(values).all():
+            return f"Point {point.id} has an invalid vector {name!r}."
+    return None
 
 
 def read_points(file: Path) -> Iterator[list[Point]]:
@@ -128,6 +161,66 @@ def read_points(file: Path) -> Iterator[list[Point]]:
     with zipfile.ZipFile(file) as archive:
         for number in range(info.parts):
             yield _read_part(archive, number)
+
+
+def restore_snapshot(
+    file: Path,
+    location: Location,
+    *,
+    overwrite: bool,
+    client_options: Mapping[str, Any] | None,
+    options: NewCollection,
+    progress: Callable[[int], None] | None,
+) -> tuple[Engine, CollectionSchema]:
+    """Restore a checked snapshot into a collection that is swapped in at the end.
+
+    An interrupted restore leaves the existing collection unchanged.
+    """
+    info = read_info(file)
+    engine = _open_existing(location, overwrite=overwrite, client_options=client_options, options=options)
+    if engine is None:
+        marked = replace(info.schema, unfinished="restoration")
+        engine = location.create(marked, overwrite=overwrite, client_options=client_options, options=options)
+    successor = None
+    try:
+        successor = engine.successor(info.schema)
+        successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
+        for points in read_points(file):
+            successor.upsert(points)
+            if progress is not None:
+                progress(len(points))
+        for key, kind in options.payload_indexes.items():
+            successor.create_payload_index(key, kind)
+        successor.optimize()
+        if (stored := successor.count(None)) != info.documents:
+            raise CollectionError(
+                f"{engine.title}: {stored} of the snapshot's {info.documents} documents were stored, although no write "
+                "failed. Nothing was replaced. Check the server's log, and restore again."
+            )
+        engine.adopt(successor, keep_old=False)
+        return successor, info.schema
+    except BaseException:
+        if successor is not None:
+            successor.close()
+        engine.close()
+        raise
+
+
+def _open_existing(
+    location: Location, *, overwrite: bool, client_options: Mapping[str, Any] | None, options: NewCollection
+) -> Engine | None:
+    """Open the collection that is to be replaced: any, or one whose restoration was interrupted."""
+    if options.shard_key is not None or options.engine_options:
+        return None
+    try:
+        engine = location.open(client_options=client_options, retries=options.retries)
+    except (CollectionNotFoundError, CollectionCorruptError):
+        return None
+    described = engine.describe()
+    if overwrite or (isinstance(described, dict) and described.get("unfinished") == "restoration"):
+        return engine
+    engine.close()
+    return None
 
 
 def _parts(records: Iterator[Record]) -> Iterator[list[Record]]:

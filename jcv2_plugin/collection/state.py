@@ -1,4 +1,4 @@
-"""Shared state of a collection: engine, schema and the encoder, which is loaded on first use."""
+"""State of a collection: engine, schema and the encoder, which is loaded on first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jcv2_plugin.engines.base import Engine
 from jcv2_plugin.engines.first_stage import Stage, StageVector, build_stages
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionError, CollectionNotFoundError
+from jcv2_plugin.errors import CollectionError, CollectionNotFoundError, ForkedProcessError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,13 +42,28 @@ class OpenCollection:
 
     @property
     def encoder(self) -> JinaColbertEncoder:
-        """The encoder, loaded on first use."""
+        """The encoder, loaded on first use.
+
+        Raises:
+            ModelNotFoundError: The model that the collection was created with is not available.
+            CollectionMismatchError: The model of that name now has other weights.
+        """
         with self._lock:
             if self._encoder is None:
                 encoder = load_for(self.schema, self.schema.model, self.device)
                 self.schema.check_encoder(encoder, self.engine.title)
                 self._encoder = encoder
             return self._encoder
+
+    def encoder_for(self, schema: CollectionSchema) -> JinaColbertEncoder | None:
+        """Return the encoder if it is loaded and also fits another schema."""
+        if self._encoder is None:
+            return None
+        try:
+            schema.check_encoder(self._encoder, "")
+        except CollectionError:
+            return None
+        return self._encoder
 
     @property
     def stages(self) -> list[Stage]:
@@ -80,86 +95,73 @@ class OpenCollection:
 
 
 class CollectionState:
-    """Base class of the mixins that make up :class:`~jcv2_plugin.ColbertCollection`."""
+    """What the methods of a :class:`~jcv2_plugin.ColbertCollection` share: the open collection and its locks.
 
-    def __init__(
-        self,
-        engine: Engine,
-        schema: CollectionSchema,
-        encoder: JinaColbertEncoder | None,
-        device: str | None = None,
-    ) -> None:
-        self._current = OpenCollection(engine, schema, encoder, device)
-        # One writer at a time: a migration or snapshot must see each write completely or not at all.
-        self._writing = threading.RLock()
-        self._migrating = threading.Lock()
+    Attributes:
+        writing: Held by one writer at a time, so that a migration or snapshot sees each write completely or not at all.
+        migrating: Held by a running migration.
+    """
+
+    def __init__(self, current: OpenCollection) -> None:
+        self._current = current
+        self._process = os.getpid()
+        self.writing = threading.RLock()
+        self.migrating = threading.Lock()
         self._following = threading.Lock()
 
     @property
-    def _engine(self) -> Engine:
-        return self._current.engine
-
-    @property
-    def schema(self) -> CollectionSchema:
-        """Collection schema: the model, dimension and preprocessing of the vectors."""
-        return self._current.schema
-
-    @property
-    def dim(self) -> int:
-        """Matryoshka dimension of the vectors."""
-        return self.schema.dim
-
-    @property
-    def encoder(self) -> JinaColbertEncoder:
-        """The encoder, loaded on first use.
+    def current(self) -> OpenCollection:
+        """The open collection. A migration replaces it.
 
         Raises:
-            ModelNotFoundError: The model that the collection was created with is not available.
-            CollectionMismatchError: The model of that name now has other weights.
+            ForkedProcessError: It was opened in the parent of this process.
         """
-        return self._current.encoder
+        if os.getpid() != self._process:
+            raise ForkedProcessError(
+                f"{self._current.engine.title} was opened in process {self._process}, and process {os.getpid()} was "
+                "forked from that. A collection does not survive a fork: open it in each process, after the fork."
+            )
+        return self._current
+
+    @current.setter
+    def current(self, current: OpenCollection) -> None:
+        self._current = current
 
     def close(self) -> None:
-        """Close the collection and release its folder or client. Calling it again has no effect."""
-        self._engine.close()
+        """Close the engine. This has no effect in a forked child, where it is the parent's."""
+        if os.getpid() == self._process:
+            self._current.engine.close()
 
-    def _with_current(self, work: Callable[[OpenCollection], T]) -> T:
+    def run(self, work: Callable[[OpenCollection], T]) -> T:
         """Run ``work`` on the open collection, and again if this or another process has migrated it meanwhile."""
         while True:
-            current = self._current
+            current = self.current
             try:
                 return work(current)
             except CollectionError as error:
-                if not self._replaced(current, error):
+                if not self.replaced(current, error):
                     raise
 
-    def _replaced(self, current: OpenCollection, error: CollectionError) -> bool:
+    def write(self, work: Callable[[OpenCollection], T]) -> T:
+        """Like :meth:`run`, as the only writer of this process."""
+        with self.writing:
+            return self.run(work)
+
+    def replaced(self, current: OpenCollection, error: CollectionError) -> bool:
         """Return whether another collection has replaced this one, so that failed work should be repeated."""
-        return self._current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
+        return self.current is not current or (isinstance(error, CollectionNotFoundError) and self._follow(current))
 
     def _follow(self, current: OpenCollection) -> bool:
         """Open the collection that the name points to now, if it is another one."""
         with self._following:
-            if self._current is not current:
+            if self.current is not current:
                 return True
             moved = current.engine.moved()
             if moved is None:
                 return False
             schema = CollectionSchema.from_dict(moved.describe(), moved.title)
-            self._current = OpenCollection(moved, schema, _fitting(current, schema), current.device)
+            self.current = OpenCollection(moved, schema, current.encoder_for(schema), current.device)
             return True
-
-
-def _fitting(current: OpenCollection, schema: CollectionSchema) -> JinaColbertEncoder | None:
-    """Return the loaded encoder if it also fits the other collection."""
-    encoder = current._encoder
-    if encoder is None:
-        return None
-    try:
-        schema.check_encoder(encoder, "")
-    except CollectionError:
-        return None
-    return encoder
 
 
 def load_encoder(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:

@@ -10,10 +10,18 @@ import numpy as np
 from qdrant_client import models
 
 from jcv2_plugin.collection.state import OpenCollection
-from jcv2_plugin.documents import HASH_KEY, StoredDocument, payload_of, point_id
+from jcv2_plugin.documents import (
+    HASH_KEY,
+    ID_KEY,
+    METADATA_KEY,
+    TEXT_KEY,
+    StoredDocument,
+    payload_of,
+    point_id,
+)
 from jcv2_plugin.engines.base import Matrix, Record
 from jcv2_plugin.engines.first_stage import stage_sizes
-from jcv2_plugin.engines.schema import MAX_FLOATS
+from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.engines.storage import storage_profile
 
 _MOST_NAMED = 20
@@ -59,7 +67,7 @@ def verify(
     chance = random.Random(seed)
     for record in current.engine.scroll(None, with_payload=True, with_vectors=True):
         report.read += 1
-        if (problem := _problem(current, record)) is not None:
+        if (problem := problem_of(current.schema, record) or _changed(record)) is not None:
             report.note(problem)
         elif len(chosen) < sample:
             chosen.append(record)
@@ -82,24 +90,35 @@ def verify(
     return report
 
 
-def _problem(current: OpenCollection, record: Record) -> str | None:
-    stored = StoredDocument.from_payload(record.payload)
-    name = f"Document {stored.id!r} (point {record.id})"
-    if not stored.id or not stored.text:
-        return f"{name} has no id or no text: it was not written by this package."
-    if point_id(stored.id) != record.id:
+def problem_of(schema: CollectionSchema, record: Record) -> str | None:
+    """Return why a point cannot be one of a collection with this schema, or None."""
+    texts = [record.payload.get(key) for key in (ID_KEY, TEXT_KEY)]
+    if not all(isinstance(one, str) and one for one in texts):
+        return f"Point {record.id} has no id or no text: it was not written by this package."
+    if not isinstance(record.payload.get(METADATA_KEY, {}), dict):
+        return f"Point {record.id} has metadata that is not a dict: it was not written by this package."
+    name = f"Document {texts[0]!r} (point {record.id})"
+    if point_id(str(texts[0])) != record.id:
         return f"{name} is stored under another document's point."
-    if record.payload.get(HASH_KEY) != payload_of(stored.as_document())[HASH_KEY]:
-        return f"{name}: its payload was changed by other software, so that its vectors may be of another text."
     if record.vectors is None or record.vectors.size == 0:
         return f"{name} has no token vectors."
-    if record.vectors.ndim != 2 or record.vectors.shape[1] != current.schema.dim:
-        return f"{name} has vectors of shape {record.vectors.shape}, not of dim={current.schema.dim}."
+    if record.vectors.ndim != 2 or record.vectors.shape[1] != schema.dim:
+        return f"{name} has vectors of shape {record.vectors.shape}, not of dim={schema.dim}."
     if not np.isfinite(record.vectors).all():
-        return f"{name} has vectors that are not finite."
+        return f"{name} has vectors that are not finite (NaN or infinite values)."
     if record.vectors.size >= MAX_FLOATS:
         return f"{name} has {record.vectors.size:,} floats, a Qdrant server takes fewer than {MAX_FLOATS:,}."
     return None
+
+
+def _changed(record: Record) -> str | None:
+    stored = StoredDocument.from_payload(record.payload)
+    if record.payload.get(HASH_KEY) == payload_of(stored.as_document())[HASH_KEY]:
+        return None
+    return (
+        f"Document {stored.id!r} (point {record.id}): its payload was changed by other software, so its vectors may be "
+        "of another text."
+    )
 
 
 def _compare(current: OpenCollection, records: list[Record], report: VerificationReport) -> None:

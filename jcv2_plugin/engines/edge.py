@@ -7,10 +7,12 @@ open a folder at a time.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +20,14 @@ import qdrant_edge as edge
 from filelock import FileLock, Timeout
 from qdrant_client import models
 
+from jcv2_plugin.engines import forks
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes, record_of
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
+    CollectionAccessError,
     CollectionCorruptError,
     CollectionError,
     CollectionExistsError,
@@ -76,24 +80,36 @@ class EdgeEngine:
         self._closing = threading.Lock()
         self._oversampling = oversampling_of(storage)
         self._pending = pending  # schema of a successor that has not been adopted yet
+        forks.watch(self)
+
+    def abandon(self) -> list[object]:
+        """Forget the shard and the lock, which belong to the parent of this forked process."""
+        given_up: list[object] = [self._shard, self._lock]
+        self._shard, self._closing = None, threading.Lock()
+        return given_up
 
     @classmethod
     def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
-        """Create a folder with an empty shard. ``jcv2.json`` is written last and completes the collection.
+        """Create a folder with an empty shard. Until it is complete, ``jcv2.json`` says that it is unfinished.
 
         Raises:
             CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
             CollectionLockedError: See :meth:`open`.
+            CollectionAccessError: The folder is not writable.
         """
         path = path.expanduser().absolute()
         check_free(path, overwrite=overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise CollectionAccessError(_not_writable(path, error)) from error
         lock = _acquire(path)
         try:
             check_free(path, overwrite=overwrite)  # again, now under the lock
             (path / DESCRIPTION).unlink(missing_ok=True)
             for old in _shards(path):
                 _remove_shard(path, old)
+            _describe(path / DESCRIPTION, replace(schema, unfinished="creation"), _SHARD)
             shard = _new_shard(path, _SHARD, schema)
             _describe(path / DESCRIPTION, schema, _SHARD)
         except BaseException:
@@ -109,6 +125,7 @@ class EdgeEngine:
             CollectionNotFoundError: The folder contains no collection.
             CollectionCorruptError: The stored schema or the shard is unreadable.
             CollectionLockedError: The folder is already open, in this process or another.
+            CollectionAccessError: The folder is not writable.
         """
         path = path.expanduser().absolute()
         if not is_edge_collection(path):
@@ -119,6 +136,8 @@ class EdgeEngine:
         try:
             described = _read_description(path / DESCRIPTION)
             name = _shard_name(described)
+            if unfinished(path) == "creation":
+                CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
             for old in _shards(path):
@@ -299,11 +318,20 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not path.is_dir() or not is_edge_collection(path):
         raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
-    if not overwrite:
+    if not overwrite and unfinished(path) != "creation":
         raise CollectionExistsError(
             f"There is a collection in {str(path)!r} already. Open it, choose another folder, or pass "
             "overwrite=True to replace it."
         )
+
+
+def unfinished(path: Path) -> str:
+    """Return what was interrupted before the collection in a folder could be used, or an empty string."""
+    try:
+        described = _read_description(path / DESCRIPTION)
+    except CollectionCorruptError:
+        return ""
+    return str(described.get("unfinished") or "") if isinstance(described, dict) else ""
 
 
 def _shards(path: Path) -> list[str]:
@@ -373,7 +401,19 @@ def _acquire(path: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise CollectionLockedError(_locked_message(path)) from error
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise CollectionAccessError(_not_writable(path, error)) from error
     return lock
+
+
+def _not_writable(path: Path, error: OSError) -> str:
+    return (
+        f"The folder {str(path)!r} is not writable ({error.strerror}), and Qdrant Edge writes to a collection's folder "
+        "even to read it. Copy the folder to a writable one, such as a temporary folder, and open the copy; or use a "
+        "Qdrant server."
+    )
 
 
 def _locked_message(path: Path) -> str:

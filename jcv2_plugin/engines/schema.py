@@ -7,13 +7,19 @@ and determines which encoders can be used with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from jcv2_plugin.encoder.skiplist import SKIPLISTS
 from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
 from jcv2_plugin.engines.first_stage import FirstStage, check_first_stage
 from jcv2_plugin.engines.storage import Storage, storage_profile
-from jcv2_plugin.errors import CollectionCorruptError, CollectionMismatchError, InvalidOptionError
+from jcv2_plugin.errors import (
+    CollectionCorruptError,
+    CollectionMismatchError,
+    CollectionUnfinishedError,
+    InvalidOptionError,
+)
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -50,6 +56,7 @@ class CollectionSchema:
         first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`.
         stage_options: Settings of the first stage.
         pool_factor: Token pooling factor: about one vector is stored per ``pool_factor`` document tokens.
+        unfinished: What is being done to the collection before it can be used: ``"creation"`` or ``"restoration"``.
     """
 
     model: str
@@ -65,6 +72,7 @@ class CollectionSchema:
     first_stage: FirstStage = "none"
     stage_options: dict[str, Any] = field(default_factory=dict)
     pool_factor: float = 1.0
+    unfinished: str = ""
 
     @classmethod
     def describe(
@@ -83,12 +91,7 @@ class CollectionSchema:
         Raises:
             InvalidOptionError: An option is invalid.
         """
-        if long_documents not in LONG_DOCUMENTS:
-            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
-        storage_profile(storage)
-        if isinstance(pool_factor, bool) or not isinstance(pool_factor, (int, float)) or not 1 <= pool_factor < 100:
-            raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {pool_factor!r}.")
-        return cls(
+        schema = cls(
             model=encoder.reference,
             revision=encoder.revision,
             fingerprint=encoder.head_fingerprint(dim),
@@ -99,9 +102,12 @@ class CollectionSchema:
             long_documents=long_documents,
             storage=storage,
             first_stage=first_stage,
-            stage_options=check_first_stage(first_stage, stage_options or {}, dim),
-            pool_factor=float(pool_factor),
+            stage_options=dict(stage_options or {}),
+            pool_factor=pool_factor,
         )
+        schema.check_values()
+        settings = check_first_stage(first_stage, schema.stage_options, dim)
+        return replace(schema, stage_options=settings, pool_factor=float(pool_factor))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as stored."""
@@ -123,7 +129,11 @@ class CollectionSchema:
             raise CollectionCorruptError(
                 f"{title} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
             )
-        names = {one.name for one in fields(cls)}
+        if raw.get("unfinished"):
+            raise CollectionUnfinishedError(
+                f"{title} is unfinished: its {raw['unfinished']} was interrupted. Repeat that, or drop the collection."
+            )
+        names = {one.name for one in fields(cls)} - {"unfinished"}
         newer = {"first_stage", "stage_options", "pool_factor"} if raw.get("format") == 1 else set()
         missing = sorted(names - newer - set(raw))
         wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
@@ -134,7 +144,34 @@ class CollectionSchema:
                 f"{title}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
                 "Restore it from a backup, or create the collection anew."
             )
-        return cls(**{name: raw[name] for name in names if name in raw})
+        schema = cls(**{name: raw[name] for name in names if name in raw})
+        try:
+            schema.check_values()
+        except InvalidOptionError as error:
+            raise CollectionCorruptError(
+                f"{title}: the collection's description is damaged. {error} Restore it from a backup, or create the "
+                "collection anew."
+            ) from error
+        return schema
+
+    def check_values(self) -> None:
+        """Check the values that a collection is created with.
+
+        Raises:
+            InvalidOptionError: A value is unknown or out of range.
+        """
+        if self.long_documents not in LONG_DOCUMENTS:
+            raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {self.long_documents!r}.")
+        storage_profile(self.storage)
+        factor = self.pool_factor
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < 100:
+            raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {factor!r}.")
+        if self.skiplist not in (*SKIPLISTS, "custom", None):
+            raise InvalidOptionError(f"skiplist must be one of {SKIPLISTS}, 'custom' or None, got {self.skiplist!r}.")
+        for name in ("dim", "document_length"):
+            if getattr(self, name) < 1:
+                raise InvalidOptionError(f"{name} must be positive, got {getattr(self, name)!r}.")
+        check_first_stage(self.first_stage, self.stage_options, self.dim)
 
     def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
         """Check that an encoder's vectors are comparable with the stored ones.

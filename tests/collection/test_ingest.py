@@ -28,7 +28,7 @@ def collection(request: pytest.FixtureRequest, mini: JinaColbertEncoder, tmp_pat
 def upserts(collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The ids of each write, noted on its way to the engine."""
     noted: list[list[str]] = []
-    engine = collection._engine
+    engine = collection.engine
 
     def upsert(points: Any, original: Callable[[Any], None] = engine.upsert) -> None:
         noted.append([point.payload["_id"] for point in points])
@@ -75,7 +75,7 @@ class TestOrder:
         self, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The first write waits until a later batch is encoded, which would be forever if one waited for the other."""
-        engine, later = collection._engine, threading.Event()
+        engine, later = collection.engine, threading.Event()
         original, encode = engine.upsert, JinaColbertEncoder.document_vectors
         batches = itertools.count()
 
@@ -144,7 +144,7 @@ class TestIdsThatComeAgain:
         """While the new version is on its way the collection still has the old one, which looks unchanged."""
         old, new = Document("The first version.", "again"), Document("The second one, not to stay.", "again")
         collection.add([old])
-        engine, original = collection._engine, collection._engine.upsert
+        engine, original = collection.engine, collection.engine.upsert
 
         def upsert(points: Any) -> None:
             if slow == "storing":
@@ -192,7 +192,7 @@ class TestErrors:
         assert usable(collection)
 
     def test_an_engine_that_fails(self, collection: ColbertCollection, monkeypatch: pytest.MonkeyPatch) -> None:
-        engine, original, writes = collection._engine, collection._engine.upsert, itertools.count()
+        engine, original, writes = collection.engine, collection.engine.upsert, itertools.count()
 
         def upsert(points: Any) -> None:
             if next(writes) == 2:

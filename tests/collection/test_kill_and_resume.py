@@ -145,7 +145,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(
     with ColbertCollection.open(folder, encoder=mini) as collection:
         assert sorted(collection.ids(), key=int) == [str(n) for n in range(DOCUMENTS)]
         for number in chance.sample(range(DOCUMENTS), 40):
-            found = collection._engine.retrieve([point_id(str(number))], with_payload=True, with_vectors=True)[0]
+            found = collection.engine.retrieve([point_id(str(number))], with_payload=True, with_vectors=True)[0]
             assert found.payload["metadata"] == {"n": number}
             fresh = mini.document_vectors([found.payload["page_content"]], 32)[0]
             np.testing.assert_allclose(found.vectors, fresh, atol=2e-3)

@@ -102,7 +102,7 @@ def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def payloads(collection: ColbertCollection) -> dict[str, Any]:
     """Whole payloads by point."""
-    return {record.id: record.payload for record in collection._engine.scroll(None, with_payload=True)}
+    return {record.id: record.payload for record in collection.engine.scroll(None, with_payload=True)}
 
 
 def leftovers(location: Location) -> list[str]:
@@ -367,7 +367,7 @@ class TestWhileItIsInUse:
     ) -> None:
         """Between the swap and the end of the migration, whatever is done there, the collection answers."""
         found: list[str] = []
-        original = type(collection._engine).adopt
+        original = type(collection.engine).adopt
 
         def adopt(self: Any, *arguments: Any, **options: Any) -> Any:
             found.append(collection.search(ITEMS[5].text, k=1)[0].id)
@@ -377,7 +377,7 @@ class TestWhileItIsInUse:
             reader.join(timeout=60)
             return result
 
-        monkeypatch.setattr(type(collection._engine), "adopt", adopt)
+        monkeypatch.setattr(type(collection.engine), "adopt", adopt)
         collection.migrate(storage="turbo8")
         assert found == ["d5", "d6"]
 
@@ -550,7 +550,7 @@ class TestInterrupted:
 
         before = payloads(collection)
         with monkeypatch.context() as patch:
-            patch.setattr(type(collection._engine), "adopt", adopt)
+            patch.setattr(type(collection.engine), "adopt", adopt)
             with pytest.raises(CollectionError, match="the server is gone"):
                 collection.migrate(dim=64)
         assert (collection.dim, payloads(collection)) == (DIM, before)
@@ -583,10 +583,10 @@ class TestFolder:
         indexes = {"metadata.group": "keyword", "metadata.n": "integer"}
         with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=DIM, payload_indexes=indexes) as collection:  # type: ignore[arg-type]
             collection.add(ITEMS[:10])
-            before = {key: str(one.data_type) for key, one in collection._engine._shard.info().payload_schema.items()}
+            before = {key: str(one.data_type) for key, one in collection.engine._shard.info().payload_schema.items()}
             assert set(before) == set(indexes)
             collection.migrate(storage="turbo8")
-            after = {key: str(one.data_type) for key, one in collection._engine._shard.info().payload_schema.items()}
+            after = {key: str(one.data_type) for key, one in collection.engine._shard.info().payload_schema.items()}
             assert after == before
             assert collection.count(group("g7")) == 1
 
@@ -596,7 +596,7 @@ class TestFolder:
     ) -> None:
         with ColbertCollection.open(folder, encoder=mini) as collection:
             schema = replace(collection.schema, storage="turbo8")
-            collection._engine.successor(schema).close()
+            collection.engine.successor(schema).close()
         assert sorted(one.name for one in folder.iterdir() if "shard-2" in one.name) == [
             "shard-2",
             "shard-2.pending.json",
@@ -631,7 +631,7 @@ class TestFolder:
     def test_a_shard_that_another_thread_closes_in_the_middle(self, folder: Path) -> None:
         """What its engine says of that is not known for what it is; ours is, and the work is done again elsewhere."""
         with ColbertCollection.open(folder) as collection:
-            engine: Any = collection._engine
+            engine: Any = collection.engine
 
             def closing(shard: Any) -> Any:
                 engine.close()
@@ -642,7 +642,7 @@ class TestFolder:
 
     def test_other_errors_of_a_shard_are_not_hidden(self, folder: Path) -> None:
         with ColbertCollection.open(folder) as collection:
-            engine: Any = collection._engine
+            engine: Any = collection.engine
             with pytest.raises(ZeroDivisionError):
                 engine._call(lambda shard: 1 / 0)
 
@@ -814,7 +814,7 @@ class TestServer:
                 assert loopback.sent("POST", "/collections/aliases")
                 with ColbertCollection.open(client=client, name=NAME, encoder=mini) as other:
                     assert other.schema == collection.schema
-                    assert other._engine.physical == collection._engine.physical  # type: ignore[attr-defined]
+                    assert other.engine.physical == collection.engine.physical  # type: ignore[attr-defined]
             client.close()
 
     @on_servers
@@ -861,8 +861,8 @@ class TestServer:
                     collection.migrate(storage="turbo8")
                     collection.migrate(storage="float16")
                     assert collection.count() == other.count() == 5
-                    theirs = other._engine.client  # type: ignore[attr-defined]
-                ours = collection._engine.client  # type: ignore[attr-defined]
+                    theirs = other.engine.client  # type: ignore[attr-defined]
+                ours = collection.engine.client  # type: ignore[attr-defined]
                 assert theirs._client.closed
                 assert not ours._client.closed
             assert ours._client.closed
@@ -895,7 +895,7 @@ class TestServer:
             except BaseException as error:
                 errors.append(error)
 
-        jobs = [(write, one._engine, 300), (write, other._engine, 600), (read, one._engine), (read, other._engine)]
+        jobs = [(write, one.engine, 300), (write, other.engine, 600), (read, one.engine), (read, other.engine)]
         threads = [threading.Thread(target=work, args=job) for job in jobs]
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)  # so that what can go wrong does
@@ -935,7 +935,7 @@ def test_engines_refuse_what_is_not_their_own(mini: JinaColbertEncoder, tmp_path
     server = ClientEngine.create(client, "one", schema, options=NewCollection())
     with ColbertCollection.create(tmp_path / "c", encoder=mini, dim=DIM) as collection:
         with pytest.raises(CollectionError, match="can only adopt what its own"):
-            collection._engine.adopt(server, keep_old=False)
+            collection.engine.adopt(server, keep_old=False)
         with pytest.raises(CollectionError, match="can only adopt what its own"):
-            server.adopt(collection._engine, keep_old=False)
+            server.adopt(collection.engine, keep_old=False)
         assert point_id("d1") != point_id("d2")

@@ -51,7 +51,7 @@ class Calls:
         self.retrieved: list[list[str]] = []
         self.documents: list[list[str]] = []
         self.queries: list[list[str]] = []
-        engine = collection._engine
+        engine = collection.engine
         search, retrieve = engine.search, engine.retrieve
         encode, encode_queries = JinaColbertEncoder.document_vectors, JinaColbertEncoder.query_vectors
 
@@ -187,7 +187,7 @@ class TestWithExplanation:
     ) -> None:
         """It is explained by the text that was found, not by the vectors of another."""
         before = collection.search(QUERIES[0], 3, with_explanation=True)
-        search = collection._engine.search
+        search = collection.engine.search
 
         def then_changed(*arguments: Any, **options: Any) -> Any:
             found = search(*arguments, **options)
@@ -197,7 +197,7 @@ class TestWithExplanation:
                 collection.delete([before[1].id])
             return found
 
-        monkeypatch.setattr(collection._engine, "search", then_changed)
+        monkeypatch.setattr(collection.engine, "search", then_changed)
         hit = collection.search(QUERIES[0], 3, with_explanation=True)[1]
         assert hit == before[1]
         assert hit.explanation is not None

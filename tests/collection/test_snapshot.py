@@ -69,7 +69,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def points_of(collection: ColbertCollection) -> dict[str, Point]:
     return {
         one.id: Point(one.id, one.vectors, one.payload, one.stages)  # type: ignore[arg-type]
-        for one in collection._engine.scroll(None, with_payload=True, with_vectors=True)
+        for one in collection.engine.scroll(None, with_payload=True, with_vectors=True)
     }
 
 
@@ -161,7 +161,7 @@ class TestRoundTrips:
             collection.add(ITEMS[:4])
             point = points_of(collection)[point_id("d2")]
             kept = {"bm25": point.stages["bm25"]}
-            collection._engine.upsert([Point(point.id, point.vectors, point.payload, kept)])
+            collection.engine.upsert([Point(point.id, point.vectors, point.payload, kept)])
             collection.snapshot(tmp_path / "file")
             with ColbertCollection.restore(tmp_path / "file", ":memory:") as again:
                 assert_same(points_of(collection), points_of(again))
@@ -180,7 +180,7 @@ class TestRoundTrips:
         with ColbertCollection.restore(
             file, tmp_path / "c", payload_indexes={"metadata.group": "keyword"}
         ) as collection:
-            assert set(collection._engine._shard.info().payload_schema) == {"metadata.group"}  # type: ignore[attr-defined]
+            assert set(collection.engine._shard.info().payload_schema) == {"metadata.group"}  # type: ignore[attr-defined]
 
     def test_what_it_holds_can_be_read_without_restoring(self, edge: ColbertCollection, file: Path) -> None:
         info = read_info(file)

@@ -47,7 +47,7 @@ def create(
 
 def point_of(collection: ColbertCollection, id: str) -> Point:
     """A document's point as it is stored."""
-    [record] = collection._engine.retrieve([point_id(id)], with_payload=True, with_vectors=True)
+    [record] = collection.engine.retrieve([point_id(id)], with_payload=True, with_vectors=True)
     assert record.vectors is not None
     return Point(record.id, record.vectors, record.payload, record.stages)
 
@@ -77,7 +77,7 @@ class TestSound:
         report = collection.verify()
         assert report.ok
         assert report.worst < storage_profile("turbo8").error
-        if collection._engine.first_stage_pays:  # local mode keeps vectors as they are
+        if collection.engine.first_stage_pays:  # local mode keeps vectors as they are
             assert report.worst > 1e-6
 
     def test_after_all_kinds_of_changes(self, create: Create) -> None:
@@ -124,7 +124,7 @@ class TestDamage:
         for change in ({"page_content": "Another text."}, {"metadata": {"n": 99}}, {"extra": 1}, {"_hash": "0"}):
             collection = create(3)
             point = point_of(collection, "d1")
-            collection._engine.upsert([replace(point, payload={**point.payload, **change})])
+            collection.engine.upsert([replace(point, payload={**point.payload, **change})])
             [problem] = collection.verify().problems
             assert "Document 'd1'" in problem
             assert "its payload was changed by other software" in problem
@@ -134,7 +134,7 @@ class TestDamage:
         collection = create(3)
         point = point_of(collection, "d1")
         payload = {key: value for key, value in point.payload.items() if key != lost}
-        collection._engine.upsert([replace(point, payload=payload)])
+        collection.engine.upsert([replace(point, payload=payload)])
         [problem] = collection.verify().problems
         assert point.id in problem
         assert "has no id or no text: it was not written by this package" in problem
@@ -142,7 +142,7 @@ class TestDamage:
     def test_another_documents_point(self, create: Create) -> None:
         collection = create(3)
         stray = str(uuid.UUID(int=7))
-        collection._engine.upsert([replace(point_of(collection, "d1"), id=stray)])
+        collection.engine.upsert([replace(point_of(collection, "d1"), id=stray)])
         report = collection.verify()
         assert [("d1" in one, stray in one, "another document's point" in one) for one in report.problems] == [
             (True, True, True)
@@ -152,12 +152,12 @@ class TestDamage:
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_numbers_that_are_none(self, create: Create, value: float) -> None:
         collection = create(3)
-        if np.isnan(value) and not collection._engine.first_stage_pays:
+        if np.isnan(value) and not collection.engine.first_stage_pays:
             pytest.skip("local mode takes no NaN")
         point = point_of(collection, "d1")
         broken = point.vectors.copy()
         broken[2, 5] = value
-        collection._engine.upsert([replace(point, vectors=broken)])
+        collection.engine.upsert([replace(point, vectors=broken)])
         report = collection.verify()
         assert len(report.problems) == 1
         assert "'d1'" in report.problems[0]
@@ -169,7 +169,7 @@ class TestDamage:
         rows = {one: len(point_of(collection, one).vectors) for one in ("d0", "d1", "d2", "d3", "d4", "d5")}
         pairs = [(a, b) for a in rows for b in rows if a < b and rows[a] == rows[b]]
         ours, theirs = pairs[0]
-        collection._engine.upsert([replace(point_of(collection, ours), vectors=point_of(collection, theirs).vectors)])
+        collection.engine.upsert([replace(point_of(collection, ours), vectors=point_of(collection, theirs).vectors)])
         report = collection.verify()
         [problem] = report.problems
         assert f"'{ours}': its vectors are not those of its text" in problem
@@ -180,14 +180,14 @@ class TestDamage:
         point = point_of(collection, "d1")
         turned = point.vectors.copy()
         turned[3] = turned[3, ::-1]
-        collection._engine.upsert([replace(point, vectors=turned)])
+        collection.engine.upsert([replace(point, vectors=turned)])
         [problem] = collection.verify().problems
         assert "its vectors are not those of its text" in problem
 
     def test_vectors_that_are_missing(self, create: Create) -> None:
         collection = create(3)
         point = point_of(collection, "d1")
-        collection._engine.upsert([replace(point, vectors=point.vectors[:-2])])
+        collection.engine.upsert([replace(point, vectors=point.vectors[:-2])])
         [problem] = collection.verify().problems
         rows = len(point.vectors)
         assert f"'d1' has {rows - 2} vectors; encoded anew it has {rows}" in problem
@@ -196,7 +196,7 @@ class TestDamage:
         collection = create(2)
         point = point_of(collection, "d1")
         many = np.tile(point.vectors, (1024 * 1024 // point.vectors.size + 1, 1))
-        collection._engine.upsert([replace(point, vectors=many)])
+        collection.engine.upsert([replace(point, vectors=many)])
         [problem] = collection.verify().problems
         assert "a Qdrant server takes fewer than 1,048,576" in problem
 
@@ -209,8 +209,8 @@ class TestDamage:
         for id in ("d1", "d3"):
             point = point_of(collection, id)
             kept = {name: vector for name, vector in point.stages.items() if name not in lost}
-            collection._engine.delete([point.id])
-            collection._engine.upsert([replace(point, stages=kept)])
+            collection.engine.delete([point.id])
+            collection.engine.upsert([replace(point, stages=kept)])
         assert collection.verify().problems == [
             f"2 documents have no {name!r} vector, so the first stage cannot find them." for name in lost
         ]
@@ -223,7 +223,7 @@ class TestDamage:
         def progress(number: int) -> None:
             if not added:
                 added.append(1)
-                collection._engine.upsert([replace(point_of(collection, "d1"), id=str(uuid.UUID(int=2**128 - 1)))])
+                collection.engine.upsert([replace(point_of(collection, "d1"), id=str(uuid.UUID(int=2**128 - 1)))])
 
         problems = collection.verify(sample=0, progress=progress).problems
         assert any("70 documents are counted, 71 can be read. If nobody was writing" in one for one in problems)
@@ -231,7 +231,7 @@ class TestDamage:
     def test_only_the_first_are_named(self, create: Create) -> None:
         collection = create(30)
         points = [point_of(collection, f"d{n}") for n in range(30)]
-        collection._engine.upsert([replace(one, payload={**one.payload, "_hash": "0"}) for one in points])
+        collection.engine.upsert([replace(one, payload={**one.payload, "_hash": "0"}) for one in points])
         report = collection.verify()
         assert len(report.problems) == 20
         assert not report.ok
@@ -240,7 +240,7 @@ class TestDamage:
     def test_adding_it_again_mends_it(self, create: Create) -> None:
         collection = create(3)
         point = point_of(collection, "d1")
-        collection._engine.upsert([replace(point, payload={**point.payload, "page_content": "x", "_hash": "0"})])
+        collection.engine.upsert([replace(point, payload={**point.payload, "page_content": "x", "_hash": "0"})])
         assert not collection.verify().ok
         collection.add([ITEMS[1]])
         assert collection.verify().problems == []

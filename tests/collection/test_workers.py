@@ -33,7 +33,7 @@ def collection(mini: JinaColbertEncoder, tmp_path: Path) -> Iterator[ColbertColl
 def test_two_workers_store_what_this_process_would(collection: ColbertCollection, mini: JinaColbertEncoder) -> None:
     """In the order of the stream, up to an error in it: also what is still with the workers when the error comes."""
     writes: list[str] = []
-    engine = collection._engine
+    engine = collection.engine
     upsert = engine.upsert
     engine.upsert = lambda points: (writes.extend(p.payload["_id"] for p in points), upsert(points))[1]  # type: ignore
     progress: list[int] = []

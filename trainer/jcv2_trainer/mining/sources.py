@@ -109,14 +109,14 @@ class CollectionSource:
 
     def identity(self) -> dict[str, Any]:
         """See :class:`Source`."""
-        schema, title = self.collection.schema, self.collection._engine.title
+        schema, title = self.collection.schema, self.collection.engine.title
         return {"place": title, "model": schema.model, "dim": schema.dim, "documents": self.collection.count()}
 
     @contextmanager
     def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
         """See :class:`Source`."""
         if not self.collection.count():
-            raise Jcv2Error(f"{self.collection._engine.title} has no documents. Index the corpus first.")
+            raise Jcv2Error(f"{self.collection.engine.title} has no documents. Index the corpus first.")
         yield self
 
     def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:

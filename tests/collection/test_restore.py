@@ -1,0 +1,170 @@
+"""Restoring: what a snapshot may contain, and what an interrupted or failed restoration leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from collection_samples import DIM
+from qdrant_client import QdrantClient
+
+from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.collection.snapshot import SnapshotError
+from jcv2_plugin.engines.qdrant import ClientEngine
+from jcv2_plugin.errors import (
+    CollectionCorruptError,
+    CollectionError,
+    CollectionExistsError,
+    CollectionUnfinishedError,
+)
+
+TEXTS = [f"Document number {number} about rivers." for number in range(20)]
+
+
+@pytest.fixture(scope="module")
+def file(mini: JinaColbertEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("snapshot") / "snapshot.zip"
+    with ColbertCollection.create(":memory:", encoder=mini, dim=DIM) as collection:
+        collection.add(TEXTS, ids=[f"d{number}" for number in range(20)])
+        collection.snapshot(path)
+    return path
+
+
+@pytest.fixture
+def there(mini: JinaColbertEncoder, tmp_path: Path) -> Path:
+    """A collection that a restoration is to replace."""
+    with ColbertCollection.create(tmp_path / "there", encoder=mini, dim=DIM) as collection:
+        collection.add(["Not to be lost."], ids=["here"])
+    return tmp_path / "there"
+
+
+def edit_rows(change: Callable[[list[Any]], None]) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        rows = [json.loads(line) for line in content.decode().splitlines()]
+        change(rows)
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    return edit
+
+
+def edit_array(value: float) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        array = np.load(io.BytesIO(content)).copy()
+        array.reshape(-1)[3] = value
+        written = io.BytesIO()
+        np.save(written, array)
+        return written.getvalue()
+
+    return edit
+
+
+def described(**change: Any) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        whole = json.loads(content)
+        schema = {name: value for name, value in change.items() if name in whole["schema"]}
+        rest = {name: value for name, value in change.items() if name not in schema}
+        return json.dumps({**whole, **rest, "schema": {**whole["schema"], **schema}}).encode()
+
+    return edit
+
+
+def all_alike(rows: list[Any]) -> None:
+    for row in rows:
+        row["id"] = rows[0]["id"]
+
+
+def set_first(**payload: Any) -> Callable[[list[Any]], None]:
+    return lambda rows: rows[0]["payload"].update(payload)
+
+
+@pytest.mark.parametrize(
+    ("member", "edit", "message"),
+    [
+        ("000000/payloads.jsonl", edit_rows(all_alike), "occurs twice"),
+        ("000000/payloads.jsonl", edit_rows(lambda rows: rows[0]["payload"].clear()), "000000/.*has no id or no text"),
+        ("000000/payloads.jsonl", edit_rows(set_first(page_content=7)), "has no id or no text"),
+        ("000000/payloads.jsonl", edit_rows(set_first(metadata="x")), "metadata that is not a dict"),
+        ("000000/payloads.jsonl", edit_rows(set_first(_id="other")), "under another document's point"),
+        ("000000/vectors.npy", edit_array(np.nan), "NaN or infinite"),
+        ("000000/vectors.npy", edit_array(np.inf), "NaN or infinite"),
+        ("000000/pooled.dense.npy", edit_array(np.nan), "invalid vector 'pooled'"),
+        ("000000/bm25.values.npy", edit_array(np.nan), "invalid vector 'bm25'"),
+        ("000000/bm25.indices.npy", edit_array(-1), "invalid vector 'bm25'"),
+        ("snapshot.json", described(long_documents="x"), "long_documents must be one of"),
+        ("snapshot.json", described(skiplist="junk"), "skiplist must be one of"),
+        ("snapshot.json", described(pool_factor=-1), "pool_factor must be"),
+        ("snapshot.json", described(pool_factor=float("nan")), "pool_factor must be"),
+        ("snapshot.json", described(storage="float8"), "storage must be one of"),
+        ("snapshot.json", described(first_stage="pooled"), "has a vector 'bm25'"),
+        ("snapshot.json", described(dim=0), "dim must be positive"),
+        ("snapshot.json", described(parts=0, documents=0), "too many"),
+    ],
+)
+def test_contents_that_no_collection_has_replace_nothing(
+    file: Path, there: Path, tmp_path: Path, member: str, edit: Callable[[bytes], bytes], message: str
+) -> None:
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "edited", "w") as archive:
+        for name in whole.namelist():
+            content = whole.read(name)
+            archive.writestr(name, edit(content) if name == member else content)
+    with pytest.raises((SnapshotError, CollectionCorruptError), match=message):
+        ColbertCollection.restore(tmp_path / "edited", there, overwrite=True)
+    with ColbertCollection.open(there) as collection:
+        assert list(collection.ids()) == ["here"]
+
+
+def test_a_server_that_keeps_nothing_replaces_nothing(
+    mini: JinaColbertEncoder, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = QdrantClient(":memory:")
+    with ColbertCollection.create(client=client, encoder=mini, dim=DIM) as collection:
+        collection.add(["Not to be lost."], ids=["here"])
+    monkeypatch.setattr(ClientEngine, "upsert", lambda self, points: None)
+    with pytest.raises(CollectionError, match="0 of the snapshot's 20 documents were stored"):
+        ColbertCollection.restore(file, client=client, overwrite=True)
+    with ColbertCollection.open(client=client) as collection:
+        assert list(collection.ids()) == ["here"]
+
+
+@pytest.mark.parametrize("engine", ["folder", "client"])
+def test_a_new_collection_is_unfinished_until_all_is_restored(engine: str, file: Path, tmp_path: Path) -> None:
+    location: dict[str, Any] = (
+        {"path": tmp_path / "new"} if engine == "folder" else {"client": QdrantClient(":memory:")}
+    )
+
+    def stop(documents: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ColbertCollection.restore(file, **location, progress=stop)
+    with pytest.raises(CollectionUnfinishedError, match="restoration was interrupted"):
+        ColbertCollection.open(**location)
+    with ColbertCollection.restore(file, **location) as collection:  # the same again
+        assert collection.count() == 20
+    with ColbertCollection.open(**location) as collection:
+        assert collection.verify(sample=3).ok
+    with pytest.raises(CollectionExistsError):
+        ColbertCollection.restore(file, **location)
+
+
+def test_a_folder_whose_creation_was_interrupted_is_created_again(
+    mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jcv2_plugin.engines.edge._new_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ColbertCollection.create(tmp_path / "new", encoder=mini, dim=DIM)
+    with pytest.raises(CollectionUnfinishedError, match="creation was interrupted"):
+        ColbertCollection.open(tmp_path / "new")
+    with ColbertCollection.create(tmp_path / "new", encoder=mini, dim=DIM) as collection:
+        collection.add(TEXTS)
+        assert collection.count() == 20
