@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -196,7 +197,8 @@ def validate(documents: Sequence[Document]) -> list[Document]:
     for position, document in enumerate(documents):
         where = f"Document {position}" + (f" (id {document.id!r})" if document.id else "")
         _check_text(document, where)
-        metadata, payload = (_json_dict(one, f"{where}: {name}") for name, one in _dicts(document))
+        metadata = _json_dict(document.metadata, f"{where}: metadata")
+        payload = _json_dict(document.payload, f"{where}: payload")
         own_id = document.id or uuid.uuid4().hex
         if own_id in seen:
             raise InvalidDocumentError(f"{where}: this id comes twice in one call. Ids must be distinct.")
@@ -217,10 +219,6 @@ def _check_text(document: Document, where: str) -> None:
         raise InvalidDocumentError(f"{where}: the id must be a non-empty str, got {id!r:.60}.")
     if id is not None and not is_unicode(id):
         raise InvalidDocumentError(f"{where}: the id has lone surrogates, so it is not Unicode.")
-
-
-def _dicts(document: Document) -> tuple[tuple[str, Any], ...]:
-    return ("metadata", document.metadata), ("payload", document.payload)
 
 
 def _json_dict(value: Any, where: str) -> dict[str, Any]:
@@ -265,7 +263,9 @@ def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
 def _json_number(value: float, where: str) -> float:
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise InvalidDocumentError(f"{where} is {value!r}, which JSON does not have. Leave it out or set it to None.")
+            raise InvalidDocumentError(
+                f"{where} is {value!r}, which JSON does not have. Leave it out or set it to None."
+            )
         return float(value)
     if not -(2**63) <= value < 2**63:
         raise InvalidDocumentError(f"{where}: {value} does not fit 64 bits. Store it as a str.")
@@ -276,7 +276,9 @@ def _json_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str,
     found = {}
     for key, item in value.items():
         if not isinstance(key, str) or not is_unicode(key):
-            raise InvalidDocumentError(f"{where}: key {key!a:.60} is {type(key).__name__}, not a Unicode str. Rename it.")
+            raise InvalidDocumentError(
+                f"{where}: key {key!a:.60} is {type(key).__name__}, not a Unicode str. Rename it."
+            )
         found[str(key)] = json_value(item, f"{where}[{key!r:.60}]", depth - 1)
     return found
 
@@ -286,13 +288,15 @@ def _json_other(value: Any, where: str, depth: int) -> Any:
     plain = None
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy, which is not imported for this
         plain = str(value) if value.dtype.kind == "M" else value.tolist()
+    elif isinstance(value, os.PathLike):
+        plain = os.fspath(value)
     else:
-        with suppress(ValueError, TypeError):  # of what it does not know, or of bytes that are not UTF-8
+        with suppress(ValueError, TypeError):  # of what pydantic does not know, and pandas' NaT
             plain = to_jsonable_python(value)
-    if plain is None or plain in ("NaT", "NaN"):
+    if plain is None or type(plain) is type(value) or plain == "NaT":
         raise InvalidDocumentError(
-            f"{where} is {value!r:.60} of type {type(value).__name__}, which JSON does not have. Convert it to a str or "
-            "a number, or leave it out."
+            f"{where} is {value!r:.60} of type {type(value).__name__}, which cannot be stored as JSON. Convert it to a "
+            "str or a number, or leave it out."
         )
     return json_value(plain, where, depth)
 

@@ -141,7 +141,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
 
     def _scored(self, found: NodeWithScore, result: RerankResult) -> ScoredNode:
         node = _with_score(found.node, found.score) if self.keep_retrieval_score else found.node
-        return ScoredNode(node=node, score=result.score, relevance=result.relevance, explanation=result.explanation)
+        return ScoredNode(node=node, score=result.relevance, maxsim=result.score, explanation=result.explanation)
 
 
 def _with_score(node: BaseNode, score: float | None) -> BaseNode:
