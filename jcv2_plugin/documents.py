@@ -231,8 +231,8 @@ def _json_dict(value: Any, where: str) -> dict[str, Any]:
 def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
     """Return metadata as JSON stores it.
 
-    Numbers of numpy and pandas become Python's; tuples, sets and arrays become lists; dates, times, UUIDs, decimals
-    and paths become strings (dates in ISO format), as Qdrant's client writes them.
+    Numbers of numpy and pandas become Python's; tuples, sets and arrays become lists; dates, times, UUIDs, decimals,
+    paths and integer keys become strings (dates in ISO format), as Qdrant's client writes them.
 
     Args:
         value: The value.
@@ -264,7 +264,7 @@ def _json_number(value: float, where: str) -> float:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidDocumentError(
-                f"{where} is {value!r}, which JSON does not have. Leave it out or set it to None."
+                f"{where} is {value!r}, which cannot be stored as JSON. Leave it out or set it to None."
             )
         return float(value)
     if not -(2**63) <= value < 2**63:
@@ -273,13 +273,14 @@ def _json_number(value: float, where: str) -> float:
 
 
 def _json_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, item in value.items():
-        if not isinstance(key, str) or not is_unicode(key):
-            raise InvalidDocumentError(
-                f"{where}: key {key!a:.60} is {type(key).__name__}, not a Unicode str. Rename it."
-            )
-        found[str(key)] = json_value(item, f"{where}[{key!r:.60}]", depth - 1)
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            raise InvalidDocumentError(f"{where}: key {key!r:.60} is {type(key).__name__}, not str. Rename it.")
+        name = json_value(str(key), f"{where}: key {key!a:.60}")
+        if name in found:
+            raise InvalidDocumentError(f"{where}: key {name!r:.60} comes twice, as str and as int. Rename one.")
+        found[name] = json_value(item, f"{where}[{name!r:.60}]", depth - 1)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from typing import Any, NoReturn
 
@@ -70,13 +71,13 @@ class JinaColbertRerank(BaseNodePostprocessor):
         device: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1:
+        if isinstance(top_n, bool) or not isinstance(top_n, numbers.Integral) or top_n < 1:
             raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
         encoder = model
         if not isinstance(encoder, JinaColbertEncoder):
             encoder = JinaColbertEncoder.from_pretrained(os.fspath(encoder), dims=dim, device=device)
         fields: dict[str, Any] = {
-            "top_n": top_n,
+            "top_n": int(top_n),
             "model": encoder.name,
             "dim": encoder.resolve_dim(dim),
             "long_documents": long_documents,

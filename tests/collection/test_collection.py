@@ -246,7 +246,7 @@ class TestBadInput:
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": object()}]}, "cannot be stored as JSON"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": float("nan")}]}, "cannot be stored as JSON"),
             ({"texts": ["good", "bad"], "metadata": [{}, "text"]}, "must be a dict, got str"),
-            ({"texts": ["good", "bad"], "metadata": [{}, {1: "a", "b": 2}]}, "key 1 is int, not str"),
+            ({"texts": ["good", "bad"], "metadata": [{}, {None: "a", "b": 2}]}, "key None is NoneType, not str"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"deep": [{"x": 2**70}]}]}, "does not fit 64 bits"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": "\ud800"}]}, "lone surrogates"),
             ({"texts": ["good", "half a pair \ud800"]}, "lone surrogates"),
@@ -281,7 +281,7 @@ class TestBadInput:
             collection.add(["short", text])
         assert collection.count() == 0
 
-    @pytest.mark.parametrize("query", ["", "  ", None, 3, ["a"], "\ud800"])
+    @pytest.mark.parametrize("query", ["", "  ", None, 3, ["a"]])
     def test_queries(self, collection: ColbertCollection, query: Any) -> None:
         with pytest.raises(InvalidQueryError, match="non-empty str"):
             collection.search(query)

@@ -13,9 +13,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_samples import IDS, documents, ids_of
+from langchain_samples import documents, ids_of
 from pydantic import ValidationError
 
 import jcv2_plugin
@@ -61,17 +60,6 @@ def test_what_is_given_stays_as_it_is(reranker):
     assert {one.id: one.page_content for one in ranked} == {one.id: one.page_content for one in given}
 
 
-def test_what_a_document_has_of_its_own_is_kept(reranker):
-    class Page(Document):
-        number: int
-
-    (page,) = reranker.compress_documents([Page(page_content="Bees.", number=3, metadata={"maxsim": "old"})], QUESTION)
-    assert isinstance(page, Page)
-    assert page.number == 3
-    assert page.id is None
-    assert page.metadata["maxsim"] > 0
-
-
 @pytest.mark.parametrize("top_n, expected", [(1, 1), (3, 3), (4, 4), (9, 4), (None, 4)])
 def test_top_n(mini, top_n, expected):
     own = JinaColbertReranker(encoder=mini, dim=64, top_n=top_n)
@@ -94,11 +82,6 @@ def test_documents_without_text_come_last_in_their_order(reranker, mini):
     }
     assert reranker.compress_documents(given[:1], QUESTION)[0].id == "a"
     assert reranker.compress_documents([], QUESTION) == []
-
-
-def test_equals_keep_their_order(reranker):
-    given = [Document(page_content="Bees make honey.", id=str(n)) for n in range(5)]
-    assert ids_of(reranker.compress_documents(given, QUESTION)) == ["0", "1", "2", "3", "4"]
 
 
 def test_long_documents_are_read_to_their_end(mini):
@@ -135,19 +118,6 @@ async def test_async_ranks_the_same_and_leaves_the_loop_free(reranker, monkeypat
     await asyncio.sleep(0.01)
     loop_ran.set()
     assert await task == reranker.compress_documents(documents(), QUESTION)
-
-
-async def test_behind_any_retriever(reranker, dense):
-    chain = RunnablePassthrough.assign(documents=lambda given: dense.invoke(given["query"])) | RunnableLambda(
-        lambda given: reranker.compress_documents(given["documents"], given["query"])
-    )
-    assert set(ids_of(dense.invoke(QUESTION))) == set(IDS)
-    assert ids_of(chain.invoke({"query": QUESTION}))[0] == "bees"
-    assert ids_of(await chain.ainvoke({"query": "what warns ships?"}))[0] == "lighthouse"
-    assert [found[0].id for found in chain.batch([{"query": QUESTION}, {"query": "four strings"}])] == [
-        "bees",
-        "violin",
-    ]
 
 
 class _Compression(BaseRetriever):
