@@ -117,12 +117,7 @@ class JinaColbertRetriever(BaseRetriever):
 
     @classmethod
     def from_documents(cls, documents: Iterable[Document], **options: Any) -> Self:
-        """Create a collection of LangChain documents and return a retriever over it, see :meth:`from_texts`.
-
-        Args:
-            documents: Documents to index. Those without an ``id`` get a random one.
-            **options: See :meth:`from_texts`.
-        """
+        """Create a collection of LangChain documents and return a retriever over it, see :meth:`from_texts`."""
         fields = cls._take_fields(options)
         return cls.from_vectorstore(JinaColbertVectorStore.from_documents(documents, **options), **fields)
 

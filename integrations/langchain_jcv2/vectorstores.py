@@ -110,11 +110,7 @@ class JinaColbertVectorStore(VectorStore):
     ) -> Self:
         """Create a collection of LangChain documents and return a vector store over it, see :meth:`from_texts`.
 
-        Args:
-            documents: Documents to store.
-            embedding: See :meth:`from_texts`.
-            ids: An id for each document. Where it is None, the document's own id is used, or else a random one.
-            **options: See :meth:`from_texts`.
+        Where an id is None, the document's own is used, or else a random one.
         """
         return cls._create(to_core(documents, ids), embedding, **options)
 
@@ -218,15 +214,7 @@ class JinaColbertVectorStore(VectorStore):
         on_blank: OnBlank = "skip",
         **kwargs: Any,
     ) -> list[str]:
-        """Encode and store documents, see :meth:`add_texts`.
-
-        Args:
-            documents: Documents to add.
-            ids: An id for each document. Where it is None, the document's own id is used, or else a random one.
-            batch_size: See :meth:`add_texts`.
-            on_blank: See :meth:`add_texts`.
-            **kwargs: Rejected.
-        """
+        """Encode and store documents, see :meth:`add_texts`. Where an id is None, the document's own is used."""
         _refuse(kwargs)
         return self._collection.add(without_blank(to_core(documents, ids), on_blank))
 

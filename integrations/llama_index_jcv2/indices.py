@@ -248,30 +248,25 @@ class JinaColbertIndex(VectorStoreIndex):
         *,
         unless_same: bool = False,
     ) -> bool:
-        """Split a document and store its nodes. Asynchronous callers' transformations run in their event loop."""
-        kwargs = {"show_progress": self._show_progress, **options.get("insert_kwargs", {})}
+        """Store a document's new nodes and delete its old ones. Return whether anything changed.
+
+        Transformations of asynchronous callers run in their event loop. The rest runs in a single thread, which holds
+        the lock. Otherwise a concurrent call could read before this one has written.
+        """
+        insert: Mapping[str, Any] = options.get("insert_kwargs", {})
+        kwargs = {"show_progress": self._show_progress, **insert}
         if loop is None:
             nodes = run_transformations([document], self._transformations, **kwargs)
         else:
             splitting = arun_transformations([document], self._transformations, **kwargs)
             nodes = asyncio.run_coroutine_threadsafe(splitting, loop).result()
-        return self._replace(document, nodes, options, unless_same=unless_same)
-
-    def _replace(
-        self, document: Document, nodes: Sequence[BaseNode], options: Mapping[str, Any], *, unless_same: bool = False
-    ) -> bool:
-        """Store a document's new nodes and delete its old ones. Return whether anything changed.
-
-        Runs in a single thread, which holds the lock. Otherwise a concurrent call could read before this one has
-        written.
-        """
         with self._store.write_lock:
             before = self._store.source_nodes(document.id_)
             if unless_same and set(before.values()) == {document.hash}:
                 return False
             if not before and not with_text(nodes):
                 return False
-            self.insert_nodes(nodes, **options.get("insert_kwargs", {}))
+            self.insert_nodes(nodes, **insert)
             if stale := sorted(before.keys() - {node.node_id for node in nodes if has_text(node)}):
                 self.delete_nodes(stale, delete_from_docstore=True, **options.get("delete_kwargs", {}))
             self.docstore.set_document_hash(document.id_, document.hash)

@@ -36,8 +36,8 @@ def embedded_text(node: BaseNode) -> str:
 
 
 def has_text(node: BaseNode) -> bool:
-    """Return whether a node has text to encode."""
-    return bool(embedded_text(node).strip())
+    """Return whether a node has text of its own. Readers give even empty pages metadata, which is encoded with text."""
+    return bool(node.get_content(metadata_mode=MetadataMode.NONE).strip())
 
 
 def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:
@@ -47,7 +47,7 @@ def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:
 
 
 def document_of(node: BaseNode) -> Document:
-    """Convert a node to a document. The ``node_id`` becomes the document's id.
+    """Convert a node to a document. The ``node_id`` becomes the document's id. Without text of its own, it is blank.
 
     Raises:
         InvalidDocumentError: The node's metadata cannot be stored as JSON.
@@ -58,7 +58,8 @@ def document_of(node: BaseNode) -> Document:
     source_hash = node.source_node.hash if node.source_node is not None else node.hash
     if source_hash is not None:
         payload[SOURCE_HASH_KEY] = source_hash
-    return Document(text=embedded_text(stored), id=node.node_id, metadata=metadata, payload=payload)
+    text = embedded_text(stored) if has_text(node) else ""
+    return Document(text, node.node_id, metadata, payload)
 
 
 @contextmanager

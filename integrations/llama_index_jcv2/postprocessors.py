@@ -18,7 +18,7 @@ from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
-from llama_index_jcv2.nodes import embedded_text, has_text
+from llama_index_jcv2.nodes import embedded_text
 from llama_index_jcv2.results import ScoredNode
 
 dispatcher = get_dispatcher(__name__)
@@ -127,18 +127,19 @@ class JinaColbertRerank(BaseNodePostprocessor):
         return ranked
 
     def _ranked(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
-        found = [one for one in nodes if has_text(one.node)]
+        texts = [embedded_text(one.node) for one in nodes]
+        found = [one for one, text in zip(nodes, texts, strict=True) if text.strip()]
         results = rerank(
             self._encoder,
             query,
-            [embedded_text(one.node) for one in found],
+            [text for text in texts if text.strip()],
             dim=self.dim,
             long_documents=self.long_documents,
             with_explanation=self.with_explanation,
         )
-        ranked = [self._scored(found[result.index], result) for result in results]
-        ranked += [self._scored(one, RerankResult(0, 0.0, 0.0)) for one in nodes if not has_text(one.node)]
-        return list(ranked[: self.top_n])
+        ranked: list[NodeWithScore] = [self._scored(found[result.index], result) for result in results]
+        blank = [one for one, text in zip(nodes, texts, strict=True) if not text.strip()]
+        return [*ranked, *(self._scored(one, RerankResult(0, 0.0, 0.0)) for one in blank)][: self.top_n]
 
     def _scored(self, found: NodeWithScore, result: RerankResult) -> ScoredNode:
         node = _with_score(found.node, found.score) if self.keep_retrieval_score else found.node

@@ -55,8 +55,7 @@ def by_langchain(collection: ColbertCollection, text: str, metadata: dict[str, A
 
 
 def by_llama_index(collection: ColbertCollection, text: str, metadata: dict[str, Any], **options: Any) -> list[str]:
-    # Only the text is encoded, so that a blank one is blank.
-    node = TextNode(id_="a", text=text, metadata=metadata, excluded_embed_metadata_keys=list(metadata))
+    node = TextNode(id_="a", text=text, metadata=metadata)
     return llama_index_jcv2.JinaColbertVectorStore(collection).add([node], **options)
 
 
@@ -171,7 +170,8 @@ def test_blank_texts_in_whatever_makes_a_collection(mini: Any, caplog: pytest.Lo
     texts = ["a text", "", " "]
     options: dict[str, Any] = {"encoder": mini, "dim": 32}
     whole = {"transformations": [llama_index_jcv2.EncodedByStore()]}
-    pages = [LlamaIndexDocument(text=text, id_=str(number)) for number, text in enumerate(texts)]
+    numbered = enumerate(texts)
+    pages = [LlamaIndexDocument(text=text, id_=str(number), metadata={"page": number}) for number, text in numbered]
     makers: list[Callable[..., Any]] = [
         lambda **more: langchain_jcv2.JinaColbertVectorStore.from_texts(texts, ids=["0", "1", "2"], **options, **more),
         lambda **more: langchain_jcv2.JinaColbertRetriever.from_texts(texts, ids=["0", "1", "2"], **options, **more),
@@ -258,7 +258,8 @@ def holders(collection: ColbertCollection) -> list[Any]:
     langchain, llama_index = langchain_jcv2.JinaColbertVectorStore(collection), llama_index_jcv2.JinaColbertIndex
     of_nodes = llama_index.from_collection(collection)
     retriever = langchain_jcv2.JinaColbertRetriever(collection=collection, filter={"year": 1})
-    return [collection, langchain, retriever, langchain.as_retriever(), of_nodes.vector_store, of_nodes.as_retriever()]
+    of_store = [langchain, retriever, langchain.as_retriever()]
+    return [collection, *of_store, of_nodes, of_nodes.vector_store, of_nodes.as_retriever()]
 
 
 def test_deep_copies_share_the_open_collection_and_pickling_is_refused(collection: ColbertCollection) -> None:

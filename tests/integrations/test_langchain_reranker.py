@@ -18,7 +18,7 @@ from langchain_samples import documents, ids_of
 from pydantic import ValidationError
 
 import jcv2_plugin
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import InvalidQueryError, ModelNotFoundError, UnknownDimError
 from langchain_jcv2 import JinaColbertReranker
 
@@ -36,18 +36,6 @@ def dense():
     store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
     store.add_documents(documents())
     return store.as_retriever(search_kwargs={"k": 4})
-
-
-def test_the_ranking_and_scores_are_those_of_a_collection(reranker, mini):
-    with ColbertCollection.create(":memory:", encoder=mini, dim=64, storage="float32") as collection:
-        collection.add([jcv2_plugin.Document(one.page_content, one.id) for one in documents()])
-        hits = collection.search(QUESTION, 4)
-    ranked = reranker.compress_documents(documents(), QUESTION)
-    assert ids_of(ranked) == [hit.id for hit in hits]
-    assert [one.metadata["maxsim"] for one in ranked] == pytest.approx([hit.score for hit in hits], abs=1e-5)
-    assert [one.metadata["relevance_score"] for one in ranked] == pytest.approx(
-        [hit.relevance for hit in hits], abs=1e-5
-    )
 
 
 def test_what_is_given_stays_as_it_is(reranker):

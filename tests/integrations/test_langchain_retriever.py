@@ -22,7 +22,6 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     InvalidQueryError,
-    UnsupportedFilterError,
 )
 from langchain_jcv2 import JinaColbertRetriever, JinaColbertVectorStore
 
@@ -38,7 +37,7 @@ def retriever(mini):
     found.collection.close()
 
 
-class _Standard(RetrieversIntegrationTests):
+class TestStandard(RetrieversIntegrationTests):
     @pytest.fixture(autouse=True)
     def _collection(self, mini, location):
         with ColbertCollection.create(location, encoder=mini) as self.collection:
@@ -56,18 +55,6 @@ class _Standard(RetrieversIntegrationTests):
     @property
     def retriever_query_example(self):
         return "what do bees make?"
-
-
-class TestStandardInMemory(_Standard):
-    @pytest.fixture
-    def location(self):
-        return ":memory:"
-
-
-class TestStandardInFolder(_Standard):
-    @pytest.fixture
-    def location(self, tmp_path):
-        return tmp_path / "collection"
 
 
 def test_documents_come_back_as_they_were_added(retriever):
@@ -130,15 +117,6 @@ def test_the_score_is_offered(retriever):
     assert [one.metadata["relevance_score"] for one in found] == [hit.relevance for hit in hits]
     assert all(0 < one.metadata["relevance_score"] < 1 for one in found)
     assert found[0].metadata == {**METADATA[2], "maxsim": hits[0].score, "relevance_score": hits[0].relevance}
-
-
-def test_a_filter_may_be_a_dict(retriever):
-    own = JinaColbertRetriever(collection=retriever.collection, filter={"year": 1850})
-    assert set(ids_of(own.invoke("anything"))) == {"lighthouse", "violin"}
-    assert ids_of(own.invoke("anything", filter={"room": "garden"})) == ["bees"]
-    assert isinstance(own.filter, models.Filter)
-    with pytest.raises(UnsupportedFilterError, match="room"):
-        own.invoke("anything", filter={"room": ["garden"]})
 
 
 def test_the_first_stage_and_its_candidates_are_set_for_a_retriever_or_a_call(retriever, monkeypatch):

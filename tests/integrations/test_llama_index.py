@@ -144,14 +144,6 @@ def test_every_kind_of_node_comes_back_as_itself(store):
     assert [type(one) for one in store.get_nodes(["document", "pointer"])] == [Document, IndexNode]
 
 
-def test_doc_ids_and_node_ids_restrict_a_search(index):
-    assert best(index, "honey", doc_ids=["tea", "violin"]).node.ref_doc_id in {"tea", "violin"}
-    assert best(index, "honey", doc_ids=[], node_ids=[]).node.ref_doc_id == "bees"  # as in LlamaIndex's Qdrant store
-    node_id = best(index, "ships").node.node_id
-    found = index.as_retriever(node_ids=[node_id], similarity_top_k=4).retrieve("honey")
-    assert [one.node.node_id for one in found] == [node_id]
-
-
 def test_wrong_queries_and_nodes_are_refused(store):
     with pytest.raises(InvalidQueryError, match="query_str"):
         store.query(VectorStoreQuery(query_embedding=[0.0]))

@@ -6,7 +6,6 @@ import copy
 import pickle
 
 import pytest
-from llama_index.core import Document
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -15,7 +14,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, Te
 
 from jcv2_plugin import rerank
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError, UnknownDimError
-from llama_index_jcv2 import JinaColbertIndex, JinaColbertRerank, ScoredNode
+from llama_index_jcv2 import JinaColbertRerank, ScoredNode
 
 TEXTS = {
     "tea": "A kettle boils water for tea.",
@@ -52,15 +51,6 @@ def test_nodes_are_ranked_by_maxsim(mini):
 def test_a_wrong_number_of_results_is_refused(mini, top_n):
     with pytest.raises(InvalidOptionError, match=f"top_n must be a positive integer, got {top_n!r}"):
         JinaColbertRerank(model=mini, top_n=top_n)
-
-
-def test_scores_are_those_of_an_index(mini):
-    documents = [Document(text=text, id_=id) for id, text in TEXTS.items()]
-    index = JinaColbertIndex.from_documents(documents, encoder=mini, dim=64, storage="float32", transformations=[])
-    found = index.as_retriever(similarity_top_k=4).retrieve(QUESTION)
-    ranked = JinaColbertRerank(4, mini, dim=64).postprocess_nodes(list(reversed(found)), query_str=QUESTION)
-    assert ids(ranked) == ids(found)
-    assert [one.score for one in ranked] == pytest.approx([one.score for one in found], abs=1e-4)
 
 
 def test_nothing_that_comes_in_is_changed(mini):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from llama_index.core import Document, StorageContext, VectorStoreIndex
+from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
@@ -14,7 +14,7 @@ from qdrant_client import models
 
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidQueryError
-from llama_index_jcv2 import JinaColbertIndex, JinaColbertRetriever, ScoredNode
+from llama_index_jcv2 import JinaColbertIndex, JinaColbertRetriever, JinaColbertVectorStore, ScoredNode
 
 TEXTS = {
     "tea": "A kettle boils water for tea.",
@@ -123,6 +123,7 @@ def test_options_may_be_set_and_changed_for_some_queries(index):
     assert retriever.filters is None
     assert len(retriever.retrieve(QUESTION)) == 3
     assert sources(retriever.with_options(doc_ids=["violin"]).retrieve(QUESTION)) == ["violin"]
+    assert len(retriever.with_options(doc_ids=[], node_ids=[]).retrieve(QUESTION)) == 3  # as in their Qdrant store
     node_id = retriever.retrieve("ships")[0].node_id
     assert [one.node_id for one in retriever.with_options(node_ids=[node_id]).retrieve(QUESTION)] == [node_id]
     with pytest.raises(TypeError, match=r"\['top_k'\]"):
