@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Callable
 from importlib import import_module
 from inspect import getdoc
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,16 @@ def docstrings() -> tuple[dict[str, str], list[str]]:
     return {f"doc-{index}": text[:CHARACTERS] for index, text in enumerate(chosen)}, queries
 
 
-@pytest.fixture(scope="module")
-def task() -> tuple[dict[str, str], list[str]]:
-    return docstrings()
+@pytest.fixture(scope="module", params=["docstrings", *(["mlqa-en"] if os.environ.get("JCV2_TEST_ALL") else [])])
+def task(request: pytest.FixtureRequest) -> tuple[dict[str, str], list[str]]:
+    if request.param == "docstrings":
+        return docstrings()
+    folder: Path = request.getfixturevalue("data_dir") / request.param
+    with (folder / "corpus.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, DOCUMENTS)]
+    with (folder / "queries.jsonl").open(encoding="utf-8") as file:
+        queries = [json.loads(line)["text"] for line in islice(file, QUERIES)]
+    return {row["_id"]: row["text"][:CHARACTERS] for row in rows}, queries
 
 
 def in_core(location: Any, encoder: Any, documents: dict[str, str], queries: list[str]) -> Found:
