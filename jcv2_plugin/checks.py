@@ -47,8 +47,10 @@ def check_query(query: str) -> None:
     Raises:
         InvalidQueryError: If the query is empty, not a string, or not valid Unicode.
     """
-    if not isinstance(query, str) or not query.strip() or not is_unicode(query):
-        raise InvalidQueryError(f"A query must be a non-empty str, got {query!a:.60}.")
+    if not isinstance(query, str) or not query.strip():
+        raise InvalidQueryError(f"A query must be a non-empty str, got {query!r:.60}.")
+    if not is_unicode(query):
+        raise InvalidQueryError(f"The query has lone surrogates, so it is not Unicode: {query!a:.60}. Decode it again.")
 
 
 def check_query_vectors(vectors: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import logging
+import math
+import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jcv2_plugin.errors import InvalidDocumentError, UnsupportedFilterError
+from pydantic_core import to_jsonable_python
+
+from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError
 
 if TYPE_CHECKING:
     # Imports the tokenizers, which are not needed for reading or deleting.
     from jcv2_plugin.scoring.explanation import Explanation
+
+logger = logging.getLogger(__name__)
+
+OnBlank = Literal["skip", "error"]
+"""What to do with a document without text: leave it out with a warning, or refuse the call."""
+
+MAX_DEPTH = 32
+"""How many levels of dicts and lists metadata and filters may have. The metadata dict is the first."""
 
 TEXT_KEY = "page_content"
 METADATA_KEY = "metadata"
@@ -22,27 +36,12 @@ ID_KEY = "_id"
 HASH_KEY = "_hash"
 """Payload keys. The first two are those of langchain-qdrant, so that it can read our payloads."""
 
-_PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
 
 
 def point_id(document_id: str) -> str:
     """Return the Qdrant point id of a document, a version 5 UUID of its id. Qdrant does not accept other strings."""
     return str(uuid.uuid5(_NAMESPACE, document_id))
-
-
-def metadata_paths(key: str) -> list[str]:
-    """Return the payload paths for filters on a metadata key: the key as one name, or a path into nested metadata.
-
-    Raises:
-        UnsupportedFilterError: If the key is empty or contains a quotation mark.
-    """
-    if not key or '"' in key:
-        raise UnsupportedFilterError(f"Filter on {key!r}: a key must not be empty or contain a quotation mark.")
-    quoted, plain = f'{METADATA_KEY}."{key}"', f"{METADATA_KEY}.{key}"
-    if not _PLAIN_PATH.fullmatch(key):
-        return [quoted]
-    return [quoted, plain] if set(".[") & set(key) else [plain]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Document:
     Attributes:
         id: Any non-empty string. If None, a random id is generated when the document is added.
         text: Text to encode and search.
-        metadata: JSON-compatible metadata; filters refer to it as ``metadata.<key>``.
+        metadata: Metadata, stored as JSON; filters refer to it as ``metadata.<key>``.
         payload: Additional top-level payload keys, for integrations with their own payload layout.
     """
 
@@ -136,82 +135,171 @@ def as_documents(
     for name, values in (("ids", ids), ("metadata", metadata)):
         if isinstance(values, (str, Mapping)):
             raise InvalidDocumentError(f"{name} must be a list with an entry for each text, got {values!r:.60}.")
-    ids = None if ids is None else list(ids)
-    metadata = None if metadata is None else list(metadata)
-    for name, listed in (("ids", ids), ("metadata", metadata)):
-        if listed is not None and len(listed) != len(items):
+    own_ids = [None] * len(items) if ids is None else list(ids)
+    own_metadata = [None] * len(items) if metadata is None else list(metadata)
+    for name, listed in (("ids", own_ids), ("metadata", own_metadata)):
+        if len(listed) != len(items):
             raise InvalidDocumentError(f"There are {len(items)} texts but {len(listed)} {name}.")
-    documents = []
-    for position, item in enumerate(items):
-        if isinstance(item, Document):
-            documents.append(item)
-            continue
-        own_id = ids[position] if ids is not None else None
-        own_metadata = metadata[position] if metadata is not None else None
-        documents.append(Document(text=item, id=own_id, metadata={} if own_metadata is None else own_metadata))
-    return documents
+    return [
+        item if isinstance(item, Document) else Document(item, id, {} if own is None else own)
+        for item, id, own in zip(items, own_ids, own_metadata, strict=True)
+    ]
+
+
+def split_blank(documents: Sequence[Document], on_blank: OnBlank = "skip") -> tuple[list[Document], list[str]]:
+    """Separate the documents with text from blank ones, such as empty pages of a PDF.
+
+    Args:
+        documents: Documents to store.
+        on_blank: ``"error"`` keeps all of them, for :func:`validate` to refuse.
+
+    Returns:
+        The documents to store, and the ids of those left out (or their numbers, if they have no id).
+
+    Raises:
+        InvalidOptionError: ``on_blank`` is unknown.
+    """
+    if on_blank not in get_args(OnBlank):
+        raise InvalidOptionError(f"on_blank must be one of {get_args(OnBlank)}, got {on_blank!r}.")
+    if on_blank == "error":
+        return list(documents), []
+    blank = {number for number, one in enumerate(documents) if isinstance(one.text, str) and not one.text.strip()}
+    kept = [one for number, one in enumerate(documents) if number not in blank]
+    return kept, [documents[number].id or f"number {number}" for number in sorted(blank)]
+
+
+def without_blank(documents: Sequence[Document], on_blank: OnBlank = "skip") -> list[Document]:
+    """Leave out blank documents, see :func:`split_blank`, and log a warning that names them."""
+    kept, blank = split_blank(documents, on_blank)
+    warn_of_blank(blank)
+    return kept
+
+
+def warn_of_blank(ids: Sequence[str]) -> None:
+    """Log which documents were left out because they have no text, if any."""
+    if ids:
+        names = ", ".join(ids[:20]) + (", ..." if len(ids) > 20 else "")
+        logger.warning("Left out %d documents without text: %s. on_blank='error' refuses them.", len(ids), names)
 
 
 def validate(documents: Sequence[Document]) -> list[Document]:
     """Validate documents before anything is encoded or written, and assign random ids to those without one.
 
+    Returns:
+        Documents whose metadata and payload are as JSON stores them, see :func:`json_value`.
+
     Raises:
-        InvalidDocumentError: If a text is empty, a text or id is not a string, an id is given twice, or metadata is
-            not a JSON object.
+        InvalidDocumentError: If a text is blank, a text or id is not a string, an id is given twice, or metadata
+            cannot be stored as JSON.
     """
     checked: list[Document] = []
     seen: set[str] = set()
     for position, document in enumerate(documents):
         where = f"Document {position}" + (f" (id {document.id!r})" if document.id else "")
-        if not isinstance(document.text, str):
-            raise InvalidDocumentError(
-                f"{where}: the text must be a str, got {type(document.text).__name__}: {document.text!r:.60}."
-            )
-        if not document.text.strip():
-            raise InvalidDocumentError(f"{where}: the text is empty. Leave such documents out.")
-        if not is_unicode(document.text):
-            raise InvalidDocumentError(f"{where}: the text has lone surrogates, so it is not Unicode. Decode it anew.")
-        if document.id is not None and (not isinstance(document.id, str) or not document.id):
-            raise InvalidDocumentError(f"{where}: the id must be a non-empty str, got {document.id!r:.60}.")
-        if document.id is not None and not is_unicode(document.id):
-            raise InvalidDocumentError(f"{where}: the id has lone surrogates, so it is not Unicode.")
-        _check_json(document.metadata, f"{where}: metadata")
-        _check_json(document.payload, f"{where}: payload")
+        _check_text(document, where)
+        metadata = _json_dict(document.metadata, f"{where}: metadata")
+        payload = _json_dict(document.payload, f"{where}: payload")
         own_id = document.id or uuid.uuid4().hex
         if own_id in seen:
             raise InvalidDocumentError(f"{where}: this id comes twice in one call. Ids must be distinct.")
         seen.add(own_id)
-        checked.append(Document(document.text, own_id, document.metadata, document.payload))
+        checked.append(Document(document.text, own_id, metadata, payload))
     return checked
 
 
-def _check_json(value: Any, where: str) -> None:
+def _check_text(document: Document, where: str) -> None:
+    text, id = document.text, document.id
+    if not isinstance(text, str):
+        raise InvalidDocumentError(f"{where}: the text must be a str, got {type(text).__name__}: {text!r:.60}.")
+    if not text.strip():
+        raise InvalidDocumentError(f"{where}: the text is empty. Leave such documents out.")
+    if not is_unicode(text):
+        raise InvalidDocumentError(f"{where}: the text has lone surrogates, so it is not Unicode. Decode it again.")
+    if id is not None and (not isinstance(id, str) or not id):
+        raise InvalidDocumentError(f"{where}: the id must be a non-empty str, got {id!r:.60}.")
+    if id is not None and not is_unicode(id):
+        raise InvalidDocumentError(f"{where}: the id has lone surrogates, so it is not Unicode.")
+
+
+def _json_dict(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidDocumentError(f"{where} must be a dict, got {type(value).__name__}: {value!r:.60}.")
-    try:
-        json.dumps(dict(value), allow_nan=False)
-        problem = _json_problem(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        problem = str(error)
-    if problem:
-        raise InvalidDocumentError(f"{where} cannot be stored as JSON ({problem}): {value!r:.120}.")
+    found: dict[str, Any] = json_value(value, where)
+    return found
 
 
-def _json_problem(value: Any) -> str | None:
-    """Return what is wrong with a value that json.dumps accepts but Qdrant rejects or silently changes."""
+def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
+    """Return metadata as JSON stores it.
+
+    Numbers of numpy and pandas become Python's; tuples, sets and arrays become lists; dates, times, UUIDs, decimals,
+    paths and integer keys become strings (dates in ISO format), as Qdrant's client writes them.
+
+    Args:
+        value: The value.
+        where: What it is, for error messages, such as ``"Document 'a': metadata"``.
+        depth: How many levels of dicts and lists are allowed.
+
+    Raises:
+        InvalidDocumentError: JSON or Qdrant has no such value, or it is nested too deeply.
+    """
     if isinstance(value, str):
-        return None if is_unicode(value) else "text with lone surrogates, which is not Unicode"
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return f"{value} does not fit 64 bits"
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                return f"key {key!r} is {type(key).__name__}, not str"
-            if problem := _json_problem(key) or _json_problem(item):
-                return problem
-    elif isinstance(value, (list, tuple)):
-        return next((problem for item in value if (problem := _json_problem(item))), None)
-    return None
+        if not is_unicode(value):
+            raise InvalidDocumentError(f"{where} has lone surrogates, so it is not Unicode. Decode the text again.")
+        return value.value if isinstance(value, Enum) else str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        return _json_number(value, where)
+    if isinstance(value, (Mapping, list, tuple, Set)):
+        if depth < 1:
+            raise InvalidDocumentError(f"{where:.200} is nested more than {MAX_DEPTH} levels deep. Flatten it.")
+        if isinstance(value, Mapping):
+            return _json_mapping(value, where, depth)
+        items = sorted(value, key=repr) if isinstance(value, Set) else value  # of a set, the order changes
+        return [json_value(one, f"{where}[{number}]", depth - 1) for number, one in enumerate(items)]
+    return _json_other(value, where, depth)
+
+
+def _json_number(value: float, where: str) -> float:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidDocumentError(
+                f"{where} is {value!r}, which cannot be stored as JSON. Leave it out or set it to None."
+            )
+        return float(value)
+    if not -(2**63) <= value < 2**63:
+        raise InvalidDocumentError(f"{where}: {value} does not fit 64 bits. Store it as a str.")
+    return int(value)
+
+
+def _json_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            raise InvalidDocumentError(f"{where}: key {key!r:.60} is {type(key).__name__}, not str. Rename it.")
+        name = json_value(str(key), f"{where}: key {key!a:.60}")
+        if name in found:
+            raise InvalidDocumentError(f"{where}: key {name!r:.60} comes twice, as str and as int. Rename one.")
+        found[name] = json_value(item, f"{where}[{name!r:.60}]", depth - 1)
+    return found
+
+
+def _json_other(value: Any, where: str, depth: int) -> Any:
+    """Convert a value that is none of JSON's types."""
+    plain = None
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy, which is not imported for this
+        plain = str(value) if value.dtype.kind == "M" else value.tolist()
+    elif isinstance(value, os.PathLike):
+        plain = os.fspath(value)
+    else:
+        with suppress(ValueError, TypeError):  # of what pydantic does not know, and pandas' NaT
+            plain = to_jsonable_python(value)
+    if plain is None or type(plain) is type(value) or plain == "NaT":
+        raise InvalidDocumentError(
+            f"{where} is {value!r:.60} of type {type(value).__name__}, which cannot be stored as JSON. Convert it to a "
+            "str or a number, or leave it out."
+        )
+    return json_value(plain, where, depth)
 
 
 def is_unicode(text: str) -> bool:

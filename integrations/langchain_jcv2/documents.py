@@ -72,6 +72,6 @@ def with_metadata(document: Document, added: Mapping[str, Any]) -> Document:
     return document.model_copy(update={"metadata": {**copy.deepcopy(document.metadata), **added}})
 
 
-def search_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the search arguments without ``verbose``, which LangChain's ``invoke`` adds."""
+def search_options(given: Mapping[str, Any]) -> Any:
+    """Return keyword arguments without ``verbose``, which LangChain's ``invoke`` adds: they are the core's options."""
     return {name: value for name, value in given.items() if name != "verbose"}

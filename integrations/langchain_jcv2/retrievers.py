@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.callbacks import BaseRunManager
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import run_in_executor
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from qdrant_client import models
 from typing_extensions import Self
 
-import jcv2_plugin
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
-from jcv2_plugin.collection.opening import create_filled, open_collection
-from jcv2_plugin.documents import as_documents
-from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin import ColbertCollection, SearchHit
+from jcv2_plugin.collection.asynchronous import in_thread
+from jcv2_plugin.collection.opening import open_collection
 from jcv2_plugin.engines.first_stage import FirstStage
-from langchain_jcv2.documents import (
-    MATCHES_KEY,
-    scores_of,
-    search_options,
-    to_core,
-    to_langchain,
-    token_matches,
-)
+from langchain_jcv2.documents import MATCHES_KEY, scores_of, search_options, to_langchain, token_matches
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
-from langchain_jcv2.vectorstores import JinaColbertVectorStore
+from langchain_jcv2.vectorstores import JinaColbertVectorStore, K
 
 _OPTIONS = ("candidates", "first_stage", "with_explanation")
 """Fields passed to ``ColbertCollection.search`` under the same names."""
+
+# numpy's integers too, as in a call.
+_Positive = Annotated[
+    int, BeforeValidator(lambda value: value.item() if hasattr(value, "item") else value), Field(ge=1)
+]
 
 
 class JinaColbertRetriever(BaseRetriever):
     """Retrieve documents of a :class:`~jcv2_plugin.ColbertCollection` by MaxSim, best first.
 
     Documents are returned as they were added, with ``id``, ``page_content`` and ``metadata``. ``k``, ``filter``,
-    ``candidates``, ``first_stage``, ``with_explanation`` and the other arguments of ``ColbertCollection.search`` can be
-    given per call, as in ``invoke(question, k=3)``. A ``filter`` given this way replaces the retriever's own; None
-    keeps it.
+    ``candidates`` and the other :class:`jcv2_plugin.SearchOptions` can be given per call, as in
+    ``invoke(question, k=3)``. A ``filter`` given this way replaces the retriever's own; None keeps it.
 
     Close ``retriever.collection`` to release its folder or client.
 
@@ -60,7 +54,7 @@ class JinaColbertRetriever(BaseRetriever):
     collection: ColbertCollection = Field(exclude=True, repr=False)
     """The collection to search."""
 
-    k: int = Field(default=4, ge=1)
+    k: _Positive = K
     """Number of documents to return."""
 
     filter: MetadataFilter | None = None
@@ -68,7 +62,7 @@ class JinaColbertRetriever(BaseRetriever):
     ``{"room": "hall"}``.
     """
 
-    candidates: int | None = Field(default=None, ge=1)
+    candidates: _Positive | None = None
     """Number of first-stage candidates. Defaults to 300, but at least ``4 * k``."""
 
     first_stage: FirstStage | None = None
@@ -78,7 +72,7 @@ class JinaColbertRetriever(BaseRetriever):
     """Add each query token's best match to the documents' metadata, as ``token_matches``."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Additional arguments of ``ColbertCollection.search``, such as ``score_threshold``."""
+    """Other :class:`jcv2_plugin.SearchOptions`, such as ``score_threshold``."""
 
     add_score: bool = False
     """Add scores to the documents' metadata: ``maxsim``, and ``relevance_score``, which is MaxSim divided by the number
@@ -103,65 +97,32 @@ class JinaColbertRetriever(BaseRetriever):
         cls,
         texts: Iterable[str],
         *,
-        ids: Sequence[str | None] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
-        dim: int | None = None,
-        location: str | os.PathLike[str] | None = None,
-        k: int = 4,
+        ids: Sequence[str | None] | None = None,
         **options: Any,
     ) -> Self:
         """Create a collection of texts and return a retriever over it.
 
         Args:
             texts: Texts to index.
-            ids: An id for each text. None generates random ids.
             metadatas: A metadata dict for each text.
-            encoder: The model, loaded or by name.
-            dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
-            location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
-                ``client`` is among the options.
-            k: Number of documents to return.
-            **options: The retriever's other fields, and options of ``ColbertCollection.create``. ``name`` is the
-                collection's name.
-
-        Raises:
-            InvalidDocumentError: A text is empty, an id is repeated, or metadata is not JSON-serializable. Nothing is
-                created.
-            CollectionExistsError: The collection already exists. Open it with :meth:`from_collection`.
+            ids: An id for each text. None generates random ids.
+            **options: The retriever's other fields, and options of :meth:`JinaColbertVectorStore.from_texts`:
+                ``encoder``, ``dim``, ``location``, ... ``name`` is the collection's name.
         """
-        documents = as_documents(texts, ids, metadatas)
-        return cls._from_core(documents, encoder=encoder, dim=dim, location=location, k=k, **options)
+        fields = cls._take_fields(options)
+        return cls.from_vectorstore(
+            JinaColbertVectorStore.from_texts(texts, None, metadatas, ids=ids, **options), **fields
+        )
 
     @classmethod
-    def from_documents(
-        cls,
-        documents: Iterable[Document],
-        *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
-        dim: int | None = None,
-        location: str | os.PathLike[str] | None = None,
-        k: int = 4,
-        **options: Any,
-    ) -> Self:
-        """Create a collection of LangChain documents and return a retriever over it.
-
-        Args:
-            documents: Documents to index. Those without an ``id`` get a random one.
-            encoder: See :meth:`from_texts`.
-            dim: See :meth:`from_texts`.
-            location: See :meth:`from_texts`.
-            k: See :meth:`from_texts`.
-            **options: See :meth:`from_texts`.
-
-        Raises:
-            InvalidDocumentError: See :meth:`from_texts`.
-            CollectionExistsError: See :meth:`from_texts`.
-        """
-        return cls._from_core(to_core(documents), encoder=encoder, dim=dim, location=location, k=k, **options)
+    def from_documents(cls, documents: Iterable[Document], **options: Any) -> Self:
+        """Create a collection of LangChain documents and return a retriever over it, see :meth:`from_texts`."""
+        fields = cls._take_fields(options)
+        return cls.from_vectorstore(JinaColbertVectorStore.from_documents(documents, **options), **fields)
 
     @classmethod
-    def from_vectorstore(cls, vectorstore: JinaColbertVectorStore, *, k: int = 4, **fields: Any) -> Self:
+    def from_vectorstore(cls, vectorstore: JinaColbertVectorStore, **fields: Any) -> Self:
         """Create a retriever over the collection of a vector store.
 
         ``vectorstore.as_retriever()`` returns LangChain's own retriever instead, which supports MMR and relevance
@@ -169,7 +130,6 @@ class JinaColbertRetriever(BaseRetriever):
 
         Args:
             vectorstore: The vector store.
-            k: Number of documents to return.
             **fields: The retriever's other fields.
 
         Raises:
@@ -177,24 +137,19 @@ class JinaColbertRetriever(BaseRetriever):
         """
         if not isinstance(vectorstore, JinaColbertVectorStore):
             raise TypeError(
-                f"JinaColbertRetriever searches a JinaColbertVectorStore, not a {type(vectorstore).__name__}: that has "
-                "as_retriever(), whose documents JinaColbertReranker can rank."
+                f"JinaColbertRetriever searches a JinaColbertVectorStore, not a {type(vectorstore).__name__}. Use its "
+                "as_retriever(), and rank the documents with JinaColbertReranker."
             )
-        return cls(collection=vectorstore.collection, k=k, **fields)
+        return cls(collection=vectorstore.collection, **fields)
 
     @classmethod
     def from_collection(
-        cls,
-        collection: ColbertCollection | str | os.PathLike[str] | None = None,
-        *,
-        k: int = 4,
-        **options: Any,
+        cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> Self:
         """Create a retriever over an existing collection.
 
         Args:
             collection: An open collection, or the location of one: a folder or a server URL.
-            k: Number of documents to return.
             **options: The retriever's other fields, and options of ``ColbertCollection.open`` (``encoder``, ``url``,
                 ``client``, ``name``, ``client_options``, ...).
 
@@ -202,21 +157,14 @@ class JinaColbertRetriever(BaseRetriever):
             CollectionNotFoundError: The collection does not exist.
             TypeError: Options for opening are given with an open collection.
         """
-        fields = cls._take_fields(options, k)
+        fields = cls._take_fields(options)
         return cls(collection=open_collection(collection, **options), **fields)
 
     @classmethod
-    def _from_core(
-        cls, documents: list[jcv2_plugin.Document], *, location: str | os.PathLike[str] | None, k: int, **options: Any
-    ) -> Self:
-        fields = cls._take_fields(options, k)
-        return cls(collection=create_filled(documents, location=location, **options), **fields)
-
-    @classmethod
-    def _take_fields(cls, options: dict[str, Any], k: int) -> dict[str, Any]:
+    def _take_fields(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Pop the retriever's fields from the options and validate them, before a collection is created or opened."""
-        own = set(cls.model_fields) - {"name", "collection", "k"}
-        fields = {"k": k, **{name: options.pop(name) for name in sorted(own & options.keys())}}
+        own = set(cls.model_fields) - {"name", "collection"}
+        fields = {name: options.pop(name) for name in sorted(own & options.keys())}
         blank = cls.model_construct()
         for name, value in fields.items():
             cls.__pydantic_validator__.validate_assignment(blank, name, value)
@@ -226,36 +174,23 @@ class JinaColbertRetriever(BaseRetriever):
         self,
         query: str,
         *,
-        run_manager: CallbackManagerForRetrieverRun,
+        run_manager: BaseRunManager,
         k: int | None = None,
         filter: MetadataFilter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        return self._search(query, k, filter, kwargs)
-
-    async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: MetadataFilter | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        return await run_in_executor(None, self._search, query, k, filter, kwargs)
-
-    def _search(
-        self, query: str, k: int | None, filter: MetadataFilter | None, given: Mapping[str, Any]
-    ) -> list[Document]:
-        chosen = as_qdrant_filter(self.filter if filter is None else filter)
-        hits = self.collection.search(query, self.k if k is None else k, filter=chosen, **self._options(given))
+        own = {name: getattr(self, name) for name in _OPTIONS}
+        if kwargs.get("exact") or kwargs.get("first_stage") == "none":  # there are no candidates then
+            own.update(candidates=None, first_stage=None)
+        hits = self.collection.search(
+            query,
+            self.k if k is None else k,
+            filter=as_qdrant_filter(self.filter if filter is None else filter),
+            **{**own, **self.search_kwargs, **search_options(kwargs)},
+        )
         return [self._document(hit) for hit in hits]
 
-    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in _OPTIONS}
-        if given.get("exact") or given.get("first_stage") == "none":  # there are no candidates then
-            own.update(candidates=None, first_stage=None)
-        return {**own, **self.search_kwargs, **search_options(given)}
+    _aget_relevant_documents = in_thread(_get_relevant_documents)  # type: ignore[arg-type]
 
     def _document(self, hit: SearchHit) -> Document:
         added: dict[str, Any] = scores_of(hit) if self.add_score else {}

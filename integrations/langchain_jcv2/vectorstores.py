@@ -14,12 +14,14 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
+from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import create_filled, open_collection
-from jcv2_plugin.documents import as_documents
-from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.documents import OnBlank, as_documents
 from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
+K = 4
+"""Number of results, as in LangChain's own stores."""
 _NO_VECTOR = (
     "JinaColbertVectorStore cannot search by an embedding: its queries have one vector for each token. Give the text "
     "to similarity_search or max_marginal_relevance_search."
@@ -47,7 +49,7 @@ class JinaColbertVectorStore(VectorStore):
     def __init__(self, collection: ColbertCollection) -> None:
         if not isinstance(collection, ColbertCollection):
             raise TypeError(
-                f"JinaColbertVectorStore stands on a ColbertCollection, got {type(collection).__name__}. Make it with "
+                f"JinaColbertVectorStore needs a ColbertCollection, got {type(collection).__name__}. Create it with "
                 "from_texts, from_documents or from_existing_collection."
             )
         self._collection = collection
@@ -77,9 +79,6 @@ class JinaColbertVectorStore(VectorStore):
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
-        dim: int | None = None,
-        location: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
         """Create a collection of texts and return a vector store over it.
@@ -89,20 +88,16 @@ class JinaColbertVectorStore(VectorStore):
             embedding: Same as ``encoder``, under LangChain's name. An ``Embeddings`` is rejected.
             metadatas: A metadata dict for each text.
             ids: An id for each text. None generates random ids.
-            encoder: The model, loaded or by name. Defaults to ``"jinaai/jina-colbert-v2"``.
-            dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
-            location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
-                ``client`` is among the options.
-            **options: Options of ``ColbertCollection.create``.
+            **options: Options of ``ColbertCollection.create``: ``encoder`` (the model, loaded or by name; default:
+                ``"jinaai/jina-colbert-v2"``), ``dim``, ``location`` (a folder, ``":memory:"`` or a server URL;
+                default: in memory), ``url``, ``client``, ``name``, ... and ``on_blank``, see :meth:`add_texts`.
 
         Raises:
-            InvalidDocumentError: A text is empty, an id is repeated, or metadata is not JSON-serializable. Nothing is
-                created.
+            InvalidDocumentError: An id is repeated, or metadata cannot be stored as JSON. Nothing is created.
             CollectionExistsError: The collection already exists. Open it with :meth:`from_existing_collection`.
             TypeError: ``embedding`` is an ``Embeddings``, or both ``embedding`` and ``encoder`` are given.
         """
-        documents = as_documents(texts, ids, metadatas)
-        return cls._create(documents, embedding, encoder, dim=dim, location=location, **options)
+        return cls._create(as_documents(texts, ids, metadatas), embedding, **options)
 
     @classmethod
     def from_documents(
@@ -111,28 +106,13 @@ class JinaColbertVectorStore(VectorStore):
         embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
-        dim: int | None = None,
-        location: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Create a collection of LangChain documents and return a vector store over it.
+        """Create a collection of LangChain documents and return a vector store over it, see :meth:`from_texts`.
 
-        Args:
-            documents: Documents to store.
-            embedding: See :meth:`from_texts`.
-            ids: An id for each document. Where it is None, the document's own id is used, or else a random one.
-            encoder: See :meth:`from_texts`.
-            dim: See :meth:`from_texts`.
-            location: See :meth:`from_texts`.
-            **options: See :meth:`from_texts`.
-
-        Raises:
-            InvalidDocumentError: See :meth:`from_texts`.
-            CollectionExistsError: See :meth:`from_texts`.
-            TypeError: See :meth:`from_texts`.
+        Where an id is None, the document's own is used, or else a random one.
         """
-        return cls._create(to_core(documents, ids), embedding, encoder, dim=dim, location=location, **options)
+        return cls._create(to_core(documents, ids), embedding, **options)
 
     @classmethod
     async def afrom_texts(
@@ -140,12 +120,10 @@ class JinaColbertVectorStore(VectorStore):
         texts: Iterable[str],
         embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
-        *,
-        ids: Sequence[str | None] | None = None,
         **options: Any,
     ) -> Self:
         """Run :meth:`from_texts` without blocking the event loop."""
-        return await run_in_executor(None, cls.from_texts, texts, embedding, metadatas, ids=ids, **options)
+        return await run_in_executor(None, cls.from_texts, texts, embedding, metadatas, **options)
 
     @classmethod
     async def afrom_documents(
@@ -180,9 +158,6 @@ class JinaColbertVectorStore(VectorStore):
         cls,
         documents: list[jcv2_plugin.Document],
         embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] | None,
-        *,
-        location: str | os.PathLike[str] | None,
         **options: Any,
     ) -> Self:
         if isinstance(embedding, Embeddings):
@@ -190,11 +165,11 @@ class JinaColbertVectorStore(VectorStore):
                 f"An Embeddings makes one vector of a text, and this store needs one for each token: give encoder= a "
                 f"multi-vector model, loaded or by name, instead of embedding={type(embedding).__name__}."
             )
-        if embedding is not None and encoder is not None:
+        if embedding is not None and options.get("encoder") is not None:
             raise TypeError("embedding and encoder both name the model. Give one of them.")
-        model = embedding if encoder is None else encoder
-        model = DEFAULT_MODEL if model is None else model
-        return cls(create_filled(documents, location=location, encoder=model, **options))
+        if embedding is not None:
+            options["encoder"] = embedding
+        return cls(create_filled(documents, **options))
 
     # Writing
 
@@ -205,6 +180,7 @@ class JinaColbertVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        on_blank: OnBlank = "skip",
         **kwargs: Any,
     ) -> list[str]:
         """Encode and store texts. A text whose id already exists replaces the stored document.
@@ -215,18 +191,19 @@ class JinaColbertVectorStore(VectorStore):
             ids: An id for each text. None generates random ids.
             batch_size: Accepted because LangChain's ``index`` passes it, and ignored: the collection batches by tokens
                 and bytes.
+            on_blank: ``"skip"`` leaves out texts without a word, such as empty pages of a PDF, and logs a warning.
+                ``"error"`` refuses the call.
             **kwargs: Rejected.
 
         Returns:
-            The ids, in order.
+            The ids of the stored texts, in order.
 
         Raises:
-            InvalidDocumentError: A text is empty, an id is repeated, metadata is not JSON-serializable, ... Nothing is
-                written.
+            InvalidDocumentError: An id is repeated, metadata cannot be stored as JSON, ... Nothing is written.
             TypeError: An argument is unknown.
         """
         _refuse(kwargs)
-        return self._collection.add(as_documents(texts, ids, metadatas))
+        return self._collection.add(as_documents(texts, ids, metadatas), on_blank=on_blank)
 
     def add_documents(
         self,
@@ -234,25 +211,12 @@ class JinaColbertVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         batch_size: int | None = None,
+        on_blank: OnBlank = "skip",
         **kwargs: Any,
     ) -> list[str]:
-        """Encode and store documents. A document whose id already exists replaces the stored one.
-
-        Args:
-            documents: Documents to add.
-            ids: An id for each document. Where it is None, the document's own id is used, or else a random one.
-            batch_size: See :meth:`add_texts`.
-            **kwargs: Rejected.
-
-        Returns:
-            The ids, in order.
-
-        Raises:
-            InvalidDocumentError: See :meth:`add_texts`.
-            TypeError: See :meth:`add_texts`.
-        """
+        """Encode and store documents, see :meth:`add_texts`. Where an id is None, the document's own is used."""
         _refuse(kwargs)
-        return self._collection.add(to_core(documents, ids))
+        return self._collection.add(to_core(documents, ids), on_blank=on_blank)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: MetadataFilter | None = None, **kwargs: Any) -> bool:
         """Delete documents by id, or all that match a filter. Unknown ids are ignored.
@@ -284,15 +248,15 @@ class JinaColbertVectorStore(VectorStore):
     # Searching
 
     def similarity_search(
-        self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
+        self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents with the highest MaxSim score, best first.
 
         Args:
             query: The query.
-            k: Number of documents to return.
+            k: Number of documents to return. None means 4.
             filter: Search only matching documents.
-            **kwargs: Additional arguments of ``ColbertCollection.search``.
+            **kwargs: Other :class:`jcv2_plugin.SearchOptions`.
 
         Raises:
             InvalidQueryError: The query is empty, or ``k`` is not positive.
@@ -301,7 +265,7 @@ class JinaColbertVectorStore(VectorStore):
         return [to_langchain(hit) for hit in self._search(query, k, filter, kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
+        self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Run :meth:`similarity_search` and return MaxSim scores too.
 
@@ -310,17 +274,17 @@ class JinaColbertVectorStore(VectorStore):
         return [(to_langchain(hit), hit.score) for hit in self._search(query, k, filter, kwargs)]
 
     def similarity_search_with_explanation(
-        self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
+        self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, Explanation]]:
         """Run :meth:`similarity_search` and return the token matches too, as :class:`jcv2_plugin.Explanation`."""
         hits = self._search(query, k, filter, {**kwargs, "with_explanation": True})
-        return [(to_langchain(hit), _explanation(hit)) for hit in hits]
+        return [(to_langchain(hit), hit.explanation) for hit in hits if hit.explanation is not None]
 
     def max_marginal_relevance_search(
         self,
         query: str,
-        k: int = 4,
-        fetch_k: int = 20,
+        k: int | None = K,
+        fetch_k: int | None = 20,
         lambda_mult: float = 0.5,
         *,
         filter: MetadataFilter | None = None,
@@ -330,26 +294,26 @@ class JinaColbertVectorStore(VectorStore):
 
         Args:
             query: The query.
-            k: Number of documents to return.
+            k: Number of documents to return. None means 4.
             fetch_k: Number of documents with the highest MaxSim to choose from, at least ``k``.
             lambda_mult: Trade-off between relevance (1) and diversity (0).
             filter: Search only matching documents.
-            **kwargs: Additional arguments of ``ColbertCollection.search_mmr``.
+            **kwargs: Other :class:`jcv2_plugin.SearchOptions`.
 
         Raises:
             InvalidQueryError: As in :meth:`similarity_search`, or ``lambda_mult`` is not in 0..1.
         """
         hits = self._collection.search_mmr(
             query,
-            k,
-            fetch_k=fetch_k if fetch_k < 1 else max(fetch_k, k),  # the collection rejects values below 1
+            K if k is None else k,
+            fetch_k=fetch_k,
             lambda_mult=lambda_mult,
             filter=as_qdrant_filter(filter),
             **search_options(kwargs),
         )
         return [to_langchain(hit) for hit in hits]
 
-    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> NoReturn:
+    def similarity_search_by_vector(self, embedding: list[float], k: int = K, **kwargs: Any) -> NoReturn:
         """Not supported: a query has one vector per token, not a single embedding.
 
         Raises:
@@ -358,43 +322,28 @@ class JinaColbertVectorStore(VectorStore):
         raise NotImplementedError(_NO_VECTOR)
 
     def max_marginal_relevance_search_by_vector(
-        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+        self, embedding: list[float], k: int = K, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> NoReturn:
-        """Not supported: a query has one vector per token, not a single embedding.
-
-        Raises:
-            NotImplementedError: Always.
-        """
+        """Not supported, as :meth:`similarity_search_by_vector`."""
         raise NotImplementedError(_NO_VECTOR)
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
+        self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         # The base class has already removed score_threshold.
         return [(to_langchain(hit), hit.relevance) for hit in self._search(query, k, filter, kwargs)]
 
-    def _search(self, query: str, k: int, filter: MetadataFilter | None, given: Mapping[str, Any]) -> list[SearchHit]:
-        return self._collection.search(query, k, filter=as_qdrant_filter(filter), **search_options(given))
+    def _search(
+        self, query: str, k: int | None, filter: MetadataFilter | None, given: Mapping[str, Any]
+    ) -> list[SearchHit]:
+        options = search_options(given)
+        return self._collection.search(query, K if k is None else k, filter=as_qdrant_filter(filter), **options)
 
-    # The base class runs the other async methods in a thread.
-
-    async def asimilarity_search_with_explanation(
-        self, query: str, k: int = 4, *, filter: MetadataFilter | None = None, **kwargs: Any
-    ) -> list[tuple[Document, Explanation]]:
-        """Run :meth:`similarity_search_with_explanation` without blocking the event loop."""
-        return await run_in_executor(None, self.similarity_search_with_explanation, query, k, filter=filter, **kwargs)
-
-    async def _asimilarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, **kwargs: Any
-    ) -> list[tuple[Document, float]]:
-        return await run_in_executor(None, self._similarity_search_with_relevance_scores, query, k, **kwargs)
-
-
-def _explanation(hit: SearchHit) -> Explanation:
-    assert hit.explanation is not None  # the search requested it
-    return hit.explanation
+    # The base class runs the other async methods in a thread. mypy infers its signatures for these.
+    asimilarity_search_with_explanation = in_thread(similarity_search_with_explanation)
+    _asimilarity_search_with_relevance_scores = in_thread(_similarity_search_with_relevance_scores)  # type: ignore[arg-type]
 
 
 def _refuse(unknown: Mapping[str, Any]) -> None:
     if unknown:
-        raise TypeError(f"JinaColbertVectorStore knows no {sorted(unknown)}. Leave them out.")
+        raise TypeError(f"There are no options {sorted(unknown)}. Leave them out.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,22 +14,13 @@ from llama_index.core.vector_stores.types import (
 )
 from qdrant_client import models
 
-from jcv2_plugin.documents import METADATA_KEY, point_id
+from jcv2_plugin.documents import MAX_DEPTH, point_id
 from jcv2_plugin.errors import UnsupportedFilterError
+from jcv2_plugin.filters import Bound, check_filter, compares, equals, metadata_paths
 from llama_index_jcv2.nodes import NO_SOURCE, SOURCE_KEY, SOURCE_KEYS
 
-_PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
-_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_EXACT_AS_FLOAT = 2**53
-_BOUNDS = {
-    FilterOperator.GT: "gt",
-    FilterOperator.GTE: "gte",
-    FilterOperator.LT: "lt",
-    FilterOperator.LTE: "lte",
-}
 
-
-def to_qdrant_filter(filters: MetadataFilters | None) -> models.Filter | None:
+def to_qdrant_filter(filters: MetadataFilters | None, depth: int = MAX_DEPTH) -> models.Filter | None:
     """Convert metadata filters to a Qdrant filter. Return None if there are no conditions.
 
     A key names a metadata entry. Dots address nested dicts, unless an entry with that whole name exists. ``doc_id``,
@@ -40,12 +29,17 @@ def to_qdrant_filter(filters: MetadataFilters | None) -> models.Filter | None:
     ``text_match`` requires all words of the value, case-insensitively.
 
     Raises:
-        UnsupportedFilterError: Qdrant has no equivalent for an operator or its value.
+        UnsupportedFilterError: Qdrant has no equivalent for an operator or its value, or the filters are nested more
+            than 32 levels deep.
     """
     if filters is None or not filters.filters:
         return None
+    if not depth:
+        raise UnsupportedFilterError(f"The filters are nested more than {MAX_DEPTH} levels deep. Flatten them.")
     parts: list[Any] = [
-        (to_qdrant_filter(part) or models.Filter(must=[])) if isinstance(part, MetadataFilters) else _condition(part)
+        (to_qdrant_filter(part, depth - 1) or models.Filter(must=[]))
+        if isinstance(part, MetadataFilters)
+        else _condition(part)
         for part in filters.filters
     ]
     if filters.condition == FilterCondition.OR:
@@ -55,19 +49,20 @@ def to_qdrant_filter(filters: MetadataFilters | None) -> models.Filter | None:
     return models.Filter(must=parts)
 
 
-def query_filter(query: VectorStoreQuery, *further: models.Filter | None) -> models.Filter | None:
+def query_filter(query: VectorStoreQuery, further: models.Filter | None = None) -> models.Filter | None:
     """Combine everything that restricts a query: its filters, source documents and nodes."""
+    if further is not None:
+        check_filter(further)
     sources = source_filter(query.doc_ids) if query.doc_ids else None
-    return both(to_qdrant_filter(query.filters), sources, node_filter(query.node_ids or None), *further)
+    return both(to_qdrant_filter(query.filters), sources, node_filter(query.node_ids or None), further)
 
 
 def source_filter(ref_doc_ids: Sequence[str]) -> models.Filter:
     """Match the nodes of source documents. A node without a source is its own, as in LlamaIndex's pipelines."""
     match = models.MatchAny(any=list(ref_doc_ids))
     unnamed = models.FieldCondition(key=SOURCE_KEY, match=models.MatchValue(value=NO_SOURCE))
-    no_source = models.Filter(should=[unnamed, _is_empty(SOURCE_KEY)])
-    own = models.Filter(must=[models.HasIdCondition(has_id=[point_id(one) for one in ref_doc_ids]), no_source])
-    return models.Filter(should=[models.FieldCondition(key=SOURCE_KEY, match=match), own])
+    own: list[Any] = [node_filter(ref_doc_ids), models.Filter(should=[unnamed, _is_empty(SOURCE_KEY)])]
+    return models.Filter(should=[models.FieldCondition(key=SOURCE_KEY, match=match), models.Filter(must=own)])
 
 
 def node_filter(node_ids: Sequence[str] | None) -> models.Filter | None:
@@ -90,10 +85,12 @@ def _condition(part: MetadataFilter) -> models.Filter:
     if translate is None:
         known = ", ".join(sorted(operator.value for operator in _OPERATORS))
         raise UnsupportedFilterError(
-            f"Filter on {part.key!r}: there is no counterpart in Qdrant for the operator {part.operator.value!r}. "
-            f"Use one of {known}."
+            f"Filter on {part.key!r}: Qdrant has no equivalent of the operator {part.operator.value!r}. Use one of "
+            f"{known}."
         )
-    paths = _paths(part.key)
+    paths = metadata_paths(part.key)
+    if part.key in SOURCE_KEYS:
+        paths.append(part.key)
     condition = translate(paths[-1], part)
     for path in reversed(paths[:-1]):  # the first path that has a value decides
         absent = _is_empty(path)
@@ -102,41 +99,8 @@ def _condition(part: MetadataFilter) -> models.Filter:
     return condition
 
 
-def _paths(key: str) -> list[str]:
-    """Return the payload paths where the value may be, in order of precedence."""
-    if not key or '"' in key:
-        raise UnsupportedFilterError(f"Filter on {key!r}: a key must not be empty nor hold a quotation mark.")
-    quoted = f'{METADATA_KEY}."{key}"'
-    if key in SOURCE_KEYS:
-        return [quoted, key]
-    if not _PLAIN_PATH.fullmatch(key):
-        return [quoted]
-    path = f"{METADATA_KEY}.{key}"
-    return [quoted, path] if set(".[") & set(key) else [path]
-
-
 def _is_empty(path: str) -> models.IsEmptyCondition:
     return models.IsEmptyCondition(is_empty=models.PayloadField(key=path))
-
-
-def _one(path: str, value: Any) -> models.FieldCondition:
-    """Match a value."""
-    # Qdrant's match distinguishes 1 from 1.0; its range does not.
-    if isinstance(value, float) or (isinstance(value, int) and abs(value) <= _EXACT_AS_FLOAT):
-        return models.FieldCondition(key=path, range=models.Range(gte=value, lte=value))
-    return models.FieldCondition(key=path, match=models.MatchValue(value=value))
-
-
-def _values(part: MetadataFilter) -> list[Any]:
-    if not isinstance(part.value, list):
-        raise _wrong_value(part, "a list")
-    return part.value
-
-
-def _single(part: MetadataFilter) -> Any:
-    if part.value is None or isinstance(part.value, list):
-        raise _wrong_value(part, "a single string or number")
-    return part.value
 
 
 def _wrong_value(part: MetadataFilter, wanted: str) -> UnsupportedFilterError:
@@ -145,44 +109,20 @@ def _wrong_value(part: MetadataFilter, wanted: str) -> UnsupportedFilterError:
     )
 
 
-def _equal(path: str, part: MetadataFilter) -> models.Filter:
-    return models.Filter(must=[_one(path, _single(part))])
+def _single(part: MetadataFilter) -> Any:
+    if part.value is None or isinstance(part.value, list):
+        raise _wrong_value(part, "a single string or number")
+    return part.value
 
 
-def _not_equal(path: str, part: MetadataFilter) -> models.Filter:
-    return models.Filter(must_not=[_one(path, _single(part))])
+def _each(path: str, part: MetadataFilter) -> list[Any]:
+    if not isinstance(part.value, list):
+        raise _wrong_value(part, "a list")
+    return [equals(path, value) for value in part.value]
 
 
 def _in(path: str, part: MetadataFilter) -> models.Filter:
-    conditions: list[Any] = [_one(path, value) for value in _values(part)]
-    return models.Filter(should=conditions or [models.HasIdCondition(has_id=[])])  # an empty should matches everything
-
-
-def _not_in(path: str, part: MetadataFilter) -> models.Filter:
-    return models.Filter(must_not=[_one(path, value) for value in _values(part)])
-
-
-def _all(path: str, part: MetadataFilter) -> models.Filter:
-    return models.Filter(must=[_one(path, value) for value in _values(part)])
-
-
-def _compare(path: str, part: MetadataFilter) -> models.Filter:
-    value, bound = _single(part), _BOUNDS[part.operator]
-    span: models.Range | models.DatetimeRange
-    if isinstance(value, str):
-        span = models.DatetimeRange(**{bound: _moment(part, value)})
-    else:
-        span = models.Range(**{bound: value})
-    return models.Filter(must=[models.FieldCondition(key=path, range=span)])
-
-
-def _moment(part: MetadataFilter, value: str) -> dt.datetime:
-    if not _ISO_DATE.match(value):
-        raise _wrong_value(part, "a number, or a date such as '2024-05-31' or '2024-05-31T12:00:00Z'")
-    try:
-        return dt.datetime.fromisoformat(re.sub("[Zz]$", "+00:00", value))
-    except ValueError as error:
-        raise _wrong_value(part, "a number or a date in ISO format") from error
+    return models.Filter(should=_each(path, part) or [models.HasIdCondition(has_id=[])])  # an empty should matches all
 
 
 def _text(path: str, part: MetadataFilter) -> models.Filter:
@@ -191,20 +131,27 @@ def _text(path: str, part: MetadataFilter) -> models.Filter:
     return models.Filter(must=[models.FieldCondition(key=path, match=models.MatchText(text=part.value))])
 
 
-def _empty(path: str, part: MetadataFilter) -> models.Filter:
-    return models.Filter(must=[_is_empty(path)])
+def _equal(path: str, part: MetadataFilter) -> models.Filter:
+    return models.Filter(must=[equals(path, _single(part))])
+
+
+def _compared(bound: Bound) -> Callable[[str, MetadataFilter], models.Filter]:
+    return lambda path, part: models.Filter(must=[compares(path, bound, _single(part))])
 
 
 _OPERATORS: dict[FilterOperator, Callable[[str, MetadataFilter], models.Filter]] = {
     FilterOperator.EQ: _equal,
-    FilterOperator.NE: _not_equal,
-    **dict.fromkeys(_BOUNDS, _compare),
+    FilterOperator.NE: lambda path, part: models.Filter(must_not=[equals(path, _single(part))]),
+    FilterOperator.GT: _compared("gt"),
+    FilterOperator.GTE: _compared("gte"),
+    FilterOperator.LT: _compared("lt"),
+    FilterOperator.LTE: _compared("lte"),
     FilterOperator.IN: _in,
-    FilterOperator.NIN: _not_in,
+    FilterOperator.NIN: lambda path, part: models.Filter(must_not=_each(path, part)),
     FilterOperator.ANY: _in,
-    FilterOperator.ALL: _all,
+    FilterOperator.ALL: lambda path, part: models.Filter(must=_each(path, part)),
     FilterOperator.CONTAINS: _equal,
     FilterOperator.TEXT_MATCH: _text,
     FilterOperator.TEXT_MATCH_INSENSITIVE: _text,
-    FilterOperator.IS_EMPTY: _empty,
+    FilterOperator.IS_EMPTY: lambda path, part: models.Filter(must=[_is_empty(path)]),
 }

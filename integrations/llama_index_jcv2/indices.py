@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from asyncio import AbstractEventLoop
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from llama_index.core import MockEmbedding, Settings, StorageContext, VectorStoreIndex
@@ -17,10 +18,9 @@ from llama_index.core.ingestion.pipeline import arun_transformations, run_transf
 from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore.types import RefDocInfo
 
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin import ColbertCollection
 from jcv2_plugin.collection.opening import create_filled, open_collection
-from jcv2_plugin.encoder import DEFAULT_MODEL
-from llama_index_jcv2.nodes import document_of, has_text, naming_sources, warn_of_nodes_without_text
+from llama_index_jcv2.nodes import document_of, has_text, naming_sources, with_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
@@ -69,7 +69,7 @@ class JinaColbertIndex(VectorStoreIndex):
         if not isinstance(store, JinaColbertVectorStore):
             raise TypeError(
                 f"JinaColbertIndex keeps its nodes in a JinaColbertVectorStore, not in {type(store).__name__}. "
-                "Make it with from_documents, from_collection or from_vector_store."
+                "Create it with from_documents, from_collection or from_vector_store."
             )
         _refuse_embed_model(embed_model)
         # By default, the base class would load the embedding model of the global settings.
@@ -84,10 +84,6 @@ class JinaColbertIndex(VectorStoreIndex):
         show_progress: bool = False,
         callback_manager: CallbackManager | None = None,
         transformations: list[TransformComponent] | None = None,
-        *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
-        dim: int | None = None,
-        location: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> JinaColbertIndex:
         """Create a collection of documents and return an index over it.
@@ -100,44 +96,28 @@ class JinaColbertIndex(VectorStoreIndex):
             callback_manager: LlamaIndex's callback manager.
             transformations: How documents are split into nodes. Defaults to the transformations in LlamaIndex's
                 ``Settings``.
-            encoder: The model, loaded or by name.
-            dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
-            location: A folder, ``":memory:"`` or a server URL. None means in memory, unless ``path``, ``url`` or
-                ``client`` is among the options.
-            **options: Options of ``ColbertCollection.create``.
+            **options: Options of ``ColbertCollection.create``: ``encoder`` (the model, loaded or by name; default:
+                ``"jinaai/jina-colbert-v2"``), ``dim``, ``location`` (a folder, ``":memory:"`` or a server URL;
+                default: in memory), ``url``, ``client``, ``name``, ... and ``on_blank``: ``"skip"`` leaves out nodes
+                without text and logs a warning, ``"error"`` refuses them.
 
         Raises:
             CollectionExistsError: The collection already exists. Open it with :meth:`from_collection`.
-            InvalidDocumentError: A node's metadata is not JSON-serializable, its text is too long for the collection,
+            InvalidDocumentError: A node's metadata cannot be stored as JSON, its text is too long for the collection,
                 ... Nothing is created or replaced.
             TypeError: A storage context is given together with arguments that describe a new collection, or an
                 embedding model is given.
         """
         _refuse_embed_model(options.pop("embed_model", None))
-        rest: dict[str, Any] = {
-            "show_progress": show_progress,
-            "callback_manager": callback_manager,
-            "transformations": transformations,
-        }
-        if storage_context is not None:
-            given = {"encoder": encoder != DEFAULT_MODEL, "dim": dim is not None, "location": location is not None}
-            if unused := sorted([*(name for name, used in given.items() if used), *options]):
-                raise TypeError(
-                    f"The storage context brings its collection: {unused} cannot be chosen. Leave them out."
-                )
-            return super().from_documents(documents, storage_context, **rest)
+        rest: dict[str, Any] = {"show_progress": show_progress, "callback_manager": callback_manager}
         rest["transformations"] = transformations or Settings.transformations
+        if storage_context is not None:
+            if unused := sorted(options):
+                raise TypeError(f"The storage context has its collection: {unused} cannot be chosen. Leave them out.")
+            return super().from_documents(documents, storage_context, **rest)
         nodes = run_transformations(documents, rest["transformations"], show_progress=show_progress)
-        warn_of_nodes_without_text(nodes)
         with naming_sources(nodes):
-            collection = create_filled(
-                [document_of(node) for node in nodes if has_text(node)],
-                create=create_collection,
-                encoder=encoder,
-                dim=dim,
-                location=location,
-                **options,
-            )
+            collection = create_filled([document_of(node) for node in nodes], create=create_collection, **options)
         try:
             index = cls(nodes=[], storage_context=_storage_context(collection), **rest)
         except BaseException:
@@ -178,8 +158,8 @@ class JinaColbertIndex(VectorStoreIndex):
 
         Args:
             **kwargs: See :class:`~llama_index_jcv2.JinaColbertRetriever`: ``similarity_top_k``, ``filters``,
-                ``doc_ids``, ``node_ids``, ``first_stage``, ``candidates``, ``with_explanation``, ... Arguments for a
-                query engine or a chat engine are ignored.
+                ``doc_ids``, ``node_ids``, search options, ... Arguments for a query engine or a chat engine are
+                ignored.
 
         Raises:
             TypeError: A name looks like a misspelled option, or an embedding model is given.
@@ -209,14 +189,12 @@ class JinaColbertIndex(VectorStoreIndex):
             InvalidDocumentError: The document is rejected.
         """
         with self._callback_manager.as_trace("update_ref_doc"):
-            nodes = self._nodes_of(document, update_kwargs)
-            self._replace(document, nodes, update_kwargs)
+            self._update(document, update_kwargs)
 
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Run :meth:`update_ref_doc` without blocking the event loop."""
         with self._callback_manager.as_trace("aupdate_ref_doc"):
-            nodes = await self._anodes_of(document, update_kwargs)
-            await asyncio.to_thread(self._replace, document, nodes, update_kwargs)
+            await asyncio.to_thread(self._update, document, update_kwargs, asyncio.get_running_loop())
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Insert new documents and update changed ones, compared with what the collection holds.
@@ -239,81 +217,67 @@ class JinaColbertIndex(VectorStoreIndex):
             InvalidDocumentError: A document is rejected.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
-            stored = self._store.source_hashes([document.id_ for document in documents])
-            refreshed = []
-            for document in documents:
-                written = stored.get(document.id_) != document.hash
-                if written:
-                    options = _write_options(update_kwargs, new=document.id_ not in stored)
-                    nodes = self._nodes_of(document, options)
-                    written = self._replace(document, nodes, options, unless_same=True)
-                    stored[document.id_] = document.hash
-                refreshed.append(written)
-        return refreshed
+            return self._refresh(documents, update_kwargs)
 
     async def arefresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Run :meth:`refresh_ref_docs` without blocking the event loop."""
         with self._callback_manager.as_trace("arefresh_ref_docs"):
-            stored = await asyncio.to_thread(self._store.source_hashes, [document.id_ for document in documents])
-            refreshed = []
-            for document in documents:
-                written = stored.get(document.id_) != document.hash
-                if written:
-                    options = _write_options(update_kwargs, new=document.id_ not in stored)
-                    nodes = await self._anodes_of(document, options)
-                    written = await asyncio.to_thread(self._replace, document, nodes, options, unless_same=True)
-                    stored[document.id_] = document.hash
-                refreshed.append(written)
+            return await asyncio.to_thread(self._refresh, documents, update_kwargs, asyncio.get_running_loop())
+
+    def _refresh(
+        self, documents: Sequence[Document], given: Mapping[str, Any], loop: AbstractEventLoop | None = None
+    ) -> list[bool]:
+        stored = self._store.source_hashes([document.id_ for document in documents])
+        refreshed = []
+        for document in documents:
+            written = stored.get(document.id_) != document.hash
+            if written:
+                options = given.get("update_kwargs", {})
+                if document.id_ not in stored:
+                    options = {"insert_kwargs": given.get("insert_kwargs", {})}
+                written = self._update(document, options, loop, unless_same=True)
+                stored[document.id_] = document.hash
+            refreshed.append(written)
         return refreshed
 
-    def _nodes_of(self, document: Document, options: Mapping[str, Any]) -> Sequence[BaseNode]:
-        return run_transformations(
-            [document], self._transformations, show_progress=self._show_progress, **options.get("insert_kwargs", {})
-        )
-
-    async def _anodes_of(self, document: Document, options: Mapping[str, Any]) -> Sequence[BaseNode]:
-        return await arun_transformations(
-            [document], self._transformations, show_progress=self._show_progress, **options.get("insert_kwargs", {})
-        )
-
-    def _replace(
-        self, document: Document, nodes: Sequence[BaseNode], options: Mapping[str, Any], *, unless_same: bool = False
+    def _update(
+        self,
+        document: Document,
+        options: Mapping[str, Any],
+        loop: AbstractEventLoop | None = None,
+        *,
+        unless_same: bool = False,
     ) -> bool:
         """Store a document's new nodes and delete its old ones. Return whether anything changed.
 
-        Runs in a single thread, which holds the lock. Otherwise a concurrent call could read before this one has
-        written.
+        Transformations of asynchronous callers run in their event loop. The rest runs in a single thread, which holds
+        the lock. Otherwise a concurrent call could read before this one has written.
         """
+        insert: Mapping[str, Any] = options.get("insert_kwargs", {})
+        kwargs = {"show_progress": self._show_progress, **insert}
+        if loop is None:
+            nodes = run_transformations([document], self._transformations, **kwargs)
+        else:
+            splitting = arun_transformations([document], self._transformations, **kwargs)
+            nodes = asyncio.run_coroutine_threadsafe(splitting, loop).result()
         with self._store.write_lock:
             before = self._store.source_nodes(document.id_)
             if unless_same and set(before.values()) == {document.hash}:
                 return False
-            if not before and not any(has_text(node) for node in nodes):
-                warn_of_nodes_without_text(nodes)
+            if not before and not with_text(nodes):
                 return False
-            self.insert_nodes(nodes, **options.get("insert_kwargs", {}))
-            if stale := _others(before, nodes):
+            self.insert_nodes(nodes, **insert)
+            if stale := sorted(before.keys() - {node.node_id for node in nodes if has_text(node)}):
                 self.delete_nodes(stale, delete_from_docstore=True, **options.get("delete_kwargs", {}))
             self.docstore.set_document_hash(document.id_, document.hash)
         return True
 
     def _get_node_with_embedding(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> list[BaseNode]:
-        """Return the nodes unchanged, for the store to encode. Nodes without text are left out."""
-        warn_of_nodes_without_text(nodes)
-        return [node for node in nodes if has_text(node)]
+        """Return the nodes with text unchanged, for the store to encode. The base class must not keep the others."""
+        return with_text(nodes)
 
     async def _aget_node_with_embedding(self, nodes: Sequence[BaseNode], show_progress: bool = False) -> list[BaseNode]:
         return self._get_node_with_embedding(nodes, show_progress)
-
-
-def _others(before: Iterable[str], nodes: Sequence[BaseNode]) -> list[str]:
-    """Return the ids that belong to none of the nodes."""
-    return sorted(set(before) - {node.node_id for node in nodes if has_text(node)})
-
-
-def _write_options(given: Mapping[str, Any], *, new: bool) -> Mapping[str, Any]:
-    """Select the arguments for one document from those of a refresh."""
-    return {"insert_kwargs": given.get("insert_kwargs", {})} if new else given.get("update_kwargs", {})
 
 
 def _refuse_embed_model(embed_model: Any) -> None:

@@ -7,9 +7,6 @@ therefore read it.
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,9 +16,8 @@ from llama_index.core.schema import Document as LlamaDocument
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from jcv2_plugin import Document, StoredDocument
+from jcv2_plugin.documents import json_value, warn_of_blank
 from jcv2_plugin.errors import InvalidDocumentError
-
-logger = logging.getLogger(__name__)
 
 SOURCE_KEY = "doc_id"
 SOURCE_KEYS = frozenset({SOURCE_KEY, "document_id", "ref_doc_id"})
@@ -40,39 +36,30 @@ def embedded_text(node: BaseNode) -> str:
 
 
 def has_text(node: BaseNode) -> bool:
-    """Return whether a node has text to encode."""
-    return bool(embedded_text(node).strip())
+    """Return whether a node has text of its own. Readers give even empty pages metadata, which is encoded with text."""
+    return bool(node.get_content(metadata_mode=MetadataMode.NONE).strip())
 
 
-def warn_of_nodes_without_text(nodes: Sequence[BaseNode]) -> None:
-    """Log how many nodes are skipped because they have no text."""
-    if missing := [node.node_id for node in nodes if not has_text(node)]:
-        logger.warning("Left out %d nodes that have no text to encode: %.200s", len(missing), ", ".join(missing))
+def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:
+    """Return the nodes that have text to encode, and log a warning that names the others."""
+    warn_of_blank([node.node_id for node in nodes if not has_text(node)])
+    return [node for node in nodes if has_text(node)]
 
 
 def document_of(node: BaseNode) -> Document:
-    """Convert a node to a document. The ``node_id`` becomes the document's id.
+    """Convert a node to a document. The ``node_id`` becomes the document's id. Without text of its own, it is blank.
 
     Raises:
-        InvalidDocumentError: The node's metadata is not JSON-serializable, or contains NaN or an infinity.
+        InvalidDocumentError: The node's metadata cannot be stored as JSON.
     """
-    try:
-        payload = node_to_metadata_dict(node, remove_text=False, flat_metadata=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidDocumentError(
-            f"{_named(node)} cannot be stored as JSON ({error}): metadata {node.metadata!r:.120}."
-        ) from error
-    # The dump replaces NaN and infinities with null.
-    if (path := _not_finite(node.metadata, "metadata")) is not None:
-        raise InvalidDocumentError(
-            f"{_named(node)} cannot be stored as JSON: {path}, which JSON does not have. Leave such entries out, or "
-            "set them to None."
-        )
-    metadata = json.loads(payload[CONTENT_KEY]).get("metadata") or {}
+    metadata: dict[str, Any] = json_value(node.metadata, f"{_named(node)}: metadata")
+    stored = node.model_copy(update={"metadata": metadata})
+    payload = node_to_metadata_dict(stored, remove_text=False, flat_metadata=False)
     source_hash = node.source_node.hash if node.source_node is not None else node.hash
     if source_hash is not None:
         payload[SOURCE_HASH_KEY] = source_hash
-    return Document(text=embedded_text(node), id=node.node_id, metadata=metadata, payload=payload)
+    text = embedded_text(stored) if has_text(node) else ""
+    return Document(text, node.node_id, metadata, payload)
 
 
 @contextmanager
@@ -95,18 +82,6 @@ def _source(node: BaseNode) -> str:
 
 def _named(node: BaseNode) -> str:
     return f"{_source(node)}Node {node.node_id!r}"
-
-
-def _not_finite(value: Any, path: str) -> str | None:
-    """Describe the first number in a value that JSON cannot represent, with its path."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else f"{path} is {value!r}"
-    parts: Iterator[tuple[str, Any]] = iter(())
-    if isinstance(value, Mapping):
-        parts = ((f"{path}[{key!r}]", part) for key, part in value.items())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        parts = ((f"{path}[{number}]", part) for number, part in enumerate(value))
-    return next((found for name, part in parts if (found := _not_finite(part, name)) is not None), None)
 
 
 def node_of(stored: StoredDocument) -> BaseNode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
-from llama_index_jcv2.nodes import embedded_text, has_text
+from llama_index_jcv2.nodes import embedded_text
 from llama_index_jcv2.results import ScoredNode
 
 dispatcher = get_dispatcher(__name__)
@@ -70,13 +71,13 @@ class JinaColbertRerank(BaseNodePostprocessor):
         device: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1:
+        if isinstance(top_n, bool) or not isinstance(top_n, numbers.Integral) or top_n < 1:
             raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
         encoder = model
         if not isinstance(encoder, JinaColbertEncoder):
             encoder = JinaColbertEncoder.from_pretrained(os.fspath(encoder), dims=dim, device=device)
         fields: dict[str, Any] = {
-            "top_n": top_n,
+            "top_n": int(top_n),
             "model": encoder.name,
             "dim": encoder.resolve_dim(dim),
             "long_documents": long_documents,
@@ -126,22 +127,23 @@ class JinaColbertRerank(BaseNodePostprocessor):
         return ranked
 
     def _ranked(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
-        found = [one for one in nodes if has_text(one.node)]
+        texts = [embedded_text(one.node) for one in nodes]
+        found = [one for one, text in zip(nodes, texts, strict=True) if text.strip()]
         results = rerank(
             self._encoder,
             query,
-            [embedded_text(one.node) for one in found],
+            [text for text in texts if text.strip()],
             dim=self.dim,
             long_documents=self.long_documents,
             with_explanation=self.with_explanation,
         )
-        ranked = [self._scored(found[result.index], result) for result in results]
-        ranked += [self._scored(one, RerankResult(0, 0.0, 0.0)) for one in nodes if not has_text(one.node)]
-        return list(ranked[: self.top_n])
+        ranked: list[NodeWithScore] = [self._scored(found[result.index], result) for result in results]
+        blank = [one for one, text in zip(nodes, texts, strict=True) if not text.strip()]
+        return [*ranked, *(self._scored(one, RerankResult(0, 0.0, 0.0)) for one in blank)][: self.top_n]
 
     def _scored(self, found: NodeWithScore, result: RerankResult) -> ScoredNode:
         node = _with_score(found.node, found.score) if self.keep_retrieval_score else found.node
-        return ScoredNode(node=node, score=result.score, relevance=result.relevance, explanation=result.explanation)
+        return ScoredNode(node=node, score=result.relevance, maxsim=result.score, explanation=result.explanation)
 
 
 def _with_score(node: BaseNode, score: float | None) -> BaseNode:

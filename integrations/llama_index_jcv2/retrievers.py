@@ -14,22 +14,23 @@ from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
 from llama_index.core.indices.base import BaseIndex
 from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
+from typing_extensions import Unpack
 
-from jcv2_plugin import ColbertCollection, SearchHit
+from jcv2_plugin import ColbertCollection, SearchOptions
+from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
-from jcv2_plugin.engines.first_stage import FirstStage
 from llama_index_jcv2.nodes import node_of
 from llama_index_jcv2.results import ScoredNode
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
 
-_SEARCH_OPTIONS = ("first_stage", "candidates", "exact", "score_threshold", "mmr_threshold")
+_SEARCH_OPTIONS = SearchOptions.__annotations__.keys() - {"filter"}  # filters are LlamaIndex's here
 
 
 class JinaColbertRetriever(BaseRetriever):
     """Retrieve nodes by MaxSim, as :class:`~llama_index_jcv2.results.ScoredNode` results.
 
-    Every argument from ``similarity_top_k`` to ``vector_store_kwargs`` is also an attribute. Set it for all later
-    queries, or use :meth:`with_options` for some of them.
+    Use :meth:`with_options` to change options for some queries, or set the attributes of these names for all later
+    ones.
 
     Args:
         index: What to search: a :class:`~llama_index_jcv2.JinaColbertIndex` or another index over a
@@ -40,18 +41,14 @@ class JinaColbertRetriever(BaseRetriever):
         filters: Search only nodes whose metadata matches.
         node_ids: Search only these nodes. None or an empty list searches all.
         doc_ids: Search only nodes of these source documents. None or an empty list searches all.
-        first_stage: First stage that finds the candidates, out of those the collection stores: ``"hybrid"``,
-            ``"pooled"``, ``"bm25"``, or ``"none"`` to rank all nodes. Defaults to the collection's.
-        candidates: Number of candidates ranked by MaxSim.
-        exact: True ranks all nodes. False uses the first stage, even for a small collection.
-        score_threshold: Leave out nodes with a lower score.
         mmr_threshold: For ``"mmr"``: from 0 (most diverse) to 1 (by score alone).
-        with_explanation: Add an ``explanation`` to each result.
         vector_store_kwargs: Additional arguments of ``JinaColbertVectorStore.search``: ``qdrant_filters``, ...
         callback_manager: LlamaIndex's callback manager. Defaults to the index's.
         object_map: Objects that index nodes refer to, by ``index_id``. Defaults to the index's.
         objects: Index nodes whose objects are retrieved recursively.
         verbose: Print which objects are retrieved.
+        **search_options: See :class:`jcv2_plugin.SearchOptions`: ``first_stage``, ``candidates``, ``exact``,
+            ``with_explanation``, and ``score_threshold``, which is on MaxSim. They are kept as one dict.
     """
 
     def __init__(
@@ -63,30 +60,24 @@ class JinaColbertRetriever(BaseRetriever):
         *,
         node_ids: list[str] | None = None,
         doc_ids: list[str] | None = None,
-        first_stage: FirstStage | None = None,
-        candidates: int | None = None,
-        exact: bool | None = None,
-        score_threshold: float | None = None,
         mmr_threshold: float | None = None,
-        with_explanation: bool = False,
         vector_store_kwargs: dict[str, Any] | None = None,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
         objects: list[IndexNode] | None = None,
         verbose: bool = False,
+        **search_options: Unpack[SearchOptions],
     ) -> None:
+        if unknown := sorted(search_options.keys() - _SEARCH_OPTIONS):
+            raise TypeError(f"There are no options {unknown}. Use some of {sorted(retriever_options())}.")
         self.similarity_top_k = similarity_top_k
         self.vector_store_query_mode = VectorStoreQueryMode(vector_store_query_mode)
         self.filters = filters
         self.node_ids = node_ids
         self.doc_ids = doc_ids
-        self.first_stage = first_stage
-        self.candidates = candidates
-        self.exact = exact
-        self.score_threshold = score_threshold
         self.mmr_threshold = mmr_threshold
-        self.with_explanation = with_explanation
         self.vector_store_kwargs = vector_store_kwargs
+        self.search_options = search_options
         if isinstance(index, BaseIndex):
             callback_manager = callback_manager or index._callback_manager
             object_map = object_map or index._object_map
@@ -130,15 +121,22 @@ class JinaColbertRetriever(BaseRetriever):
         if unknown := sorted(set(options) - _changeable()):
             raise TypeError(f"There are no options {unknown}. Use some of {sorted(_changeable())}.")
         other = copy.copy(self)
+        searching: Any = {name: options.pop(name) for name in _SEARCH_OPTIONS & options.keys()}
+        other.search_options = {**self.search_options, **searching}
         for name, value in options.items():
             setattr(other, name, VectorStoreQueryMode(value) if name == "vector_store_query_mode" else value)
         return other
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return _scored(self._store.search(self._query(query_bundle), **self._arguments()))
+        options = {"mmr_threshold": self.mmr_threshold, **self.search_options}
+        named = {name: value for name, value in options.items() if value is not None}
+        hits = self._store.search(self._query(query_bundle), **{**(self.vector_store_kwargs or {}), **named})
+        return [
+            ScoredNode(node=node_of(hit), score=hit.relevance, maxsim=hit.score, explanation=hit.explanation)
+            for hit in hits
+        ]
 
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return _scored(await self._store.asearch(self._query(query_bundle), **self._arguments()))
+    _aretrieve = in_thread(_retrieve)  # type: ignore[arg-type]
 
     def _query(self, query_bundle: QueryBundle) -> VectorStoreQuery:
         return VectorStoreQuery(
@@ -150,15 +148,11 @@ class JinaColbertRetriever(BaseRetriever):
             doc_ids=self.doc_ids,
         )
 
-    def _arguments(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in _SEARCH_OPTIONS}
-        named = {name: value for name, value in given.items() if value is not None}
-        return {"with_explanation": self.with_explanation, **(self.vector_store_kwargs or {}), **named}
-
 
 def retriever_options() -> set[str]:
     """Return the names of all :class:`JinaColbertRetriever` arguments except the index."""
-    return set(inspect.signature(JinaColbertRetriever).parameters) - {"index"}
+    named = set(inspect.signature(JinaColbertRetriever).parameters) - {"index", "search_options"}
+    return named | _SEARCH_OPTIONS
 
 
 def _changeable() -> set[str]:
@@ -195,10 +189,3 @@ def _store_of(
             f"location of one, not {type(index).__name__}({type(store).__name__})."
         )
     return store
-
-
-def _scored(hits: list[SearchHit]) -> list[NodeWithScore]:
-    return [
-        ScoredNode(node=node_of(hit), score=hit.score, relevance=hit.relevance, explanation=hit.explanation)
-        for hit in hits
-    ]

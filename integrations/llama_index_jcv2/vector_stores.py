@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,10 +19,12 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from qdrant_client import models
+from typing_extensions import Unpack
 
-from jcv2_plugin import ColbertCollection, SearchHit
+from jcv2_plugin import ColbertCollection, SearchHit, SearchOptions
 from jcv2_plugin.checks import in_batches
-from jcv2_plugin.documents import ID_KEY, METADATA_KEY
+from jcv2_plugin.collection.asynchronous import in_thread
+from jcv2_plugin.documents import ID_KEY, METADATA_KEY, OnBlank
 from jcv2_plugin.errors import InvalidQueryError
 from llama_index_jcv2.filters import both, node_filter, query_filter, source_filter, to_qdrant_filter
 from llama_index_jcv2.nodes import (
@@ -35,7 +36,6 @@ from llama_index_jcv2.nodes import (
     naming_sources,
     node_of,
 )
-from llama_index_jcv2.pipelines import let_pipelines_store
 
 _EVERYTHING = models.Filter(must_not=[models.IsEmptyCondition(is_empty=models.PayloadField(key=ID_KEY))])
 _SOURCES_PER_LOOKUP = 1000
@@ -49,8 +49,8 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
     """Store nodes in a :class:`~jcv2_plugin.ColbertCollection` and search them by MaxSim.
 
     A node has many vectors, and LlamaIndex supports only one. The store therefore encodes nodes and queries itself,
-    with the collection's model. ``node.embedding`` and embedding models are not needed and are ignored, also in an
-    ``IngestionPipeline``.
+    with the collection's model. ``node.embedding`` and embedding models are ignored. An ``IngestionPipeline`` needs
+    :class:`~llama_index_jcv2.EncodedByStore` as its last step, or it stores nothing.
 
     Args:
         collection: An open collection. The caller closes it.
@@ -64,18 +64,15 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
     # Private, to keep the collection and its client out of dumps.
     _collection: ColbertCollection = PrivateAttr()
-    _lock: Any = PrivateAttr()
 
     def __init__(self, collection: ColbertCollection) -> None:
         if not isinstance(collection, ColbertCollection):
             raise TypeError(
-                f"JinaColbertVectorStore stands on a ColbertCollection, got {type(collection).__name__}. Open or make "
+                f"JinaColbertVectorStore needs a ColbertCollection, got {type(collection).__name__}. Open or create "
                 "one with ColbertCollection.open or ColbertCollection.create, or use JinaColbertIndex.from_collection."
             )
         super().__init__(stores_text=True, is_embedding_query=False)
         self._collection = collection
-        with _locks_lock:
-            self._lock = _locks.setdefault(collection, threading.RLock())
 
     @classmethod
     def class_name(cls) -> str:
@@ -98,32 +95,34 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
         It is shared by all stores over the same open collection.
         """
-        lock: threading.RLock = self._lock
-        return lock
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> JinaColbertVectorStore:
-        return type(self)(self._collection)
+        with _locks_lock:
+            return _locks.setdefault(self._collection, threading.RLock())
 
     def __getstate__(self) -> NoReturn:
         # LlamaIndex would drop the collection, and the unpickled store would fail on first use.
         raise TypeError(
-            f"A JinaColbertVectorStore cannot be pickled: it holds the open collection {self._collection!r}. "
-            "Everything is kept in that, so open it again where it is needed, with JinaColbertIndex.from_collection."
+            f"A JinaColbertVectorStore cannot be pickled: it holds the open collection {self._collection!r}. Open the "
+            "collection again where it is needed, with JinaColbertIndex.from_collection."
         )
 
-    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+    def add(self, nodes: Sequence[BaseNode], on_blank: OnBlank = "skip", **kwargs: Any) -> list[str]:
         """Encode and store nodes. A node whose id already exists replaces the stored one.
 
+        Args:
+            nodes: Nodes to store.
+            on_blank: ``"skip"`` leaves out nodes without text and logs a warning, ``"error"`` refuses the call.
+            **kwargs: Ignored.
+
         Returns:
-            The nodes' ids, in order.
+            The ids of the stored nodes, in order.
 
         Raises:
-            InvalidDocumentError: A node has no text, occurs twice, or has metadata that is not JSON-serializable.
-                Nothing is written.
+            InvalidDocumentError: A node occurs twice, or has metadata that cannot be stored as JSON. Nothing is
+                written.
         """
         documents = [document_of(node) for node in nodes]
         with self.write_lock, naming_sources(nodes):
-            return self._collection.add(documents)
+            return self._collection.add(documents, on_blank=on_blank)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete all nodes of a source document. An unknown document is ignored."""
@@ -160,11 +159,11 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         return [node_of(stored) for stored in self._collection.scroll(chosen)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Return the nodes found by :meth:`search`, with MaxSim scores as similarities."""
+        """Return the nodes found by :meth:`search`, with their relevance (0..1) as similarities."""
         hits = self.search(query, **kwargs)
         return VectorStoreQueryResult(
             nodes=[node_of(hit) for hit in hits],
-            similarities=[hit.score for hit in hits],
+            similarities=[hit.relevance for hit in hits],
             ids=[hit.id for hit in hits],
         )
 
@@ -176,7 +175,7 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         mmr_threshold: float | None = None,
         mmr_prefetch_factor: float | None = None,
         mmr_prefetch_k: int | None = None,
-        **kwargs: Any,
+        **options: Unpack[SearchOptions],
     ) -> list[SearchHit]:
         """Return the documents with the highest MaxSim score for ``query.query_str``.
 
@@ -192,34 +191,33 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             mmr_prefetch_factor: For ``mmr``: choose from this many times the number of results.
             mmr_prefetch_k: For ``mmr``: choose from this many of the best, instead. If neither is given, 4 times the
                 number of results, and at least 20.
-            **kwargs: Additional arguments of ``ColbertCollection.search``: ``first_stage``, ``candidates``, ``exact``,
-                ``score_threshold``, ``with_explanation``.
+            **options: See :class:`jcv2_plugin.SearchOptions`. ``score_threshold`` is on MaxSim.
 
         Raises:
             InvalidQueryError: The query has no text, or its mode is not supported.
             UnsupportedFilterError: Qdrant has no equivalent for a filter.
         """
         if query.query_str is None:
-            raise InvalidQueryError("The query has no query_str. This store encodes the text: an embedding is no use.")
-        kwargs["filter"] = query_filter(query, qdrant_filters)
+            raise InvalidQueryError("The query has no query_str. This store encodes the text and needs no embedding.")
+        options["filter"] = query_filter(query, both(qdrant_filters, options.get("filter")))
         limit = query.similarity_top_k
         if mmr_threshold is None:
             mmr_threshold = query.mmr_threshold
         if query.mode == VectorStoreQueryMode.MMR:
             if mmr_prefetch_k is None and mmr_prefetch_factor is not None:
                 mmr_prefetch_k = int(limit * mmr_prefetch_factor)
-            threshold = 0.5 if mmr_threshold is None else mmr_threshold
+            balance = 0.5 if mmr_threshold is None else mmr_threshold
             return self._collection.search_mmr(
-                query.query_str, limit, fetch_k=mmr_prefetch_k, lambda_mult=threshold, **kwargs
+                query.query_str, limit, fetch_k=mmr_prefetch_k, lambda_mult=balance, **options
             )
         if query.mode != VectorStoreQueryMode.DEFAULT:
             raise InvalidQueryError(
-                f"The query mode {query.mode.value!r} is not supported. Use 'default' or 'mmr'. Whether words take "
-                "part in finding candidates is said by first_stage."
+                f"The query mode {query.mode.value!r} is not supported. Use 'default' or 'mmr'. Choose by first_stage "
+                "whether candidates are found by words too."
             )
         if not (mmr_threshold is mmr_prefetch_factor is mmr_prefetch_k is None):
             raise InvalidQueryError("mmr_threshold and mmr_prefetch_* belong to the query mode 'mmr'. Set that too.")
-        return self._collection.search(query.query_str, limit, **kwargs)
+        return self._collection.search(query.query_str, limit, **options)
 
     # Lookups of source documents, for the index
 
@@ -261,42 +259,11 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             source = payload.get(SOURCE_KEY)
             yield str(payload[ID_KEY] if source in (None, NO_SOURCE) else source), payload
 
-    # Encoding and searching are slow, so they run in a thread.
-
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Run :meth:`add` without blocking the event loop."""
-        return await asyncio.to_thread(self.add, nodes, **kwargs)
-
-    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Run :meth:`delete` without blocking the event loop."""
-        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
-
-    async def adelete_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        **delete_kwargs: Any,
-    ) -> None:
-        """Run :meth:`delete_nodes` without blocking the event loop."""
-        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
-
-    async def aclear(self) -> None:
-        """Run :meth:`clear` without blocking the event loop."""
-        await asyncio.to_thread(self.clear)
-
-    async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:
-        """Run :meth:`get_nodes` without blocking the event loop."""
-        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
-
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Run :meth:`query` without blocking the event loop."""
-        return await asyncio.to_thread(self.query, query, **kwargs)
-
-    async def asearch(self, query: VectorStoreQuery, **kwargs: Any) -> list[SearchHit]:
-        """Run :meth:`search` without blocking the event loop."""
-        return await asyncio.to_thread(self.search, query, **kwargs)
-
-
-let_pipelines_store(JinaColbertVectorStore)
+    # Encoding and searching are slow, so they run in a thread. mypy infers the base class's signatures for these.
+    async_add = in_thread(add)  # type: ignore[arg-type]
+    adelete = in_thread(delete)  # type: ignore[arg-type]
+    adelete_nodes = in_thread(delete_nodes)  # type: ignore[arg-type]
+    aclear = in_thread(clear)  # type: ignore[arg-type]
+    aget_nodes = in_thread(get_nodes)  # type: ignore[arg-type]
+    aquery = in_thread(query)  # type: ignore[arg-type]
+    asearch = in_thread(search)

@@ -13,7 +13,8 @@ from rich.text import Text
 from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import out, quiet_libraries
-from jcv2_plugin.documents import SearchHit, metadata_paths
+from jcv2_plugin.documents import SearchHit
+from jcv2_plugin.filters import equals, metadata_paths
 
 if TYPE_CHECKING:
     from jcv2_plugin.engines.first_stage import FirstStage
@@ -97,8 +98,6 @@ def _readings(key: str, value: str) -> list[Any]:
         parsed = json.loads(value)
     except ValueError:
         return readings
-    if isinstance(parsed, bool):
-        readings.append(models.FieldCondition(key=key, match=models.MatchValue(value=parsed)))
-    elif isinstance(parsed, (int, float)) and abs(parsed) < 1e300:  # finite
-        readings.append(models.FieldCondition(key=key, range=models.Range(gte=parsed, lte=parsed)))
+    if isinstance(parsed, (bool, int, float)) and abs(parsed) < 2**63:  # Qdrant has no larger integers, nor infinity
+        readings.append(equals(key, parsed))
     return readings

@@ -14,11 +14,12 @@ from jcv2_plugin.cli.options import Device, Settings
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.sources import FILE_KEY
 from jcv2_plugin.console import quiet_libraries
-from jcv2_plugin.documents import ID_KEY, TEXT_KEY, metadata_paths
+from jcv2_plugin.documents import ID_KEY, TEXT_KEY
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
+from jcv2_plugin.filters import metadata_paths
 
 _METADATA = "metadata."
 _FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)

@@ -10,21 +10,20 @@ import asyncio
 import functools
 import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-S = TypeVar("S")
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE = 256
 
 
-def in_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+def in_thread(method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Return the async version of a method: it runs in a thread."""
 
     @functools.wraps(method)
-    async def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.to_thread(method, self, *args, **kwargs)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(method, *args, **kwargs)
 
     run.__name__ = f"a{method.__name__}"
     return run

@@ -21,13 +21,24 @@ from jcv2_plugin.collection.search import CheckedOptions, SearchOptions
 from jcv2_plugin.collection.snapshot import SnapshotInfo, check_snapshot, restore_snapshot, write_snapshot
 from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder, load_for
 from jcv2_plugin.collection.verify import VerificationReport
-from jcv2_plugin.documents import ID_KEY, Document, SearchHit, StoredDocument, as_documents, point_id, validate
+from jcv2_plugin.documents import (
+    ID_KEY,
+    Document,
+    OnBlank,
+    SearchHit,
+    StoredDocument,
+    as_documents,
+    point_id,
+    validate,
+    without_blank,
+)
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, Engine, Matrix, NewCollection, PayloadIndex
 from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
 from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
+from jcv2_plugin.filters import check_filter
 
 if TYPE_CHECKING:
     # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
@@ -313,6 +324,7 @@ class ColbertCollection:
         *,
         ids: Sequence[str | None] | None = None,
         metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        on_blank: OnBlank = "skip",
     ) -> list[str]:
         """Encode and store documents. A document with an existing id replaces the stored one.
 
@@ -323,15 +335,17 @@ class ColbertCollection:
             texts: Texts or :class:`Document` objects.
             ids: Id of each text. None generates random ids.
             metadata: Metadata dict of each text.
+            on_blank: ``"skip"`` leaves out texts without words, such as empty pages of a PDF, and logs a warning with
+                their ids. ``"error"`` refuses the call.
 
         Returns:
-            Ids of the documents, in input order.
+            Ids of the stored documents, in input order.
 
         Raises:
-            InvalidDocumentError: A text is empty, an id is duplicated, metadata is not JSON, ... Nothing was written.
+            InvalidDocumentError: An id is duplicated, metadata is not JSON, ... Nothing was written.
             DocumentTooLongError: A document exceeds a limit of the model or of Qdrant. Nothing was written.
         """
-        documents = validate(as_documents(texts, ids, metadata))
+        documents = validate(without_blank(as_documents(texts, ids, metadata), on_blank))
         self._state.write(lambda current: write.add(current, documents))
         return [str(document.id) for document in documents]
 
@@ -343,6 +357,7 @@ class ColbertCollection:
         progress: Callable[[int], None] | None = None,
         journal: str | os.PathLike[str] | None = None,
         workers: int | Sequence[str] = 0,
+        on_blank: OnBlank = "skip",
     ) -> IngestReport:
         """Add documents from an iterable of any length, keeping only a few batches in memory.
 
@@ -360,6 +375,7 @@ class ColbertCollection:
                 twice.
             workers: Number of processes to encode in, spread over the GPUs if there are any, or a list of devices
                 (``["cuda:0", "cuda:1"]``). 0 encodes in this process.
+            on_blank: See :meth:`add`. With ``"error"``, the batches before the blank text are stored.
 
         Raises:
             InvalidDocumentError: See :meth:`add`. Nothing of the batch was written.
@@ -374,6 +390,7 @@ class ColbertCollection:
                 progress=progress,
                 journal=opened,
                 workers=workers,
+                on_blank=on_blank,
             )
 
     def delete(self, ids: Iterable[str] | None = None, *, filter: models.Filter | None = None) -> None:
@@ -384,6 +401,7 @@ class ColbertCollection:
         """
         if (ids is None) == (filter is None):
             raise ValueError("Give either ids or a filter to delete by.")
+        check_filter(filter)
         points = None if ids is None else [point_id(one) for one in read.id_list(ids)]
 
         def work(current: OpenCollection) -> None:
@@ -423,6 +441,7 @@ class ColbertCollection:
 
     def count(self, filter: models.Filter | None = None) -> int:
         """Return the number of documents, or of those that match a filter."""
+        check_filter(filter)
         return self._state.run(lambda current: current.engine.count(filter))
 
     def scroll(self, filter: models.Filter | None = None) -> Iterator[StoredDocument]:

@@ -14,7 +14,17 @@ from jcv2_plugin.collection.checks import check_lengths, check_stored
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.collection.workers import EncoderPool, as_devices
-from jcv2_plugin.documents import HASH_KEY, Document, as_documents, payload_of, point_id, validate
+from jcv2_plugin.documents import (
+    HASH_KEY,
+    Document,
+    OnBlank,
+    as_documents,
+    payload_of,
+    point_id,
+    split_blank,
+    validate,
+    warn_of_blank,
+)
 from jcv2_plugin.engines.base import Engine, Matrix, Point
 
 if TYPE_CHECKING:
@@ -40,17 +50,19 @@ class IngestReport:
     Attributes:
         written: Documents encoded and stored.
         unchanged: Documents that were already stored unchanged.
+        blank: Documents without text, which were left out.
         resumed_at: Documents processed by an earlier, interrupted run, according to the journal.
     """
 
     written: int = 0
     unchanged: int = 0
     resumed_at: int = 0
+    blank: int = 0
 
     @property
     def seen(self) -> int:
         """Total number of documents processed."""
-        return self.written + self.unchanged
+        return self.written + self.unchanged + self.blank
 
 
 def changed(
@@ -100,9 +112,10 @@ def points_of(
 
 @dataclass
 class _Batch:
-    """A batch in flight: the number of its documents, and those to be written."""
+    """A batch in flight: the number of its documents, of blank ones, and those to be written."""
 
     seen: int
+    blank: int
     new: list[NewDocument]
     tokenized: TokenizedTexts | None = None
     vectors: Future[list[Matrix]] | None = None
@@ -122,11 +135,14 @@ class Ingestion:
         journal: IngestJournal,
         workers: int | Sequence[str],
         progress: Callable[[int], None] | None,
+        on_blank: OnBlank = "error",
     ) -> None:
         self._current = current
         self._journal = journal
         self._devices = as_devices(workers)
         self._progress = progress
+        self._on_blank = on_blank
+        self._blank: list[str] = []
         self._report = IngestReport(resumed_at=journal.seen)
         self._storing: deque[tuple[_Batch, Future[None]]] = deque()
         self._encoding: deque[_Batch] = deque()
@@ -152,6 +168,7 @@ class Ingestion:
                 self._store(store, self._encoding.popleft())
             while self._storing:
                 self._finish_one()
+        warn_of_blank(self._blank)
         return self._report
 
     def _next(self, batches: Iterator[_Batch], store: ThreadPoolExecutor) -> _Batch | None:
@@ -166,9 +183,11 @@ class Ingestion:
         current = self._current
         for items in cut_by_length(in_batches(documents, size)):
             named = self._journal.named(as_documents(items))
-            new = changed(current.engine, validate(named), self._in_flight())
+            kept, blank = split_blank(named, self._on_blank)
+            self._blank += blank
+            new = changed(current.engine, validate(kept), self._in_flight())
             texts = check_lengths([one.document for one in new], current.schema, current.encoder) if new else None
-            yield _Batch(len(items), new, texts)
+            yield _Batch(len(items), len(blank), new, texts)
 
     def _in_flight(self) -> frozenset[str]:
         waiting = [*self._encoding, *(batch for batch, _ in self._storing)]
@@ -187,7 +206,8 @@ class Ingestion:
         batch, stored = self._storing.popleft()
         stored.result()
         self._report.written += len(batch.new)
-        self._report.unchanged += batch.seen - len(batch.new)
+        self._report.blank += batch.blank
+        self._report.unchanged += batch.seen - batch.blank - len(batch.new)
         self._journal.stored(batch.seen)
         if self._progress is not None:
             self._progress(batch.seen)

@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
 
@@ -14,10 +14,13 @@ from jcv2_plugin.collection.checks import check_lengths
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
 from jcv2_plugin.collection.state import load_encoder
-from jcv2_plugin.documents import Document, validate
+from jcv2_plugin.documents import Document, OnBlank, validate, without_blank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -75,30 +78,28 @@ def create_collection(**options: Any) -> ColbertCollection:
 
 
 def create_filled(
-    documents: Sequence[Document], create: Callable[..., ColbertCollection] = create_collection, **options: Any
+    documents: Sequence[Document],
+    create: Callable[..., ColbertCollection] = create_collection,
+    *,
+    on_blank: OnBlank = "skip",
+    **options: Any,
 ) -> ColbertCollection:
     """Create a collection with documents. All documents are checked before anything is created or replaced.
 
     Args:
         documents: Documents to store.
         create: Function that creates the collection from the options.
+        on_blank: See :func:`~jcv2_plugin.documents.without_blank`.
         **options: See :func:`create_collection`.
 
     Raises:
         InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
     """
     _refuse_foreign(options)  # before a model is loaded
-    checked = validate(documents)
-    encoder = options.get("encoder")
-    if encoder is None or isinstance(encoder, (str, os.PathLike)):
-        encoder = load_encoder(DEFAULT_MODEL if encoder is None else encoder, dims=options.get("dim"))
-    options["encoder"] = encoder
-    schema = CollectionSchema.describe(
-        encoder,
-        encoder.resolve_dim(options.get("dim")),
-        options.get("long_documents", "split"),
-        options.get("storage", "float16"),
-    )
+    checked = validate(without_blank(documents, on_blank))
+    encoder = options["encoder"] = _loaded(options.get("encoder"), options.get("dim"))
+    dim, long_documents = encoder.resolve_dim(options.get("dim")), options.get("long_documents", "split")
+    schema = CollectionSchema.describe(encoder, dim, long_documents, options.get("storage", "float16"))
     check_lengths(checked, schema, encoder)
     collection = create(**options)
     try:
@@ -107,6 +108,12 @@ def create_filled(
         collection.close()
         raise
     return collection
+
+
+def _loaded(encoder: JinaColbertEncoder | str | os.PathLike[str] | None, dim: int | None) -> JinaColbertEncoder:
+    if encoder is None or isinstance(encoder, (str, os.PathLike)):
+        return load_encoder(DEFAULT_MODEL if encoder is None else encoder, dims=dim)
+    return encoder
 
 
 def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:

@@ -10,6 +10,7 @@ from jcv2_plugin.collection.state import CollectionState, OpenCollection
 from jcv2_plugin.documents import StoredDocument, is_unicode, point_id
 from jcv2_plugin.engines.base import Record
 from jcv2_plugin.errors import CollectionError, InvalidDocumentError
+from jcv2_plugin.filters import check_filter
 
 
 def get(current: OpenCollection, ids: list[str]) -> list[StoredDocument]:
@@ -22,6 +23,7 @@ def get(current: OpenCollection, ids: list[str]) -> list[StoredDocument]:
 
 def scroll(state: CollectionState, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
     """Iterate over the points. If the collection is migrated meanwhile, continue with the new one."""
+    check_filter(filter)
     last = ""
     while True:
         current, read = state.current, last

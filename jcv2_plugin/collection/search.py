@@ -19,6 +19,7 @@ from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, STAGE_NAMES, FirstStage
 from jcv2_plugin.engines.schema import VECTOR_NAME
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
+from jcv2_plugin.filters import check_filter
 from jcv2_plugin.scoring.explanation import Explanation, TokenVectors, compare
 from jcv2_plugin.scoring.mmr import DocumentSimilarities, maximal_marginal_relevance
 
@@ -87,8 +88,7 @@ class CheckedOptions:
                 f"There are no search options {unknown}. Use some of {sorted(SearchOptions.__annotations__)}."
             )
         given = cls(**options)
-        if given.filter is not None and not isinstance(given.filter, models.Filter):
-            raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(given.filter).__name__}.")
+        check_filter(given.filter)
         least = None if given.score_threshold is None else _number(given.score_threshold, "score_threshold")
         candidates = None if given.candidates is None else _positive(given.candidates, "candidates")
         return replace(given, score_threshold=least, candidates=candidates)

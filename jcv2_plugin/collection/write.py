@@ -9,7 +9,7 @@ from jcv2_plugin.collection.checks import check_lengths
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, Ingestion, IngestReport, changed, points_of
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.state import CollectionState, OpenCollection
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import Document, OnBlank
 
 
 def add(current: OpenCollection, documents: Sequence[Document]) -> None:
@@ -33,6 +33,7 @@ def ingest(
     progress: Callable[[int], None] | None,
     journal: IngestJournal,
     workers: int | Sequence[str],
+    on_blank: OnBlank,
 ) -> IngestReport:
     """Add documents from an iterable of any length, batch by batch."""
 
@@ -43,7 +44,8 @@ def ingest(
 
     state.run(begin)
     current = state.current
-    report = Ingestion(current, journal=journal, workers=workers, progress=progress).run(documents, batch_documents)
+    run = Ingestion(current, journal=journal, workers=workers, progress=progress, on_blank=on_blank)
+    report = run.run(documents, batch_documents)
     if report.written:
         current.engine.optimize()
         current.has_changed()

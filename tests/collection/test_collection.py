@@ -181,7 +181,7 @@ class TestBadInput:
 
     def test_queries_and_numbers_of_results(self, shared: ColbertCollection) -> None:
         wrong: Any
-        for wrong in ("", "  ", None, 3, ["a"], "\ud800"):
+        for wrong in ("", "  ", None, 3, ["a"]):
             with pytest.raises(InvalidQueryError, match="non-empty str"):
                 shared.search(wrong)
         for wrong in (0, -1, 2.5, True):

@@ -13,13 +13,12 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_samples import IDS, documents, ids_of
+from langchain_samples import documents, ids_of
 from pydantic import ValidationError
 
 import jcv2_plugin
-from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import InvalidQueryError, ModelNotFoundError, UnknownDimError
 from langchain_jcv2 import JinaColbertReranker
 
@@ -39,18 +38,6 @@ def dense():
     return store.as_retriever(search_kwargs={"k": 4})
 
 
-def test_the_ranking_and_scores_are_those_of_a_collection(reranker, mini):
-    with ColbertCollection.create(":memory:", encoder=mini, dim=64, storage="float32") as collection:
-        collection.add([jcv2_plugin.Document(one.page_content, one.id) for one in documents()])
-        hits = collection.search(QUESTION, 4)
-    ranked = reranker.compress_documents(documents(), QUESTION)
-    assert ids_of(ranked) == [hit.id for hit in hits]
-    assert [one.metadata["maxsim"] for one in ranked] == pytest.approx([hit.score for hit in hits], abs=1e-5)
-    assert [one.metadata["relevance_score"] for one in ranked] == pytest.approx(
-        [hit.relevance for hit in hits], abs=1e-5
-    )
-
-
 def test_what_is_given_stays_as_it_is(reranker):
     given = documents()
     ranked = reranker.compress_documents(given, QUESTION)
@@ -59,17 +46,6 @@ def test_what_is_given_stays_as_it_is(reranker):
     next(one for one in ranked if one.id == "tea").metadata["tags"].append("mine")
     assert given == documents()
     assert {one.id: one.page_content for one in ranked} == {one.id: one.page_content for one in given}
-
-
-def test_what_a_document_has_of_its_own_is_kept(reranker):
-    class Page(Document):
-        number: int
-
-    (page,) = reranker.compress_documents([Page(page_content="Bees.", number=3, metadata={"maxsim": "old"})], QUESTION)
-    assert isinstance(page, Page)
-    assert page.number == 3
-    assert page.id is None
-    assert page.metadata["maxsim"] > 0
 
 
 @pytest.mark.parametrize("top_n, expected", [(1, 1), (3, 3), (4, 4), (9, 4), (None, 4)])
@@ -94,11 +70,6 @@ def test_documents_without_text_come_last_in_their_order(reranker, mini):
     }
     assert reranker.compress_documents(given[:1], QUESTION)[0].id == "a"
     assert reranker.compress_documents([], QUESTION) == []
-
-
-def test_equals_keep_their_order(reranker):
-    given = [Document(page_content="Bees make honey.", id=str(n)) for n in range(5)]
-    assert ids_of(reranker.compress_documents(given, QUESTION)) == ["0", "1", "2", "3", "4"]
 
 
 def test_long_documents_are_read_to_their_end(mini):
@@ -135,19 +106,6 @@ async def test_async_ranks_the_same_and_leaves_the_loop_free(reranker, monkeypat
     await asyncio.sleep(0.01)
     loop_ran.set()
     assert await task == reranker.compress_documents(documents(), QUESTION)
-
-
-async def test_behind_any_retriever(reranker, dense):
-    chain = RunnablePassthrough.assign(documents=lambda given: dense.invoke(given["query"])) | RunnableLambda(
-        lambda given: reranker.compress_documents(given["documents"], given["query"])
-    )
-    assert set(ids_of(dense.invoke(QUESTION))) == set(IDS)
-    assert ids_of(chain.invoke({"query": QUESTION}))[0] == "bees"
-    assert ids_of(await chain.ainvoke({"query": "what warns ships?"}))[0] == "lighthouse"
-    assert [found[0].id for found in chain.batch([{"query": QUESTION}, {"query": "four strings"}])] == [
-        "bees",
-        "violin",
-    ]
 
 
 class _Compression(BaseRetriever):

@@ -1,0 +1,145 @@
+"""Conditions on metadata, for Qdrant filters. The adapters and ``jcv2 search --where`` make theirs here.
+
+Qdrant's ``MatchValue`` distinguishes 1 from 1.0, so numbers are compared by ``Range``. That compares as float64, which
+cannot tell neighbouring integers of 2**53 or more apart.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from qdrant_client import models
+
+from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, json_value
+from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, UnsupportedFilterError
+
+_PLAIN_NAME = re.compile(r"[\w-]+")
+_PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
+_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_EXACT_BELOW = 2**53
+
+Bound = Literal["gt", "gte", "lt", "lte"]
+
+
+def metadata_path(names: Sequence[object]) -> str:
+    """Return the payload path of nested metadata. Names are literal: a dot or a space in one is part of it.
+
+    Raises:
+        UnsupportedFilterError: A name is empty, not a string or contains a quotation mark, or there are too many.
+    """
+    if len(names) > MAX_DEPTH:
+        raise UnsupportedFilterError(f"A filter is nested more than {MAX_DEPTH} levels deep. Flatten the metadata.")
+    return ".".join([METADATA_KEY, *(_quoted(name) for name in names)])
+
+
+def metadata_paths(key: str) -> list[str]:
+    """Return the payload paths that a key may mean: the entry of this whole name, then a path into nested metadata.
+
+    Raises:
+        UnsupportedFilterError: The key is empty or contains a quotation mark.
+    """
+    literal, path = metadata_path([key]), f"{METADATA_KEY}.{key}"
+    return [literal, path] if literal != path and _PLAIN_PATH.fullmatch(key) else [literal]
+
+
+def _quoted(name: object) -> str:
+    if not isinstance(name, str) or not name or '"' in name:
+        raise UnsupportedFilterError(
+            f"Filter on {name!r}: a key must be a non-empty str without quotation marks. For such keys, write a "
+            f"qdrant_client.models.Filter on '{METADATA_KEY}.<key>'."
+        )
+    return name if _PLAIN_NAME.fullmatch(name) else f'"{name}"'
+
+
+def equals(path: str, value: Any) -> models.FieldCondition:
+    """Match a string, number or boolean. 2024 and 2024.0 are equal. Of a list, one element must match.
+
+    Other values are compared in the form in which metadata stores them: a date as its ISO string.
+
+    Raises:
+        UnsupportedFilterError: Qdrant cannot compare the value, or a float is too large to be compared exactly.
+    """
+    plain = _stored(path, value)
+    if isinstance(plain, (int, float)) and not isinstance(plain, bool):
+        if abs(plain) < _EXACT_BELOW:
+            return models.FieldCondition(key=path, range=models.Range(gte=plain, lte=plain))
+        if isinstance(plain, float):
+            raise _inexact(path, plain)
+    return models.FieldCondition(key=path, match=models.MatchValue(value=plain))
+
+
+def compares(path: str, bound: Bound, value: Any) -> models.FieldCondition:
+    """Match numbers, or dates, above or below a value.
+
+    Raises:
+        UnsupportedFilterError: The value is neither a number nor a date, or is too large to be compared exactly.
+    """
+    plain = _stored(path, value)
+    if isinstance(plain, str):
+        return models.FieldCondition(key=path, range=models.DatetimeRange(**{bound: _moment(path, plain)}))
+    if abs(plain) >= _EXACT_BELOW:
+        raise _inexact(path, plain)
+    return models.FieldCondition(key=path, range=models.Range(**{bound: plain}))
+
+
+def check_filter(filter: models.Filter | None) -> None:
+    """Refuse what is not a Qdrant filter, and a filter that is nested too deeply for the engine.
+
+    Raises:
+        InvalidQueryError: It is not a ``qdrant_client.models.Filter``.
+        UnsupportedFilterError: It has more than 32 levels.
+    """
+    if filter is None:
+        return
+    if not isinstance(filter, models.Filter):
+        raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(filter).__name__}.")
+    level = [filter]
+    for _ in range(MAX_DEPTH):
+        level = [inner for one in level for inner in _inner(one)]
+        if not level:
+            return
+    raise UnsupportedFilterError(f"The filter is nested more than {MAX_DEPTH} levels deep. Flatten it.")
+
+
+def _inner(filter: models.Filter) -> list[models.Filter]:
+    clauses: list[Any] = [filter.must, filter.should, filter.must_not]
+    clauses += [] if filter.min_should is None else [filter.min_should.conditions]
+    conditions = [one for clause in clauses for one in (clause if isinstance(clause, list) else [clause])]
+    filters = [one.nested.filter if isinstance(one, models.NestedCondition) else one for one in conditions]
+    return [one for one in filters if isinstance(one, models.Filter)]
+
+
+def _stored(path: str, value: Any) -> str | float:
+    try:
+        plain = json_value(value, path)
+    except InvalidDocumentError:
+        plain = None
+    if not isinstance(plain, (str, int, float)):
+        raise UnsupportedFilterError(
+            f"Filter on {path!r}: a value must be a str, int, float, bool or date, got {value!r:.60}. For other "
+            f"conditions, write a qdrant_client.models.Filter on {path!r}."
+        )
+    return plain
+
+
+def _moment(path: str, value: str) -> dt.datetime:
+    try:
+        if _ISO_DATE.match(value):
+            return dt.datetime.fromisoformat(re.sub("[Zz]$", "+00:00", value))
+    except ValueError:
+        pass
+    raise UnsupportedFilterError(
+        f"Filter on {path!r}: comparisons take a number, or a date in ISO format such as '2024-05-31' or "
+        f"'2024-05-31T12:00:00Z', got {value!r:.60}."
+    )
+
+
+def _inexact(path: str, value: float) -> UnsupportedFilterError:
+    return UnsupportedFilterError(
+        f"Filter on {path!r}: Qdrant compares numbers as float64, which is not exact for {value!r} and others of 2**53 "
+        "or more. Store a smaller number (seconds instead of nanoseconds) or an ISO date. To compare as floats anyway, "
+        "write a qdrant_client.models.Filter."
+    )

@@ -1,0 +1,327 @@
+"""What LangChain, LlamaIndex and the core must store, find and refuse alike."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import decimal
+import logging
+import pathlib
+import pickle
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.documents import Document as LangChainDocument
+from langchain_core.indexing import InMemoryRecordManager, index
+from llama_index.core import Document as LlamaIndexDocument
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
+from qdrant_client import models
+
+import langchain_jcv2
+import llama_index_jcv2
+from jcv2_plugin import ColbertCollection, Document
+from jcv2_plugin.documents import MAX_DEPTH, validate, without_blank
+from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, UnsupportedFilterError
+from jcv2_plugin.filters import check_filter, metadata_paths
+
+T = 1_790_000_000_000_000_000
+
+
+@pytest.fixture(scope="module", params=["memory", "folder"])
+def opened(mini: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    location = ":memory:" if request.param == "memory" else tmp_path_factory.mktemp("both") / "collection"
+    with ColbertCollection.create(location, encoder=mini, dim=32) as collection:
+        yield collection
+
+
+@pytest.fixture
+def collection(opened: ColbertCollection) -> ColbertCollection:
+    opened.delete(filter=models.Filter())
+    return opened
+
+
+def by_core(collection: ColbertCollection, text: str, metadata: dict[str, Any], **options: Any) -> list[str]:
+    return collection.add(without_blank([Document(text, "a", metadata)], **options))
+
+
+def by_langchain(collection: ColbertCollection, text: str, metadata: dict[str, Any], **options: Any) -> list[str]:
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    return store.add_documents([LangChainDocument(id="a", page_content=text, metadata=metadata)], **options)
+
+
+def by_llama_index(collection: ColbertCollection, text: str, metadata: dict[str, Any], **options: Any) -> list[str]:
+    node = TextNode(id_="a", text=text, metadata=metadata)
+    return llama_index_jcv2.JinaColbertVectorStore(collection).add([node], **options)
+
+
+ADDS = (by_core, by_langchain, by_llama_index)
+every_way = pytest.mark.parametrize("add", ADDS)
+Add = Callable[..., list[str]]
+
+
+def in_langchain(collection: ColbertCollection, **metadata: Any) -> list[str]:
+    found = langchain_jcv2.JinaColbertVectorStore(collection).similarity_search("a text", k=9, filter=metadata)
+    return sorted(str(one.id) for one in found)
+
+
+def in_llama_index(collection: ColbertCollection, operator: str = "==", **metadata: Any) -> list[str]:
+    parts: list[Any] = [MetadataFilter(key=key, value=value, operator=operator) for key, value in metadata.items()]  # type: ignore[arg-type]
+    store = llama_index_jcv2.JinaColbertVectorStore(collection)
+    return sorted(node.node_id for node in store.get_nodes(filters=MetadataFilters(filters=parts)))
+
+
+@every_way
+def test_what_json_has_no_type_for_is_stored_as_qdrants_client_does(collection: ColbertCollection, add: Add) -> None:
+    given = {
+        "int": np.int64(3),
+        "float": np.float64(2024.0),
+        "single": np.float32(0.5),
+        "bool": np.bool_(True),
+        "array": np.array([1, 2]),
+        "day": dt.date(2024, 5, 31),
+        "moment": dt.datetime(2024, 5, 31, 12, tzinfo=dt.timezone.utc),
+        "numpy": np.datetime64("2024-05-31"),
+        "uuid": uuid.UUID(int=3),
+        "price": decimal.Decimal("1.50"),
+        "set": {"b", "a"},
+        "deep": [(1, {3: pathlib.PurePosixPath("a/b")})],
+    }
+    before = copy.deepcopy(given)
+    add(collection, "a text", given)
+    (stored,) = collection.get(["a"])
+    assert stored.metadata == {
+        "int": 3,
+        "float": 2024.0,
+        "single": 0.5,
+        "bool": True,
+        "array": [1, 2],
+        "day": "2024-05-31",
+        "moment": "2024-05-31T12:00:00Z",
+        "numpy": "2024-05-31",
+        "uuid": "00000000-0000-0000-0000-000000000003",
+        "price": "1.50",
+        "set": ["a", "b"],
+        "deep": [[1, {"3": "a/b"}]],
+    }
+    assert [type(stored.metadata[key]) for key in ("int", "single", "bool")] == [int, float, bool]
+    assert given.keys() == before.keys()
+    assert type(given["int"]) is np.int64
+    assert in_langchain(collection, day=dt.date(2024, 5, 31), int=np.int64(3)) == ["a"]
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"end": 1}
+    for _ in range(levels - 1):
+        value = {"in": value}
+    return value
+
+
+@every_way
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (float("nan"), r"metadata\['n'\] is nan.*set it to None"),
+        ([1, {"x": float("-inf")}], r"metadata\['n'\]\[1\]\['x'\] is -inf"),
+        (np.datetime64("NaT"), r"metadata\['n'\] is .*Convert it to a str"),
+        (object(), r"metadata\['n'\] is .*of type object.*Convert it to a str"),
+        (2**70, r"metadata\['n'\]: 1180591620717411303424 does not fit 64 bits. Store it as a str"),
+        ({None: "x"}, r"metadata\['n'\]: key None is NoneType, not str"),
+        ({3: "x", "3": "y"}, r"metadata\['n'\]: key '3' comes twice"),
+        ("\ud800", "lone surrogates"),
+        (nested(MAX_DEPTH), "nested more than 32 levels deep"),
+        (nested(500), "nested more than 32 levels deep"),
+    ],
+)
+def test_what_cannot_be_stored_names_key_and_remedy(
+    collection: ColbertCollection, add: Add, value: Any, said: str
+) -> None:
+    with pytest.raises(InvalidDocumentError, match=said):
+        add(collection, "a text", {"n": value})
+    assert collection.count() == 0
+
+
+@every_way
+def test_metadata_may_have_32_levels(collection: ColbertCollection, add: Add) -> None:
+    add(collection, "a text", nested(MAX_DEPTH))
+    assert collection.get(["a"])[0].metadata == nested(MAX_DEPTH)
+
+
+@every_way
+def test_blank_texts_are_left_out_or_refused(
+    collection: ColbertCollection, add: Add, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert add(collection, " \n", {"page": 3}) == []
+    (record,) = caplog.records
+    assert record.getMessage() == "Left out 1 documents without text: a. on_blank='error' refuses them."
+    with pytest.raises(InvalidDocumentError, match="the text is empty"):
+        add(collection, " \n", {"page": 3}, on_blank="error")
+    with pytest.raises(ValueError, match="on_blank must be one of"):
+        add(collection, "a text", {}, on_blank="drop")
+    assert collection.count() == 0
+
+
+def test_blank_texts_in_whatever_makes_a_collection(mini: Any, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["a text", "", " "]
+    options: dict[str, Any] = {"encoder": mini, "dim": 32}
+    whole = {"transformations": [llama_index_jcv2.EncodedByStore()]}
+    numbered = enumerate(texts)
+    pages = [LlamaIndexDocument(text=text, id_=str(number), metadata={"page": number}) for number, text in numbered]
+    makers: list[Callable[..., Any]] = [
+        lambda **more: langchain_jcv2.JinaColbertVectorStore.from_texts(texts, ids=["0", "1", "2"], **options, **more),
+        lambda **more: langchain_jcv2.JinaColbertRetriever.from_texts(texts, ids=["0", "1", "2"], **options, **more),
+        lambda **more: llama_index_jcv2.JinaColbertIndex.from_documents(pages, **whole, **options, **more),
+    ]
+    for make in makers:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert list(make().collection.ids()) == ["0"]
+        assert ["Left out 2 documents without text: 1, 2" in one.getMessage() for one in caplog.records] == [True]
+        with pytest.raises(InvalidDocumentError, match=r"Document 1.*the text is empty"):
+            make(on_blank="error")
+    store = langchain_jcv2.JinaColbertVectorStore.from_texts(["first"], **options)
+    records = InMemoryRecordManager(namespace="pages")
+    records.create_schema()
+    documents = [LangChainDocument(page_content=text) for text in texts]
+    index(documents, records, store, key_encoder="sha256")
+    assert store.collection.count() == 2
+
+
+@pytest.fixture
+def numbered(collection: ColbertCollection) -> ColbertCollection:
+    numbers: dict[str, dict[str, Any]] = {"float": {"year": 2024.0}, "int": {"year": 2024}, "t": {"at": T}}
+    numbers |= {"t+100": {"at": T + 100}, "t+1e9": {"at": T + 10**9}, "dot": {"a.b": 1, "a b": 2}}
+    numbers["in"] = {"a": {"b": 1}}
+    collection.add([Document("a text", id, metadata) for id, metadata in numbers.items()])
+    return collection
+
+
+def test_numbers_are_found_whatever_their_type(numbered: ColbertCollection) -> None:
+    for year in (2024, 2024.0, np.int64(2024), np.float32(2024)):
+        assert in_langchain(numbered, year=year) == ["float", "int"]
+    for year in (2024, 2024.0):
+        assert in_llama_index(numbered, year=year) == ["float", "int"]
+    store = langchain_jcv2.JinaColbertVectorStore(numbered)
+    assert store.delete(filter={"year": 2024})
+    assert in_llama_index(numbered, year=2024) == []
+
+
+def test_integers_beyond_float64_are_exact_or_refused(numbered: ColbertCollection) -> None:
+    for find in (in_langchain, in_llama_index):
+        assert find(numbered, at=T + 100) == ["t+100"]
+        assert find(numbered, at=T + 1) == []
+        with pytest.raises(UnsupportedFilterError, match=r"metadata\.at.*not exact for 1\.79e\+18.*models\.Filter"):
+            find(numbered, at=float(T))
+    for operator in ("<", "<=", ">", ">="):
+        with pytest.raises(UnsupportedFilterError, match=r"metadata\.at.*not exact.*seconds instead of nanoseconds"):
+            in_llama_index(numbered, operator, at=T + 100)
+    assert in_llama_index(numbered, ">", at=2**53 - 1) == ["t", "t+100", "t+1e9"]
+
+
+def test_keys_are_literal_before_they_are_paths(numbered: ColbertCollection) -> None:
+    assert in_langchain(numbered, **{"a.b": 1}) == ["dot"]
+    assert in_langchain(numbered, a={"b": 1}) == ["in"]
+    assert in_llama_index(numbered, **{"a.b": 1}) == ["dot", "in"]
+    assert in_langchain(numbered, **{"a b": 2}) == in_llama_index(numbered, **{"a b": 2}) == ["dot"]
+    assert metadata_paths("a.b") == ['metadata."a.b"', "metadata.a.b"]
+    assert (metadata_paths("year"), metadata_paths("a b")) == (["metadata.year"], ['metadata."a b"'])
+    with pytest.raises(UnsupportedFilterError, match="without quotation marks"):
+        metadata_paths('a"b')
+
+
+def test_filters_nested_too_deeply_are_refused(collection: ColbertCollection) -> None:
+    deep, groups = models.Filter(), MetadataFilters(filters=[MetadataFilter(key="a", value=1)])
+    for _ in range(MAX_DEPTH):
+        deep = models.Filter(should=[models.Filter(must=[]), deep])
+        groups = MetadataFilters(filters=[groups])
+    store = llama_index_jcv2.JinaColbertVectorStore(collection)
+    for refused in (
+        lambda: check_filter(deep),
+        lambda: langchain_jcv2.JinaColbertVectorStore(collection).similarity_search("a", filter=deep),
+        lambda: in_langchain(collection, **nested(MAX_DEPTH + 1)),
+        lambda: store.get_nodes(filters=groups),
+        lambda: llama_index_jcv2.JinaColbertRetriever(store, vector_store_kwargs={"qdrant_filters": deep}).retrieve(
+            "a"
+        ),
+    ):
+        with pytest.raises(UnsupportedFilterError, match="nested more than 32 levels deep"):
+            refused()
+    check_filter(deep.should[1])  # type: ignore[index,arg-type]
+
+
+def holders(collection: ColbertCollection) -> list[Any]:
+    langchain, llama_index = langchain_jcv2.JinaColbertVectorStore(collection), llama_index_jcv2.JinaColbertIndex
+    of_nodes = llama_index.from_collection(collection)
+    retriever = langchain_jcv2.JinaColbertRetriever(collection=collection, filter={"year": 1})
+    of_store = [langchain, retriever, langchain.as_retriever()]
+    return [collection, *of_store, of_nodes, of_nodes.vector_store, of_nodes.as_retriever()]
+
+
+def test_deep_copies_share_the_open_collection_and_pickling_is_refused(collection: ColbertCollection) -> None:
+    collection.add(["a text"])
+    for one in holders(collection):
+        copies = [copy.copy(one), copy.deepcopy(one)]
+        copies += [one.model_copy(deep=True)] if hasattr(one, "model_copy") else []
+        for twin in copies:
+            inner = getattr(twin, "vectorstore", twin)
+            assert getattr(inner, "collection", inner) is collection
+            if hasattr(twin, "invoke"):
+                assert len(twin.invoke("text", filter={})) == 1
+        with pytest.raises(TypeError, match=r"cannot be pickled.*open"):
+            pickle.dumps(one)
+
+
+def test_queries_say_what_is_wrong(collection: ColbertCollection) -> None:
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    index = llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    collection.add([f"text {number}" for number in range(6)])
+    searches: list[Any] = [collection.search, store.similarity_search, index.as_retriever().retrieve]
+    for search in [*searches, store.max_marginal_relevance_search]:
+        with pytest.raises(InvalidQueryError, match=r"lone surrogates.*'half \\ud800'"):
+            search("half \ud800")
+        with pytest.raises(InvalidQueryError, match="non-empty str, got ''"):
+            search("")
+    assert len(store.max_marginal_relevance_search("text", k=None, fetch_k=None)) == 4
+    assert len(store.similarity_search("text", k=None)) == 4
+
+
+def test_numbers_of_numpy_are_numbers(collection: ColbertCollection) -> None:
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    collection.add(["a text", "another text"])
+    two, low, half = np.int64(2), np.float32(0.1), np.float32(0.5)
+    assert len(store.similarity_search("text", k=two, score_threshold=low)) == 2
+    assert len(store.max_marginal_relevance_search("text", k=two, fetch_k=two, lambda_mult=half)) == 2
+    retriever = langchain_jcv2.JinaColbertRetriever(collection=collection, k=np.int64(1), candidates=two)
+    assert len(retriever.invoke("text")) == 1
+    index = llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    assert len(index.as_retriever(similarity_top_k=two, score_threshold=low).retrieve("text")) == 2
+    mmr = index.as_retriever(similarity_top_k=two, vector_store_query_mode="mmr", mmr_threshold=half)
+    assert len(mmr.retrieve("text")) == 2
+    assert llama_index_jcv2.JinaColbertRerank(np.int64(2), collection.encoder).top_n == 2
+
+
+def test_similarity_cutoff_works_on_llama_indexs_score(collection: ColbertCollection) -> None:
+    collection.add(["Bees make honey from nectar.", "A violin has four strings."], ids=["bees", "violin"])
+    question, index = "bees make honey", llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    hits = collection.search(question)
+    found = index.as_retriever(similarity_top_k=2).retrieve(question)
+    assert [(one.node_id, one.score, one.maxsim) for one in found] == [
+        (hit.id, hit.relevance, hit.score) for hit in hits
+    ]
+    cutoff = (hits[0].relevance + hits[1].relevance) / 2
+    reranker = llama_index_jcv2.JinaColbertRerank(2, collection.encoder, dim=32)
+    cut = SimilarityPostprocessor(similarity_cutoff=cutoff)
+    for nodes in (found, reranker.postprocess_nodes(found, query_str=question)):
+        assert [one.node_id for one in cut.postprocess_nodes(nodes)] == ["bees"]
+
+
+def test_documents_are_validated_into_new_ones() -> None:
+    given = Document("a text", "a", {"n": np.int64(1)}, {"top": (1, 2)})
+    (checked,) = validate([given])
+    assert (checked.metadata, checked.payload) == ({"n": 1}, {"top": [1, 2]})
+    assert type(given.metadata["n"]) is np.int64
