@@ -29,14 +29,7 @@ _GRID = [2 ** (exponent / 2) for exponent in range(-4, 13)]  # 0.25 to 64
 
 
 def best_scale(encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator) -> float:
-    """Return twice the scale with the lowest InfoNCE loss of the untrained model's default head, on some batches.
-
-    Args:
-        encoder: The encoder, prepared for training.
-        rows: Training rows.
-        settings: The recipe, which sets the batch size.
-        collator: The collator used in training.
-    """
+    """Return twice the scale with the lowest InfoNCE loss of the untrained model's default head, on some batches."""
     size = min(settings.batch_size, _ROWS)
     sampler = GroupedBatchSampler(rows, size, seed=settings.seed)
     loss = MatryoshkaLateInteractionLoss(encoder, settings)

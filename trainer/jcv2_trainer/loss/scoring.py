@@ -6,8 +6,9 @@ formula is sentence-transformers'. It is applied to each forward pass, so that s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from sentence_transformers.util.similarity import maxsim, maxsim_pairwise
@@ -54,39 +55,27 @@ class TokenVectors:
         return torch.cat(vectors)[order], torch.cat(masks)[order]
 
 
-def head_slices(dims: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield ``(first component, dim)`` of each head in concatenated vectors."""
-    start = 0
-    for dim in dims:
-        yield start, dim
-        start += dim
+def head_slices(dims: Sequence[int]) -> list[tuple[int, int]]:
+    """Return ``(first component, dim)`` of each head in concatenated vectors."""
+    return list(zip(accumulate(dims, initial=0), dims, strict=False))
 
 
 def all_scores(queries: TokenVectors, documents: TokenVectors) -> Tensor:
     """Return the MaxSim score of every query with every document, shape ``(queries, documents)``, float32."""
+    right = list(zip(documents.vectors, documents.masks, strict=True))
     blocks = [
         torch.cat(
-            [
-                maxsim(query, document, a_mask=query_mask, b_mask=document_mask)
-                for document, document_mask in zip(documents.vectors, documents.masks, strict=True)
-            ],
-            dim=1,
+            [maxsim(query, document, a_mask=mask, b_mask=document_mask) for document, document_mask in right], dim=1
         )
-        for query, query_mask in zip(queries.vectors, queries.masks, strict=True)
+        for query, mask in zip(queries.vectors, queries.masks, strict=True)
     ]
     return torch.cat(blocks)[queries.order][:, documents.order]
 
 
 def candidate_scores(queries: TokenVectors, documents: TokenVectors, candidates: Tensor) -> Tensor:
-    """Return the MaxSim scores of each query with its own candidates only.
+    """Return the MaxSim scores of each query with its own candidates only, shape ``(queries, candidates)``, float32.
 
-    Args:
-        queries: ``Q`` queries.
-        documents: Documents.
-        candidates: Positions among the documents, shape ``(Q, candidates)``, negative where there is no candidate.
-
-    Returns:
-        Scores of shape ``(Q, candidates)``, float32, ``-inf`` where there is no candidate.
+    ``candidates`` are positions among the documents, of the same shape. A negative one gets the score ``-inf``.
     """
     padded, padded_mask = queries.padded()
     scores = padded.new_full(candidates.shape, float("-inf"), dtype=torch.float32)

@@ -14,38 +14,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch.nn import functional as F
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_callback import PrinterCallback
 
 from jcv2_plugin.errors import ModelLayoutError
-from jcv2_trainer.data.mlm import IGNORED, About, Packed, Rows, WordMasker, describe, load_packed, pack
+from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, tokenizer_digest
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
-from jcv2_trainer.training.rotary import LOADING_ERRORS, load_tokenizer, read_config
+from jcv2_trainer.training.rotary import LOADING_ERRORS, first_line, load_tokenizer, read_config
 from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory, refuse_taken, versions
 from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
 
 # Settings that may change when a run is resumed. Batch size and accumulation may only change if their product does not.
-_FREE = {
-    "batch_size",
-    "accumulate",
-    "bf16",
-    "gradient_checkpointing",
-    "save_every",
-    "keep_checkpoints",
-    "log_every",
-}
+_FREE = {"batch_size", "accumulate", "bf16", "gradient_checkpointing", "save_every", "keep_checkpoints", "log_every"}
 
 
 @dataclass
@@ -62,7 +54,7 @@ class MlmReport:
         held_out: Number of held-out sequences.
         recipe: The settings.
         steps: Number of optimiser steps done.
-        start_loss: Masked-language loss of the initial model on the held-out sequences, in nats per token.
+        start_loss: Masked-language loss of the initial model on the held-out sequences, in nats per masked token.
         final_loss: The same loss after training. None if training was interrupted.
         finished: False if training was interrupted.
         history: Loss, learning rate and gradient norm by step.
@@ -120,17 +112,28 @@ def train_mlm(
     model, out = model.expanduser(), out.expanduser().absolute()
     refuse_taken(out, force)
     network, tokenizer = _load(model, settings)
-    about = describe(texts, tokenizer, settings.sequence_length, settings.whole_word)
+    files = text_files(texts)
     arguments = _arguments(out.with_name(f"{out.name}.run"), settings)
+    identity = {
+        "stage": "mlm",
+        "model": str(model.resolve()),
+        "texts": files,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "sequences per step": settings.batch_size * settings.accumulate * arguments.world_size,
+        **settings.model_dump(exclude=_FREE),
+    }
     with arguments.main_process_first(desc="packing the texts"):
-        run = RunFolder.open(out, _identity(model, about, settings, arguments), resume=resume, force=force)
-        packed = _packed(texts, tokenizer, about, run.folder / "texts", may_be_there=resume or _follows(arguments))
-    train_rows, dev_rows = _split(packed, settings)
+        run = RunFolder.open(out, identity, resume=resume, force=force)
+        cache = run.folder / "texts"
+        packed, counts = pack(texts, tokenizer, settings.sequence_length, settings.whole_word, cache)
+    order = np.random.default_rng(settings.seed).permutation(len(packed))
+    held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
+    train_rows, dev_rows = (Rows(packed, np.sort(part), settings.seed) for part in (order[held_out:], order[:held_out]))
     report = MlmReport(
         model=str(model),
-        texts=[str(name) for name, _ in about.files],
-        documents=packed.about.documents,
-        tokens=packed.about.tokens,
+        texts=[str(name) for name, _ in files],
+        documents=counts["documents"],
+        tokens=counts["tokens"],
         sequences=len(train_rows),
         held_out=len(dev_rows),
         recipe=settings.model_dump(),
@@ -178,7 +181,7 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         )
     if settings.whole_word and not tokenizer.is_fast:
         raise ModelLayoutError(
-            f"{folder}: the tokenizer is no fast one, which is needed to know words. Give --no-whole-word."
+            f"{folder}: whole words need a fast tokenizer, and this one is slow. Give --no-whole-word."
         )
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
@@ -190,11 +193,10 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelLayoutError(f"{folder} cannot be read as a masked-language model: {reason}") from error
+        raise ModelLayoutError(f"{folder} cannot be read as a masked-language model: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelLayoutError(
-            f"{folder} has no masked-language head, or lacks other weights: {', '.join(missing[:3])} "
+            f"{folder} lacks weights, such as those of a masked-language head: {', '.join(missing[:3])} "
             f"({len(missing)} in all). jcv2-finetune convert adds a head to a model with absolute positions."
         )
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -207,7 +209,8 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         )
     if len(tokenizer) > model.config.vocab_size:
         raise ModelLayoutError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings."
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings. "
+            "Give a folder in which both belong together."
         )
     if settings.gradient_checkpointing:
         # transformers 5.24 renames it, and warns about the old name
@@ -270,40 +273,6 @@ def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
     )
 
 
-def _identity(model: Path, about: About, settings: MlmRecipe, arguments: TrainingArguments) -> dict[str, Any]:
-    """Return what must stay the same to resume a run."""
-    return {
-        "stage": "mlm",
-        "model": str(model.resolve()),
-        "texts": about.files,
-        "tokenizer": about.tokenizer,
-        "sequences a step": settings.batch_size * settings.accumulate * arguments.world_size,
-        **settings.model_dump(exclude=_FREE),
-    }
-
-
-def _follows(arguments: TrainingArguments) -> bool:
-    """Return whether another process of the same training has just packed the texts."""
-    return int(arguments.process_index) > 0
-
-
-def _packed(texts: Sequence[Path], tokenizer: Any, about: About, folder: Path, may_be_there: bool) -> Packed:
-    there = load_packed(folder) if may_be_there else None
-    if there is not None and there.about.same_source(about):
-        return there
-    with tqdm(desc="packing", unit=" documents", disable=None) as bar:
-        return pack(texts, tokenizer, about, folder, progress=bar.update)
-
-
-def _split(packed: Packed, settings: MlmRecipe) -> tuple[Rows, Rows]:
-    """Split into training rows and held-out rows, at least one of each."""
-    order = np.random.default_rng(settings.seed).permutation(packed.about.rows)
-    held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
-    return Rows(packed, np.sort(order[held_out:]), settings.seed), Rows(
-        packed, np.sort(order[:held_out]), settings.seed
-    )
-
-
 class _Trainer(Trainer):
     """transformers' ``Trainer``, with checkpoints that hold the parameters under their own names.
 
@@ -346,26 +315,20 @@ class _Watch(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
 
-class _Sum(NamedTuple):
-    loss: float
-    tokens: int
-
-
 def held_out_loss(trainer: Trainer, rows: Rows) -> float:
     """Return the masked-language loss in nats per masked token, with the same masks at each call."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
-    sums = [_Sum(0.0, 0)]
-    size = trainer.args.per_device_train_batch_size
+    loss, tokens = 0.0, 0
+    batches: Any = DataLoader(rows, trainer.args.per_device_train_batch_size, collate_fn=trainer.data_collator)  # type: ignore[arg-type]
     with torch.inference_mode(), trainer.accelerator.autocast():
-        for start in range(0, len(rows), size):
-            batch = trainer.data_collator([rows[index] for index in range(start, min(start + size, len(rows)))])
+        for batch in batches:
             count = int((batch["labels"] != IGNORED).sum())
-            loss = model(**{name: value.to(trainer.args.device) for name, value in batch.items()}).loss
-            sums.append(_Sum(float(loss) * count, count))
+            loss += count * float(model(**{name: one.to(trainer.args.device) for name, one in batch.items()}).loss)
+            tokens += count
     model.train(was_training)
-    return sum(one.loss for one in sums) / max(1, sum(one.tokens for one in sums))
+    return loss / max(1, tokens)
 
 
 @contextmanager
@@ -380,13 +343,14 @@ def _memory_hint(settings: MlmRecipe) -> Iterator[None]:
         if settings.batch_size > 1:
             half = settings.batch_size // 2
             more = settings.accumulate * -(-settings.batch_size // half)
-            advice.append(f"--batch-size {half} with --accumulate {more} (as many sequences a step)")
+            advice.append(f"--batch-size {half} with --accumulate {more} (as many sequences per step)")
         if not settings.gradient_checkpointing:
             advice.append("--gradient-checkpointing")
         if not settings.bf16:
-            advice.append("--bf16 (on a GPU that can)")
+            advice.append("--bf16 (if the GPU supports it)")
         advice.append(f"a smaller --sequence-length (now {settings.sequence_length})")
         raise TrainingError(
-            f"Memory ran out at --batch-size {settings.batch_size}. Try, in this order: {'; '.join(advice)}. "
-            "If there is a checkpoint, go on with --resume, for which all but the last will do; or start with --force."
+            f"Out of memory at --batch-size {settings.batch_size}. Try, in this order: {'; '.join(advice)}. "
+            "If there is a checkpoint, you can continue from it with --resume, unless you change --sequence-length. "
+            "Otherwise start again with --force."
         ) from error
