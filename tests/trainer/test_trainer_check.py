@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from training_samples import write_jsonl
 from typer.testing import CliRunner
 
 from jcv2_trainer.cli.app import app, show_report
 from jcv2_trainer.data.check import FIELDS, KINDS, CheckReport, check_file, row_faults
 
-DATA = Path(os.environ.get("JCV2_DATA") or Path(__file__).parents[2] / "../shared/data")
 PAIR = {"query": "who?", "positive": "she"}
 TRIPLET = {"query": "what?", "positive": "this", "negatives": ["that", "those"]}
 
 
-def write(path: Path, rows: list[Any]) -> Path:
-    """A file with a line for each row; bytes are taken as they are."""
-    parts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path.write_bytes(b"\n".join(parts) + b"\n")
-    return path
-
-
 def check_rows(folder: Path, *rows: Any, max_findings: int = 20) -> CheckReport:
-    return check_file(write(folder / "a.jsonl", list(rows)), max_findings)
+    return check_file(write_jsonl(folder / "a.jsonl", list(rows)), max_findings)
 
 
 def invoke(*arguments: Any) -> Any:
@@ -190,7 +182,7 @@ def test_any_row_is_either_sound_or_has_known_faults(row):
 
 
 def test_the_command_prints_plain_lines_in_a_pipe(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{**PAIR, "lang": "[red]x\x1b"}, {"query": "[bold]q"}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "lang": "[red]x\x1b"}, {"query": "[bold]q"}])
     result = invoke("check", path)
     assert result.exit_code == 1
     assert f"{path}: not ok. 2 rows: 1 pairs, 0 triplets, 1 with errors" in result.stdout
@@ -206,7 +198,7 @@ def test_rows_of_tables_and_files_of_folders_are_named(tmp_path):
     result = invoke("check", folder / "a.parquet")
     assert result.exit_code == 1
     assert f"{folder / 'a.parquet'} row 2: error [empty-text] query: ''" in result.stdout
-    write(folder / "b.jsonl", [3])
+    write_jsonl(folder / "b.jsonl", [3])
     assert f"{folder / 'b.jsonl'}:1: error [not-an-object]" in invoke("check", folder).stdout
     console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system=None, highlight=False)
     show_report(check_file(folder), console)
@@ -219,14 +211,14 @@ def test_rows_of_tables_and_files_of_folders_are_named(tmp_path):
 
 
 def test_the_command_limits_what_it_shows(tmp_path):
-    result = invoke("check", write(tmp_path / "a.jsonl", [b"nonsense"] * 7), "--max-findings", 2)
+    result = invoke("check", write_jsonl(tmp_path / "a.jsonl", [b"nonsense"] * 7), "--max-findings", 2)
     assert result.stdout.count("[bad-json]") == 2
     assert "5 more findings are not shown" in result.stdout
 
 
 def test_the_command_prints_json(tmp_path):
-    good = write(tmp_path / "good.jsonl", [PAIR])
-    bad = write(tmp_path / "bad.jsonl", [PAIR, 3])
+    good = write_jsonl(tmp_path / "good.jsonl", [PAIR])
+    bad = write_jsonl(tmp_path / "bad.jsonl", [PAIR, 3])
     result = invoke("check", good, bad, "--json")
     assert result.exit_code == 1
     first, second = map(json.loads, result.stdout.splitlines())
@@ -236,7 +228,7 @@ def test_the_command_prints_json(tmp_path):
 
 
 def test_exit_codes(tmp_path):
-    good, bad = write(tmp_path / "good.jsonl", [PAIR]), write(tmp_path / "bad.jsonl", [3])
+    good, bad = write_jsonl(tmp_path / "good.jsonl", [PAIR]), write_jsonl(tmp_path / "bad.jsonl", [3])
     broken = tmp_path / "broken.jsonl.gz"
     broken.write_bytes(b"no gzip")
     assert invoke("check", good).exit_code == 0
@@ -254,12 +246,9 @@ def test_version_and_help():
     assert "principal-heads" in invoke("--help").stdout
 
 
-def test_real_pairs_are_sound(tmp_path):
-    source = DATA / "train/pairs.jsonl.xz"
-    if not source.is_file():
-        pytest.skip(f"{source} is not there; set JCV2_DATA to the folder with the retrieval data")
+def test_real_pairs_are_sound(data_dir, tmp_path):
     path = tmp_path / "pairs.jsonl"
-    with lzma.open(source, "rb") as file:
+    with lzma.open(data_dir / "train/pairs.jsonl.xz", "rb") as file:
         path.write_bytes(b"".join(islice(file, 2000)))
     report = check_file(path)
     assert (report.ok, report.rows, report.pairs) == (True, 2000, 2000)

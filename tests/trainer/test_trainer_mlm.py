@@ -142,7 +142,11 @@ def test_each_piece_of_a_script_without_spaces_is_a_word() -> None:
 # Packing
 
 
-def test_packing_loses_and_pads_nothing_and_is_done_once(tokenizer: Any, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("documents", [400, 1])
+def test_packing_loses_and_pads_nothing_and_is_done_once(tokenizer: Any, documents: int, tmp_path: Path) -> None:
+    texts = [" ".join(sentences(400 // documents, seed)) for seed in range(documents)]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(texts))
     packed, counts = pack([corpus], tokenizer, 32, True, tmp_path)
     values = np.array(packed["values"][:])
     ids = values >> 1
@@ -150,25 +154,17 @@ def test_packing_loses_and_pads_nothing_and_is_done_once(tokenizer: Any, corpus:
     assert (ids[:, -1] == 2).all()
     assert (values[:, 1] & 1).all()
     assert 1 not in ids
-    documents = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in sentences(400)]
+    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     expected: list[int] = []
-    for document in documents:
+    for document in tokens:
         expected += [2, *document] if len(expected) % 30 else document  # a row's end separates as well
     found = ids[:, 1:-1].reshape(-1).tolist()
     assert found == expected[: len(found)]
     assert len(expected) - len(found) <= 30
-    assert counts == {"documents": 400, "tokens": sum(map(len, documents))}
+    assert counts == {"documents": documents, "tokens": sum(map(len, tokens))}
     for length, folders in ((32, 1), (64, 2)):
         pack([corpus], tokenizer, length, True, tmp_path)
         assert len(list(tmp_path.glob("rows-*"))) == folders
-
-
-def test_a_document_may_be_longer_than_many_rows(tokenizer: Any, tmp_path: Path) -> None:
-    path = tmp_path / "long.txt"
-    path.write_text(" ".join(sentences(500)))
-    packed, counts = pack([path], tokenizer, 16, True, tmp_path / "texts")
-    assert counts["documents"] == 1
-    assert len(packed) == counts["tokens"] // 14
 
 
 def test_texts_of_every_format(tmp_path: Path) -> None:
@@ -316,31 +312,22 @@ def test_accumulation_is_a_larger_batch(steady: Path, corpus: Path, tmp_path: Pa
     assert difference(tmp_path / "one", tmp_path / "out") < 1e-5
 
 
-def test_bfloat16(model: Path, corpus: Path, tmp_path: Path) -> None:
-    report = train_mlm([corpus], model, tmp_path / "out", recipe(bf16=True, max_steps=2))
-    assert report.final_loss is not None
-    tensors = load_file(tmp_path / "out" / "model.safetensors").values()
-    assert all(tensor.dtype == torch.float32 for tensor in tensors)
-
-
 def test_runs_are_not_mixed_up(model: Path, corpus: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(TrainingError, match="no checkpoint"):
-        train_mlm([corpus], model, out, recipe(), resume=True)
-    interrupted(corpus, model, out, recipe(), 1)
-    with pytest.raises(TrainingError, match="--resume"):
-        train_mlm([corpus], model, out, recipe())
-    with pytest.raises(TrainingError, match="mask_share"):
-        train_mlm([corpus], model, out, recipe(mask_share=0.15), resume=True)
-    with pytest.raises(TrainingError, match="sequences per step"):
-        train_mlm([corpus], model, out, recipe(batch_size=2), resume=True)
-    other = tmp_path / "other.txt"
+    out, other = tmp_path / "out", tmp_path / "other.txt"
     other.write_text("\n".join(sentences(300)))
-    with pytest.raises(TrainingError, match="texts"):
-        train_mlm([other], model, out, recipe(), resume=True)
+
+    def refuse(said: str, text: Path = corpus, resume: bool = False, **changes: Any) -> None:
+        with pytest.raises(TrainingError, match=said):
+            train_mlm([text], model, out, recipe(**changes), resume=resume)
+
+    refuse("no checkpoint", resume=True)
+    interrupted(corpus, model, out, recipe(), 1)
+    refuse("--resume")
+    refuse("mask_share", resume=True, mask_share=0.15)
+    refuse("sequences per step", resume=True, batch_size=2)
+    refuse("texts", other, resume=True)
     assert train_mlm([other], model, out, recipe(max_steps=1), force=True).finished
-    with pytest.raises(TrainingError, match="--force"):
-        train_mlm([corpus], model, out, recipe())
+    refuse("--force")
 
 
 def test_memory_that_runs_out_is_explained(
@@ -413,19 +400,18 @@ def test_the_commands(corpus: Path, tmp_path: Path) -> None:
     assert "rope_theta must be above 1" in wrong.output
     (tmp_path / "recipe.yaml").write_text("sequence_length: 48\nmax_steps: 9\n")
     flags = ["--model", tmp_path / "rotary", "--out", tmp_path / "out", "--recipe", tmp_path / "recipe.yaml"]
-    trained = invoke("mlm", corpus, corpus, *flags, "--max-steps", 2, "--batch-size", 2)
+    trained = invoke("mlm", corpus, corpus, *flags, "--max-steps", 2, "--batch-size", 2, "--bf16")
     assert trained.exit_code == 0, trained.output
     assert "trained for 2 steps" in trained.output
     assert "sequences of 48 tokens, from 800 documents" in trained.output
     assert " before, " in trained.output
     assert len(trained.output.splitlines()) == 2
+    weights = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert all(tensor.dtype == torch.float32 for tensor in weights)
     again = invoke("mlm", corpus, *flags)
     assert again.exit_code == 2
     assert "error: " in again.output
     assert "--force" in again.output
-
-
-def test_help_is_full() -> None:
     shown = invoke("mlm", "--help").output
     for field in MlmRecipe.model_fields:
         assert f"--{field.replace('_', '-')}" in shown

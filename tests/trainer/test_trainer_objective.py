@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 from sentence_transformers.multi_vector_encoder.losses import (
     MultiVectorDistillKLDivLoss,
     MultiVectorMultipleNegativesRankingLoss,
 )
+from torch.nn.parallel import DistributedDataParallel
 from training_samples import make_rows, settings, tiny_encoder, with_keys
 
 from jcv2_plugin import JinaColbertEncoder
@@ -51,11 +55,6 @@ def vectors(encoder, texts, task, dim) -> list[np.ndarray]:
 
 def max_sim(query, document) -> float:
     return float((query @ document.T).max(axis=1).sum())
-
-
-def log_softmax(values) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    return values - values.max() - np.log(np.exp(values - values.max()).sum())
 
 
 def score_matrix(encoder, rows, dim) -> np.ndarray:
@@ -178,7 +177,7 @@ class TestHeads:
         batch = batch_of(encoder, make_rows(4))
         calls = []
         hook = encoder.backbone.register_forward_hook(lambda *_: calls.append(1))
-        loss_and_gradients(encoder, batch, settings())
+        loss_and_gradients(encoder, batch, settings(cached=False))
         hook.remove()
         assert len(calls) == len(batch.queries.features) + len(batch.documents.features)
 
@@ -248,3 +247,38 @@ class TestPacking:
         alone = [first._candidates(row) for row in rows]
         assert [again._candidates(row) for row in reversed(rows)] == alone[::-1]
         assert [later._candidates(row) for row in rows] != alone
+
+
+def share_of_a_process(rank: int, folder: Path, rows: list[dict[str, Any]], port: int) -> None:
+    """Compute the loss on half of the rows, and save the gradients."""
+    torch.set_num_threads(1)
+    store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    encoder = tiny_encoder(folder / "model")
+    batch = batch_of(encoder, rows[rank::2], tokens_per_batch=[96, 48][rank])  # more forward passes in one of them
+    for stage in ("pairs", "triplets"):
+        for cached in (False, True):
+            encoder.zero_grad()
+            loss = MatryoshkaLateInteractionLoss(encoder, settings(stage, cached=cached))
+            loss.model = DistributedDataParallel(encoder, find_unused_parameters=True, broadcast_buffers=False)
+            loss(batch).backward()
+            gradients = {name: one.grad for name, one in encoder.named_parameters() if one.grad is not None}
+            torch.save(gradients, folder / f"{stage}-{cached}-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not os.environ.get("JCV2_TEST_ALL"), reason="starts two processes; set JCV2_TEST_ALL=1")
+def test_two_processes_have_the_gradients_of_one(checkpoint):
+    encoder, rows = tiny_encoder(checkpoint), make_rows(8, negatives=2, scores=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(share_of_a_process, (checkpoint.parent, rows, port), 2)
+    for stage in ("pairs", "triplets"):
+        _, expected = loss_and_gradients(encoder, batch_of(encoder, rows), settings(stage, cached=False))
+        for cached in (False, True):
+            for rank in (0, 1):
+                found = torch.load(checkpoint.parent / f"{stage}-{cached}-{rank}", weights_only=True)
+                assert found.keys() == expected.keys()
+                for name, gradient in expected.items():
+                    torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)

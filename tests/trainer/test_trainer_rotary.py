@@ -30,14 +30,8 @@ from jcv2_trainer.training.rotary import to_rotary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.3,
-}
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES |= {"max_position_embeddings": 40, "initializer_range": 0.3}
 TEXT = "Late interaction compares every query token."
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import fields as fields_of
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass as validated
@@ -50,13 +50,8 @@ _Score = Annotated[float, Strict(), Field(gt=-1e30, lt=1e30, allow_inf_nan=False
 class Row:
     """A row without errors.
 
-    Attributes:
-        query: Query text as in the file, not stripped.
-        positive: Positive text as in the file, not stripped.
-        negatives: Negative texts. Empty for a pair.
-        scores: The teacher's scores for the positive, then for each negative. None if the row has no scores.
-        lang: Language, or empty.
-        source: Source, or empty.
+    Texts are as in the file, not stripped. ``negatives`` is empty for a pair, ``scores`` is None or has the teacher's
+    scores for the positive and then for each negative, and ``lang`` and ``source`` may be empty.
     """
 
     query: _Text
@@ -91,45 +86,22 @@ KINDS: dict[str, tuple[Severity, str]] = {
 _MOST_NAMES = 1000  # distinct languages, sources, unknown fields: every row may have a different one
 
 
-class Judged(NamedTuple):
-    """A record, as a valid row or with its errors.
-
-    Attributes:
-        record: The record with canonical field names. Empty if the line is not a record.
-        row: The row, or None if it has errors.
-        faults: The errors, with fields as named in the file.
-        own_names: Names in the file of the renamed fields.
-    """
-
-    record: dict[str, Any]
-    row: Row | None
-    faults: list[Fault]
-    own_names: dict[str, str]
-
-
-def judge(entry: Entry) -> Judged:
-    """Validate an entry, and find all its errors."""
-    if isinstance(entry.value, Fault):
-        return Judged({}, None, [entry.value], {})
-    record, names = normalise(entry.value)
-    row, faults = _validate(record)
-    faults = [fault._replace(field=names.get(fault.field, fault.field)) for fault in faults]
-    return Judged(record, row, faults, names)
-
-
 def row_faults(row: dict[str, Any]) -> list[Fault]:
     """Return all errors of a row with canonical field names. The fields are listed in the module."""
-    return _validate(row)[1]
+    return validate(row, {})[1]
 
 
-def _validate(record: dict[str, Any]) -> tuple[Row | None, list[Fault]]:
+def validate(record: dict[str, Any], own_names: dict[str, str]) -> tuple[Row | None, list[Fault]]:
+    """Return a row, or None and all errors, from what :func:`~jcv2_trainer.data.records.normalise` returns."""
     given = {field: value for field in FIELDS if (value := record.get(field)) is not None}
     faults = list(_relation_faults(record))
     try:
         row = Row(**given)
     except ValidationError as error:
-        return None, [_fault(record, one) for one in error.errors(include_url=False, include_context=False)] + faults
-    return (None if faults else row), faults
+        faults = [_fault(record, one) for one in error.errors(include_url=False, include_context=False)] + faults
+    if not faults:
+        return row, []
+    return None, [fault._replace(field=own_names.get(fault.field, fault.field)) for fault in faults]
 
 
 def _fault(record: dict[str, Any], error: Any) -> Fault:
@@ -172,13 +144,12 @@ class Finding:
 
     Attributes:
         line: Line or row number, from 1.
-        field: The field, such as ``"query"`` or ``"negatives[2]"``, as named in the file (``"negative_3"``). Empty for
-            the whole line.
+        field: The field as named in the file, such as ``"negatives[2]"``. Empty for the whole line.
         kind: A key of ``KINDS``.
         severity: ``"error"`` or ``"warning"``.
         message: What is wrong, with the value.
         remedy: How to fix it.
-        file: The file that contains the line or row: the file checked, or one in the folder checked.
+        file: The file checked, or the one in the folder checked.
         unit: ``"line"``, or ``"row"`` for tables.
     """
 
@@ -278,18 +249,24 @@ class _Tally:
         self.kept: list[tuple[int, Finding]] = []  # with their rank among those of their kind
         self.languages: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()
-        self.unknown: set[str] = set()
+        self.known = set(FIELDS)  # and fields that were reported
         self.characters: Counter[str] = Counter()
         self.texts: Counter[str] = Counter()
         self.shapes: Counter[int] = Counter()  # number of negatives -> valid rows
-        self.queries: dict[int, tuple[Path, str, int]] = {}  # hash of a query -> file, position and positive's hash
+        self.files: list[tuple[Path, Unit]] = []
+        # Hash of a query -> its first file and line, and the positive's hash. Tuples of numbers only are cheap to keep.
+        self.queries: dict[int, tuple[int, int, int]] = {}
 
     def read(self, entry: Entry) -> None:
         self.rows += 1
-        record, row, faults, names = judge(entry)
-        for name in record.keys() - set(FIELDS) - self.unknown:
-            if len(self.unknown) < _MOST_NAMES:
-                self.unknown.add(name)
+        if isinstance(entry.value, Fault):
+            self.add(entry, *entry.value)
+            return
+        record, names = normalise(entry.value)
+        row, faults = validate(record, names)
+        for name in record.keys() - self.known:
+            if len(self.known) < len(FIELDS) + _MOST_NAMES:
+                self.known.add(name)
                 meant = get_close_matches(name[:60], FIELDS, n=1)
                 hint = f"; did you mean {meant[0]!r}?" if meant else ""
                 self.add(entry, "unknown-field", ascii(name)[1:-1][:60], f"first seen here{hint}")
@@ -313,10 +290,13 @@ class _Tally:
             self.texts[field] += len(texts)
             self.characters[field] += sum(map(len, texts))
         self._note_shape(entry, len(row.negatives))
-        here = (entry.file, f"{entry.unit} {entry.number}", text_key(row.positive))
-        file, position, positive = self.queries.setdefault(text_key(row.query), here)
+        if not self.files or self.files[-1][0] is not entry.file:
+            self.files.append((entry.file, entry.unit))
+        here = (len(self.files) - 1, entry.number, text_key(row.positive))
+        index, number, positive = self.queries.setdefault(text_key(row.query), here)
         if positive != here[2]:
-            first = position if file == entry.file else f"{position} of {file.name}"
+            file, unit = self.files[index]
+            first = f"{unit} {number}" + ("" if file == entry.file else f" of {file.name}")
             message = f"{first} has the same query with another positive: {row.query!r:.60}"
             self.add(entry, "repeated-query", query_field, message)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.lines import DataError
@@ -183,9 +182,8 @@ def split_dev(dataset: Dataset, share: float = 0.05, most: int = 500, seed: int 
     """Split off a dev set whose queries and positives do not occur as queries and positives of the other rows.
 
     Rows with the same positive stay together. Rows outside the dev set that share a query with it (with another
-    positive) are in neither list. Their number is ``len(dataset) - len(train) - len(dev)``, and at most the target size
-    of the dev set, because groups that would cost more are not drawn. The dev set is smaller than its target, or empty,
-    if too few groups are small enough.
+    positive) are in neither list. They are at most as many as the target size of the dev set, because positives that
+    would cost more are not drawn. The dev set is smaller than its target, or empty, if too few are small enough.
 
     Args:
         dataset: A dataset from :func:`training_dataset`, or rows selected from it.
@@ -204,32 +202,21 @@ def split_dev(dataset: Dataset, share: float = 0.05, most: int = 500, seed: int 
     if most < 0:
         raise ValueError(f"most must not be negative, got {most!r}.")
     rows = len(dataset)
-    target = min(most, max(1, round(share * rows))) if share else 0
+    if not rows or not share or not most:
+        return list(range(rows)), []
     keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
-    queries, positives = (
-        np.unique(keys[name], return_inverse=True)[1].reshape(-1) for name in ("query_key", "positive_key")
-    )
-    dev = np.isin(positives, _draw_groups(queries, positives, target, seed)) if rows else np.zeros(0, bool)
-    train = ~dev & ~np.isin(queries, queries[dev])
-    return np.flatnonzero(train).tolist(), np.flatnonzero(dev).tolist()
-
-
-def _draw_groups(queries: NDArray[np.int64], positives: NDArray[np.int64], target: int, seed: int) -> list[int]:
-    """Draw positives with at most ``target`` rows, whose queries have at most ``target`` other rows.
-
-    Queries and positives are numbered from 0. Both have shape ``(rows,)``.
-    """
+    queries, positives = (np.unique(keys[name], return_inverse=True)[1].reshape(-1) for name in keys)
     sizes = np.bincount(positives)
     pairs = np.unique(np.stack([positives, queries]), axis=1)
-    with_query = np.bincount(pairs[0], weights=np.bincount(queries)[pairs[1]])
-    costs = with_query.astype(np.int64) - sizes
+    # Of each positive: the rows of all its queries, less its own.
+    costs = np.bincount(pairs[0], weights=np.bincount(queries)[pairs[1]]).astype(np.int64) - sizes
     drawn: list[int] = []
-    room, lossable = target, target
-    for group in np.random.default_rng(seed).permutation(len(sizes)).tolist():
-        if not room:
-            break
-        if sizes[group] <= room and costs[group] <= lossable:
-            drawn.append(group)
-            room -= int(sizes[group])
-            lossable -= int(costs[group])
-    return drawn
+    room = lossable = min(most, max(1, round(share * rows)))
+    for positive in np.random.default_rng(seed).permutation(len(sizes)).tolist():
+        if room and sizes[positive] <= room and costs[positive] <= lossable:
+            drawn.append(positive)
+            room -= int(sizes[positive])
+            lossable -= int(costs[positive])
+    dev = np.isin(positives, drawn)
+    train = ~dev & ~np.isin(queries, queries[dev])
+    return np.flatnonzero(train).tolist(), np.flatnonzero(dev).tolist()

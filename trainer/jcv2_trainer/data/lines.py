@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import bz2
-import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from jcv2_plugin.errors import Jcv2Error
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 LINE_LIMIT = 64 * 2**20
 """Maximum line length in bytes. A longer line means that the file is not JSON lines, and might not fit in memory."""
 
-_CHUNK = 2048  # bytes of compressed input; bzip2 and zstd may expand them to 30,000 times as many
+_CHUNK = 1024  # bytes of compressed input; bzip2 and zstd may expand them to 30,000 times as many
 
 
 class DataError(Jcv2Error, ValueError):
@@ -42,11 +38,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     new = _decompressor(path)
     number = 0
     try:
-        with path.open("rb") as raw:
-            file: IO[bytes] = raw if new is None else io.BufferedReader(_Chunks(_decompressed(raw, new)), 2**17)
-            while line := file.readline(LINE_LIMIT):
-                number += 1
-                if len(line) == LINE_LIMIT:
+        with path.open("rb") as file:
+            chunks = _decompressed(file, new) if new else iter(lambda: file.read(2**17), b"")
+            for number, line in enumerate(_lines(chunks), start=1):
+                if len(line) >= LINE_LIMIT:
                     raise DataError(
                         f"{path}:{number}: longer than {LINE_LIMIT // 2**20} MiB. Write one JSON object per line."
                     )
@@ -59,6 +54,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             f"{path}: cannot be read after line {number} ({error}). "
             "Check its permissions, and copy or compress it again."
         ) from error
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield lines without their ends. What follows a line of ``LINE_LIMIT`` bytes or more is cut off from it."""
+    pending = bytearray()
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        pending += first
+        for other in others:
+            yield bytes(pending)
+            pending = bytearray(other)
+        if len(pending) >= LINE_LIMIT:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)
 
 
 def _decompressor(path: Path) -> Callable[[], Any] | None:
@@ -106,23 +117,3 @@ def _decompressed(file: IO[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
 
 
 _AFTER_STREAM = "after the compressed data comes other data, or a stream that is cut short"
-
-
-class _Chunks(io.RawIOBase):
-    """A stream of the bytes that an iterator yields."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        target = memoryview(buffer).cast("B")
-        while not self._left and (chunk := next(self._chunks, None)) is not None:
-            self._left = memoryview(chunk)
-        count = min(len(target), len(self._left))
-        target[:count] = self._left[:count]
-        self._left = self._left[count:]
-        return count

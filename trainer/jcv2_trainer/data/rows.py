@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from jcv2_trainer.data.check import KINDS, Row, judge
+from jcv2_trainer.data.check import KINDS, Row, validate
 from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.data.records import read_entries
+from jcv2_trainer.data.records import Fault, normalise, read_entries
 
 __all__ = ["OnBad", "Row", "read_rows"]
 
@@ -30,11 +30,12 @@ def read_rows(path: Path, *, on_bad: OnBad = "stop", skipped: Counter[str] | Non
         DataError: A row has errors (with ``"stop"``), or the file cannot be read.
     """
     for entry in read_entries(path):
-        judged = judge(entry)
-        if judged.row is not None:
-            yield judged.row
+        value = entry.value
+        row, faults = (None, [value]) if isinstance(value, Fault) else validate(*normalise(value))
+        if row is not None:
+            yield row
             continue
-        fault = judged.faults[0]
+        fault = faults[0]
         if on_bad != "skip":
             what = f"{fault.field}: {fault.message}" if fault.field else fault.message
             raise DataError(

@@ -18,9 +18,8 @@ from datasets import Dataset
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.collator import PackedCollator
 from jcv2_trainer.data.sampler import GroupedBatchSampler
-from jcv2_trainer.loss.losses import contrastive_loss
+from jcv2_trainer.loss.losses import all_scores, contrastive_loss
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss, targets
-from jcv2_trainer.loss.scoring import all_scores
 from jcv2_trainer.recipes.settings import TrainingRecipe
 
 _ROWS = 128

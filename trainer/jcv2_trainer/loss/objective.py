@@ -20,8 +20,14 @@ from torch.utils.checkpoint import checkpoint
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.collator import Batch, Packed
-from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
-from jcv2_trainer.loss.scoring import TokenVectors, all_scores, candidate_scores, head_slices
+from jcv2_trainer.loss.losses import (
+    TokenVectors,
+    all_scores,
+    candidate_scores,
+    contrastive_loss,
+    distillation_loss,
+    head_slices,
+)
 from jcv2_trainer.recipes.settings import TrainingRecipe
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_callback import PrinterCallback
 
@@ -30,7 +30,7 @@ from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, t
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
-from jcv2_trainer.training.rotary import LOADING_ERRORS, first_line, load_tokenizer, read_config
+from jcv2_trainer.training.rotary import load_masked_lm, read_config
 from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory, refuse_taken, versions
 from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
 
@@ -46,19 +46,16 @@ class MlmReport:
 
     Attributes:
         model: The initial model.
-        stage: ``"mlm"``.
         texts: Names of the text files.
         documents: Number of documents in them.
         tokens: Number of tokens in the documents.
         sequences: Number of sequences trained on.
         held_out: Number of held-out sequences.
         recipe: The settings.
-        steps: Number of optimiser steps done.
-        start_loss: Masked-language loss of the initial model on the held-out sequences, in nats per masked token.
+        start_loss: Loss of the initial model on the held-out sequences, in nats per masked token.
         final_loss: The same loss after training. None if training was interrupted.
         finished: False if training was interrupted.
         history: Loss, learning rate and gradient norm by step.
-        versions: Versions of Python and the relevant packages.
     """
 
     model: str
@@ -148,19 +145,7 @@ def train_mlm(
             callbacks=[_Watch(train_rows, run, on_step), stop],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.accelerator.wait_for_everyone()
-        if (before := run.read("before.json")) is None:
-            before = {"loss": held_out_loss(trainer, dev_rows)}
-            run.write("before.json", before)
-        report.start_loss = before["loss"]
-        checkpoint = last_checkpoint(run.folder) if resume else None
-        with stop:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        report.steps = trainer.state.global_step
-        report.finished = report.steps >= trainer.state.max_steps
-        report.history = [dict(one) for one in trainer.state.log_history]
-        if report.finished:
-            report.final_loss = held_out_loss(trainer, dev_rows)
+        _run(trainer, dev_rows, run, report, stop, resume)
     if report.finished and trainer.is_world_process_zero():
         with replacing(run.out) as folder:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
@@ -171,10 +156,27 @@ def train_mlm(
     return report
 
 
+def _run(trainer: Trainer, dev_rows: Rows, run: RunFolder, report: MlmReport, stop: StopOnSignal, resume: bool) -> None:
+    """Train, measure the loss before and after, and fill in the report."""
+    trainer.accelerator.wait_for_everyone()
+    if (before := run.read("before.json")) is None:
+        before = {"loss": held_out_loss(trainer, dev_rows)}
+        run.write("before.json", before)
+    report.start_loss = before["loss"]
+    checkpoint = last_checkpoint(run.folder) if resume else None
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    report.steps = trainer.state.global_step
+    report.finished = report.steps >= trainer.state.max_steps
+    report.history = [dict(one) for one in trainer.state.log_history]
+    if report.finished:
+        report.final_loss = held_out_loss(trainer, dev_rows)
+
+
 def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
     """Load the model in float32, and its tokenizer."""
     raw = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    model, tokenizer, missing = load_masked_lm(folder, torch.float32)
     if tokenizer.mask_token_id is None:
         raise ModelLayoutError(
             f"{folder}: the tokenizer has no mask token. Give the folder of a masked-language model."
@@ -183,20 +185,9 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         raise ModelLayoutError(
             f"{folder}: whole words need a fast tokenizer, and this one is slow. Give --no-whole-word."
         )
-    try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except LOADING_ERRORS as error:
-        raise ModelLayoutError(f"{folder} cannot be read as a masked-language model: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing:
         raise ModelLayoutError(
-            f"{folder} lacks weights, such as those of a masked-language head: {', '.join(missing[:3])} "
+            f"{folder} lacks weights, such as those of a masked-language head: {', '.join(sorted(missing)[:3])} "
             f"({len(missing)} in all). jcv2-finetune convert adds a head to a model with absolute positions."
         )
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -206,11 +197,6 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         raise TrainingError(
             f"sequence_length is {settings.sequence_length}, and {folder} has {positions} positions. "
             f"Give --sequence-length {positions} or less, or convert with larger --max-positions."
-        )
-    if len(tokenizer) > model.config.vocab_size:
-        raise ModelLayoutError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings. "
-            "Give a folder in which both belong together."
         )
     if settings.gradient_checkpointing:
         # transformers 5.24 renames it, and warns about the old name
@@ -227,9 +213,8 @@ def _predict_masked_only(model: Any) -> None:
     models that accept any keyword, but Jina's does not do it: its gradients would grow with the accumulation.
     """
     head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
-    model.accepts_loss_kwargs = head is not None
-    if head is None or model.base_model is model:
-        model.accepts_loss_kwargs = False
+    model.accepts_loss_kwargs = head is not None and model.base_model is not model
+    if head is None or not model.accepts_loss_kwargs:
         return
 
     def forward(self: Any, input_ids: Any, labels: Any, num_items_in_batch: Any = None) -> MaskedLMOutput:
@@ -283,14 +268,11 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRAINABLE).write_bytes(save(trainable(self._network()), metadata={"format": "pt"}))
+        network = self.accelerator.unwrap_model(self.model)
+        (folder / TRAINABLE).write_bytes(save(trainable(network), metadata={"format": "pt"}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trainable(self._network(), Path(resume_from_checkpoint))
-
-    def _network(self) -> torch.nn.Module:
-        network: torch.nn.Module = self.accelerator.unwrap_model(self.model)
-        return network
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
 
 class _Watch(TrainerCallback):
@@ -321,7 +303,9 @@ def held_out_loss(trainer: Trainer, rows: Rows) -> float:
     was_training = model.training
     model.eval()
     loss, tokens = 0.0, 0
-    batches: Any = DataLoader(rows, trainer.args.per_device_train_batch_size, collate_fn=trainer.data_collator)  # type: ignore[arg-type]
+    size: int = trainer.args.per_device_train_batch_size
+    # A generator of its own, so that the training's random numbers stay the same.
+    batches: Any = DataLoader(rows, size, collate_fn=trainer.data_collator, generator=torch.Generator())  # type: ignore[arg-type]
     with torch.inference_mode(), trainer.accelerator.autocast():
         for batch in batches:
             count = int((batch["labels"] != IGNORED).sum())
@@ -339,18 +323,11 @@ def _memory_hint(settings: MlmRecipe) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = []
-        if settings.batch_size > 1:
-            half = settings.batch_size // 2
-            more = settings.accumulate * -(-settings.batch_size // half)
-            advice.append(f"--batch-size {half} with --accumulate {more} (as many sequences per step)")
-        if not settings.gradient_checkpointing:
-            advice.append("--gradient-checkpointing")
-        if not settings.bf16:
-            advice.append("--bf16 (if the GPU supports it)")
-        advice.append(f"a smaller --sequence-length (now {settings.sequence_length})")
+        half = max(1, settings.batch_size // 2)
+        more = settings.accumulate * -(-settings.batch_size // half)
         raise TrainingError(
-            f"Out of memory at --batch-size {settings.batch_size}. Try, in this order: {'; '.join(advice)}. "
-            "If there is a checkpoint, you can continue from it with --resume, unless you change --sequence-length. "
-            "Otherwise start again with --force."
+            f"Out of memory at --batch-size {settings.batch_size}. Try, in this order: --batch-size {half} with "
+            f"--accumulate {more} (as many sequences per step); --gradient-checkpointing; --bf16, if the GPU supports "
+            f"it; a --sequence-length below {settings.sequence_length}. If there is a checkpoint, you can continue "
+            "from it with --resume, unless you change --sequence-length. Otherwise start again with --force."
         ) from error

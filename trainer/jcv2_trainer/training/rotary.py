@@ -61,7 +61,7 @@ class Conversion:
         out: The new folder.
         model_type: Model type of the source.
         parameters: Number of parameters of the new model, including its masked-language head.
-        fresh_head: Whether an untrained masked-language head was added, because the source had none.
+        fresh_head: Whether the source had no masked-language head, and an untrained one was added.
         notes: Notes for the user, a sentence each.
     """
 
@@ -98,12 +98,14 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
     source = source.expanduser()
     raw = _checked_config(source)
     with new_folder(out) as folder:
-        old, missing = _masked_lm(source)
-        tokenizer = load_tokenizer(source)
-        if len(tokenizer) > old.config.vocab_size:
+        old, tokenizer, missing = load_masked_lm(source)
+        if lost := sorted(name for name in missing if not name.startswith(("lm_head.", "cls."))):
             raise ModelLayoutError(
-                f"{source}: the tokenizer has {len(tokenizer):,} tokens, and the model embeddings of only "
-                f"{old.config.vocab_size:,}. They do not belong together; copy the folder again."
+                f"{source} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
+            )
+        if (width := old.config.hidden_size // old.config.num_attention_heads) % 2:
+            raise ModelLayoutError(
+                f"{source}: its attention heads have {width} components, and rotation needs an even number."
             )
         config = AutoConfig.for_model(
             "jina_embeddings_v3",
@@ -173,41 +175,45 @@ def _checked_config(source: Path) -> dict[str, Any]:
     """Read the configuration of a model, and check that the model can be converted."""
     raw = read_config(source)
     kind, positions = raw.get("model_type"), raw.get("position_embedding_type") or "absolute"
-    accepted = f"Give a model of type {', '.join(ACCEPTED)}, with absolute positions."
     if positions == "rotary" or kind in _ROTARY:
-        raise ModelLayoutError(
-            f"{source}: model_type {kind!r} already has rotary positions, so there is nothing to convert. {accepted}"
-        )
-    if kind not in ACCEPTED:
-        raise ModelLayoutError(f"{source}: model_type {kind!r} cannot be converted to rotary positions. {accepted}")
-    if positions != "absolute":
-        raise ModelLayoutError(f"{source}: position_embedding_type {positions!r} cannot be converted. {accepted}")
-    if raw.get("is_decoder") or raw.get("add_cross_attention"):
-        raise ModelLayoutError(f"{source} is a decoder (is_decoder or add_cross_attention). Give an encoder.")
-    return raw
+        problem = f"model_type {kind!r} already has rotary positions"
+    elif kind not in ACCEPTED:
+        problem = f"model_type {kind!r} cannot be converted"
+    elif positions != "absolute":
+        problem = f"position_embedding_type {positions!r} cannot be converted"
+    elif raw.get("is_decoder") or raw.get("add_cross_attention"):
+        problem = "a decoder cannot be converted"
+    else:
+        return raw
+    raise ModelLayoutError(
+        f"{source}: {problem}. Give an encoder of type {', '.join(ACCEPTED)}, with absolute positions."
+    )
 
 
-def _masked_lm(source: Path) -> tuple[Any, set[str]]:
-    """Return the source model, and the names of the head weights that the folder lacks."""
+def load_masked_lm(folder: Path, dtype: Any = "auto") -> tuple[Any, Any, set[str]]:
+    """Load a masked-language model without remote code, and its tokenizer.
+
+    Returns:
+        The model, the tokenizer, and the names of the weights that the folder lacks. These are drawn at random, the
+        same at each call.
+
+    Raises:
+        ModelLayoutError: One of them cannot be read, or they do not belong together.
+    """
+    tokenizer = load_tokenizer(folder)
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # an added head is the same at each conversion
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
-            )
+            torch.manual_seed(0)
+            model, info = AutoModelForMaskedLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     except LOADING_ERRORS as error:
-        raise ModelLayoutError(f"{source} cannot be read as a transformers model: {first_line(error)}") from error
-    missing = set(info["missing_keys"])
-    head = {name for name in missing if name.startswith(("lm_head.", "cls."))}
-    if lost := sorted(missing - head):
+        raise ModelLayoutError(f"{folder} cannot be read as a transformers model: {first_line(error)}") from error
+    if len(tokenizer) > model.config.vocab_size:
         raise ModelLayoutError(
-            f"{source} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, and the model embeddings of only "
+            f"{model.config.vocab_size:,}. They do not belong together. Copy the folder again."
         )
-    if (width := model.config.hidden_size // model.config.num_attention_heads) % 2:
-        raise ModelLayoutError(
-            f"{source}: its attention heads have {width} components, and rotation needs an even number."
-        )
-    return model, head
+    return model, tokenizer, set(info["missing_keys"])
 
 
 def _renamed(name: str) -> str:
