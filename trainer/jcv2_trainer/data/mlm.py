@@ -1,9 +1,9 @@
 """Pack texts into token sequences of equal length, and mask whole words in them.
 
 Which tokens of a row are masked depends only on the seed, the epoch and the row, so a resumed run masks the same tokens
-as an uninterrupted one. transformers' collator for whole words draws from one generator, replaces all chosen tokens by
-the mask token, and finds words by gaps between tokens: with XLM-R's fast tokenizer, which counts the space before a
-word as part of it, a whole text is one word, as is a sentence in a script without spaces.
+as an uninterrupted one. transformers' collator for whole words does not: it draws from one generator. It also replaces
+all chosen tokens by the mask token, and finds words by gaps between tokens, so that a Japanese, Chinese or Thai sentence
+of 16 to 18 tokens (XLM-R's) is 2 or 3 words, and a whole text is one where tokens include the space before them.
 """
 
 from __future__ import annotations
