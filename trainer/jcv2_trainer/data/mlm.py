@@ -2,8 +2,8 @@
 
 Which tokens of a row are masked depends only on the seed, the epoch and the row, so a resumed run masks the same tokens
 as an uninterrupted one. transformers' collator for whole words does not: it draws from one generator. It also replaces
-all chosen tokens by the mask token, and finds words by gaps between tokens, so that a Japanese, Chinese or Thai sentence
-of 16 to 18 tokens (XLM-R's) is 2 or 3 words, and a whole text is one where tokens include the space before them.
+all chosen tokens by the mask token, and finds words by gaps between tokens: a Japanese, Chinese or Thai sentence
+of 16 to 18 tokens (XLM-R's) is then 2 or 3 words, and a whole text is one where tokens include the space before them.
 """
 
 from __future__ import annotations
