@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import lzma
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,45 +15,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from training_samples import write_jsonl
 from typer.testing import CliRunner
 
 from jcv2_trainer.cli.app import app, show_report
 from jcv2_trainer.data.check import FIELDS, KINDS, CheckReport, check_file, row_faults
-from jcv2_trainer.data.reading import DataError
 
-DATA = Path(os.environ.get("JCV2_DATA") or Path(__file__).parents[2] / "../shared/data")
 PAIR = {"query": "who?", "positive": "she"}
 TRIPLET = {"query": "what?", "positive": "this", "negatives": ["that", "those"]}
 
 
-def write(path: Path, rows: list[Any]) -> Path:
-    """A file with a line for each row; bytes are taken as they are."""
-    parts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path.write_bytes(b"\n".join(parts) + b"\n")
-    return path
-
-
 def check_rows(folder: Path, *rows: Any, max_findings: int = 20) -> CheckReport:
-    return check_file(write(folder / "a.jsonl", list(rows)), max_findings)
+    return check_file(write_jsonl(folder / "a.jsonl", list(rows)), max_findings)
 
 
 def invoke(*arguments: Any) -> Any:
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
-def test_sound_rows_are_counted(tmp_path):
+def test_sound_rows_are_counted_and_null_counts_as_absent(tmp_path):
+    nulls = dict.fromkeys(("scores", "lang", "source"))
     scored = {**TRIPLET, "query": "3", "scores": [2, 1.5, -0.25], "lang": "en", "source": "s"}
-    report = check_rows(tmp_path, TRIPLET, b"", scored)
+    report = check_rows(tmp_path, {**TRIPLET, **nulls}, b"", scored)
     assert (report.ok, report.rows, report.pairs, report.triplets) == (True, 2, 0, 2)
     assert (report.counts, report.findings) == ({}, [])
     assert (report.languages, report.sources) == ({"en": 1}, {"s": 1})
     assert report.mean_characters == {"query": 3.0, "positive": 4.0, "negatives": 4.5}
     assert report.negatives_per_row == {2: 2}
-
-
-def test_null_in_an_optional_field_counts_as_absent(tmp_path):
-    nulls = {"negatives": None, "scores": None, "lang": None, "source": None}
-    report = check_rows(tmp_path, {**PAIR, **nulls}, {**PAIR, "query": "b", "negatives": [], "scores": [0.5]})
+    report = check_rows(tmp_path, {**PAIR, "negatives": None}, {**PAIR, "negatives": [], "scores": [0.5]})
     assert (report.ok, report.pairs, report.counts) == (True, 2, {})
 
 
@@ -64,6 +51,8 @@ ERRORS = [
     ("bad-json", "", b'{"query": "\xff", "positive": "p"}'),
     ("bad-json", "", b"[" * 100_000),
     ("not-an-object", "", ["query", "positive"]),
+    ("wrong-type", "negatives", {**PAIR, "negatives": {"a": "n"}}),
+    ("wrong-type", "query", {**PAIR, "query": False}),
     ("missing-field", "query", {"positive": "p"}),
     ("missing-field", "positive", {"query": "q", "positive": None}),
     ("wrong-type", "query", {**PAIR, "query": 3}),
@@ -99,10 +88,9 @@ def test_each_error_names_line_and_field(tmp_path, kind, field, row):
     assert finding.remedy == KINDS[kind][1]
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_a_file_without_rows_is_an_error(tmp_path, content):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    report = check_file(tmp_path / "a.jsonl")
+def test_a_file_without_rows_is_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\n \n")
+    report = check_file(str(tmp_path / "a.jsonl"))
     assert (report.ok, report.rows, report.counts) == (False, 0, {"no-rows": 1})
 
 
@@ -111,7 +99,7 @@ WARNINGS = [
     ("mixed-negative-counts", "negatives", TRIPLET, {**TRIPLET, "query": "b", "negatives": ["one"]}),
     ("mixed-pairs-triplets", "negatives", PAIR, TRIPLET),
     ("mixed-pairs-triplets", "negatives", TRIPLET, PAIR),
-    ("unknown-field", "title", PAIR, {**PAIR, "title": "n"}),
+    ("unknown-field", "Score", PAIR, {**PAIR, "Score": [1.0]}),
 ]
 
 
@@ -122,6 +110,7 @@ def test_warnings_do_not_fail_a_file(tmp_path, kind, field, first, second):
     assert (report.counts, report.errors, report.warnings) == ({kind: 1}, 0, 1)
     [finding] = report.findings
     assert (finding.line, finding.field, finding.severity) == (2, field, "warning")
+    assert ("did you mean 'scores'?" in finding.message) == (kind == "unknown-field")
     assert report.pairs + report.triplets == 2
 
 
@@ -138,11 +127,6 @@ def test_mixtures_and_unknown_fields_are_reported_once_a_file(tmp_path):
     report = check_rows(tmp_path, *rows)
     assert report.counts == {"mixed-negative-counts": 1, "mixed-pairs-triplets": 1, "unknown-field": 1}
     assert report.negatives_per_row == {0: 10, 1: 10, 2: 10, 3: 10}
-
-
-def test_a_misspelt_field_gets_a_suggestion(tmp_path):
-    [finding] = check_rows(tmp_path, {**PAIR, "Score": [1.0]}).findings
-    assert "perhaps 'scores' is meant" in finding.message
 
 
 def test_nothing_stops_at_the_first_finding(tmp_path):
@@ -179,15 +163,6 @@ def test_names_without_end_are_counted_together(tmp_path):
     assert report.counts == {"unknown-field": 1000}
 
 
-@pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".xz", lzma.compress)])
-def test_compressed_files_are_checked(tmp_path, suffix, compress):
-    path = write(tmp_path / "a.jsonl", [PAIR, {"query": "q"}])
-    packed = tmp_path / f"a.jsonl{suffix}"
-    packed.write_bytes(compress(path.read_bytes()))
-    assert check_file(packed).counts == {"missing-field": 1}
-    assert check_file(str(packed)).path == str(packed)
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
@@ -195,7 +170,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_any_row_is_either_sound_or_has_known_faults(row):
     faults = list(row_faults(row))
@@ -207,22 +182,13 @@ def test_any_row_is_either_sound_or_has_known_faults(row):
 
 
 def test_the_command_prints_plain_lines_in_a_pipe(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{**PAIR, "lang": "[red]x\x1b"}, {"query": "[bold]q"}])
+    path = write_jsonl(tmp_path / "a.jsonl", [{**PAIR, "lang": "[red]x\x1b"}, {"query": "[bold]q"}])
     result = invoke("check", path)
     assert result.exit_code == 1
     assert f"{path}: not ok. 2 rows: 1 pairs, 0 triplets, 1 with errors" in result.stdout
     assert f"{path}:2: error [missing-field] positive: not in the row. Add the field" in result.stdout
     assert r"languages: '[red]x\x1b' 1" in result.stdout
     assert "\x1b" not in result.stdout
-
-
-def test_a_terminal_gets_a_table(tmp_path):
-    report = check_rows(tmp_path, {**PAIR, "query": "[bold]"}, {**PAIR, "query": "[bold]", "positive": "x"})
-    console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system=None, highlight=False)
-    show_report(report, console)
-    shown = console.file.getvalue()
-    assert "│    2 │ repeated-query │ query │" in shown
-    assert "'[bold]'" in shown
 
 
 def test_rows_of_tables_and_files_of_folders_are_named(tmp_path):
@@ -232,26 +198,27 @@ def test_rows_of_tables_and_files_of_folders_are_named(tmp_path):
     result = invoke("check", folder / "a.parquet")
     assert result.exit_code == 1
     assert f"{folder / 'a.parquet'} row 2: error [empty-text] query: ''" in result.stdout
-    write(folder / "b.jsonl", [3])
+    write_jsonl(folder / "b.jsonl", [3])
     assert f"{folder / 'b.jsonl'}:1: error [not-an-object]" in invoke("check", folder).stdout
     console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system=None, highlight=False)
     show_report(check_file(folder), console)
     shown = console.file.getvalue()
     assert "┃ file      ┃ line/row ┃" in shown
     assert "│ a.parquet │        2 │ empty-text" in shown
+    console = Console(file=io.StringIO(), force_terminal=True, width=150, color_system=None, highlight=False)
+    show_report(check_rows(tmp_path, PAIR, {"query": "[bold]", "positive": " "}), console)
+    assert "│    2 │ empty-text │ positive │" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("shown", [0, 2])
-def test_the_command_limits_what_it_shows(tmp_path, shown):
-    path = write(tmp_path / "a.jsonl", [b"nonsense"] * 7)
-    result = invoke("check", path, "--max-findings", shown)
-    assert result.stdout.count("[bad-json]") == shown
-    assert f"{7 - shown} more findings are not shown" in result.stdout
+def test_the_command_limits_what_it_shows(tmp_path):
+    result = invoke("check", write_jsonl(tmp_path / "a.jsonl", [b"nonsense"] * 7), "--max-findings", 2)
+    assert result.stdout.count("[bad-json]") == 2
+    assert "5 more findings are not shown" in result.stdout
 
 
 def test_the_command_prints_json(tmp_path):
-    good = write(tmp_path / "good.jsonl", [PAIR])
-    bad = write(tmp_path / "bad.jsonl", [PAIR, 3])
+    good = write_jsonl(tmp_path / "good.jsonl", [PAIR])
+    bad = write_jsonl(tmp_path / "bad.jsonl", [PAIR, 3])
     result = invoke("check", good, bad, "--json")
     assert result.exit_code == 1
     first, second = map(json.loads, result.stdout.splitlines())
@@ -261,7 +228,7 @@ def test_the_command_prints_json(tmp_path):
 
 
 def test_exit_codes(tmp_path):
-    good, bad = write(tmp_path / "good.jsonl", [PAIR]), write(tmp_path / "bad.jsonl", [3])
+    good, bad = write_jsonl(tmp_path / "good.jsonl", [PAIR]), write_jsonl(tmp_path / "bad.jsonl", [3])
     broken = tmp_path / "broken.jsonl.gz"
     broken.write_bytes(b"no gzip")
     assert invoke("check", good).exit_code == 0
@@ -272,8 +239,6 @@ def test_exit_codes(tmp_path):
     assert f"{broken}: cannot be read" in result.stderr
     assert "Traceback" not in result.output
     assert f"{bad}:1: error" in result.stdout  # the readable file is checked all the same
-    with pytest.raises(DataError):
-        check_file(broken)
 
 
 def test_version_and_help():
@@ -281,12 +246,9 @@ def test_version_and_help():
     assert "principal-heads" in invoke("--help").stdout
 
 
-def test_real_pairs_are_sound(tmp_path):
-    source = DATA / "train/pairs.jsonl.xz"
-    if not source.is_file():
-        pytest.skip(f"{source} is not there; set JCV2_DATA to the folder with the retrieval data")
+def test_real_pairs_are_sound(data_dir, tmp_path):
     path = tmp_path / "pairs.jsonl"
-    with lzma.open(source, "rb") as file:
+    with lzma.open(data_dir / "train/pairs.jsonl.xz", "rb") as file:
         path.write_bytes(b"".join(islice(file, 2000)))
     report = check_file(path)
     assert (report.ok, report.rows, report.pairs) == (True, 2000, 2000)

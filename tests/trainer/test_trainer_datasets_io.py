@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_samples import write_jsonl
 
 from jcv2_trainer.data.check import text_key
-from jcv2_trainer.data.datasets_io import COLUMNS, split_dev, training_dataset
+from jcv2_trainer.data.datasets_io import COLUMNS, cached_rows, split_dev, training_dataset
 from jcv2_trainer.data.reading import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -28,11 +31,6 @@ ROWS: list[dict[str, Any]] = [
 BAD = {"query": "", "positive": "x", "lang": "en"}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def keyed(queries: list[int], positives: list[int]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(
         {"query_key": queries, "positive_key": positives},
@@ -41,7 +39,7 @@ def keyed(queries: list[int], positives: list[int]) -> datasets.Dataset:
 
 
 def test_rows_of_several_files_become_one_memory_mapped_dataset(tmp_path):
-    paths = [write(tmp_path / "a.jsonl", ROWS[:1]), write(tmp_path / "b.jsonl", ROWS[1:])]
+    paths = [write_jsonl(tmp_path / "a.jsonl", ROWS[:1]), write_jsonl(tmp_path / "b.jsonl", ROWS[1:])]
     dataset, skipped = training_dataset(paths, tmp_path / "cache", on_bad="stop")
     assert tuple(dataset.column_names) == COLUMNS
     assert dataset[1] == {
@@ -58,16 +56,13 @@ def test_rows_of_several_files_become_one_memory_mapped_dataset(tmp_path):
     assert dataset[0]["positive_key"] == text_key("uno")
     assert (dataset[2]["negatives"], dataset[2]["scores"]) == ([], [])
     assert skipped == {}
+    assert text_key(" who?\n") == text_key("who?") == -6842697743792414695  # in every process
     assert all(Path(one["filename"]).is_relative_to(tmp_path / "cache") for one in dataset.cache_files)
     assert dataset.cache_files
 
 
-def test_keys_are_the_same_in_every_process():
-    assert text_key(" who?\n") == text_key("who?") == -6842697743792414695
-
-
 def test_an_unchanged_file_is_not_read_again_and_its_counts_are_kept(tmp_path):
-    path = write(tmp_path / "a.jsonl", [*ROWS, BAD])
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, BAD])
     first, skipped = training_dataset([path], tmp_path / "cache", on_bad="skip")
     assert skipped == {"empty-text": 1}
     status = path.stat()
@@ -78,29 +73,35 @@ def test_an_unchanged_file_is_not_read_again_and_its_counts_are_kept(tmp_path):
 
 
 def test_a_changed_file_is_read_again(tmp_path):
-    path = write(tmp_path / "a.jsonl", ROWS)
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     training_dataset([path], tmp_path / "cache", on_bad="stop")
     status = path.stat()
-    write(path, [*ROWS[:2], {**ROWS[2], "query": "drei!"}])
+    write_jsonl(path, [*ROWS[:2], {**ROWS[2], "query": "drei!"}])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert path.stat().st_size == status.st_size
     assert training_dataset([path], tmp_path / "cache", on_bad="stop")[0][2]["query"] == "drei!"
-    write(path, ROWS[:1])
+    write_jsonl(path, ROWS[:1])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert len(training_dataset([path], tmp_path / "cache", on_bad="stop")[0]) == 1
+    (tmp_path / "folder").mkdir()
+    for files, name in enumerate(("a", "b"), start=1):
+        write_jsonl(tmp_path / "folder" / f"{name}.jsonl", ROWS)
+        assert len(training_dataset([tmp_path / "folder"], tmp_path / "cache", on_bad="stop")[0]) == 3 * files
 
 
-def test_a_file_changed_within_a_folder_is_read_again(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write(folder / "a.jsonl", ROWS)
-    assert len(training_dataset([folder], tmp_path / "cache", on_bad="stop")[0]) == 3
-    write(folder / "b.jsonl", ROWS)
-    assert len(training_dataset([folder], tmp_path / "cache", on_bad="stop")[0]) == 6
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+
+    def rows(counts: Any) -> Iterator[dict[str, Any]]:
+        yield {"query": "q"}
+        write_jsonl(path, ROWS * 2)
+
+    with pytest.raises(DataError, match=r"a\.jsonl changed while being read"):
+        cached_rows([path], tmp_path / "cache", {}, {"query": "string"}, rows)
 
 
 def test_languages_are_filtered_and_the_others_counted(tmp_path):
-    path = write(tmp_path / "a.jsonl", [*ROWS, BAD])
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, BAD])
     dataset, skipped = training_dataset([path], tmp_path / "cache", on_bad="skip", languages=["de", "en"])
     assert list(dataset["lang"]) == ["de", "en"]
     assert skipped == {"empty-text": 1, "other-language": 1}
@@ -110,11 +111,11 @@ def test_languages_are_filtered_and_the_others_counted(tmp_path):
 
 
 def test_nothing_left_says_why(tmp_path):
-    path = write(tmp_path / "a.jsonl", [*ROWS, BAD])
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, BAD])
     with pytest.raises(DataError) as caught:
         training_dataset([path], tmp_path / "cache", on_bad="skip", languages=["fr"])
     assert "a.jsonl: no row is left to train on. Skipped: other-language 3, empty-text 1." in str(caught.value)
-    assert "The languages wanted are fr; there are: de 1, en 1, (none) 1." in str(caught.value)
+    assert "The requested languages are fr; the files have: de 1, en 1, (none) 1." in str(caught.value)
     with pytest.raises(ValueError, match="languages must be a list"):
         training_dataset([path], tmp_path / "cache", on_bad="skip", languages=[])
     with pytest.raises(ValueError, match="at least one training file"):
@@ -122,7 +123,7 @@ def test_nothing_left_says_why(tmp_path):
 
 
 def test_a_bad_row_stops_and_leaves_nothing_that_is_taken_as_whole(tmp_path):
-    path = write(tmp_path / "a.jsonl", [*ROWS, BAD])
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, BAD])
     for _ in range(2):
         with pytest.raises(DataError, match=r"a\.jsonl:4: \[empty-text\]"):
             training_dataset([path], tmp_path / "cache", on_bad="stop")
@@ -131,7 +132,7 @@ def test_a_bad_row_stops_and_leaves_nothing_that_is_taken_as_whole(tmp_path):
 
 
 def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_as_whole(tmp_path):
-    path = write(tmp_path / "a.jsonl", ROWS * 2000)
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS * 2000)
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
         "from jcv2_trainer.data.datasets_io import training_dataset\n"
@@ -147,7 +148,7 @@ def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_as_whole(tm
 
 
 def test_a_damaged_cache_is_written_anew(tmp_path):
-    path = write(tmp_path / "a.jsonl", ROWS * 1000)
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS * 1000)
     training_dataset([path], tmp_path / "cache", on_bad="stop")
     [rows], [counts] = ((tmp_path / "cache").glob(f"*/{name}") for name in ("rows.arrow", "counts.json"))
     with pa.OSFile(str(rows)) as source:
@@ -158,22 +159,30 @@ def test_a_damaged_cache_is_written_anew(tmp_path):
         assert len(training_dataset([path], tmp_path / "cache", on_bad="stop")[0]) == 3000
 
 
-def test_processes_that_want_the_same_rows_write_them_once(tmp_path):
-    path = write(tmp_path / "a.jsonl", ROWS * 500)
-    code = (
-        "import sys; from pathlib import Path; from jcv2_trainer.data.datasets_io import training_dataset\n"
-        "print(len(training_dataset([Path(sys.argv[1])], Path(sys.argv[2]), on_bad='stop')[0]))"
-    )
-    command = [sys.executable, "-c", code, str(path), str(tmp_path / "cache")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [process.communicate() for process in processes] == [(b"1500\n", b"")] * 2  # no bars in a pipe either
-    assert len(list((tmp_path / "cache").glob("*/rows.arrow"))) == 1
+def test_two_that_want_the_same_rows_write_them_once(tmp_path, capfd):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    begun: list[int] = []
+
+    def rows(counts: Any) -> Iterator[dict[str, Any]]:
+        begun.append(1)
+        time.sleep(0.2)
+        counts["seen"] += 1
+        yield {"query": "q"}
+
+    def load(_: int) -> Any:
+        return cached_rows([path], tmp_path / "cache", {}, {"query": "string"}, rows)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(load, range(2)))
+    assert [(dataset.to_list(), counts) for dataset, counts in found] == [([{"query": "q"}], {"seen": 1})] * 2
+    assert begun == [1]
+    assert capfd.readouterr() == ("", "")  # no bars in a pipe
 
 
 KEYS = st.lists(st.tuples(st.integers(-8, 8), st.integers(-8, 8)), max_size=60)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(KEYS, st.floats(0, 0.9), st.integers(0, 20), st.integers(0, 3))
 def test_a_dev_set_shares_no_query_and_no_positive_with_the_train_rows(pairs, share, most, seed):
     queries, positives = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -199,14 +208,10 @@ def test_the_dev_set_has_its_size_where_rows_are_unrelated_and_the_seed_draws_it
     assert split_dev(dataset, seed=14)[1] != dev
     assert split_dev(dataset.select(range(10)))[1]
     assert split_dev(dataset, share=0)[1] == split_dev(dataset, most=0)[1] == []
-
-
-def test_one_query_with_most_of_the_rows_does_not_cost_them():
-    dataset = keyed([0] * 900 + list(range(1, 101)), list(range(1000)))
-    train, dev = split_dev(dataset)
-    assert len(dev) == 50
+    # One query with most of the rows does not cost them.
+    train, dev = split_dev(keyed([0] * 900 + list(range(1, 101)), list(range(1000))))
+    assert (len(train), len(dev)) == (950, 50)
     assert min(dev) >= 900
-    assert len(train) == 950
 
 
 def test_nonsense_shares_are_refused():

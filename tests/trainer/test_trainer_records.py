@@ -1,11 +1,16 @@
-"""Reading records of every format, and the other names that fields may have."""
+"""Reading records, rows and samples of every format, the other names that fields may have, and damaged files."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import random
 import subprocess
 import sys
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jcv2_trainer.data import lines as lines_module
 from jcv2_trainer.data.check import check_file
 from jcv2_trainer.data.lines import read_lines
-from jcv2_trainer.data.reading import DataError, sample_texts
-from jcv2_trainer.data.records import normalise, read_entries, read_records
+from jcv2_trainer.data.reading import DataError, read_jsonl, sample_texts
+from jcv2_trainer.data.records import normalise, read_entries
+from jcv2_trainer.data.rows import Row, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"query": f"q{i}", "positive": f"p{i}\u2028", "negatives": [f"n{i}", "m"], "scores": [2.0, 1.0, 0.5]}
@@ -32,87 +39,123 @@ FAULTY = [
     {"query": "q", "positive": "other", "negatives": ["other"], "scores": [1.0]},
     {"query": "q", "positive": "third", "negatives": ["n"], "scores": None},
 ]
+PAIR = {"query": " who?", "positive": "she"}
+ARCHIVES = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstandard.compress}
+TABLES = ["parquet", "saved", "dict", "folder"]
 
 
 def jsonl(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def write(path: Path, content: bytes | list[Any]) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else jsonl(content))
+    return path
 
 
 def save(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
     """The rows in one of the formats."""
     path = folder / f"data.{form}"
-    if form == "jsonl.zst":
-        path.write_bytes(zstandard.compress(jsonl(rows)))
-    elif form == "parquet":
+    if form == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
     elif form == "saved":
-        datasets.Dataset.from_list(rows).save_to_disk(path)
+        datasets.Dataset.from_list(rows).save_to_disk(path, num_shards=3)
     elif form == "dict":
         datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(path)
     elif form == "folder":
         path.mkdir()
         pq.write_table(pa.Table.from_pylist(rows), path / "a.parquet")
     else:
-        path.write_bytes(jsonl(rows))
+        write(path, ARCHIVES.get(form.partition(".")[2].lower(), bytes)(jsonl(rows)))
     return path
 
 
-TABLES = ["parquet", "saved", "dict", "folder"]
+# Formats
 
 
-@pytest.mark.parametrize("form", ["jsonl", "jsonl.zst", *TABLES])
-def test_every_format_gives_the_same_records_numbered_from_one(tmp_path, form):
-    records = list(read_records(save(tmp_path, form, ROWS)))
-    assert [number for number, _ in records] == list(range(1, 601))
-    assert [record for _, record in records] == ROWS
+@pytest.mark.parametrize("form", ["jsonl", *(f"jsonl.{suffix}" for suffix in ARCHIVES), "jsonl.XZ", *TABLES])
+def test_every_format_gives_the_same_records_numbered_from_one_and_prints_nothing(tmp_path, form, capfd):
+    path = save(tmp_path, form, ROWS)
+    capfd.readouterr()
+    entries = list(read_entries(path))
+    assert capfd.readouterr() == ("", "")
+    assert [entry.number for entry in entries] == list(range(1, 601))
+    assert [entry.value for entry in entries] == ROWS
 
 
-@pytest.mark.parametrize("form", ["jsonl.zst", *TABLES])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "saved"])
 def test_every_format_gets_the_same_findings(tmp_path, form):
-    def findings(path: Path) -> list[tuple[Any, ...]]:
-        return [(one.line, one.field, one.kind) for one in check_file(path).findings]
-
-    expected = findings(save(tmp_path, "jsonl", FAULTY))
-    assert {kind for _, _, kind in expected} == {
-        "empty-text",
-        "positive-as-negative",
-        "score-count",
-        "repeated-query",
-    }
-    path = save(tmp_path, form, FAULTY)
-    assert findings(path) == expected
-    report = check_file(path)
-    assert {one.unit for one in report.findings} == {"line" if form == "jsonl.zst" else "row"}
-    repeated = next(one for one in report.findings if one.kind == "repeated-query")
-    assert repeated.message.startswith("line 1 has" if form == "jsonl.zst" else "row 1 has")
+    report = check_file(save(tmp_path, form, FAULTY))
+    assert [(one.line, one.field, one.kind) for one in report.findings] == [
+        (2, "query", "empty-text"),
+        (3, "negatives[0]", "positive-as-negative"),
+        (3, "scores", "score-count"),
+        (4, "query", "repeated-query"),
+    ]
+    unit = "line" if form == "jsonl" else "row"
+    assert {one.unit for one in report.findings} == {unit}
+    assert report.findings[-1].message.startswith(f"{unit} 1 has the same query")
 
 
-def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path):
-    frames = [zstandard.compress(jsonl(ROWS[start : start + 7])) for start in range(0, 600, 7)]
-    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
-    assert [record for _, record in read_records(tmp_path / "a.jsonl.zst")] == ROWS
+def test_a_folder_of_files_is_read_by_name_and_findings_name_the_file(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "b.jsonl", [{"query": "q0", "positive": "other"}, b"nonsense"])
+    pq.write_table(pa.Table.from_pylist(ROWS[:2]), folder / "a.parquet")
+    (folder / ".hidden").write_text("is passed over")
+    places = [("a.parquet", 1), ("a.parquet", 2), ("b.jsonl", 1), ("b.jsonl", 2)]
+    assert [(one.file.name, one.number) for one in read_entries(folder)] == places
+    found = {one.kind: one for one in check_file(folder).findings}
+    assert found["bad-json"].position == f"{folder / 'b.jsonl'}:2"
+    assert found["repeated-query"].position == f"{folder / 'b.jsonl'}:1"
+    assert "row 1 of a.parquet has the same query" in found["repeated-query"].message
 
 
-@pytest.mark.parametrize("size", [-100, 20_000])
-def test_a_zst_file_cut_short_is_refused(tmp_path, size):
+def test_paths_without_data_say_what_to_give(tmp_path):
+    def refusal(path: Path) -> str:
+        with pytest.raises(DataError) as caught:
+            list(read_entries(path))
+        return str(caught.value)
+
+    assert "missing.jsonl does not exist. Give JSON lines" in refusal(tmp_path / "missing.jsonl")
+    assert "is an empty folder. Give JSON lines" in refusal(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    assert "notes.txt in it is neither .jsonl nor .parquet" in refusal(tmp_path)
+    splits = tmp_path / "splits"
+    datasets.DatasetDict({name: datasets.Dataset.from_list(ROWS[:1]) for name in ("dev", "test")}).save_to_disk(splits)
+    assert "has no split 'train'. It has: dev, test." in refusal(splits)
+    assert [entry.value for entry in read_entries(splits / "dev")] == ROWS[:1]
+    for path in (tmp_path / "missing.jsonl", tmp_path):
+        with pytest.raises(DataError, match="does not exist or is not a file"):
+            list(read_jsonl(path))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("suffix", ARCHIVES)
+def test_an_archive_is_read_to_its_end_or_refused(tmp_path, suffix):
+    compress = ARCHIVES[suffix]
     noise = [{"query": random.Random(i).randbytes(20_000).hex()} for i in range(3)]
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(jsonl(noise))[:size])
-    with pytest.raises(DataError, match=r"a\.jsonl\.zst: cannot be read after line \d .*ends within a frame"):
-        list(read_records(tmp_path / "a.jsonl.zst"))
+    whole, path = compress(jsonl(noise)), tmp_path / f"a.jsonl.{suffix}"
+    several = b"".join(compress(jsonl([row])) for row in noise) + bytes(512)  # and padding
+    assert [row for _, row in read_jsonl(write(path, several))] == noise
+    remedy = "copy or compress it again"
+    for content in (whole[:-100], whole[:20_000], b"", jsonl(noise)):
+        with pytest.raises(DataError, match=rf"{path.name}: cannot be read after line \d .*{remedy}"):
+            list(read_jsonl(write(path, content)))
+    for garbage in (b"x", b"\n", jsonl(noise), bytes(4) + b"other data" * 500, compress(b"{}")[:-3]):
+        with pytest.raises(DataError, match=rf"{path.name}: cannot be read after line 3 \(after the.*{remedy}"):
+            list(read_jsonl(write(path, whole + garbage)))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.parquet"])
-def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(jsonl(ROWS))
-    with pytest.raises(DataError, match=rf"{name}: cannot be read after (line|row) 0 \("):
-        list(read_records(tmp_path / name))
-
-
-def test_a_saved_dataset_with_a_lost_file_is_refused(tmp_path):
-    path = save(tmp_path, "saved", ROWS)
-    next(path.glob("*.arrow")).unlink()
-    with pytest.raises(DataError, match="saved: cannot be read after row 0"):
-        list(read_records(path))
+def test_tables_that_cannot_be_read_are_refused(tmp_path):
+    write(tmp_path / "a.parquet", ROWS)
+    saved = save(tmp_path, "saved", ROWS)
+    next(saved.glob("*.arrow")).unlink()
+    for path in (tmp_path / "a.parquet", saved):
+        with pytest.raises(DataError, match=rf"{path.name}: cannot be read after row 0 \("):
+            list(read_entries(path))
 
 
 @pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
@@ -124,90 +167,56 @@ def test_records_are_read_as_they_are_asked_for(tmp_path, form):
     middle = len(content) // 2
     content[middle : middle + 20_000] = bytes(20_000)
     path.write_bytes(content)
-    reader = read_records(path)
-    assert [next(reader) for _ in range(300)] == list(enumerate(rows[:300], start=1))
+    reader = read_entries(path)
+    assert [next(reader).value for _ in range(300)] == rows[:300]
     with pytest.raises(DataError, match=r"cannot be read after (line|row) [1-9]"):
         list(reader)
 
 
-def test_a_zst_file_that_expands_far_is_read_in_little_memory(tmp_path):
-    path = tmp_path / "a.jsonl.zst"
-    with zstandard.open(path, "wb") as file:
+def test_an_archive_that_expands_far_is_read_in_little_memory(tmp_path):
+    with zstandard.open(tmp_path / "a.jsonl.zst", "wb") as file:
         for _ in range(400):
             file.write(b"x" * 2**20 + b"\n")
-    code = (
-        "import resource, sys; from pathlib import Path; from jcv2_trainer.data.lines import read_lines\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "count = sum(1 for _ in read_lines(Path(sys.argv[1])))\n"
-        "print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    count, mebibytes = map(int, done.stdout.split())
-    assert count == 400
-    assert mebibytes < 300
+    tracemalloc.start()
+    assert sum(1 for _ in read_lines(tmp_path / "a.jsonl.zst")) == 400
+    assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
+    tracemalloc.stop()
 
 
-def test_without_zstandard_the_error_says_what_to_install(tmp_path):
-    path = save(tmp_path, "jsonl.zst", ROWS[:1])
-    code = (
-        "import sys; sys.modules['zstandard'] = None\n"
-        "from pathlib import Path; from jcv2_trainer.data.lines import read_lines\n"
-        "list(read_lines(Path(sys.argv[1])))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert "data.jsonl.zst: reading .zst needs the package zstandard" in done.stderr
-    assert "pip install zstandard" in done.stderr
+def test_without_zstandard_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(DataError, match=r"a\.jsonl\.zst: reading \.zst needs .* pip install zstandard"):
+        list(read_lines(write(tmp_path / "a.jsonl.zst", b"")))
 
 
-def test_a_folder_of_files_is_read_by_name_and_findings_name_the_file(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "b.jsonl").write_bytes(jsonl([{"query": "q0", "positive": "other"}]) + b"nonsense\n")
-    pq.write_table(pa.Table.from_pylist(ROWS[:2]), folder / "a.parquet")
-    (folder / ".hidden").write_text("is passed over")
-    assert [(one.file.name, one.number) for one in read_entries(folder)] == [
-        ("a.parquet", 1),
-        ("a.parquet", 2),
-        ("b.jsonl", 1),
-        ("b.jsonl", 2),
-    ]
-    with pytest.raises(DataError, match=r"b\.jsonl:2: not valid JSON"):
-        list(read_records(folder))
-    report = check_file(folder)
-    bad, repeated = (
-        next(one for one in report.findings if one.kind == kind) for kind in ("bad-json", "repeated-query")
-    )
-    assert bad.position == f"{folder / 'b.jsonl'}:2"
-    assert repeated.position == f"{folder / 'b.jsonl'}:1"
-    assert "row 1 of a.parquet has the same query" in repeated.message
+# Lines
 
 
-def test_paths_without_data_say_what_to_give(tmp_path):
-    def refusal(path: Path) -> str:
-        with pytest.raises(DataError) as caught:
-            list(read_records(path))
-        return str(caught.value)
-
-    assert "missing.jsonl does not exist. Give JSON lines" in refusal(tmp_path / "missing.jsonl")
-    assert "is an empty folder. Give JSON lines" in refusal(tmp_path)
-    (tmp_path / "notes.txt").write_text("x")
-    assert "notes.txt in it is neither .jsonl nor .parquet" in refusal(tmp_path)
-    splits = tmp_path / "splits"
-    datasets.DatasetDict({name: datasets.Dataset.from_list(ROWS[:1]) for name in ("dev", "test")}).save_to_disk(splits)
-    assert "has no split 'train'. It has: dev, test." in refusal(splits)
-    assert list(read_records(splits / "dev")) == [(1, ROWS[0])]
+def test_line_numbers_count_blank_lines_and_a_byte_order_mark_is_no_text(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xe2\x80\xa8"}')
+    assert list(read_jsonl(path)) == [(1, {"a": 1}), (4, {"a": "\u2028"})]
 
 
-def test_progress_of_datasets_stays_out_of_pipes(tmp_path, capfd):
-    datasets.Dataset.from_list(ROWS[:40]).save_to_disk(tmp_path / "d", num_shards=20)
-    capfd.readouterr()
-    assert len(list(read_records(tmp_path / "d"))) == 40
-    assert capfd.readouterr() == ("", "")
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b"{", "not valid JSON: Expecting property name .* at character 2"),
+        (b'"text"', "expected a JSON object, got str"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'"' + b"x" * 2**20, "longer than 1 MiB"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_bad_lines_are_named_and_those_before_are_read(tmp_path, line, said, monkeypatch):
+    monkeypatch.setattr(lines_module, "LINE_LIMIT", 2**20)
+    reader = read_jsonl(write(tmp_path / "a.jsonl", b'{"a": 1}\n' + line))
+    assert next(reader) == (1, {"a": 1})
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: {said}.* one JSON object per line"):
+        next(reader)
 
 
-def test_blank_lines_keep_their_number(tmp_path):
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(b'\n{"a": 1}\n\n{"a": 2}'))
-    assert [number for number, _ in read_lines(tmp_path / "a.jsonl.zst")] == [2, 4]
+# Names of fields
 
 
 @pytest.mark.parametrize(
@@ -239,16 +248,11 @@ def test_normalising_loses_nothing_and_is_done_once(record):
 
 
 def test_findings_name_fields_as_the_file_does(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(
-        jsonl(
-            [
-                {"anchor": "", "positive": "p", "negative_1": "n", "negative_2": "p"},
-                {"anchor": "a", "query": "q", "positive": "p", "negative": "n"},
-            ]
-        )
-    )
-    found = {(one.line, one.field, one.kind) for one in check_file(path).findings}
+    rows = [
+        {"anchor": "", "positive": "p", "negative_1": "n", "negative_2": "p"},
+        {"anchor": "a", "query": "q", "positive": "p", "negative": "n"},
+    ]
+    found = {(one.line, one.field, one.kind) for one in check_file(write(tmp_path / "a.jsonl", rows)).findings}
     assert found == {
         (1, "anchor", "empty-text"),
         (1, "negative_2", "positive-as-negative"),
@@ -256,9 +260,76 @@ def test_findings_name_fields_as_the_file_does(tmp_path):
     }
 
 
-def test_samples_are_drawn_from_tables_with_aliases(tmp_path):
-    pq.write_table(
-        pa.Table.from_pylist([{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(4)]), tmp_path / "a.parquet"
-    )
-    queries, positives = sample_texts(tmp_path / "a.parquet", 8, seed=1)
-    assert (sorted(queries), sorted(positives)) == (["q0", "q1", "q2", "q3"], ["p0", "p1", "p2", "p3"])
+# Rows
+
+
+def test_rows_have_every_field_and_absent_ones_are_empty(tmp_path):
+    full = {**PAIR, "negatives": ["he", "it"], "scores": [3, 1.5, -2], "lang": "en", "source": "s"}
+    nulls = dict.fromkeys(("negatives", "scores", "lang", "source"))
+    rows = [full, {**PAIR, **nulls}, {"anchor": "a", "positive": "p", "negative": "n", "title": "unknown"}]
+    assert list(read_rows(write(tmp_path / "a.jsonl", rows))) == [
+        Row(" who?", "she", ("he", "it"), (3.0, 1.5, -2.0), "en", "s"),
+        Row(" who?", "she", (), None),
+        Row("a", "p", ("n",)),
+    ]
+
+
+BAD = {
+    "[bad-json] not valid JSON": b"{",
+    "[not-an-object] expected a JSON object, got list. ": [1],
+    "[missing-field] positive: not in the row. Add the field": {"query": "q"},
+    "[empty-text] anchor: ' ' has no characters": {"anchor": " ", "positive": "p"},
+    "[positive-as-negative] negatives[0]: the same text": {**PAIR, "negatives": ["she"]},
+    "[wrong-type] negative_1: expected a text, got int: 5. ": {**PAIR, "negative_1": 5},
+    "[score-count] scores: 2 scores for 1 positive and 0 negatives. ": {**PAIR, "scores": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("said, row", BAD.items())
+def test_a_bad_row_stops_with_position_field_value_and_remedy(tmp_path, said, row):
+    reader = read_rows(path := write(tmp_path / "a.jsonl", [PAIR, row]))
+    assert next(reader).positive == "she"
+    with pytest.raises(DataError) as caught:
+        next(reader)
+    assert f"a.jsonl:2: {said}" in str(caught.value)
+    assert f"jcv2-finetune check {path}" in str(caught.value)
+
+
+def test_bad_rows_are_skipped_and_each_is_counted_once(tmp_path):
+    path = write(tmp_path / "a.jsonl", [PAIR, *BAD.values(), {"query": "", "scores": 3}, PAIR])
+    skipped: Counter[str] = Counter(earlier=4)
+    assert len(list(read_rows(path, on_bad="skip", skipped=skipped))) == 2
+    expected = Counter(said[1:].partition("]")[0] for said in BAD)
+    assert skipped == expected + Counter({"earlier": 4, "empty-text": 1})
+
+
+# Samples
+
+
+def test_a_sample_is_the_head_of_a_seeded_shuffle(tmp_path):
+    rows = [{"query": f"q{i}", "positive": f"p{i}", "lang": "en" if i % 2 else "de"} for i in range(20)]
+    path = write(tmp_path / "a.jsonl", rows)
+    english = [row for row in rows if row["lang"] == "en"]
+    random.Random(13).shuffle(english)
+    queries, positives = sample_texts(path, 7, seed=13, lang="en")
+    assert queries == [row["query"] for row in english[:3]]
+    assert positives == [row["positive"] for row in english[:4]]
+    assert sample_texts(path, 7, seed=14, lang="en") != (queries, positives)
+    with pytest.raises(DataError, match=r"no row with lang 'ja'. It has: de \(10 rows\), en \(10 rows\)\."):
+        sample_texts(path, 4, seed=1, lang="ja")
+    with pytest.raises(DataError, match="has no rows"):
+        sample_texts(write(tmp_path / "b.jsonl", b"\n"), 4, seed=1)
+    with pytest.raises(ValueError, match="at least 2 texts"):
+        sample_texts(path, 1, seed=1)
+
+
+def test_a_small_table_with_aliases_gives_all_its_texts(tmp_path):
+    path = save(tmp_path, "parquet", [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(3)])
+    queries, positives = sample_texts(path, 100, seed=1)
+    assert (sorted(queries), sorted(positives)) == (["q0", "q1", "q2"], ["p0", "p1", "p2"])
+
+
+def test_importing_the_trainer_and_its_command_needs_no_torch():
+    code = "import sys, jcv2_trainer, jcv2_trainer.cli.app; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

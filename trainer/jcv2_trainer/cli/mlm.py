@@ -14,7 +14,7 @@ from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
 
-_STOPPED = "Stopped at once. If there was a checkpoint, it is whole; go on with --resume."
+_STOPPED = "Stopped. If there is a checkpoint, continue from it with --resume."
 
 
 def register(app: typer.Typer) -> None:
@@ -53,18 +53,16 @@ def _mlm(
         list[Path],
         typer.Argument(
             metavar="TEXT",
-            help="Texts: .txt with a document a line, or JSON lines with a field 'text' (both also .gz, .xz, .bz2, "
-            ".zst), or Parquet with such a column.",
+            help="Texts: .txt with a document per line, or JSON lines with a field 'text' (both also .gz, .xz, "
+            ".bz2, .zst), or Parquet with a column 'text'.",
         ),
     ],
-    model: Annotated[Path, typer.Option(help="Folder of a model with a masked-language head, as convert writes it.")],
+    model: Annotated[Path, typer.Option(help="Folder of a model with a masked-language head, such as convert writes.")],
     out: Annotated[Path, typer.Option(help="The folder to write the model to.")],
     settings: MlmRecipe,
     recipe: Annotated[Path | None, typer.Option(help="YAML with fields of the recipe.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a trained model in --out, and start a stopped run anew.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model in --out, or restart a stopped run.")] = False,
 ) -> None:
     """Train a masked-language model on texts, to warm up rotary positions after convert.
 
@@ -82,7 +80,7 @@ def _mlm(
     if not report.finished:
         typer.echo(
             f"Stopped after step {report.steps:,}, with a checkpoint in {out}.run. "
-            "Go on with the same command and --resume.",
+            "Continue with the same command and --resume.",
             err=True,
         )
         raise typer.Exit(INTERRUPTED)

@@ -14,54 +14,128 @@ An optional field that is null counts as absent. ``anchor`` is accepted for ``qu
 from __future__ import annotations
 
 import hashlib
-import math
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from jcv2_trainer.data.records import Entry, NoRecord, Unit, normalise, position_of, read_entries
+from pydantic import AfterValidator, Field, Strict, ValidationError
+from pydantic.dataclasses import dataclass as validated
+from pydantic_core import PydanticCustomError
+
+from jcv2_trainer.data.records import Entry, Fault, Unit, normalise, position_of, read_entries
 
 Severity = Literal["error", "warning"]
 
-FIELDS = ("query", "positive", "negatives", "scores", "lang", "source")
+
+def _sound(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty-text", "has no characters but white space")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("broken-text", "has half a surrogate pair, which is not a character") from None
+    return text
+
+
+_Text = Annotated[str, Strict(), AfterValidator(_sound)]
+# The limits are finite in float32, with room for a temperature.
+_Score = Annotated[float, Strict(), Field(gt=-1e30, lt=1e30, allow_inf_nan=False)]
+
+
+@validated(frozen=True, slots=True)
+class Row:
+    """A row without errors.
+
+    Texts are as in the file, not stripped. ``negatives`` is empty for a pair, ``scores`` is None or has the teacher's
+    scores for the positive and then for each negative, and ``lang`` and ``source`` may be empty.
+    """
+
+    query: _Text
+    positive: _Text
+    negatives: tuple[_Text, ...] = ()
+    scores: tuple[_Score, ...] | None = None
+    lang: _Text = ""
+    source: _Text = ""
+
+
+FIELDS = tuple(field.name for field in fields_of(Row))
 
 KINDS: dict[str, tuple[Severity, str]] = {
-    "bad-json": ("error", "Write one JSON object a line, in UTF-8 (for a JSON array: jq -c '.[]')."),
-    "not-an-object": ("error", "Write one JSON object a line (for a JSON array: jq -c '.[]')."),
+    "bad-json": ("error", "Write one JSON object per line, in UTF-8 (for a JSON array: jq -c '.[]')."),
+    "not-an-object": ("error", "Write one JSON object per line (for a JSON array: jq -c '.[]')."),
     "missing-field": ("error", "Add the field, or drop the row."),
     "wrong-type": ("error", "Texts are strings, negatives a list of strings, scores a list of numbers."),
     "empty-text": ("error", "Fill in the text, or drop it or the row."),
-    "broken-text": ("error", "Write the text anew from its source, in UTF-8."),
+    "broken-text": ("error", "Write the text again from its source, in UTF-8."),
     "score-count": ("error", "Give one score for the positive, then one for each negative, or no scores."),
     "non-finite-score": ("error", "Give a finite number, or leave out the row's scores."),
     "positive-as-negative": ("error", "Drop that negative: it would train the model against the positive."),
     "duplicate-negatives": ("error", "Keep one of them."),
     "no-rows": ("error", "Give a file with at least one row."),
     "repeated-query": ("warning", "Fine if both are relevant: neither is then a negative of the query. Else drop one."),
-    "mixed-negative-counts": ("warning", "Fine: a row is trained on with as many as it has, up to --negatives."),
-    "mixed-pairs-triplets": (
-        "warning",
-        "Fine for train; pairs ignores negatives, triplets needs them in every row.",
-    ),
+    "mixed-negative-counts": ("warning", "Fine: each row is trained on with all it has, up to --negatives."),
+    "mixed-pairs-triplets": ("warning", "Fine for train; pairs ignores negatives, triplets needs them in every row."),
     "unknown-field": ("warning", f"It is not read. The fields are {', '.join(FIELDS)}."),
 }
 """Severity and remedy of each kind of finding."""
 
-_LARGEST_SCORE = 1e30  # finite in float32, with room for a temperature
 _MOST_NAMES = 1000  # distinct languages, sources, unknown fields: every row may have a different one
-_OTHER = "(other)"
 
 
-class Fault(NamedTuple):
-    """An error in a row, without the row's position."""
+def row_faults(row: dict[str, Any]) -> list[Fault]:
+    """Return all errors of a row with canonical field names. The fields are listed in the module."""
+    return validate(row, {})[1]
 
-    kind: str
-    field: str
-    message: str
+
+def validate(record: dict[str, Any], own_names: dict[str, str]) -> tuple[Row | None, list[Fault]]:
+    """Return a row, or None and all errors, from what :func:`~jcv2_trainer.data.records.normalise` returns."""
+    given = {field: value for field in FIELDS if (value := record.get(field)) is not None}
+    faults = list(_relation_faults(record))
+    try:
+        row = Row(**given)
+    except ValidationError as error:
+        faults = [_fault(record, one) for one in error.errors(include_url=False, include_context=False)] + faults
+    if not faults:
+        return row, []
+    return None, [fault._replace(field=own_names.get(fault.field, fault.field)) for fault in faults]
+
+
+def _fault(record: dict[str, Any], error: Any) -> Fault:
+    name, *index = error["loc"]
+    field = name + "".join(f"[{one}]" for one in index)
+    value, shown = error["input"], f"{error['input']!r:.60}"
+    if error["type"] == "missing":
+        return Fault("missing-field", field, "null" if name in record else "not in the row")
+    if error["type"] in KINDS:
+        return Fault(error["type"], field, f"{shown} {error['msg']}")
+    if name == "scores" and index and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return Fault("non-finite-score", field, f"{shown} is not a finite number")
+    one, several = ("a number", "a list of numbers") if name == "scores" else ("a text", "a list of texts")
+    expected = several if name in ("negatives", "scores") and not index else one
+    return Fault("wrong-type", field, f"expected {expected}, got {type(value).__name__}: {shown}")
+
+
+def _relation_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    """Yield errors between fields, as far as these have the right types."""
+    negatives, scores = record.get("negatives"), record.get("scores")
+    if isinstance(negatives, list):
+        positive = record.get("positive")
+        seen: dict[str, int] = {}
+        for index, negative in enumerate(negatives):
+            if not isinstance(negative, str) or not (text := negative.strip()):
+                continue
+            field = f"negatives[{index}]"
+            if isinstance(positive, str) and text == positive.strip():
+                yield Fault("positive-as-negative", field, f"the same text as the positive: {text!r:.60}")
+            if (first := seen.setdefault(text, index)) != index:
+                yield Fault("duplicate-negatives", field, f"the same text as negatives[{first}]: {text!r:.60}")
+    if isinstance(scores, list) and isinstance(negatives or [], list) and len(scores) != 1 + len(negatives or []):
+        message = f"{len(scores)} scores for 1 positive and {len(negatives or [])} negatives"
+        yield Fault("score-count", "scores", message)
 
 
 @dataclass(frozen=True)
@@ -70,13 +144,12 @@ class Finding:
 
     Attributes:
         line: Line or row number, from 1.
-        field: The field, such as ``"query"`` or ``"negatives[2]"``, as named in the file (``"negative_3"``). Empty for
-            the whole line.
+        field: The field as named in the file, such as ``"negatives[2]"``. Empty for the whole line.
         kind: A key of ``KINDS``.
         severity: ``"error"`` or ``"warning"``.
         message: What is wrong, with the value.
         remedy: How to fix it.
-        file: The file that contains the line or row: the file checked, or one in the folder checked.
+        file: The file checked, or the one in the folder checked.
         unit: ``"line"``, or ``"row"`` for tables.
     """
 
@@ -126,15 +199,12 @@ class CheckReport:
     @property
     def errors(self) -> int:
         """Number of errors, including those not shown."""
-        return self._total("error")
+        return sum(count for kind, count in self.counts.items() if KINDS[kind][0] == "error")
 
     @property
     def warnings(self) -> int:
         """Number of warnings, including those not shown."""
-        return self._total("warning")
-
-    def _total(self, severity: Severity) -> int:
-        return sum(count for kind, count in self.counts.items() if KINDS[kind][0] == severity)
+        return sum(self.counts.values()) - self.errors
 
     @property
     def ok(self) -> bool:
@@ -155,7 +225,7 @@ def check_file(path: str | Path, max_findings: int = 20) -> CheckReport:
         max_findings: Maximum number of findings to keep in the report. All are counted.
 
     Returns:
-        The report. Memory is bounded by the longest rows, plus about 150 bytes for each distinct query.
+        The report. Memory is bounded by the longest rows, plus about 300 bytes for each distinct query.
 
     Raises:
         DataError: The file cannot be read at all.
@@ -169,91 +239,6 @@ def check_file(path: str | Path, max_findings: int = 20) -> CheckReport:
     return tally.report(str(path))
 
 
-def row_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    """Yield the errors of a row with canonical field names, checking each field on its own.
-
-    The fields are listed in the module.
-    """
-    for field in ("query", "positive"):
-        if row.get(field) is None:
-            yield Fault("missing-field", field, "null" if field in row else "not in the row")
-        else:
-            yield from _text_faults(field, row[field])
-    for field in ("lang", "source"):
-        if row.get(field) is not None:
-            yield from _text_faults(field, row[field])
-    yield from _negative_faults(row)
-    yield from _score_faults(row)
-
-
-def _text_faults(field: str, value: Any) -> Iterator[Fault]:
-    if not isinstance(value, str):
-        yield _wrong_type(field, "a text", value)
-    elif not value.strip():
-        yield Fault("empty-text", field, f"{value!r:.60} has no characters but white space")
-    elif _is_broken(value):
-        yield Fault("broken-text", field, f"{value!r:.60} has half a surrogate pair, which is no character")
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _negative_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    negatives = row.get("negatives")
-    if negatives is None:
-        return
-    if not isinstance(negatives, list):
-        yield _wrong_type("negatives", "a list of texts", negatives)
-        return
-    positive = row["positive"].strip() if isinstance(row.get("positive"), str) else ""
-    seen: dict[str, int] = {}
-    for index, negative in enumerate(negatives):
-        field = f"negatives[{index}]"
-        yield from _text_faults(field, negative)
-        text = negative.strip() if isinstance(negative, str) else ""
-        if not text:
-            continue
-        if text == positive:
-            yield Fault("positive-as-negative", field, f"the same text as the positive: {text!r:.60}")
-        if (first := seen.setdefault(text, index)) != index:
-            yield Fault("duplicate-negatives", field, f"the same text as negatives[{first}]: {text!r:.60}")
-
-
-def _score_faults(row: dict[str, Any]) -> Iterator[Fault]:
-    scores = row.get("scores")
-    if scores is None:
-        return
-    if not isinstance(scores, list):
-        yield _wrong_type("scores", "a list of numbers", scores)
-        return
-    negatives = row.get("negatives") or []
-    if isinstance(negatives, list) and len(scores) != 1 + len(negatives):
-        message = f"{len(scores)} scores for 1 positive and {len(negatives)} negatives"
-        yield Fault("score-count", "scores", message)
-    for index, score in enumerate(scores):
-        field = f"scores[{index}]"
-        if isinstance(score, bool) or not isinstance(score, (int, float)):
-            yield _wrong_type(field, "a number", score)
-        elif not _is_finite(score):
-            yield Fault("non-finite-score", field, f"{score!r:.60} is not a finite number")
-
-
-def _is_finite(score: float) -> bool:
-    try:
-        return math.isfinite(score) and abs(score) < _LARGEST_SCORE
-    except OverflowError:  # an integer too large for a float
-        return False
-
-
-def _wrong_type(field: str, expected: str, value: Any) -> Fault:
-    return Fault("wrong-type", field, f"expected {expected}, got {type(value).__name__}: {value!r:.60}")
-
-
 class _Tally:
     """Counts and findings collected while reading a file."""
 
@@ -261,55 +246,59 @@ class _Tally:
         self.max_findings = max_findings
         self.rows = 0
         self.counts: Counter[str] = Counter()
-        self.kept: dict[str, list[Finding]] = {}
-        self.named = {"lang": Counter[str](), "source": Counter[str]()}
-        self.unknown: set[str] = set()
+        self.kept: list[tuple[int, Finding]] = []  # with their rank among those of their kind
+        self.languages: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
+        self.known = set(FIELDS)  # and fields that were reported
         self.characters: Counter[str] = Counter()
         self.texts: Counter[str] = Counter()
         self.shapes: Counter[int] = Counter()  # number of negatives -> valid rows
-        self.queries = _Queries()
+        self.files: list[tuple[Path, Unit]] = []
+        # Hash of a query -> its first file and line, and the positive's hash. Tuples of numbers only are cheap to keep.
+        self.queries: dict[int, tuple[int, int, int]] = {}
 
     def read(self, entry: Entry) -> None:
         self.rows += 1
-        if isinstance(entry.value, NoRecord):
-            self.add(entry, Fault(entry.value.kind, "", entry.value.message))
+        if isinstance(entry.value, Fault):
+            self.add(entry, *entry.value)
             return
-        row, own_names = normalise(entry.value)
-        self._note_unknown(entry, row)
-        faults = list(row_faults(row))
-        for fault in faults:
-            self.add(entry, fault._replace(field=own_names.get(fault.field, fault.field)))
-        if not faults:
-            self._count(entry, row, own_names.get("query", "query"))
-
-    def add(self, entry: Entry, fault: Fault) -> None:
-        severity, remedy = KINDS[fault.kind]
-        self.counts[fault.kind] += 1
-        kept = self.kept.setdefault(fault.kind, [])
-        if len(kept) < self.max_findings:
-            file, unit, line, _ = entry
-            kept.append(Finding(line, fault.field, fault.kind, severity, fault.message, remedy, str(file), unit))
-
-    def _note_unknown(self, entry: Entry, row: dict[str, Any]) -> None:
-        for name in row.keys() - set(FIELDS) - self.unknown:
-            if len(self.unknown) < _MOST_NAMES:
-                self.unknown.add(name)
+        record, names = normalise(entry.value)
+        row, faults = validate(record, names)
+        for name in record.keys() - self.known:
+            if len(self.known) < len(FIELDS) + _MOST_NAMES:
+                self.known.add(name)
                 meant = get_close_matches(name[:60], FIELDS, n=1)
-                hint = f"; perhaps {meant[0]!r} is meant" if meant else ""
-                self.add(entry, Fault("unknown-field", ascii(name)[1:-1][:60], f"first seen here{hint}"))
+                hint = f"; did you mean {meant[0]!r}?" if meant else ""
+                self.add(entry, "unknown-field", ascii(name)[1:-1][:60], f"first seen here{hint}")
+        for fault in faults:
+            self.add(entry, *fault)
+        if row is not None:
+            self._count(entry, row, names.get("query", "query"))
 
-    def _count(self, entry: Entry, row: dict[str, Any], query_field: str) -> None:
-        for field, counter in self.named.items():
-            if (name := row.get(field)) is not None:
-                counter[name if name in counter or len(counter) < _MOST_NAMES else _OTHER] += 1
-        negatives = row.get("negatives") or []
-        for field, texts in (("query", [row["query"]]), ("positive", [row["positive"]]), ("negatives", negatives)):
+    def add(self, entry: Entry, kind: str, field: str, message: str) -> None:
+        self.counts[kind] += 1
+        if self.counts[kind] <= self.max_findings:
+            severity, remedy = KINDS[kind]
+            one = Finding(entry.number, field, kind, severity, message, remedy, str(entry.file), entry.unit)
+            self.kept.append((self.counts[kind], one))
+
+    def _count(self, entry: Entry, row: Row, query_field: str) -> None:
+        for counter, name in ((self.languages, row.lang), (self.sources, row.source)):
+            if name:
+                counter[name if name in counter or len(counter) < _MOST_NAMES else "(other)"] += 1
+        for field, texts in (("query", [row.query]), ("positive", [row.positive]), ("negatives", row.negatives)):
             self.texts[field] += len(texts)
             self.characters[field] += sum(map(len, texts))
-        self._note_shape(entry, len(negatives))
-        if (first := self.queries.first_with_another(entry, row["query"], row["positive"])) is not None:
-            message = f"{first} has the same query with another positive: {row['query']!r:.60}"
-            self.add(entry, Fault("repeated-query", query_field, message))
+        self._note_shape(entry, len(row.negatives))
+        if not self.files or self.files[-1][0] is not entry.file:
+            self.files.append((entry.file, entry.unit))
+        here = (len(self.files) - 1, entry.number, text_key(row.positive))
+        index, number, positive = self.queries.setdefault(text_key(row.query), here)
+        if positive != here[2]:
+            file, unit = self.files[index]
+            first = f"{unit} {number}" + ("" if file == entry.file else f" of {file.name}")
+            message = f"{first} has the same query with another positive: {row.query!r:.60}"
+            self.add(entry, "repeated-query", query_field, message)
 
     def _note_shape(self, entry: Entry, negatives: int) -> None:
         """Warn at the first row that differs from earlier rows, once for each of the two differences."""
@@ -317,63 +306,30 @@ class _Tally:
         self.shapes[negatives] += 1
         if before and (negatives == 0) != (0 in before) and "mixed-pairs-triplets" not in self.counts:
             what = "a triplet after pairs" if negatives else "a pair after triplets"
-            self.add(entry, Fault("mixed-pairs-triplets", "negatives", what))
+            self.add(entry, "mixed-pairs-triplets", "negatives", what)
         others = before - {0, negatives}
         if negatives and others and "mixed-negative-counts" not in self.counts:
             message = f"{negatives} negatives, where earlier rows have {min(others)}"
-            self.add(entry, Fault("mixed-negative-counts", "negatives", message))
+            self.add(entry, "mixed-negative-counts", "negatives", message)
 
     def report(self, path: str) -> CheckReport:
         if not self.rows:
-            self.add(Entry(Path(path), "line", 1, {}), Fault("no-rows", "", "the file is empty or blank"))
+            self.add(Entry(Path(path), "line", 1, {}), "no-rows", "", "the file is empty or blank")
+        # The first finding of each kind, then the second, ..., so that no frequent kind hides a rare one.
+        self.kept.sort(key=lambda pair: (pair[1].severity == "warning", pair[0], pair[1].file, pair[1].line))
+        shown = [finding for _, finding in self.kept[: self.max_findings]]
         return CheckReport(
             path=path,
             rows=self.rows,
             pairs=self.shapes[0],
-            triplets=sum(rows for negatives, rows in self.shapes.items() if negatives),
+            triplets=self.shapes.total() - self.shapes[0],
             counts={kind: self.counts[kind] for kind in KINDS if self.counts[kind]},
-            languages=dict(self.named["lang"].most_common()),
-            sources=dict(self.named["source"].most_common()),
+            languages=dict(self.languages.most_common()),
+            sources=dict(self.sources.most_common()),
             mean_characters={name: self.characters[name] / texts for name, texts in self.texts.items() if texts},
             negatives_per_row=dict(sorted(self.shapes.items())),
-            findings=self._shown(),
+            findings=sorted(shown, key=lambda one: (one.file, one.line)),
         )
-
-    def _shown(self) -> list[Finding]:
-        """Select the first finding of each kind, then the second, ..., so that no frequent kind hides a rare one."""
-        ranked = [
-            ((one.severity == "warning", rank, one.file, one.line), one)
-            for findings in self.kept.values()
-            for rank, one in enumerate(findings)
-        ]
-        ranked.sort(key=lambda pair: pair[0])
-        return sorted((one for _, one in ranked[: self.max_findings]), key=lambda one: (one.file, one.line))
-
-
-class _Queries:
-    """The first row and the positive of each query, as 8-byte hashes to avoid holding texts."""
-
-    def __init__(self) -> None:
-        self._indices: dict[int, int] = {}
-        self._files: list[tuple[Path, Unit]] = []
-        self._file_indices = array("L")
-        self._lines = array("Q")
-        self._positives = array("q")
-
-    def first_with_another(self, entry: Entry, query: str, positive: str) -> str | None:
-        """Return where ``query`` first occurred, if it was with another positive. A new query is recorded."""
-        index = self._indices.setdefault(text_key(query), len(self._lines))
-        if index == len(self._lines):
-            if not self._files or self._files[-1][0] != entry.file:
-                self._files.append((entry.file, entry.unit))
-            self._file_indices.append(len(self._files) - 1)
-            self._lines.append(entry.number)
-            self._positives.append(text_key(positive))
-            return None
-        if self._positives[index] == text_key(positive):
-            return None
-        file, unit = self._files[self._file_indices[index]]
-        return f"{unit} {self._lines[index]}" + ("" if file == entry.file else f" of {file.name}")
 
 
 def text_key(text: str) -> int:

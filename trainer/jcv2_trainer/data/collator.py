@@ -8,9 +8,10 @@ padded tokens, as in the encoder's inference. With flash attention, nothing is p
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,8 +71,8 @@ class Batch:
 
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Packed):
-        moved = [{name: _moved(one, device) for name, one in features.items()} for features in value.features]
-        return Packed(value.rows, moved, value.count)
+        features = [{name: _moved(one, device) for name, one in each.items()} for each in value.features]
+        return replace(value, features=features)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
@@ -104,30 +105,19 @@ class PackedCollator:
         return {"batch": self.collate(rows)}
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Collate rows into a batch.
-
-        Args:
-            rows: Rows with ``query``, ``positive``, ``negatives``, ``scores``, ``query_key`` and ``positive_key``, as
-                returned by :func:`jcv2_trainer.data.datasets_io.training_dataset`.
-        """
-        documents: dict[str, int] = {}
-        candidates: list[list[int]] = []
-        scores: list[list[float]] = []
-        for row in rows:
-            texts, teacher = self._candidates(row)
-            candidates.append([documents.setdefault(text, len(documents)) for text in texts])
-            scores.append(teacher or [float("nan")] * len(texts))
-        keys = torch.tensor([text_key(text) for text in documents], dtype=torch.int64)
+        """Collate rows of :func:`jcv2_trainer.data.datasets_io.training_dataset` into a batch."""
+        chosen = [self._candidates(row) for row in rows]
+        documents = {text: at for at, text in enumerate(dict.fromkeys(one for texts, _ in chosen for one in texts))}
+        candidates = _filled([[documents[text] for text in texts] for texts, _ in chosen], NO_CANDIDATE, torch.int64)
         known = [[row["positive_key"], *self.known.get(row["query_key"], ())] for row in rows]
         most = max(map(len, known))
-        table = _filled(candidates, NO_CANDIDATE, torch.int64)
         return Batch(
             queries=self._pack([row["query"] for row in rows], "query"),
             documents=self._pack(list(documents), "document"),
-            positive=table[:, 0].clone(),
-            candidates=table,
-            teacher=_filled(scores, float("nan"), torch.float32),
-            document_keys=keys,
+            positive=candidates[:, 0].clone(),
+            candidates=candidates,
+            teacher=_filled([scores or [math.nan] * len(texts) for texts, scores in chosen], math.nan, torch.float32),
+            document_keys=torch.tensor([text_key(text) for text in documents], dtype=torch.int64),
             known=torch.tensor([one + one[:1] * (most - len(one)) for one in known], dtype=torch.int64),
         )
 
@@ -147,11 +137,8 @@ class PackedCollator:
         cut = {"processing_kwargs": {"text": {"max_length": self.document_length}}}
         kwargs: dict[str, Any] = cut if task == "document" and self.document_length is not None else {}
         budget = self.tokens_per_batch or default_tokens_per_batch(self.encoder.device.type)
-        batches = list(
-            self.encoder.feature_batches(
-                texts, budget, _MOST_TEXTS, prompt=self.encoder.prompts.get(task) or None, task=task, **kwargs
-            )
-        )
+        prompt = self.encoder.prompts.get(task) or None
+        batches = list(self.encoder.feature_batches(texts, budget, _MOST_TEXTS, prompt=prompt, task=task, **kwargs))
         return Packed([rows for rows, _ in batches], [features for _, features in batches], len(texts))
 
 

@@ -1,26 +1,20 @@
-"""Read plain or compressed text files line by line, and parse JSON lines."""
+"""Read plain or compressed text files line by line."""
 
 from __future__ import annotations
 
 import bz2
-import gzip
-import io
-import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any
 
 from jcv2_plugin.errors import Jcv2Error
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 LINE_LIMIT = 64 * 2**20
 """Maximum line length in bytes. A longer line means that the file is not JSON lines, and might not fit in memory."""
 
-_ZSTD_CHUNK = 8192  # bytes of compressed input; the decompressed chunk is held in memory
+_CHUNK = 1024  # bytes of compressed input; bzip2 and zstd may expand them to 30,000 times as many
 
 
 class DataError(Jcv2Error, ValueError):
@@ -33,110 +27,93 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     The suffixes are .gz, .xz, .bz2 and .zst, which requires the package ``zstandard``.
 
     Raises:
-        DataError: The file is missing, cannot be read or decompressed, or has a line over ``LINE_LIMIT``.
+        DataError: The file is missing, cannot be read or decompressed, has other data after the compressed data, or
+            has a line over ``LINE_LIMIT``.
     """
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist or is no file. Give a JSON-lines file (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.zst)."
+            f"{path} does not exist or is not a file. "
+            "Give a JSON-lines file (.jsonl, .jsonl.gz, .jsonl.xz, .jsonl.bz2, .jsonl.zst)."
         )
+    new = _decompressor(path)
     number = 0
     try:
-        with _OPENERS.get(path.suffix.lower(), _open_plain)(path) as file:
-            while line := file.readline(LINE_LIMIT):
-                number += 1
-                if len(line) == LINE_LIMIT:
+        with path.open("rb") as file:
+            chunks = _decompressed(file, new) if new else iter(lambda: file.read(2**17), b"")
+            for number, line in enumerate(_lines(chunks), start=1):
+                if len(line) >= LINE_LIMIT:
                     raise DataError(
-                        f"{path}:{number}: longer than {LINE_LIMIT // 2**20} MiB. JSON lines have one object a line."
+                        f"{path}:{number}: longer than {LINE_LIMIT // 2**20} MiB. Write one JSON object per line."
                     )
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
-                if not line.isspace() and line:
+                if line.strip():
                     yield number, line
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except OSError as error:
         raise DataError(
             f"{path}: cannot be read after line {number} ({error}). "
             "Check its permissions, and copy or compress it again."
         ) from error
 
 
-def parse_json(line: bytes) -> Any:
-    """Parse one line as JSON.
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield lines without their ends. What follows a line of ``LINE_LIMIT`` bytes or more is cut off from it."""
+    pending = bytearray()
+    for chunk in chunks:
+        first, *others = chunk.split(b"\n")
+        pending += first
+        for other in others:
+            yield bytes(pending)
+            pending = bytearray(other)
+        if len(pending) >= LINE_LIMIT:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)
+
+
+def _decompressor(path: Path) -> Callable[[], Any] | None:
+    """Return what makes a decompressor for the file's suffix. All have the methods of ``bz2.BZ2Decompressor``."""
+    match path.suffix.lower():
+        case ".gz":
+            return lambda: zlib.decompressobj(wbits=31)
+        case ".xz":
+            return lzma.LZMADecompressor
+        case ".bz2":
+            return bz2.BZ2Decompressor
+        case ".zst":
+            try:
+                import zstandard
+            except ImportError as error:
+                raise DataError(
+                    f"{path}: reading .zst needs the package zstandard. Install it with: pip install zstandard"
+                ) from error
+            return lambda: zstandard.ZstdDecompressor().decompressobj()
+    return None
+
+
+def _decompressed(file: IO[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield the content of all streams in a file. Python's own readers ignore other data after .xz and .bz2 streams.
 
     Raises:
-        ValueError: The line is not UTF-8 or not JSON.
+        OSError: A stream is damaged or cut short, or followed by data that is not one.
     """
-    try:
-        return json.loads(line.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos + 1}") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    try:
-        import zstandard  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading .zst needs the package zstandard. Install it with: pip install zstandard"
-        ) from error
-    return io.BufferedReader(_ZstdFrames(path), buffer_size=2**17)
-
-
-class _ZstdFrames(io.RawIOBase):
-    """Decompressed bytes of a .zst file. Unlike zstandard's own reader, it raises on a truncated file."""
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        self._file = path.open("rb")
-        self._error = zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        target = memoryview(buffer).cast("B")
+    decompressor: Any = new()
+    rest, streams = b"", 0
+    while chunk := rest or file.read(_CHUNK):
         rest = b""
-        while not self._ready:
-            chunk = rest or self._file.read(_ZSTD_CHUNK)
-            if not chunk:
-                if self._frame is not None:
-                    raise EOFError("the file ends within a frame")
-                return 0
-            rest = self._feed(chunk)
-        if rest:
-            self._file.seek(-len(rest), io.SEEK_CUR)
-        count = min(len(target), len(self._ready))
-        target[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _feed(self, chunk: bytes) -> bytes:
-        """Decompress into ``_ready`` and return the rest of the chunk, which belongs to the next frame."""
-        self._frame = frame = self._frame or self._decompressor.decompressobj()
+        if decompressor is None:
+            if not (chunk := chunk.lstrip(b"\0")):  # padding, as on tapes
+                continue
+            decompressor = new()
         try:
-            self._ready = memoryview(frame.decompress(chunk))
-        except self._error as error:
-            raise OSError(str(error)) from error
-        if not frame.eof:
-            return b""
-        self._frame = None
-        return frame.unused_data
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+            yield decompressor.decompress(chunk)
+        except Exception as error:  # each library has its own
+            raise OSError(_AFTER_STREAM if streams else str(error)) from error
+        if decompressor.eof:
+            decompressor, rest, streams = None, decompressor.unused_data, streams + 1
+    if decompressor is not None:
+        raise OSError(_AFTER_STREAM if streams else "the compressed data is cut short")
 
 
-_OPENERS = {
-    **cast("dict[str, Callable[[Path], IO[bytes]]]", {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}),
-    ".zst": _open_zstd,
-}
+_AFTER_STREAM = "after the compressed data comes other data, or a stream that is cut short"

@@ -1,40 +1,41 @@
 """Pack texts into token sequences of equal length, and mask whole words in them.
 
-Tokens are packed into a memory-mapped file, so memory does not grow with the texts. Which tokens of a row are masked
-depends only on the seed, the epoch and the row, so a resumed run masks the same tokens as an uninterrupted one.
+Which tokens of a row are masked depends only on the seed, the epoch and the row, so a resumed run masks the same tokens
+as an uninterrupted one. transformers' collator for whole words does not: it draws from one generator. It also replaces
+all chosen tokens by the mask token, and finds words by gaps between tokens: a Japanese, Chinese or Thai sentence
+of 16 to 18 tokens (XLM-R's) is then 2 or 3 words, and a whole text is one where tokens include the space before them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shutil
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_trainer.data.datasets_io import cached_rows
 from jcv2_trainer.data.lines import DataError, read_lines
 from jcv2_trainer.data.records import data_files, read_entries, sound_record
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
 
 IGNORED = -100
 """Label of tokens that are not predicted, as in torch's cross-entropy."""
 
-_FORMATS = "Give text files with a document a line (.txt), or JSON lines or Parquet with a field 'text'"
+_FORMATS = "Give text files with a document per line (.txt), or JSON lines or Parquet with a field 'text'"
 _TEXT_FILE = re.compile(r"\.txt(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)
 # Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han.
-_UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff66-\uff9f]")
-_UNSPACED_WIDE = re.compile("[\U00020000-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 _BATCH_TEXTS, _BATCH_CHARACTERS = 256, 2**20
-_TOKENS, _ABOUT = "tokens.bin", "tokens.json"
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -47,8 +48,6 @@ def read_texts(path: Path) -> Iterator[str]:
         DataError: The file cannot be read, or a record has no text. The message names the file and line.
     """
     if _TEXT_FILE.search(path.name):
-        if not path.is_file():
-            raise DataError(f"{path} does not exist or is no file. {_FORMATS}.")
         for number, line in read_lines(path):
             try:
                 yield line.decode("utf-8").strip()
@@ -74,7 +73,7 @@ def word_starts(text: str, word_ids: Sequence[int | None], offsets: Sequence[tup
         word_ids: The pre-token of each token, from a fast tokenizer.
         offsets: Start and end of each token in the text, in characters.
     """
-    clauses = _UNSPACED.search(text) is not None or _UNSPACED_WIDE.search(text) is not None
+    clauses = _UNSPACED.search(text) is not None
     starts = []
     last_word: int | None = None
     last_start = last_end = -1
@@ -83,143 +82,91 @@ def word_starts(text: str, word_ids: Sequence[int | None], offsets: Sequence[tup
         if clauses and not begins:
             # A bare "▁" belongs to the token after it; it covers a space, or the same characters.
             bare = start == last_start or text[last_start:last_end].isspace()
-            begins = not bare and (_unspaced(text[start : start + 1]) or _unspaced(text[last_end - 1 : last_end]))
+            begins = not bare and any(map(_UNSPACED.match, (text[start : start + 1], text[last_end - 1 : last_end])))
         starts.append(begins)
         last_word, last_start, last_end = word, start, end
     return starts
 
 
-def _unspaced(character: str) -> bool:
-    return _UNSPACED.match(character) is not None or _UNSPACED_WIDE.match(character) is not None
-
-
-@dataclass(frozen=True)
-class About:
-    """What a packed file was made from, and its size.
-
-    Attributes:
-        files: Name and size in bytes of each source file.
-        tokenizer: A digest of the tokenizer.
-        length: Tokens per row.
-        whole_word: Whether words of several tokens are marked, for whole-word masking.
-        rows: Number of rows.
-        documents: Number of documents read.
-        tokens: Number of tokens in the documents, including those of the last, incomplete row, which is dropped.
-    """
-
-    files: list[list[Any]]
-    tokenizer: str
-    length: int
-    whole_word: bool
-    rows: int = 0
-    documents: int = 0
-    tokens: int = 0
-
-    def same_source(self, other: About) -> bool:
-        """Return whether both were made from the same files and settings."""
-        return all(
-            getattr(self, name) == getattr(other, name) for name in ("files", "tokenizer", "length", "whole_word")
-        )
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows of tokens in a file.
-
-    Attributes:
-        values: Memory-mapped array of shape ``(rows, length)``. Each value is twice the token id, plus 1 if the token
-            begins a word.
-        about: Source and size of the file.
-    """
-
-    values: NDArray[np.uint32]
-    about: About
-
-
-def describe(texts: Sequence[Path], tokenizer: Any, length: int, whole_word: bool) -> About:
-    """Describe the file that packing these texts would produce.
+def text_files(texts: Iterable[Path]) -> list[list[Any]]:
+    """Return the name and the size in bytes of each file to read.
 
     Raises:
-        DataError: A file is missing.
+        DataError: A file does not exist.
     """
     files = []
     for path in texts:
-        for file in [path] if _TEXT_FILE.search(path.name) else data_files(path):
-            if not file.exists():
-                raise DataError(f"{file} does not exist. {_FORMATS}.")
-            files.append([file.name, file.stat().st_size if file.is_file() else 0])
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
-    return About(files, hashlib.sha256(backend.encode()).hexdigest(), length, whole_word)
+        if not path.exists():
+            raise DataError(f"{path} does not exist. {_FORMATS}.")
+        files += [[file.name, file.stat().st_size if file.is_file() else 0] for file in data_files(path)]
+    return files
 
 
-def load_packed(folder: Path) -> Packed | None:
-    """Load the output of :func:`pack`. Return None if it is incomplete."""
-    try:
-        about = About(**json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
-        return Packed(np.memmap(folder / _TOKENS, np.uint32, "r", shape=(about.rows, about.length)), about)
-    except (OSError, ValueError, TypeError):
-        return None
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest that is the same for tokenizers with the same settings and vocabulary."""
+    whole = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def pack(
-    texts: Sequence[Path],
-    tokenizer: Any,
-    about: About,
-    folder: Path,
-    progress: Callable[[int], object] | None = None,
-) -> Packed:
-    """Write documents one after another into rows, each between the model's first and last special token.
+    texts: Sequence[Path], tokenizer: Any, length: int, whole_word: bool, cache: Path
+) -> tuple[Dataset, dict[str, int]]:
+    """Pack documents one after another into rows, each between the model's first and last special token.
 
     Documents are separated by the last special token and may continue in the next row. Nothing is padded, and only the
-    tokens of the last, incomplete row are dropped.
+    tokens of the last, incomplete row are dropped. The rows are cached, see
+    :func:`~jcv2_trainer.data.datasets_io.cached_rows`.
 
     Args:
         texts: Files, see :func:`read_texts`.
         tokenizer: A transformers tokenizer. Must be a fast one for whole words.
-        about: Result of :func:`describe`.
-        folder: Output folder. Existing content is replaced.
-        progress: Called with the number of documents in each batch that is done.
+        length: Tokens per row.
+        whole_word: Whether to mark words of several tokens, for whole-word masking.
+        cache: Cache folder.
+
+    Returns:
+        A dataset with the column ``values``, lists of ``length`` numbers: twice the token id, plus 1 if the token
+        begins a word. And the number of "documents" and of their "tokens".
 
     Raises:
         DataError: A file cannot be read, or the texts do not fill two rows.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    options = {"tokenizer": tokenizer_digest(tokenizer), "length": length, "whole_word": whole_word}
+    return cached_rows(
+        texts,
+        cache,
+        options,
+        {"values": "tokens"},
+        lambda counts: _packed(texts, tokenizer, length, whole_word, counts),
+    )
+
+
+def _packed(
+    texts: Sequence[Path], tokenizer: Any, length: int, whole_word: bool, counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
     first, last = boundary_ids(tokenizer)
-    room = about.length - 2
-    rows = documents = tokens = 0
-    pending = array("I")
-    with (folder / _TOKENS).open("wb") as file:
-        for batch in _batches(text for path in texts for text in read_texts(path)):
-            for values in _encode(batch, tokenizer, about.whole_word):
-                tokens += len(values)
-                if pending:
-                    pending.append(2 * last)
-                pending.extend(values)
-                start = 0
-                while len(pending) - start >= room:
-                    row = array("I", [2 * first, *pending[start : start + room], 2 * last])
-                    row[1] |= 1  # the rest of a word that began in the row before
-                    row.tofile(file)
-                    start += room
-                    rows += 1
-                pending = pending[start:]
-            documents += len(batch)
-            if progress is not None:
-                progress(len(batch))
-    names = ", ".join(str(path) for path in texts)
-    if not tokens:
+    room = length - 2
+    rows = 0
+    pending: list[int] = []
+    for batch in _batches(text for path in texts for text in read_texts(path)):
+        for values in _encode(batch, tokenizer, whole_word):
+            counts["tokens"] += len(values)
+            pending += [2 * last, *values] if pending else values
+            full = len(pending) // room * room
+            for start in range(0, full, room):
+                rows += 1
+                # The first token may be the rest of a word that began in the row before.
+                yield {"values": [2 * first, pending[start] | 1, *pending[start + 1 : start + room], 2 * last]}
+            del pending[:full]
+        counts["documents"] += len(batch)
+    names = ", ".join(map(str, texts))
+    if not counts["tokens"]:
         raise DataError(f"There is no text in {names}. {_FORMATS}.")
     if rows < 2:
         raise DataError(
-            f"{names}: {tokens:,} tokens do not fill two sequences of {about.length} (one is held out). "
+            f"{names}: {counts['tokens']:,} tokens do not fill two sequences of {length} (one is held out). "
             "Give more text, or a smaller --sequence-length."
         )
-    about = About(about.files, about.tokenizer, about.length, about.whole_word, rows, documents, tokens)
-    staging = folder / f"{_ABOUT}.part"
-    staging.write_text(json.dumps(asdict(about)), encoding="utf-8")
-    staging.rename(folder / _ABOUT)
-    return Packed(np.memmap(folder / _TOKENS, np.uint32, "r", shape=(rows, about.length)), about)
 
 
 def boundary_ids(tokenizer: Any) -> tuple[int, int]:
@@ -231,24 +178,25 @@ def boundary_ids(tokenizer: Any) -> tuple[int, int]:
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if first is None or last is None:
-        raise DataError("The tokenizer has no token for the beginning or the end of a text (cls or bos, sep or eos).")
+        raise DataError(
+            "The tokenizer has no token for the beginning or the end of a text (cls or bos, sep or eos). "
+            "Give a model whose tokenizer has them."
+        )
     return int(first), int(last)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
-    characters = 0
     for text in texts:
         batch.append(text)
-        characters += len(text)
-        if len(batch) == _BATCH_TEXTS or characters >= _BATCH_CHARACTERS:
+        if len(batch) == _BATCH_TEXTS or sum(map(len, batch)) >= _BATCH_CHARACTERS:
             yield batch
-            batch, characters = [], 0
+            batch = []
     if batch:
         yield batch
 
 
-def _encode(texts: list[str], tokenizer: Any, whole_word: bool) -> Iterator[array[int]]:
+def _encode(texts: list[str], tokenizer: Any, whole_word: bool) -> Iterator[list[int]]:
     encoded = tokenizer(
         texts,
         add_special_tokens=False,
@@ -258,18 +206,17 @@ def _encode(texts: list[str], tokenizer: Any, whole_word: bool) -> Iterator[arra
         verbose=False,  # no warning about texts longer than the model's limit
     )
     for index, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
+        starts = [True] * len(ids)
         if whole_word:
             starts = word_starts(text, encoded.word_ids(index), encoded["offset_mapping"][index])
-        else:
-            starts = [True] * len(ids)
-        yield array("I", [2 * one + start for one, start in zip(ids, starts, strict=True)])
+        yield [2 * one + start for one, start in zip(ids, starts, strict=True)]
 
 
 class Rows:
-    """Some rows of a packed file, as a dataset for a data loader."""
+    """Some rows of a packed dataset, as a dataset for a data loader."""
 
-    def __init__(self, packed: Packed, chosen: NDArray[np.int64], seed: int) -> None:
-        self._values = packed.values
+    def __init__(self, packed: Dataset, chosen: NDArray[np.int64], seed: int) -> None:
+        self._packed = packed.with_format("numpy")
         self._chosen = chosen
         self._seed = seed
         self.epoch = 0
@@ -279,7 +226,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self._chosen[index])
-        return {"values": self._values[row], "draw": (self._seed, self.epoch, row)}
+        return {"values": self._packed[row]["values"], "draw": (self._seed, self.epoch, row)}
 
 
 class WordMasker:
@@ -292,8 +239,7 @@ class WordMasker:
     def __init__(self, tokenizer: Any, share: float) -> None:
         self._share = share
         self._mask = int(tokenizer.mask_token_id)
-        size = max(len(tokenizer), max(tokenizer.all_special_ids) + 1)
-        self._special = np.zeros(size, bool)
+        self._special = np.zeros(max(len(tokenizer), max(tokenizer.all_special_ids) + 1), bool)
         self._special[tokenizer.all_special_ids] = True
         self._ordinary = np.flatnonzero(~self._special)
 
@@ -302,14 +248,10 @@ class WordMasker:
         import torch
 
         masked = [self.mask(row["values"], np.random.default_rng(row["draw"])) for row in rows]
-        return {
-            "input_ids": torch.from_numpy(np.stack([ids for ids, _ in masked])),
-            "labels": torch.from_numpy(np.stack([labels for _, labels in masked])),
-        }
+        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*masked, strict=True))
+        return {"input_ids": ids, "labels": labels}
 
-    def mask(
-        self, values: NDArray[np.uint32], random: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def mask(self, values: NDArray[Any], random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the masked ids and the labels of a row. At least one word is masked, unless all tokens are special."""
         ids = (values >> 1).astype(np.int64)
         words = np.cumsum(values & 1)

@@ -2,7 +2,8 @@
 
 Supported are JSON lines (plain, .gz, .xz, .bz2, .zst), Parquet, a folder written by ``datasets.Dataset.save_to_disk``
 (for a ``DatasetDict``, its split "train" is read), and a folder that contains only JSON-lines and Parquet files, which
-are read in the order of their names. All are read lazily.
+are read in the order of their names. All are read lazily. JSON lines are not read by ``datasets``, which does not tell
+the number of a faulty line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jcv2_trainer.data.lines import DataError, parse_json, read_lines
+from jcv2_trainer.data.lines import DataError, read_lines
 
 Unit = Literal["line", "row"]
 
@@ -22,19 +23,15 @@ _FORMATS = (
     "Give JSON lines (.jsonl, also with .gz, .xz, .bz2, .zst), Parquet (.parquet), "
     "a folder of such files, or a folder saved by datasets"
 )
-_JSON_LINES = re.compile(r"\.jsonl(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)
-_NEGATIVE = re.compile(r"negative(?:_([0-9]{1,6}))?")
+_DATA_FILE = re.compile(r"\.(jsonl(\.(gz|xz|bz2|zst))?|parquet)$", re.IGNORECASE)
+_NEGATIVE = re.compile(r"negative(?:_[0-9]{1,6})?")
 
 
-class NoRecord(NamedTuple):
-    """Placeholder for a line that is not a record.
-
-    Attributes:
-        kind: ``"bad-json"`` or ``"not-an-object"``.
-        message: What is wrong.
-    """
+class Fault(NamedTuple):
+    """An error in a line or row, without its position. The field is empty for the whole line."""
 
     kind: str
+    field: str
     message: str
 
 
@@ -45,13 +42,13 @@ class Entry(NamedTuple):
         file: The file, or the folder of a saved dataset.
         unit: What ``number`` counts.
         number: Line or row number, from 1.
-        value: The record, with field names as in the file.
+        value: The record, with field names as in the file, or why the line is not a record.
     """
 
     file: Path
     unit: Unit
     number: int
-    value: dict[str, Any] | NoRecord
+    value: dict[str, Any] | Fault
 
     @property
     def position(self) -> str:
@@ -64,26 +61,15 @@ def position_of(file: Path | str, unit: Unit, number: int) -> str:
     return f"{file}:{number}" if unit == "line" else f"{file} row {number}"
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ``(line or row number from 1, record)`` of a file or folder of any format.
-
-    Raises:
-        DataError: A line is not a JSON object, or the file cannot be read.
-    """
-    return ((entry.number, sound_record(entry)) for entry in read_entries(path))
-
-
 def sound_record(entry: Entry) -> dict[str, Any]:
     """Return the record of an entry.
 
     Raises:
         DataError: The entry is not a record.
     """
-    if not isinstance(entry.value, NoRecord):
-        return entry.value
-    if entry.value.kind == "bad-json":
-        raise DataError(f"{entry.position}: not valid JSON ({entry.value.message}).")
-    raise DataError(f"{entry.position}: {entry.value.message}.")
+    if isinstance(entry.value, Fault):
+        raise DataError(f"{entry.position}: {entry.value.message}. Write one JSON object per line.")
+    return entry.value
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -93,12 +79,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
         DataError: The file does not exist, or cannot be read or decompressed.
     """
     for file in data_files(path):
-        if file.is_dir():
-            yield from _saved_dataset(file)
-        elif _is_parquet(file):
-            yield from _parquet(file)
-        else:
-            yield from json_lines(file)
+        yield from _table(file) if file.is_dir() or file.suffix.lower() == ".parquet" else json_lines(file)
 
 
 def data_files(path: Path) -> list[Path]:
@@ -109,18 +90,15 @@ def data_files(path: Path) -> list[Path]:
     """
     if not path.exists():
         raise DataError(f"{path} does not exist. {_FORMATS}.")
-    if not path.is_dir():
-        return [path]
     if (path / "dataset_dict.json").is_file():
         return [_train_split(path)]
-    if (path / "dataset_info.json").is_file():
+    if not path.is_dir() or (path / "dataset_info.json").is_file():
         return [path]
     files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     for file in files:
-        if not (file.is_file() and (_is_parquet(file) or _JSON_LINES.search(file.name))):
+        if not (file.is_file() and _DATA_FILE.search(file.name)):
             raise DataError(
-                f"{path} is no dataset saved by datasets, and {file.name} in it is neither .jsonl nor .parquet. "
-                f"{_FORMATS}."
+                f"{path} was not saved by datasets, and {file.name} in it is neither .jsonl nor .parquet. {_FORMATS}."
             )
     if not files:
         raise DataError(f"{path} is an empty folder. {_FORMATS}.")
@@ -135,13 +113,19 @@ def _train_split(path: Path) -> Path:
     if "train" not in splits:
         raise DataError(
             f"{path} has no split 'train'. It has: {', '.join(splits) or 'no splits'}. "
-            "Give the folder of one of them, which is inside."
+            "Give the folder of one of its splits."
         )
     return path / "train"
 
 
-def _is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ".parquet"
+def file_state(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return the path, size in bytes and modification time in nanoseconds of each file to read."""
+    state = []
+    for file in (file for path in paths for file in data_files(path)):
+        for part in sorted(file.glob("*.*")) if file.is_dir() else [file]:
+            status = part.stat()
+            state.append((str(part.resolve()), status.st_size, status.st_mtime_ns))
+    return state
 
 
 def json_lines(file: Path) -> Iterator[Entry]:
@@ -153,60 +137,47 @@ def json_lines(file: Path) -> Iterator[Entry]:
     for number, line in read_lines(file):
         value: Any
         try:
-            value = parse_json(line)
-        except ValueError as error:
-            value = NoRecord("bad-json", str(error))
-        if not isinstance(value, (dict, NoRecord)):
-            value = NoRecord("not-an-object", f"expected a JSON object, got {type(value).__name__}")
+            value = json.loads(line.decode("utf-8"))
+        except json.JSONDecodeError as error:
+            value = Fault("bad-json", "", f"not valid JSON: {error.msg} at character {error.pos + 1}")
+        except (UnicodeDecodeError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            value = Fault("bad-json", "", f"not valid JSON: {reason}")
+        if not isinstance(value, (dict, Fault)):
+            value = Fault("not-an-object", "", f"expected a JSON object, got {type(value).__name__}")
         yield Entry(file, "line", number, value)
 
 
-def _parquet(file: Path) -> Iterator[Entry]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise _missing(file, "Parquet") from error
-
-    def batches() -> Iterator[Any]:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            yield from table.iter_batches(batch_size=_BATCH)
-
-    yield from _rows(file, batches())
-
-
-def _saved_dataset(folder: Path) -> Iterator[Entry]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise _missing(folder, "a saved dataset") from error
-
-    def batches() -> Iterator[Any]:
-        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
-        # As Arrow, to avoid decoding columns of images or audio.
-        yield from dataset.with_format("arrow").iter(batch_size=_BATCH)
-
-    yield from _rows(folder, batches())
-
-
-def _rows(file: Path, batches: Iterable[Any]) -> Iterator[Entry]:
-    """Yield the rows of Arrow batches or tables."""
+def _table(path: Path) -> Iterator[Entry]:
     number = 0
     try:
-        for batch in batches:
+        for batch in _arrow_batches(path):
             for record in batch.to_pylist():
                 number += 1
-                yield Entry(file, "row", number, record)
+                yield Entry(path, "row", number, record)
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading it needs the package datasets. Install it with: pip install 'jcv2-plugin[train]'"
+        ) from error
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:  # Arrow's errors are subclasses
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(
-            f"{file}: cannot be read after row {number} ({reason}). Check its permissions, and write it again."
+            f"{path}: cannot be read after row {number} ({reason}). Check its permissions, and write it again."
         ) from error
 
 
-def _missing(file: Path, what: str) -> DataError:
-    return DataError(
-        f"{file}: reading {what} needs the package datasets. Install it with: pip install 'jcv2-plugin[train]'"
-    )
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    if path.is_dir():
+        import datasets
+
+        dataset = datasets.load_from_disk(str(path), keep_in_memory=False)
+        # As Arrow, to avoid decoding columns of images or audio.
+        yield from dataset.with_format("arrow").iter(batch_size=_BATCH)
+    else:
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as table:
+            yield from table.iter_batches(batch_size=_BATCH)
 
 
 def normalise(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -220,23 +191,20 @@ def normalise(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         The record, and the original names of the renamed fields, such as
         ``{"query": "anchor", "negatives[0]": "negative_1"}``.
     """
-    if not any(name == "anchor" or (name.startswith("negative") and name != "negatives") for name in record):
+    aliases = [name for name in record if name == "anchor" or _NEGATIVE.fullmatch(name)]
+    if not aliases:
         return record, {}
-    anchors = ["anchor"] if "anchor" in record else []
-    numbers = {name: int(match[1] or 0) for name in record if (match := _NEGATIVE.fullmatch(name))}
-    aliases = {name for name in [*anchors, *numbers] if record[name] is None}
+    row = {name: value for name, value in record.items() if value is not None or name not in aliases}
     own_names: dict[str, str] = {}
-    renamed: dict[str, Any] = {}
-    if record.get("query") is None and (given := _given(record, anchors)):
+    if row.get("query") is None and "anchor" in row:
         own_names["query"] = "anchor"
-        renamed["query"] = record["anchor"]
-        aliases.update(given)
-    if record.get("negatives") is None and (given := _given(record, sorted(numbers, key=lambda name: numbers[name]))):
-        own_names |= {f"negatives[{index}]": name for index, name in enumerate(given)}
-        renamed["negatives"] = [record[name] for name in given]
-        aliases.update(given)
-    return {name: value for name, value in record.items() if name not in aliases} | renamed, own_names
+        row["query"] = row.pop("anchor")
+    names = sorted((name for name in aliases if name in row and name != "anchor"), key=_number)
+    if names and row.get("negatives") is None:
+        own_names |= {f"negatives[{index}]": name for index, name in enumerate(names)}
+        row["negatives"] = [row.pop(name) for name in names]
+    return row, own_names
 
 
-def _given(record: dict[str, Any], names: list[str]) -> list[str]:
-    return [name for name in names if record[name] is not None]
+def _number(name: str) -> int:
+    return int(name.partition("_")[2] or 0)

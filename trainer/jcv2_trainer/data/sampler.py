@@ -35,13 +35,10 @@ class GroupedBatchSampler(DefaultBatchSampler):
         self.processes = processes
         # accelerate would take a batch smaller than this attribute for the end of the data.
         self.batch_size = None  # type: ignore[assignment]
-        # Read whole columns: a datasets column fetches its values one by one, which takes minutes for a million rows.
-        keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
-        labels = dataset.select_columns(["source", "lang"])[:]
-        self._queries = np.asarray(keys["query_key"], dtype=np.int64)
-        self._positives = np.asarray(keys["positive_key"], dtype=np.int64)
-        size = batch_size * processes
-        self._groups = _groups(list(zip(labels["lang"], labels["source"], strict=True)), size)
+        # Whole columns at once: one by one, the values of a million rows take minutes.
+        columns = dataset.select_columns(["query_key", "positive_key", "source", "lang"])[:]
+        self._queries, self._positives = columns["query_key"], columns["positive_key"]
+        self._groups = _groups(list(zip(columns["lang"], columns["source"], strict=True)), batch_size * processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the row indices of each batch."""
@@ -64,17 +61,15 @@ class GroupedBatchSampler(DefaultBatchSampler):
         """Take ``size`` rows from the front, skipping those whose texts are already taken."""
         chosen: list[int] = []
         passed: deque[int] = deque()
-        queries: set[int] = set()
-        positives: set[int] = set()
+        taken: set[tuple[str, int]] = set()
         # Limited, because with few distinct queries a batch would read to the end of the group.
         while waiting and len(chosen) < size and len(passed) < _PATIENCE * size:
             row = waiting.popleft()
-            query, positive = int(self._queries[row]), int(self._positives[row])
-            if query in queries or positive in positives:
+            texts = {("query", self._queries[row]), ("positive", self._positives[row])}
+            if texts & taken:
                 passed.append(row)
                 continue
-            queries.add(query)
-            positives.add(positive)
+            taken |= texts
             chosen.append(row)
         while len(chosen) < size:
             chosen.append(passed.popleft() if passed else waiting.popleft())
@@ -94,13 +89,12 @@ def _groups(labels: Sequence[tuple[str, ...]], size: int) -> list[NDArray[np.int
 
     They are merged by language first. Those that are still too small are merged into one.
     """
-    by_source: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
-        by_source[label].append(row)
-    groups = dict(by_source)
+        groups[label].append(row)
     for length in (1, 0):
         together: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for label, rows in groups.items():
             together[label if len(rows) >= size else label[:length]] += rows
-        groups = dict(together)
+        groups = together
     return [np.asarray(sorted(rows), dtype=np.int64) for _, rows in sorted(groups.items())]

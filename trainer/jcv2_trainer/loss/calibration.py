@@ -18,9 +18,8 @@ from datasets import Dataset
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.collator import PackedCollator
 from jcv2_trainer.data.sampler import GroupedBatchSampler
-from jcv2_trainer.loss.losses import contrastive_loss
+from jcv2_trainer.loss.losses import all_scores, contrastive_loss
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss, targets
-from jcv2_trainer.loss.scoring import all_scores
 from jcv2_trainer.recipes.settings import TrainingRecipe
 
 _ROWS = 128
@@ -29,14 +28,7 @@ _GRID = [2 ** (exponent / 2) for exponent in range(-4, 13)]  # 0.25 to 64
 
 
 def best_scale(encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator) -> float:
-    """Return twice the scale with the lowest InfoNCE loss of the untrained model's default head, on some batches.
-
-    Args:
-        encoder: The encoder, prepared for training.
-        rows: Training rows.
-        settings: The recipe, which sets the batch size.
-        collator: The collator used in training.
-    """
+    """Return twice the scale with the lowest InfoNCE loss of the untrained model's default head, on some batches."""
     size = min(settings.batch_size, _ROWS)
     sampler = GroupedBatchSampler(rows, size, seed=settings.seed)
     loss = MatryoshkaLateInteractionLoss(encoder, settings)

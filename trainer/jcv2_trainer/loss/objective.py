@@ -8,31 +8,36 @@ gradient is that of its own loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from sentence_transformers.base.losses.gradcache import RandContext
 from sentence_transformers.util import all_gather, all_gather_padded, get_rank
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.collator import Batch, Packed
-from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
-from jcv2_trainer.loss.scoring import TokenVectors, all_scores, candidate_scores, head_slices
+from jcv2_trainer.loss.losses import (
+    TokenVectors,
+    all_scores,
+    candidate_scores,
+    contrastive_loss,
+    distillation_loss,
+    head_slices,
+)
 from jcv2_trainer.recipes.settings import TrainingRecipe
 
 
 class MatryoshkaLateInteractionLoss(nn.Module):
     """InfoNCE and/or distillation at every head, as described in the module.
 
-    With ``settings.cached``, gradients are cached (GradCache, arXiv 2101.06983): texts are encoded without a graph, the
-    loss gives the gradient of each token vector, and a second pass backpropagates it into the model, one forward pass
-    at a time. Loss and gradients are the same as without caching. Memory is that of one forward pass and of the
-    vectors. With several processes, in-batch negatives come from all of them.
+    With ``settings.cached``, each forward pass is a checkpoint: only its token vectors are kept, and it is computed
+    again when their gradients are there, as with GradCache (arXiv 2101.06983). Loss and gradients are the same as
+    without. Memory is that of one forward pass and of the vectors. With several processes, in-batch negatives come from
+    all of them.
 
     Args:
         model: The encoder. All its heads are trained.
@@ -52,24 +57,24 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         self.dims = model.dims
         weights = weights or [1.0] * len(self.dims)
         self.weights = [weight / sum(weights) for weight in weights]
-        # Read by sentence-transformers' trainer, since backward runs in a hook on the loss.
-        self.uses_gradient_cache = settings.cached
         self.last: dict[int, Tensor] = {}
 
     def forward(self, features: Batch, labels: Tensor | None = None) -> Tensor:
         """Return the loss of a batch, a scalar."""
-        if not (self.settings.cached and torch.is_grad_enabled()):
-            return self._loss(*self.encode(features), features)
-        return self._cached(features)
-
-    # Encoding
+        return self._loss(*self.encode(features), features)
 
     def encode(self, batch: Batch) -> tuple[TokenVectors, TokenVectors]:
         """Return the token vectors of the batch's queries and documents, those of all heads concatenated."""
         return self._encode(batch.queries, "query"), self._encode(batch.documents, "document")
 
     def _encode(self, packed: Packed, task: str) -> TokenVectors:
-        passes = [self._pass(one, task) for one in packed.features]
+        if self.settings.cached and torch.is_grad_enabled():
+            passes = [
+                checkpoint(self._pass, features, task, use_reentrant=False, context_fn=self._contexts)
+                for features in packed.features
+            ]
+        else:
+            passes = [self._pass(features, task) for features in packed.features]
         return TokenVectors(packed.rows, [one for one, _ in passes], [mask for _, mask in passes], packed.count)
 
     def _pass(self, features: dict[str, Any], task: str) -> tuple[Tensor, Tensor]:
@@ -77,20 +82,24 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         output = self.model(dict(features), task=task, dim=self.dims)
         return output["token_embeddings"], output["attention_mask"].bool()
 
-    # Loss of encoded texts
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Contexts of a pass and of its repetition, which must not prepare another synchronisation of gradients."""
+        model: Any = self.model
+        return nullcontext(), model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def _loss(self, queries: TokenVectors, documents: TokenVectors, batch: Batch) -> Tensor:
         settings = self.settings
-        keys, positive, gathered = batch.document_keys, batch.positive, documents
+        keys, known, positive, gathered = batch.document_keys, batch.known, batch.positive, documents
         several = dist.is_initialized() and dist.get_world_size() > 1
         if settings.contrastive_weight and several:
-            gathered, keys, positive = _gather(documents, keys, positive)
-        positive, excluded = targets(keys, positive, batch.known)
+            gathered, keys, offset = _gather(documents, keys)
+            positive = positive + offset
+        positive, excluded = targets(keys, positive, known)
         asked, own_query, not_asked = queries, torch.arange(queries.count, device=keys.device), None
         if settings.contrastive_weight and settings.symmetric:
-            known = batch.known
             if several:
-                asked, known, own_query = _gather_queries(queries, known)
+                asked, known, offset = _gather(queries, _widened(known))
+                own_query = own_query + offset
             not_asked = answered(batch.document_keys[batch.positive], known, own_query)
         total = torch.zeros((), device=keys.device)
         scale = settings.scale or 1.0
@@ -117,51 +126,6 @@ class MatryoshkaLateInteractionLoss(nn.Module):
                 self.last[dim] = loss.detach()
                 total = total + weight * loss
         return total
-
-    # Gradient caching
-
-    def _cached(self, batch: Batch) -> Tensor:
-        sides = ((batch.queries, "query"), (batch.documents, "document"))
-        states: list[RandContext] = []
-        encoded: list[TokenVectors] = []
-        with torch.no_grad():
-            for packed, task in sides:
-                vectors, masks = [], []
-                for features in packed.features:
-                    states.append(RandContext(*(one for one in features.values() if isinstance(one, Tensor))))
-                    one, mask = self._pass(features, task)
-                    vectors.append(one.detach().requires_grad_())
-                    masks.append(mask)
-                encoded.append(TokenVectors(packed.rows, vectors, masks, packed.count))
-        with torch.enable_grad():
-            loss = self._loss(encoded[0], encoded[1], batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [one.grad for side in encoded for one in side.vectors]
-        result = loss.detach().requires_grad_()
-        result.register_hook(  # type: ignore[no-untyped-call]
-            partial(self._replay, batch=batch, gradients=gradients, states=states)
-        )
-        return result
-
-    def _replay(
-        self, upstream: Tensor, *, batch: Batch, gradients: list[Tensor | None], states: list[RandContext]
-    ) -> None:
-        """Encode again with a graph, and backpropagate the cached gradients, scaled by ``upstream``."""
-        passes = [
-            (features, task)
-            for packed, task in ((batch.queries, "query"), (batch.documents, "document"))
-            for features in packed.features
-        ]
-        model: Any = self.model
-        parallel = isinstance(model, DistributedDataParallel)
-        with torch.enable_grad():
-            for index, ((features, task), gradient, state) in enumerate(zip(passes, gradients, states, strict=True)):
-                # Synchronise gradients between processes once, after the last pass.
-                waits = parallel and index < len(passes) - 1
-                with model.no_sync() if waits else nullcontext(), state:
-                    vectors, _ = self._pass(features, task)
-                    cached = torch.zeros_like(vectors) if gradient is None else gradient
-                    torch.autograd.backward(vectors, cached.to(vectors.dtype) * upstream.to(vectors.dtype))
 
 
 def targets(keys: Tensor, positive: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,31 +157,22 @@ def answered(positive_keys: Tensor, known: Tensor, own: Tensor) -> Tensor:
     return excluded.scatter(1, own[:, None], False)
 
 
-def _gather_queries(queries: TokenVectors, known: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
-    """Gather the queries of all processes, their known answers, and the positions of this process's queries among them.
+def _widened(known: Tensor) -> Tensor:
+    """Return as many known answers for each query as other processes have, filled up with the first."""
+    widest = int(all_gather(torch.tensor([known.shape[1]], device=known.device)).max())
+    return torch.cat([known, known[:, :1].expand(-1, widest - known.shape[1])], dim=1)
 
-    A process with fewer queries fills up with copies of its last one. A copy has the same known answers as its
-    original, so it is excluded for the original's positive and counts once more as a negative of the others. Batches of
-    unequal size only occur at the end of a group.
+
+def _gather(texts: TokenVectors, column: Tensor) -> tuple[TokenVectors, Tensor, int]:
+    """Gather the texts of all processes and a column of keys, and return the position of this process's first text.
+
+    A process with fewer texts fills up with copies of its last one. Documents with equal keys count once. A copied
+    query has the same known answers as its original, so it is excluded for the original's positive and counts once more
+    as a negative of the others. Batches with unequal numbers of queries only occur at the end of a group.
     """
-    vectors, mask = queries.padded()
-    sizes = all_gather(torch.tensor([[queries.count, known.shape[1]]], device=known.device))
-    most, widest = (int(size) for size in sizes.max(dim=0).values)
-    filled = torch.arange(most, device=known.device).clamp(max=queries.count - 1)
-    known = torch.cat([known, known[:, :1].expand(-1, widest - known.shape[1])], dim=1)[filled]
+    vectors, mask = texts.padded()
+    most = int(all_gather(torch.tensor([texts.count], device=column.device)).max())
+    filled = torch.arange(most, device=column.device).clamp(max=texts.count - 1)
     gathered, gathered_mask = all_gather_padded(vectors[filled], mask[filled], with_grad=True)
     everything = TokenVectors([list(range(len(gathered)))], [gathered], [gathered_mask], len(gathered))
-    own = torch.arange(queries.count, device=known.device) + get_rank() * most
-    return everything, all_gather(known), own
-
-
-def _gather(documents: TokenVectors, keys: Tensor, positive: Tensor) -> tuple[TokenVectors, Tensor, Tensor]:
-    """Gather the documents of all processes, their keys, and the positions of this process's positives among them."""
-    vectors, mask = documents.padded()
-    counts = all_gather(torch.tensor([documents.count], device=keys.device))
-    most = int(counts.max())
-    # Processes have different numbers of distinct documents: fill up with copies of the last; equal keys count once.
-    filled = torch.arange(most, device=keys.device).clamp(max=documents.count - 1)
-    gathered, gathered_mask = all_gather_padded(vectors[filled], mask[filled], with_grad=True)
-    everything = TokenVectors([list(range(len(gathered)))], [gathered], [gathered_mask], len(gathered))
-    return everything, all_gather(keys[filled]), positive + get_rank() * most
+    return everything, all_gather(column[filled]), get_rank() * most

@@ -14,38 +14,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch.nn import functional as F
-from tqdm import tqdm
-from transformers import AutoModelForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_callback import PrinterCallback
 
 from jcv2_plugin.errors import ModelLayoutError
-from jcv2_trainer.data.mlm import IGNORED, About, Packed, Rows, WordMasker, describe, load_packed, pack
+from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, tokenizer_digest
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
-from jcv2_trainer.training.rotary import LOADING_ERRORS, load_tokenizer, read_config
+from jcv2_trainer.training.rotary import load_masked_lm, read_config
 from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory, refuse_taken, versions
 from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
 
 # Settings that may change when a run is resumed. Batch size and accumulation may only change if their product does not.
-_FREE = {
-    "batch_size",
-    "accumulate",
-    "bf16",
-    "gradient_checkpointing",
-    "save_every",
-    "keep_checkpoints",
-    "log_every",
-}
+_FREE = {"batch_size", "accumulate", "bf16", "gradient_checkpointing", "save_every", "keep_checkpoints", "log_every"}
 
 
 @dataclass
@@ -54,19 +46,16 @@ class MlmReport:
 
     Attributes:
         model: The initial model.
-        stage: ``"mlm"``.
         texts: Names of the text files.
         documents: Number of documents in them.
         tokens: Number of tokens in the documents.
         sequences: Number of sequences trained on.
         held_out: Number of held-out sequences.
         recipe: The settings.
-        steps: Number of optimiser steps done.
-        start_loss: Masked-language loss of the initial model on the held-out sequences, in nats per token.
+        start_loss: Loss of the initial model on the held-out sequences, in nats per masked token.
         final_loss: The same loss after training. None if training was interrupted.
         finished: False if training was interrupted.
         history: Loss, learning rate and gradient norm by step.
-        versions: Versions of Python and the relevant packages.
     """
 
     model: str
@@ -120,17 +109,28 @@ def train_mlm(
     model, out = model.expanduser(), out.expanduser().absolute()
     refuse_taken(out, force)
     network, tokenizer = _load(model, settings)
-    about = describe(texts, tokenizer, settings.sequence_length, settings.whole_word)
+    files = text_files(texts)
     arguments = _arguments(out.with_name(f"{out.name}.run"), settings)
+    identity = {
+        "stage": "mlm",
+        "model": str(model.resolve()),
+        "texts": files,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "sequences per step": settings.batch_size * settings.accumulate * arguments.world_size,
+        **settings.model_dump(exclude=_FREE),
+    }
     with arguments.main_process_first(desc="packing the texts"):
-        run = RunFolder.open(out, _identity(model, about, settings, arguments), resume=resume, force=force)
-        packed = _packed(texts, tokenizer, about, run.folder / "texts", may_be_there=resume or _follows(arguments))
-    train_rows, dev_rows = _split(packed, settings)
+        run = RunFolder.open(out, identity, resume=resume, force=force)
+        cache = run.folder / "texts"
+        packed, counts = pack(texts, tokenizer, settings.sequence_length, settings.whole_word, cache)
+    order = np.random.default_rng(settings.seed).permutation(len(packed))
+    held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
+    train_rows, dev_rows = (Rows(packed, np.sort(part), settings.seed) for part in (order[held_out:], order[:held_out]))
     report = MlmReport(
         model=str(model),
-        texts=[str(name) for name, _ in about.files],
-        documents=packed.about.documents,
-        tokens=packed.about.tokens,
+        texts=[str(name) for name, _ in files],
+        documents=counts["documents"],
+        tokens=counts["tokens"],
         sequences=len(train_rows),
         held_out=len(dev_rows),
         recipe=settings.model_dump(),
@@ -145,19 +145,7 @@ def train_mlm(
             callbacks=[_Watch(train_rows, run, on_step), stop],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.accelerator.wait_for_everyone()
-        if (before := run.read("before.json")) is None:
-            before = {"loss": held_out_loss(trainer, dev_rows)}
-            run.write("before.json", before)
-        report.start_loss = before["loss"]
-        checkpoint = last_checkpoint(run.folder) if resume else None
-        with stop:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        report.steps = trainer.state.global_step
-        report.finished = report.steps >= trainer.state.max_steps
-        report.history = [dict(one) for one in trainer.state.log_history]
-        if report.finished:
-            report.final_loss = held_out_loss(trainer, dev_rows)
+        _run(trainer, dev_rows, run, report, stop, resume)
     if report.finished and trainer.is_world_process_zero():
         with replacing(run.out) as folder:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
@@ -168,33 +156,38 @@ def train_mlm(
     return report
 
 
+def _run(trainer: Trainer, dev_rows: Rows, run: RunFolder, report: MlmReport, stop: StopOnSignal, resume: bool) -> None:
+    """Train, measure the loss before and after, and fill in the report."""
+    trainer.accelerator.wait_for_everyone()
+    if (before := run.read("before.json")) is None:
+        before = {"loss": held_out_loss(trainer, dev_rows)}
+        run.write("before.json", before)
+    report.start_loss = before["loss"]
+    checkpoint = last_checkpoint(run.folder) if resume else None
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    report.steps = trainer.state.global_step
+    report.finished = report.steps >= trainer.state.max_steps
+    report.history = [dict(one) for one in trainer.state.log_history]
+    if report.finished:
+        report.final_loss = held_out_loss(trainer, dev_rows)
+
+
 def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
     """Load the model in float32, and its tokenizer."""
     raw = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    model, tokenizer, missing = load_masked_lm(folder, torch.float32)
     if tokenizer.mask_token_id is None:
         raise ModelLayoutError(
             f"{folder}: the tokenizer has no mask token. Give the folder of a masked-language model."
         )
     if settings.whole_word and not tokenizer.is_fast:
         raise ModelLayoutError(
-            f"{folder}: the tokenizer is no fast one, which is needed to know words. Give --no-whole-word."
+            f"{folder}: whole words need a fast tokenizer, and this one is slow. Give --no-whole-word."
         )
-    try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except LOADING_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelLayoutError(f"{folder} cannot be read as a masked-language model: {reason}") from error
-    if missing := sorted(info["missing_keys"]):
+    if missing:
         raise ModelLayoutError(
-            f"{folder} has no masked-language head, or lacks other weights: {', '.join(missing[:3])} "
+            f"{folder} lacks weights, such as those of a masked-language head: {', '.join(sorted(missing)[:3])} "
             f"({len(missing)} in all). jcv2-finetune convert adds a head to a model with absolute positions."
         )
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -204,10 +197,6 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
         raise TrainingError(
             f"sequence_length is {settings.sequence_length}, and {folder} has {positions} positions. "
             f"Give --sequence-length {positions} or less, or convert with larger --max-positions."
-        )
-    if len(tokenizer) > model.config.vocab_size:
-        raise ModelLayoutError(
-            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,} embeddings."
         )
     if settings.gradient_checkpointing:
         # transformers 5.24 renames it, and warns about the old name
@@ -224,9 +213,8 @@ def _predict_masked_only(model: Any) -> None:
     models that accept any keyword, but Jina's does not do it: its gradients would grow with the accumulation.
     """
     head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
-    model.accepts_loss_kwargs = head is not None
-    if head is None or model.base_model is model:
-        model.accepts_loss_kwargs = False
+    model.accepts_loss_kwargs = head is not None and model.base_model is not model
+    if head is None or not model.accepts_loss_kwargs:
         return
 
     def forward(self: Any, input_ids: Any, labels: Any, num_items_in_batch: Any = None) -> MaskedLMOutput:
@@ -270,40 +258,6 @@ def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
     )
 
 
-def _identity(model: Path, about: About, settings: MlmRecipe, arguments: TrainingArguments) -> dict[str, Any]:
-    """Return what must stay the same to resume a run."""
-    return {
-        "stage": "mlm",
-        "model": str(model.resolve()),
-        "texts": about.files,
-        "tokenizer": about.tokenizer,
-        "sequences a step": settings.batch_size * settings.accumulate * arguments.world_size,
-        **settings.model_dump(exclude=_FREE),
-    }
-
-
-def _follows(arguments: TrainingArguments) -> bool:
-    """Return whether another process of the same training has just packed the texts."""
-    return int(arguments.process_index) > 0
-
-
-def _packed(texts: Sequence[Path], tokenizer: Any, about: About, folder: Path, may_be_there: bool) -> Packed:
-    there = load_packed(folder) if may_be_there else None
-    if there is not None and there.about.same_source(about):
-        return there
-    with tqdm(desc="packing", unit=" documents", disable=None) as bar:
-        return pack(texts, tokenizer, about, folder, progress=bar.update)
-
-
-def _split(packed: Packed, settings: MlmRecipe) -> tuple[Rows, Rows]:
-    """Split into training rows and held-out rows, at least one of each."""
-    order = np.random.default_rng(settings.seed).permutation(packed.about.rows)
-    held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
-    return Rows(packed, np.sort(order[held_out:]), settings.seed), Rows(
-        packed, np.sort(order[:held_out]), settings.seed
-    )
-
-
 class _Trainer(Trainer):
     """transformers' ``Trainer``, with checkpoints that hold the parameters under their own names.
 
@@ -314,14 +268,11 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRAINABLE).write_bytes(save(trainable(self._network()), metadata={"format": "pt"}))
+        network = self.accelerator.unwrap_model(self.model)
+        (folder / TRAINABLE).write_bytes(save(trainable(network), metadata={"format": "pt"}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trainable(self._network(), Path(resume_from_checkpoint))
-
-    def _network(self) -> torch.nn.Module:
-        network: torch.nn.Module = self.accelerator.unwrap_model(self.model)
-        return network
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
 
 class _Watch(TrainerCallback):
@@ -346,26 +297,22 @@ class _Watch(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
 
-class _Sum(NamedTuple):
-    loss: float
-    tokens: int
-
-
 def held_out_loss(trainer: Trainer, rows: Rows) -> float:
     """Return the masked-language loss in nats per masked token, with the same masks at each call."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
-    sums = [_Sum(0.0, 0)]
-    size = trainer.args.per_device_train_batch_size
+    loss, tokens = 0.0, 0
+    size: int = trainer.args.per_device_train_batch_size
+    # A generator of its own, so that the training's random numbers stay the same.
+    batches: Any = DataLoader(rows, size, collate_fn=trainer.data_collator, generator=torch.Generator())  # type: ignore[arg-type]
     with torch.inference_mode(), trainer.accelerator.autocast():
-        for start in range(0, len(rows), size):
-            batch = trainer.data_collator([rows[index] for index in range(start, min(start + size, len(rows)))])
+        for batch in batches:
             count = int((batch["labels"] != IGNORED).sum())
-            loss = model(**{name: value.to(trainer.args.device) for name, value in batch.items()}).loss
-            sums.append(_Sum(float(loss) * count, count))
+            loss += count * float(model(**{name: one.to(trainer.args.device) for name, one in batch.items()}).loss)
+            tokens += count
     model.train(was_training)
-    return sum(one.loss for one in sums) / max(1, sum(one.tokens for one in sums))
+    return loss / max(1, tokens)
 
 
 @contextmanager
@@ -376,17 +323,11 @@ def _memory_hint(settings: MlmRecipe) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        advice = []
-        if settings.batch_size > 1:
-            half = settings.batch_size // 2
-            more = settings.accumulate * -(-settings.batch_size // half)
-            advice.append(f"--batch-size {half} with --accumulate {more} (as many sequences a step)")
-        if not settings.gradient_checkpointing:
-            advice.append("--gradient-checkpointing")
-        if not settings.bf16:
-            advice.append("--bf16 (on a GPU that can)")
-        advice.append(f"a smaller --sequence-length (now {settings.sequence_length})")
+        half = max(1, settings.batch_size // 2)
+        more = settings.accumulate * -(-settings.batch_size // half)
         raise TrainingError(
-            f"Memory ran out at --batch-size {settings.batch_size}. Try, in this order: {'; '.join(advice)}. "
-            "If there is a checkpoint, go on with --resume, for which all but the last will do; or start with --force."
+            f"Out of memory at --batch-size {settings.batch_size}. Try, in this order: --batch-size {half} with "
+            f"--accumulate {more} (as many sequences per step); --gradient-checkpointing; --bf16, if the GPU supports "
+            f"it; a --sequence-length below {settings.sequence_length}. If there is a checkpoint, you can continue "
+            "from it with --resume, unless you change --sequence-length. Otherwise start again with --force."
         ) from error

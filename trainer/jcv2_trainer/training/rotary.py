@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,55 +25,32 @@ from jcv2_plugin.files import new_folder
 ACCEPTED = ("bert", "camembert", "roberta", "xlm-roberta")
 """Values of ``model_type`` that can be converted: post-norm encoders with absolute positions."""
 
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 """Errors that transformers and safetensors raise for a folder that is not a model."""
 
 _ROTARY = ("jina_embeddings_v3", "modernbert", "modernbert-decoder", "nomic_bert", "eurobert", "gte", "new", "roformer")
 _TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model", "vocab.txt", "vocab.json")
 _KEPT = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "tie_word_embeddings",
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "type_vocab_size", "initializer_range", "layer_norm_eps"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
 )
 _LAYER = r"^(?:bert|roberta)\.encoder\.layer\.(\d+)\."
-_NAMES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^(?:bert|roberta)\.embeddings\.", r"roberta.embeddings."),
-        (_LAYER + r"attention\.self\.query\.", r"roberta.layers.\1.self_attn.q_proj."),
-        (_LAYER + r"attention\.self\.key\.", r"roberta.layers.\1.self_attn.k_proj."),
-        (_LAYER + r"attention\.self\.value\.", r"roberta.layers.\1.self_attn.v_proj."),
-        (_LAYER + r"attention\.output\.dense\.", r"roberta.layers.\1.self_attn.o_proj."),
-        (_LAYER + r"attention\.output\.LayerNorm\.", r"roberta.layers.\1.post_attention_layernorm."),
-        (_LAYER + r"intermediate\.dense\.", r"roberta.layers.\1.mlp.fc1."),
-        (_LAYER + r"output\.dense\.", r"roberta.layers.\1.mlp.fc2."),
-        (_LAYER + r"output\.LayerNorm\.", r"roberta.layers.\1.post_mlp_layernorm."),
-        (r"^cls\.predictions\.transform\.dense\.", r"lm_head.dense."),
-        (r"^cls\.predictions\.transform\.LayerNorm\.", r"lm_head.layer_norm."),
-        (r"^cls\.predictions\.", r"lm_head."),
-    )
-]
+_NAMES = {
+    r"^(?:bert|roberta)\.embeddings\.": r"roberta.embeddings.",
+    _LAYER + r"attention\.self\.query\.": r"roberta.layers.\1.self_attn.q_proj.",
+    _LAYER + r"attention\.self\.key\.": r"roberta.layers.\1.self_attn.k_proj.",
+    _LAYER + r"attention\.self\.value\.": r"roberta.layers.\1.self_attn.v_proj.",
+    _LAYER + r"attention\.output\.dense\.": r"roberta.layers.\1.self_attn.o_proj.",
+    _LAYER + r"attention\.output\.LayerNorm\.": r"roberta.layers.\1.post_attention_layernorm.",
+    _LAYER + r"intermediate\.dense\.": r"roberta.layers.\1.mlp.fc1.",
+    _LAYER + r"output\.dense\.": r"roberta.layers.\1.mlp.fc2.",
+    _LAYER + r"output\.LayerNorm\.": r"roberta.layers.\1.post_mlp_layernorm.",
+    r"^cls\.predictions\.transform\.dense\.": r"lm_head.dense.",
+    r"^cls\.predictions\.transform\.LayerNorm\.": r"lm_head.layer_norm.",
+    r"^cls\.predictions\.": r"lm_head.",
+}
+"""Patterns of BERT's and RoBERTa's weight names, and what replaces them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +61,7 @@ class Conversion:
         out: The new folder.
         model_type: Model type of the source.
         parameters: Number of parameters of the new model, including its masked-language head.
-        fresh_head: Whether an untrained masked-language head was added, because the source had none.
+        fresh_head: Whether the source had no masked-language head, and an untrained one was added.
         notes: Notes for the user, a sentence each.
     """
 
@@ -122,12 +98,14 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
     source = source.expanduser()
     raw = _checked_config(source)
     with new_folder(out) as folder:
-        old, missing = _masked_lm(source)
-        tokenizer = load_tokenizer(source)
-        if len(tokenizer) > old.config.vocab_size:
+        old, tokenizer, missing = load_masked_lm(source)
+        if lost := sorted(name for name in missing if not name.startswith(("lm_head.", "cls."))):
             raise ModelLayoutError(
-                f"{source}: the tokenizer has {len(tokenizer):,} tokens, and the model embeddings of only "
-                f"{old.config.vocab_size:,}. They do not belong together; copy the folder again."
+                f"{source} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
+            )
+        if (width := old.config.hidden_size // old.config.num_attention_heads) % 2:
+            raise ModelLayoutError(
+                f"{source}: its attention heads have {width} components, and rotation needs an even number."
             )
         config = AutoConfig.for_model(
             "jina_embeddings_v3",
@@ -138,26 +116,20 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
         )
         untyped: Any = AutoModelForMaskedLM
         new = untyped.from_config(config, dtype=old.dtype)
-        new.load_state_dict(_renamed(old.state_dict()))
+        kept = (one for one in old.state_dict().items() if not one[0].endswith("position_embeddings.weight"))
+        new.load_state_dict({_renamed(name): weight for name, weight in kept})
         new.save_pretrained(folder)
         tokenizer.model_max_length = max_positions
         tokenizer.save_pretrained(folder)
-    return Conversion(
-        out=out,
-        model_type=raw["model_type"],
-        parameters=sum(parameter.numel() for parameter in new.parameters()),
-        fresh_head=bool(missing),
-        notes=tuple(_notes(raw, old.config, bool(missing))),
-    )
-
-
-def _notes(raw: dict[str, Any], config: Any, fresh_head: bool) -> Iterator[str]:
-    if fresh_head:
-        tied = "tied to the embeddings" if config.tie_word_embeddings else "with weights of its own"
-        yield f"The source has no masked-language head, so an untrained one, {tied}, was added."
-    elif raw["model_type"] == "bert" and config.hidden_act != "gelu":
+    notes: tuple[str, ...] = ()
+    if missing:
+        tied = "tied to the embeddings" if old.config.tie_word_embeddings else "with weights of its own"
+        notes = (f"The source has no masked-language head, so an untrained one, {tied}, was added.",)
+    elif raw["model_type"] == "bert" and old.config.hidden_act != "gelu":
         # RoBERTa's head, which Jina's model uses, has exact GELU, whatever the layers have.
-        yield f"The masked-language head now has exact GELU, where the source had {config.hidden_act!r}."
+        notes = (f"The masked-language head now has exact GELU, where the source had {old.config.hidden_act!r}.",)
+    parameters = sum(parameter.numel() for parameter in new.parameters())
+    return Conversion(out, raw["model_type"], parameters, bool(missing), notes)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -172,7 +144,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except LOADING_ERRORS as error:
-        raise ModelLayoutError(f"{folder}: the tokenizer cannot be read ({_first_line(error)}).") from error
+        raise ModelLayoutError(f"{folder}: the tokenizer cannot be read ({first_line(error)}).") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -184,7 +156,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ModelNotFoundError(
-            f"{folder} is no folder. Give that of a transformers model (config.json, model.safetensors, tokenizer)."
+            f"{folder} is not a folder. Give the folder of a transformers model (config.json, model.safetensors, "
+            "tokenizer)."
         )
     refuse_pickle_only(folder)
     try:
@@ -194,7 +167,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder}/config.json cannot be read ({error}). Give the folder of a transformers model."
         ) from error
     if not isinstance(raw, dict):
-        raise ModelLayoutError(f"{folder}/config.json holds no object. Give the folder of a transformers model.")
+        raise ModelLayoutError(f"{folder}/config.json is not a JSON object. Give the folder of a transformers model.")
     return raw
 
 
@@ -202,55 +175,56 @@ def _checked_config(source: Path) -> dict[str, Any]:
     """Read the configuration of a model, and check that the model can be converted."""
     raw = read_config(source)
     kind, positions = raw.get("model_type"), raw.get("position_embedding_type") or "absolute"
-    accepted = f"Accepted are {', '.join(ACCEPTED)}, with absolute positions."
     if positions == "rotary" or kind in _ROTARY:
-        raise ModelLayoutError(
-            f"{source}: model_type {kind!r} has rotary positions already, so there is nothing to convert. {accepted}"
-        )
-    if kind not in ACCEPTED:
-        raise ModelLayoutError(f"{source}: model_type {kind!r} cannot be converted to rotary positions. {accepted}")
-    if positions != "absolute":
-        raise ModelLayoutError(f"{source}: position_embedding_type {positions!r} cannot be converted. {accepted}")
-    if raw.get("is_decoder") or raw.get("add_cross_attention"):
-        raise ModelLayoutError(f"{source} is a decoder (is_decoder or add_cross_attention). Give an encoder.")
-    return raw
+        problem = f"model_type {kind!r} already has rotary positions"
+    elif kind not in ACCEPTED:
+        problem = f"model_type {kind!r} cannot be converted"
+    elif positions != "absolute":
+        problem = f"position_embedding_type {positions!r} cannot be converted"
+    elif raw.get("is_decoder") or raw.get("add_cross_attention"):
+        problem = "a decoder cannot be converted"
+    else:
+        return raw
+    raise ModelLayoutError(
+        f"{source}: {problem}. Give an encoder of type {', '.join(ACCEPTED)}, with absolute positions."
+    )
 
 
-def _masked_lm(source: Path) -> tuple[Any, set[str]]:
-    """Return the source model, and the names of the head weights that the folder lacks."""
+def load_masked_lm(folder: Path, dtype: Any = "auto") -> tuple[Any, Any, set[str]]:
+    """Load a masked-language model without remote code, and its tokenizer.
+
+    Returns:
+        The model, the tokenizer, and the names of the weights that the folder lacks. These are drawn at random, the
+        same at each call.
+
+    Raises:
+        ModelLayoutError: One of them cannot be read, or they do not belong together.
+    """
+    tokenizer = load_tokenizer(folder)
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # an added head is the same at each conversion
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                source, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
-            )
+            torch.manual_seed(0)
+            model, info = AutoModelForMaskedLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     except LOADING_ERRORS as error:
-        raise ModelLayoutError(f"{source} cannot be read as a transformers model: {_first_line(error)}") from error
-    missing = set(info["missing_keys"])
-    head = {name for name in missing if name.startswith(("lm_head.", "cls."))}
-    if lost := sorted(missing - head):
+        raise ModelLayoutError(f"{folder} cannot be read as a transformers model: {first_line(error)}") from error
+    if len(tokenizer) > model.config.vocab_size:
         raise ModelLayoutError(
-            f"{source} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
+            f"{folder}: the tokenizer has {len(tokenizer):,} tokens, and the model embeddings of only "
+            f"{model.config.vocab_size:,}. They do not belong together. Copy the folder again."
         )
-    if (width := model.config.hidden_size // model.config.num_attention_heads) % 2:
-        raise ModelLayoutError(f"{source}: its attention heads have {width} components; rotation needs an even number.")
-    return model, head
+    return model, tokenizer, set(info["missing_keys"])
 
 
-def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename weights to those of the rotary model, and drop the position table."""
-    renamed = {}
-    for name, weight in weights.items():
-        if name.endswith("position_embeddings.weight"):
-            continue
-        for pattern, replacement in _NAMES:
-            new, found = pattern.subn(replacement, name)
-            if found:
-                name = new
-                break
-        renamed[name] = weight
-    return renamed
+def _renamed(name: str) -> str:
+    """Return the name of a weight in the rotary model."""
+    for pattern, replacement in _NAMES.items():
+        new, found = re.subn(pattern, replacement, name)
+        if found:
+            return new
+    return name
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
