@@ -1,21 +1,10 @@
-"""The dev set, and the sampler's reading of a dataset that is a selection."""
+"""The sampler's reading of a dataset that is a selection, as beside a dev set."""
 
 from __future__ import annotations
 
-import pytest
 from training_samples import as_dataset, make_rows
 
-from jcv2_trainer.data.reading import DataError
 from jcv2_trainer.data.sampler import GroupedBatchSampler
-from jcv2_trainer.training.dev import DevSet
-
-
-@pytest.mark.parametrize("content", ["", "\n\n"])
-def test_a_dev_file_without_rows_is_refused(tmp_path, content):
-    path = tmp_path / "dev.jsonl"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"dev\.jsonl has no rows"):
-        DevSet.read(path)
 
 
 def test_batches_of_a_selection_are_those_of_its_own_rows():

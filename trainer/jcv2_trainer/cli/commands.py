@@ -1,9 +1,11 @@
-"""Error handling and output settings shared by the commands of ``jcv2-finetune``."""
+"""What the commands of ``jcv2-finetune`` share: options, error handling and progress bars."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +13,9 @@ from jcv2_plugin.errors import Jcv2Error
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells."""
+
+RecipeFile = Annotated[Path | None, typer.Option(help="YAML file with fields of the recipe.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Defaults to the best one available.")]
 
 
 @contextmanager
@@ -37,3 +42,12 @@ def quiet_libraries() -> None:
     from jcv2_plugin.console import quiet_libraries as quiet
 
     quiet()
+
+
+@contextmanager
+def progress_bar(unit: str, total: int | None = None) -> Iterator[Any]:
+    """Yield a tqdm bar that is shown on a terminal, from its first update on, and nowhere else."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", disable=None, delay=1e-9) as bar:
+        yield bar
