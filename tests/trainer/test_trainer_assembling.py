@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
 from test_trainer_rotary import SIZES, write_bert, write_xlm_roberta
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from training_samples import make_rows, write_rows
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer, ModernBertConfig, ModernBertModel
+from training_samples import make_rows, write_rows, write_word_bert
+from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
@@ -34,22 +33,9 @@ TEXT = "late interaction compares every query token."
 
 def write_gapless_bert(folder: Path) -> Path:
     """With a row of embeddings to spare, as many have."""
-    folder.mkdir()
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *".,!?;:-()", "late", "interaction", "compares", "every"]
-    pieces += [
-        "query",
-        "document",
-        "##ing",
-        *(f"{part}{one}" for one in "abcdefghijklmnopqrstuvwxyz" for part in ("", "##")),
-    ]
-    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    BertTokenizer(tokenizer_object=tokenizer, model_max_length=40).save_pretrained(folder)
-    torch.manual_seed(1)
-    BertForMaskedLM(BertConfig(**SIZES, vocab_size=len(pieces) + 1)).save_pretrained(folder)
-    return folder
+    pieces = [*".,!?;:-()", "late", "interaction", "compares", "every", "query", "document", "##ing"]
+    pieces += [f"{part}{one}" for one in "abcdefghijklmnopqrstuvwxyz" for part in ("", "##")]
+    return write_word_bert(folder, pieces, spare=1, **SIZES)
 
 
 def write_unmarked_xlm_roberta(folder: Path) -> Path:

@@ -167,7 +167,7 @@ def test_only_heads_are_replaced_and_only_with_force(pairs, tmp_path):
     for target, more, said in (
         (out, [], "already contains heads. Choose another --out, or replace them with --force."),
         (out, ["--force", "--dims", "385"], "no head of 385 can be fitted. Give --dims of at most 384"),
-        (tmp_path, ["--force"], "contains other files than heads (pairs.jsonl)"),
+        (tmp_path, ["--force"], "contains other files than heads (heads)"),
         (pairs, ["--force"], "is not a folder"),
     ):
         result = fit(pairs, target, *more)

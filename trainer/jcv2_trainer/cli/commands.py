@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,13 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Defaults to the
 
 @contextmanager
 def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]:
-    """Exit with status 2 and a message on errors meant for the user, without a traceback.
+    """Exit with status 2 and a message on errors meant for the user, without a traceback. Warnings are one line.
 
     Args:
         stopped: Returns the message after Ctrl-C, which exits with status 130. None leaves Ctrl-C to Typer.
     """
+    untyped: Any = warnings
+    usual, untyped.formatwarning = warnings.formatwarning, lambda message, *where: f"warning: {message}\n"
     try:
         yield
     except (Jcv2Error, OSError) as error:
@@ -35,6 +38,8 @@ def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]
             raise
         typer.echo(stopped(), err=True)
         raise typer.Exit(INTERRUPTED) from error
+    finally:
+        untyped.formatwarning = usual
 
 
 def quiet_libraries() -> None:

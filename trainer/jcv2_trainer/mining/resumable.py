@@ -73,10 +73,14 @@ def sound_rows(
 
 
 def file_identity(path: Path | None) -> list[list[str | int]]:
-    """Return ``[path, bytes, modification time in ns, hash]`` of a file, or of each file in a folder."""
+    """Return ``[path, bytes, modification time in ns, hash]`` of a training file, or of each file in a folder of them.
+
+    In a folder in BEIR layout, these are all files.
+    """
     if path is None:
         return []
-    return _statuses(path.rglob("*") if path.is_dir() else data_files(path))
+    found = [path] if (path / "corpus.jsonl").is_file() else data_files(path)
+    return _statuses(file for one in found for file in (one.rglob("*") if one.is_dir() else [one]))
 
 
 def model_identity(name: str, role: str = "model") -> dict[str, Any]:
