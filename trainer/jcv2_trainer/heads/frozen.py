@@ -60,12 +60,8 @@ class Example:
 class FrozenTexts:
     """Distinct texts of training files, and the rows that they stand in.
 
-    Attributes:
-        queries: Texts.
-        passages: Texts.
-        examples: Rows to train on.
-        dev: Rows set aside. None of their positives is a positive of ``examples``, and none of their queries is one.
-        known: Passages that answer a query, by its place.
+    No positive of ``dev``, the rows set aside, is a positive of ``examples``, and no query of ``dev`` is one of them.
+    ``known`` holds the passages that answer a query, by its place.
     """
 
     queries: list[str] = field(default_factory=list)
@@ -129,11 +125,7 @@ def _aside(text: str, every: int) -> bool:
 
 @dataclass
 class TokenStates:
-    """Token states of texts, in half precision: two bytes a component, 770 bytes a token of a small backbone.
-
-    Attributes:
-        parts: Of each text ``(tokens, hidden)``, L2-normalised.
-    """
+    """L2-normalised hidden states of texts, ``(tokens, hidden)``, in half precision: 770 bytes a token with mini."""
 
     parts: Sequence[Tensor]
 
@@ -202,14 +194,10 @@ class _Largest(torch.autograd.Function):
 def maxsim_scores(
     weight: Tensor, queries: Tensor, query_lengths: Sequence[int], passages: Tensor, passage_lengths: list[int]
 ) -> Tensor:
-    """MaxSim of packed token states under a head, ``(queries, passages)``.
+    """MaxSim under a head ``(dim, hidden)`` of states packed one after the other ``(tokens, hidden)``.
 
-    Args:
-        weight: The head's, ``(dim, hidden)``.
-        queries: States one behind the other, ``(tokens, hidden)``.
-        query_lengths: Tokens of each query.
-        passages: Likewise.
-        passage_lengths: Likewise.
+    Returns:
+        Scores of shape ``(queries, passages)``.
     """
     asked, read = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
     best: Tensor = _Largest.apply(asked, read, passage_lengths)  # type: ignore[no-untyped-call]

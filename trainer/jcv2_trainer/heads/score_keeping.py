@@ -110,14 +110,10 @@ def keep_scores(
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """Heads fitted to a backbone's hidden states of some texts.
+    """Heads fitted to a backbone's hidden states, the principal components they started from, and figures by dimension.
 
-    Attributes:
-        heads: The heads.
-        captured: Share of the hidden states' squared length within the initial principal components, by dimension.
-        errors: :func:`score_error` of the heads by dimension, on batches not used in training.
-        components: The initial heads, which are principal components.
-        component_errors: Errors of the initial heads, in the same form.
+    ``captured`` is the share of the hidden states' squared length within the components. ``errors`` are
+    :func:`score_error` on batches that were not used in training.
     """
 
     heads: MatryoshkaHeads

@@ -66,21 +66,13 @@ class TeacherError(Jcv2Error):
 
 @dataclass
 class ScoreReport:
-    """Result of :func:`score`.
-
-    Attributes:
-        rows: Number of rows read and written.
-        resumed_at: Number of them done in an earlier run.
-        pairs: Number of query-passage pairs scored.
-        kept: Number of rows that kept their scores.
-        lone: Number of rows without negatives, whose single score is useless for distillation.
-    """
+    """Result of :func:`score`, in numbers."""
 
     rows: int
-    resumed_at: int
-    pairs: int
-    kept: int
-    lone: int
+    resumed_at: int  # rows done in an earlier run
+    pairs: int  # of a query and a passage, scored
+    kept: int  # rows that kept their scores
+    lone: int  # rows without negatives, whose single score is useless for distillation
 
 
 def score(

@@ -141,14 +141,7 @@ class CollectionSource:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Passages of a corpus file or of the training file, encoded by a model and ranked by MaxSim.
-
-    Attributes:
-        model: Name or folder of the model.
-        corpus: File of records with ``text``. None uses the training file's passages.
-        dim: One of the model's dimensions. Defaults to the model's default.
-        device: Device for the model.
-    """
+    """Passages of a corpus file (by default, those of the training file), encoded by a model and ranked by MaxSim."""
 
     model: str
     corpus: Path | None = None
@@ -184,11 +177,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Bm25Source:
-    """Passages of a corpus file or of the training file, ranked by BM25. All are held in memory.
-
-    Attributes:
-        corpus: File of records with ``text``. None uses the training file's passages.
-    """
+    """Passages of a corpus file (by default, those of the training file), ranked by BM25. All are held in memory."""
 
     corpus: Path | None = None
 

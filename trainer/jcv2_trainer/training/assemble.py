@@ -40,17 +40,8 @@ __all__ = ["PAPER_DIMS", "Assembly", "AssemblyReport", "add_markers", "assemble"
 class AssemblyReport:
     """What was built, as in ``training.json`` in the encoder's folder.
 
-    Attributes:
-        model: The backbone.
-        data: Name of the file that was sampled.
-        queries: Number of queries in the sample.
-        positives: Number of positives in the sample.
-        settings: See :class:`Assembly`.
-        captured: Share of the hidden states' squared length that each head keeps, by dimension.
-        added_tokens: Markers that were added to the tokenizer.
-        parameters: Number of parameters of backbone and heads.
-        stage: ``"assemble"``.
-        versions: Versions of Python and the relevant packages.
+    ``captured`` is the share of the hidden states' squared length that each head keeps, by dimension. ``queries`` and
+    ``positives`` are their numbers in the sample of ``data``.
     """
 
     model: str

@@ -32,13 +32,7 @@ _MOST_SOURCES = 50  # listed in the model card
 
 @dataclass(frozen=True)
 class DevSet:
-    """Queries, the passages to search, and relevance judgements.
-
-    Attributes:
-        queries: Query texts by id.
-        documents: Passage texts by id.
-        qrels: Relevance by query id and document id.
-    """
+    """Query texts by id, passage texts by id, and relevance by query id and document id."""
 
     queries: Mapping[str, str]
     documents: Mapping[str, str]
@@ -99,12 +93,7 @@ class DevSet:
 
 
 class DevEvaluator(BaseEvaluator):
-    """Evaluate a :class:`DevSet` with exact MaxSim, at several dimensions from one encoding.
-
-    Args:
-        dev: The dev set.
-        dims: Dimensions to evaluate.
-    """
+    """Evaluate a :class:`DevSet` with exact MaxSim, at several dimensions from one encoding."""
 
     def __init__(self, dev: DevSet, dims: Sequence[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

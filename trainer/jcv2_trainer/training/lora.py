@@ -12,12 +12,7 @@ from jcv2_plugin.errors import Jcv2Error
 
 
 def add_lora(backbone: nn.Module, rank: int, dropout: float = 0.0) -> list[str]:
-    """Freeze a transformers model and add LoRA matrices to its linear layers, except a pooler's.
-
-    Args:
-        backbone: A transformers model, modified in place.
-        rank: Rank of the matrices. Their scale (alpha / rank) is 1.
-        dropout: Dropout before the matrices.
+    """Freeze a transformers model and add LoRA matrices of scale 1 to its linear layers, except a pooler's, in place.
 
     Returns:
         Names of the layers.

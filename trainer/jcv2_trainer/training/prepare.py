@@ -22,10 +22,7 @@ _MOMENT_TEXTS = 1000
 def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset) -> tuple[int, ...]:
     """Add or tie heads, and add LoRA or freeze the backbone, as the recipe says, in place.
 
-    Args:
-        encoder: The encoder, in float32.
-        settings: The recipe.
-        rows: Training rows. If heads are added or tied, the hidden states of a sample determine how.
+    If heads are added or tied, the hidden states of a sample of the training rows determine how.
 
     Returns:
         The dimensions that were added.

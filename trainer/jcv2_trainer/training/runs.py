@@ -26,16 +26,11 @@ class RunFolder:
     """``<out>.run``: the rows as Arrow, the checkpoints, and ``run.json``, which identifies the run.
 
     It is separate from the output folder, which is therefore either a complete model or absent.
-
-    Attributes:
-        folder: The run folder.
-        out: The output folder.
-        checkpoint: The checkpoint to resume from.
     """
 
     folder: Path
     out: Path
-    checkpoint: Path | None = None
+    checkpoint: Path | None = None  # to resume from
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any], *, resume: bool, force: bool) -> RunFolder:
@@ -45,7 +40,7 @@ class RunFolder:
 
         Args:
             out: Output folder of the result.
-            identity: What must stay the same to resume a run: model, data, settings.
+            identity: What must stay the same to resume a run (:func:`~jcv2_trainer.mining.resumable.difference`).
             resume: Resume from the last checkpoint.
             force: Replace a result, and restart an unfinished run.
 

@@ -146,8 +146,7 @@ def build_trainer(
         rows: Training rows, with the columns of :func:`~jcv2_trainer.data.datasets_io.training_dataset`.
         folder: Folder for checkpoints.
         evaluator: Evaluates at intervals. Training ends with the checkpoint that is best at the default dimension.
-        collator: A collator that knows more passages that answer a query than the rows do. Defaults to one built from
-            the rows.
+        collator: May know more passages that answer a query than the rows do. Defaults to one built from the rows.
         callbacks: Callbacks of transformers' trainer.
     """
     collator = collator or _collator(encoder, settings, rows)
