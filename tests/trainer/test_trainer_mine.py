@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-import typer
 from training_samples import read_jsonl as read
 from training_samples import write_jsonl as write
 from typer.testing import CliRunner
@@ -22,11 +20,11 @@ from jcv2_plugin import ColbertCollection
 from jcv2_plugin.errors import Jcv2Error, UnknownDimError
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.bm25 import bm25_run
-from jcv2_trainer.cli.mining import register
+from jcv2_trainer.cli.app import app
 from jcv2_trainer.data.check import check_file
-from jcv2_trainer.data.reading import DataError
+from jcv2_trainer.data.reading import DataError, read_jsonl
 from jcv2_trainer.mining.mine import MineRecipe, Survey, choose_negatives, mine
-from jcv2_trainer.mining.resumable import OutOfMemoryError, OutputError, short_of_memory
+from jcv2_trainer.mining.resumable import OutOfMemoryError, OutputError, ResumableOutput, short_of_memory
 from jcv2_trainer.mining.sources import Bm25Source, CollectionSource, Found, ModelSource, passage_key, passages
 from jcv2_trainer.recipes import RecipeError, load_recipe
 
@@ -81,14 +79,7 @@ def memory(mini):
         yield collection
 
 
-@pytest.fixture
-def app() -> typer.Typer:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    register(app)
-    return app
-
-
-def run(app, *arguments):
+def run(*arguments):
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
@@ -115,22 +106,25 @@ def test_a_passage_is_taken_once():
     assert chosen(hits) == (["wrong", "bad"], {"duplicates": 2})
 
 
-def test_the_relative_margin_drops_a_planted_false_negative():
-    hits = [("unlabelled but right", 9.6), ("at the limit", 9.5), ("hard", 9.0)]
-    assert chosen(hits) == (["at the limit", "hard"], {"relative_margin": 1})
-    assert chosen(hits, relative_margin=-1.0)[0] == ["unlabelled but right", "at the limit", "hard"]
-    assert chosen([("close", -10.2), ("far", -11.0)], -10.0) == (["far"], {"relative_margin": 1})
-
-
-def test_the_absolute_margin_drops_a_planted_false_negative():
-    hits = [("unlabelled but right", 8.5), ("hard", 7.9)]
-    assert chosen(hits)[0] == ["unlabelled but right", "hard"]
-    assert chosen(hits, absolute_margin=2.0) == (["hard"], {"absolute_margin": 1})
-
-
-def test_the_largest_score_drops_a_planted_false_negative():
-    hits = [("unlabelled but right", 8.5), ("hard", 7.9)]
-    assert chosen(hits, max_score=8.0) == (["hard"], {"max_score": 1})
+@pytest.mark.parametrize(
+    "changes, hits, positive, left, counts",
+    [
+        (
+            {},
+            {"right too": 9.6, "at the limit": 9.5, "hard": 9.0},
+            10,
+            ["at the limit", "hard"],
+            {"relative_margin": 1},
+        ),
+        ({"relative_margin": -1.0}, {"right too": 10.5, "hard": 9.0}, 10, ["right too", "hard"], {}),
+        ({}, {"close": -10.2, "far": -11.0}, -10, ["far"], {"relative_margin": 1}),
+        ({}, {"right too": 8.5, "hard": 7.9}, 10, ["right too", "hard"], {}),
+        ({"absolute_margin": 2.0}, {"right too": 8.5, "hard": 7.9}, 10, ["hard"], {"absolute_margin": 1}),
+        ({"max_score": 8.0}, {"right too": 8.5, "hard": 7.9}, 10, ["hard"], {"max_score": 1}),
+    ],
+)
+def test_margins_drop_planted_false_negatives(changes, hits, positive, left, counts):
+    assert chosen(list(hits.items()), positive, **changes) == (left, counts)
 
 
 def test_ranks_are_counted_without_positives_and_repetitions():
@@ -149,14 +143,19 @@ def test_random_sampling_draws_from_all_that_is_left_and_keeps_their_order():
     assert int(negatives[-1]) < 40
 
 
-def test_own_negatives_are_kept_before_new_ones_but_not_if_they_are_right():
-    row = {"query": "q", "positive": "the right one", "negatives": ["mine", "the right one ", "mine"]}
+@pytest.mark.parametrize(
+    "own, keep, expected",
+    [
+        (["mine", "the right one ", "mine"], True, ["mine", "new"]),
+        (["mine", "the right one ", "mine"], False, ["mine", "new"]),  # as the first two hits
+        (["a", "b", "c"], True, ["a", "b", "c"]),
+        (["a", "b", "c"], False, ["mine", "new"]),
+    ],
+)
+def test_own_negatives_are_kept_before_new_ones_but_not_if_they_are_right(own, keep, expected):
+    row = {"query": "q", "positive": "the right one", "negatives": own}
     hits = [("mine", 9.0), ("new", 8.0), ("newer", 7.0)]
-    assert chosen(hits, row=row, keep_existing=True, negatives=2)[0] == ["mine", "new"]
-    assert chosen(hits, row=row, keep_existing=True, negatives=1)[0] == ["mine"]
-    assert chosen(hits, row=row, negatives=2)[0] == ["mine", "new"]
-    more = {**row, "negatives": ["a", "b", "c"]}
-    assert chosen(hits, row=more, keep_existing=True, negatives=2)[0] == ["a", "b", "c"]
+    assert chosen(hits, row=row, keep_existing=keep, negatives=2)[0] == expected
 
 
 def test_a_survey_knows_all_positives_of_a_query(tmp_path):
@@ -198,18 +197,6 @@ def test_a_collection_gives_the_passages_that_rank_next_to_the_positive(memory, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "out.jsonl"]
 
 
-def test_a_margin_drops_a_false_negative_planted_in_a_collection(mini, tmp_path):
-    near = "Paris is the capital of France, and its largest city!"
-    with ColbertCollection.create(path=tmp_path / "edge", encoder=mini, dim=64) as collection:
-        collection.add([*CORPUS, near])
-        data = write(tmp_path / "data.jsonl", ROWS[:1])
-        mine(data, tmp_path / "free.jsonl", collection, recipe(**FREE))
-        report = mine(data, tmp_path / "out.jsonl", collection, recipe(negatives=5))
-    assert near in read(tmp_path / "free.jsonl")[0]["negatives"]
-    assert near not in read(tmp_path / "out.jsonl")[0]["negatives"]
-    assert report.counts["relative_margin"] >= 1
-
-
 def test_a_positive_that_a_collection_lacks_is_scored_as_if_it_were_there(memory):
     source = CollectionSource(memory)
     query, text = ROWS[0]["query"], CORPUS[12]
@@ -244,11 +231,9 @@ def test_bm25_gives_the_scores_of_the_baseline_to_passages_in_the_index_and_othe
 
 def test_bm25_mines_from_the_files_own_passages(data, tmp_path):
     rows = [{**row, "negatives": [CORPUS[10 + number]]} for number, row in enumerate(ROWS)]
-    report = mine(write(data, rows), tmp_path / "out.jsonl", Bm25Source(), recipe(relative_margin=0.05, negatives=3))
-    for row in read(tmp_path / "out.jsonl"):
-        assert set(row["negatives"]) <= {*CORPUS} - {row["positive"]}
-        assert len(row["negatives"]) == 3
-    assert report.counts["full"] == 10
+    report = mine(write(data, rows), tmp_path / "out.jsonl", Bm25Source(), recipe(negatives=3))
+    assert all(set(row["negatives"]) <= {*CORPUS} - {row["positive"]} for row in read(tmp_path / "out.jsonl"))
+    assert (report.counts["full"], report.counts["negatives"]) == (10, 30)
 
 
 def test_bm25_takes_the_language_of_the_rows_or_the_one_given(tmp_path):
@@ -290,15 +275,6 @@ def test_a_corpus_has_texts_with_their_titles_once(tmp_path, data):
         list(passages(write(tmp_path / "c.jsonl", []), data))
 
 
-def test_an_empty_collection_is_refused(mini, data, tmp_path):
-    with (
-        ColbertCollection.create(":memory:", encoder=mini) as empty,
-        pytest.raises(Jcv2Error, match="has no documents"),
-    ):
-        mine(data, tmp_path / "out.jsonl", empty, recipe())
-    assert list(tmp_path.iterdir()) == [data]
-
-
 # What is written
 
 
@@ -329,12 +305,10 @@ def test_rows_without_negatives_are_written_as_pairs_or_left_out(data, tmp_path,
     assert (report.rows, report.counts["dropped"]) == (3, 1)
 
 
-def test_other_names_of_fields_are_read(tmp_path, corpus):
+def test_other_names_of_fields_are_read_and_the_result_may_be_compressed(tmp_path, corpus):
     rows = [{"anchor": row["query"], "positive": row["positive"], "negative": "old"} for row in ROWS]
-    data = write(tmp_path / "data.jsonl", rows)
-    mine(data, tmp_path / "out.jsonl.gz", Bm25Source(corpus), recipe(**FREE))
-    with gzip.open(tmp_path / "out.jsonl.gz", "rt", encoding="utf-8") as file:
-        written = [json.loads(line) for line in file]
+    mine(write(tmp_path / "data.jsonl", rows), tmp_path / "out.jsonl.gz", Bm25Source(corpus), recipe(**FREE))
+    written = [row for _, row in read_jsonl(tmp_path / "out.jsonl.gz")]
     assert [row["query"] for row in written] == [row["query"] for row in ROWS]
     assert all("old" not in row["negatives"] and "negative" not in row for row in written)
 
@@ -393,49 +367,44 @@ def test_a_stopped_run_keeps_what_a_model_has_encoded(data, corpus, tmp_path):
     source, settings = ModelSource("mini", corpus, dim=64), recipe(batch_size=3, **FREE)
     out = tmp_path / "out.jsonl"
 
-    class Interrupted(KeyboardInterrupt):
-        pass
-
     def interrupt(done: int) -> None:
-        raise Interrupted
+        raise Stopped
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         mine(data, out, source, settings, index_progress=interrupt)
     with ColbertCollection.open(path=tmp_path / "out.jsonl.index") as index:
         assert index.count() == len(CORPUS)
     with pytest.raises(OutputError, match="--resume"):
         mine(data, out, source, settings)
-    with pytest.raises(OutputError, match=r"corpus\.jsonl is not what the run was begun with"):
-        mine(data, out, ModelSource("mini", write(corpus, [{"text": "a"}]), dim=64), settings, resume=True)
-    mine(data, out, source, settings, force=True)
+    mine(data, out, source, settings, resume=True)
     assert not list(tmp_path.glob("out.jsonl.*"))
 
 
-@pytest.mark.parametrize("what", ["data", "corpus", "settings", "source"])
-def test_a_run_does_not_go_on_with_another_input_or_other_settings(what, data, corpus, memory, tmp_path):
+def same_size_and_time(data: Path, corpus: Path) -> None:
+    status = data.stat()
+    data.write_bytes(data.read_bytes().replace(b"Madrid", b"Lisboa"))
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change, settings, said",
+    [
+        (lambda data, corpus: write(data, ROWS[:9]), {}, r"data\.jsonl has changed since the run started.*--force"),
+        (same_size_and_time, {}, r"data\.jsonl has changed since the run started"),
+        (lambda data, corpus: write(corpus, [{"text": "a"}]), {}, r"corpus\.jsonl has changed"),
+        (lambda data, corpus: None, {"relative_margin": 0.1}, r"relative_margin 0\.05, not 0\.1"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_input_or_other_settings(change, settings, said, data, corpus, tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(Stopped):
         mine(data, out, Bm25Source(corpus), recipe(batch_size=3), progress=stop_after(1))
-    source, settings = Bm25Source(corpus), recipe()
-    if what == "data":
-        write(data, ROWS[:9])
-    elif what == "corpus":
-        write(corpus, [{"text": text} for text in CORPUS[1:]])
-    elif what == "settings":
-        settings = recipe(relative_margin=0.1)
-    else:
-        source = memory
-    said = {
-        "data": r"data\.jsonl is not what the run was begun with",
-        "corpus": r"corpus\.jsonl is not what",
-        "settings": r"relative_margin 0\.05, not 0\.1",
-        "source": "begun with bm25 True, not None",
-    }
-    with pytest.raises(OutputError, match=said[what]):
-        mine(data, out, source, settings, resume=True)
+    change(data, corpus)
+    with pytest.raises(OutputError, match=said):
+        mine(data, out, Bm25Source(corpus), recipe(**settings), resume=True)
     assert len(read(tmp_path / "out.jsonl.partial")) == 3  # still there
-    mine(data, out, source, settings, force=True)
-    assert len(read(out)) == (9 if what == "data" else 10)
+    mine(data, out, Bm25Source(corpus), recipe(), force=True)
+    assert len(read(out)) == len(read(data))
 
 
 def test_what_is_left_of_a_run_may_be_damaged(data, corpus, tmp_path):
@@ -445,11 +414,11 @@ def test_what_is_left_of_a_run_may_be_damaged(data, corpus, tmp_path):
     partial, state = tmp_path / "out.jsonl.partial", tmp_path / "out.jsonl.partial.json"
     kept = partial.read_bytes()
     partial.write_bytes(kept[:-10])
-    with pytest.raises(OutputError, match=r"do not belong together.*--force"):
+    with pytest.raises(OutputError, match=r"lists .*--force"):
         mine(data, out, source, recipe(), resume=True)
     partial.write_bytes(kept)
     state.write_text("{")
-    with pytest.raises(OutputError, match=r"cannot be gone on with.*--force"):
+    with pytest.raises(OutputError, match=r"cannot be resumed, because.*--force"):
         mine(data, out, source, recipe(), resume=True)
     mine(data, out, source, recipe(), force=True)
 
@@ -468,29 +437,28 @@ mine(Path(sys.argv[1]), Path(sys.argv[2]), Bm25Source(), settings, resume=True, 
 """
 
 
-def test_a_killed_run_loses_a_batch_at_most(tmp_path):
+@pytest.mark.parametrize("kills", [3 if os.environ.get("JCV2_TEST_ALL") else 1])
+def test_a_killed_run_loses_a_batch_at_most(kills, tmp_path):
     rows = [{**row, "query": f"{row['query']} {number}"} for number in range(20) for row in ROWS]
     data, out = write(tmp_path / "data.jsonl", rows), tmp_path / "out.jsonl"
-    command = [sys.executable, "-c", KILLED, str(data), str(out)]
     reached = 0
-    for _ in range(2):
+    for _ in range(kills):
+        command = [sys.executable, "-c", KILLED, str(data), str(out)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 assert int(line) > reached
                 if int(line) >= reached + 40:
                     reached = int(line)
-                    process.send_signal(signal.SIGKILL)
+                    process.kill()
                     break
-            process.wait()
         state = json.loads((tmp_path / "out.jsonl.partial.json").read_text())
         assert reached <= state["rows"] <= reached + 4
         assert not out.exists()
         reached = state["rows"]
-    settings = recipe(**FREE)
-    report = mine(data, out, Bm25Source(), settings, resume=True)
+    report = mine(data, out, Bm25Source(), recipe(**FREE), resume=True)
     assert report.resumed_at == reached
-    mine(data, tmp_path / "whole.jsonl", Bm25Source(), settings)
+    mine(data, tmp_path / "whole.jsonl", Bm25Source(), recipe(**FREE))
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -514,50 +482,50 @@ def test_too_little_memory_names_the_option(error):
 # The command
 
 
-def test_the_command_mines_from_a_folder_and_sums_up(app, mini, data, tmp_path):
+def test_the_command_mines_from_a_folder_and_sums_up(mini, data, tmp_path):
     with ColbertCollection.create(path=tmp_path / "edge", encoder=mini, dim=64) as collection:
+        arguments = ["mine", data, "--out", tmp_path / "out.jsonl", "--collection", tmp_path / "edge", "--negatives", 3]
+        collection.add(CORPUS[:1])
+        collection.delete([hit.id for hit in collection.search("Paris", 1)])
+    assert "has no documents. Index the corpus first" in run(*arguments).output
+    with ColbertCollection.open(path=tmp_path / "edge", encoder=mini) as collection:
         collection.add(CORPUS)
-    out = tmp_path / "out.jsonl"
-    result = run(app, "mine", data, "--out", out, "--collection", tmp_path / "edge", "--negatives", 3, "--json")
+    result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     summary = json.loads(result.output)
     assert (summary["rows"], summary["counts"]["full"] + summary["counts"]["short"]) == (10, 10)
-    result = run(app, "mine", data, "--out", out, "--collection", tmp_path / "edge")
+    result = run(*arguments)
     assert result.exit_code == 2
-    assert "out.jsonl is there already" in result.output
-    result = run(app, "mine", data, "--out", tmp_path / "a.jsonl", "--collection", tmp_path / "none")
-    assert result.exit_code == 2
-    assert "error: " in result.output
+    assert "out.jsonl already exists. Choose another --out, or replace it with --force." in result.output
+    assert "error: " in run(*arguments[:-3], tmp_path / "none", "--force").output
 
 
-def test_the_command_says_what_became_of_the_rows(app, corpus, tmp_path):
+def test_the_command_says_what_became_of_the_rows(corpus, tmp_path):
     rows = [{**ROWS[0], "negatives": ["old"], "scores": [1, 2]}, {**ROWS[1], "query": "zebra"}]
     data, out = write(tmp_path / "data.jsonl", rows), tmp_path / "out.jsonl"
-    result = run(app, "mine", data, "--out", out, "--with", "bm25", "--corpus", corpus, "--negatives", 2)
+    result = run("mine", data, "--out", out, "--with", "bm25", "--corpus", corpus, "--negatives", 2)
     assert result.exit_code == 0, result.output
-    assert "2 rows with 2 negatives" in result.output
+    assert "2 rows, 2 negatives." in result.output
     assert "rows with 2 negatives or more 1, with fewer 0, with none 1 (written as pairs)" in result.output
     assert "scores removed from 1 row, as they belonged to other negatives" in result.output
     assert "known positives 1" in result.output
     assert "--range-max" not in result.output
     write(data, [{**ROWS[0], "positive": "zebra"}])
-    result = run(app, "mine", data, "--out", tmp_path / "none.jsonl", "--with", "bm25", "--corpus", corpus)
-    assert "more are found with a larger --range-max or a smaller --relative-margin" in result.output
+    result = run("mine", data, "--out", tmp_path / "none.jsonl", "--with", "bm25", "--corpus", corpus)
+    assert "A larger --range-max or a smaller --relative-margin finds more." in result.output
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "Say what finds the negatives"),
-        (["--with", "model"], "Say what finds the negatives"),
+        ([], "Choose where negatives come from"),
         (["--with", "bm25", "--model", "mini"], "needs no --model"),
-        (["--collection", "x", "--corpus", "y"], "leave out it or --collection"),
-        (["--collection", "x", "--with", "bm25"], "leave out it or --collection"),
+        (["--collection", "x", "--corpus", "y"], "cannot be combined with --collection"),
         (["--with", "bm25", "--range-max", "3"], "hold fewer than 7"),
     ],
 )
-def test_the_command_refuses_what_does_not_go_together(app, data, tmp_path, arguments, said):
-    result = run(app, "mine", data, "--out", tmp_path / "out.jsonl", *arguments)
+def test_the_command_refuses_what_does_not_go_together(data, tmp_path, arguments, said):
+    result = run("mine", data, "--out", tmp_path / "out.jsonl", *arguments)
     assert result.exit_code in (1, 2)
     assert said in " ".join((result.output + repr(result.exception)).replace("│", " ").split())
     assert list(tmp_path.iterdir()) == [data]
@@ -565,36 +533,29 @@ def test_the_command_refuses_what_does_not_go_together(app, data, tmp_path, argu
 
 @pytest.mark.parametrize(
     "name, said",
-    [("out.parquet", "not the name of JSON lines"), ("data.jsonl", "is the input"), ("folder.jsonl", "is a folder")],
+    [("out.parquet", "must end in .jsonl"), ("data.jsonl", "is the input"), ("folder.jsonl", "is a folder")],
 )
-def test_the_command_refuses_a_path_it_cannot_write_to(app, data, tmp_path, name, said):
+def test_the_command_refuses_a_path_it_cannot_write_to(data, tmp_path, name, said):
     (tmp_path / "folder.jsonl").mkdir()
-    result = run(app, "mine", data, "--out", tmp_path / name, "--with", "bm25", "--force")
+    result = run("mine", data, "--out", tmp_path / name, "--with", "bm25", "--force")
     assert result.exit_code == 2
     assert said in result.output
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    data = write(tmp_path / "data.jsonl", [row for _ in range(1000) for row in ROWS])
-    state = tmp_path / "out.jsonl.partial.json"
-    script = (
-        "import typer\n"
-        "from jcv2_trainer.cli.mining import register\n"
-        "app = typer.Typer(pretty_exceptions_enable=False)\n"
-        "register(app)\n"
-        "app()\n"
-    )
-    command = [sys.executable, "-c", script, "mine", str(data), "--out", str(tmp_path / "out.jsonl")]
-    command += ["--with", "bm25", "--batch-size", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not (state.exists() and json.loads(state.read_text())["rows"]):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "out.jsonl.partial; go on with --resume" in said
-    assert "rows/s" not in said  # no bar in a pipe
-    assert 0 < json.loads(state.read_text())["rows"] < 10_000
+def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
+    append = ResumableOutput.append
+
+    def interrupted(self: ResumableOutput, *written: Any) -> None:
+        append(self, *written)
+        if self.rows == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResumableOutput, "append", interrupted)
+    result = run("mine", data, "--out", tmp_path / "out.jsonl", "--with", "bm25", "--batch-size", 2)
+    assert result.exit_code == 130
+    assert "out.jsonl.partial. Continue with --resume" in result.output
+    assert "rows/s" not in result.output  # no bar in a pipe
+    assert len(read(tmp_path / "out.jsonl.partial")) == 4
 
 
 def test_help_loads_nothing_heavy():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_trainer.heads import score_keeping
-from jcv2_trainer.heads.principal import load_backbone, principal_heads
+from jcv2_trainer.heads.principal import half_states, load_backbone, principal_heads
 from jcv2_trainer.heads.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +76,7 @@ def test_trained_heads_lose_less_of_maxsim_on_other_texts(fitted, texts):
     queries, passages = (list(one[2 * len(one) // 3 :]) for one in texts)
     other = fit_heads(backbone, queries, passages, (384,), steps=0)
     assert other.errors[384] < 1e-5  # a rotation loses nothing
-    held_out = [
-        [found.half() for _, found in sorted(score_keeping.token_states(backbone, some), key=lambda one: one[0])]
-        for some in (queries, passages)
-    ]
+    held_out = [half_states(backbone, some) for some in (queries, passages)]
     for dim, least in ((64, 0.85), (16, 0.9)):
         principal, trained = (score_error(fitted[steps].heads.weight(dim), *held_out) for steps in (0, 60))
         print(f"{dim} dims: {principal:.4f} -> {trained:.4f}")
@@ -90,7 +87,6 @@ def test_a_head_of_full_size_is_left_alone(fitted):
     assert torch.equal(fitted[0].heads.weight(384), fitted[60].heads.weight(384))
     assert fitted[60].heads.dims == DIMS
     assert fitted[60].errors[384] < fitted[60].errors[64] < fitted[60].errors[16]
-    assert fitted[0].captured == fitted[60].captured
 
 
 def test_the_same_seed_gives_the_same_heads_and_another_other_ones():
@@ -105,5 +101,5 @@ def test_the_same_seed_gives_the_same_heads_and_another_other_ones():
 @pytest.mark.parametrize("queries, passages", [(0, 4), (3, 2), (1, 1)])
 def test_too_few_texts_are_refused(queries, passages):
     heads = principal_heads(torch.eye(12, dtype=torch.float64), (4,))
-    with pytest.raises(ValueError, match=f"got {queries} and {passages}. Give more texts"):
+    with pytest.raises(ValueError, match=f"got {queries} and {passages}"):
         keep_scores(heads, states(queries), states(passages), steps=1)

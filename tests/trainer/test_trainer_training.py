@@ -8,28 +8,39 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from training_samples import make_rows, settings, tiny_encoder, write_rows
+from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.cli.app import app
+from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.training.dev import DevSet
 from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.runs import RunFolder
 from jcv2_trainer.training.train import train
-from jcv2_trainer.training.trainer import TRAINABLE, last_checkpoint
+from jcv2_trainer.training.trainer import (
+    STATE,
+    TRAINABLE,
+    Course,
+    checkpoints,
+    last_checkpoint,
+    undamaged_checkpoint,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK: dict[str, Any] = {
-    "epochs": 1.0,
+    "max_steps": 3,
     "batch_size": 4,
     "tokens_per_batch": 256,
     "evaluations": 2,
@@ -37,6 +48,8 @@ QUICK: dict[str, Any] = {
     "learning_rate": 1e-3,
     "head_learning_rate": 1e-3,
 }
+STILL = {"learning_rate": 1e-12, "head_learning_rate": 1e-12}
+"""Rates so small that no figure changes."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +69,13 @@ def request_for(model: Path, data: Path, out: Path, name: str = "train", **chang
     return Request([data], str(model), out, settings(name, **{**QUICK, **changes}), device="cpu")
 
 
+def command(request: Request, *more: Any) -> list[str]:
+    recipe = request.out.with_suffix(".json")  # YAML reads JSON
+    recipe.write_text(request.settings.model_dump_json())
+    arguments = [request.stage, *request.data, "--out", request.out, "--model", request.model, "--recipe", recipe]
+    return [str(one) for one in (*arguments, "--device", "cpu", *more)]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(JinaColbertEncoder.from_pretrained(str(folder), device="cpu").state_dict())
 
@@ -66,79 +86,52 @@ def largest_difference(first: Path, second: Path) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-class TestResult:
-    @pytest.fixture(scope="class", params=["lora", "full", "frozen", "tied"])
-    def trained(self, request, model, tmp_path_factory) -> tuple[str, Path, Any]:
-        folder = tmp_path_factory.mktemp(request.param)
-        data = write_rows(folder / "rows.jsonl", make_rows(40, negatives=3, scores=True))
-        changes: dict[str, Any] = {
-            "lora": {},
-            "full": {"lora": False, "cached": True},
-            "frozen": {"lora": False, "freeze_backbone": True},
-            "tied": {"heads": "tied", "gradient_checkpointing": True},
-        }[request.param]
-        report = train(request_for(model, data, folder / "out", **changes))
-        return request.param, folder / "out", report
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"cached": True},
+    "full": {"lora": False, "gradient_checkpointing": True},
+    "frozen": {"lora": False, "freeze_backbone": True},
+    "tied": {"heads": "tied"},
+}
 
-    def test_the_folder_is_a_model_with_card_curve_and_report(self, trained):
-        kind, out, report = trained
-        encoder = JinaColbertEncoder.from_pretrained(str(out), device="cpu")
-        assert encoder.dims == (16, 8)
-        assert encoder.encode_query("what is it", dim=8).shape[1] == 8
-        card = (out / "README.md").read_text("utf-8")
-        assert "nDCG@10" in card
-        assert f"batch_size: {QUICK['batch_size']}" in card
-        assert (out / "curve.svg").read_text("utf-8").startswith("<svg")
-        stored = json.loads((out / "training.json").read_text("utf-8"))
-        assert stored["after"] == {str(dim): figure for dim, figure in report.after.items()}
-        assert stored["steps"] == report.steps > 0
-        assert (out / "adapter" / "adapter_model.safetensors").is_file() == (kind in ("lora", "tied"))
 
-    def test_what_was_to_be_trained_has_changed_and_nothing_else(self, trained, model):
-        kind, out, _ = trained
-        before, after = weights(model), weights(out)
-        assert set(before) == set(after)
-        changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert {name for name in before if "linears" in name} <= changed
-        backbone = {name for name in changed if "linears" not in name}
-        assert bool(backbone) == (kind != "frozen")
-        assert not any("pooler" in name for name in changed)
-        if kind == "lora":
-            assert not any("embeddings" in name for name in changed)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_result_is_a_model_with_card_curve_and_report(kind, model, data, tmp_path):
+    out = tmp_path / "out"
+    report = train(request_for(model, data, out, **KINDS[kind]))
+    encoder = JinaColbertEncoder.from_pretrained(str(out), device="cpu")
+    assert encoder.dims == (16, 8)
+    assert torch.equal(encoder.heads.weight(16)[:8], encoder.heads.weight(8)) == (kind == "tied")
+    card = (out / "README.md").read_text("utf-8")
+    assert f"base_model: {model}\n---\n" in card
+    assert f"| 8 | 16 | {report.before[8]:.4f} | {report.after[8]:.4f} |" in card
+    assert f"batch_size: {QUICK['batch_size']}\n" in card
+    assert (out / "curve.svg").read_text("utf-8").startswith("<svg")
+    stored = json.loads((out / "training.json").read_text("utf-8"))
+    assert stored["after"] == {str(dim): figure for dim, figure in report.after.items()}
+    assert stored["steps"] == report.steps == 3
+    assert [one["step"] for one in report.history if "eval_ndcg@10_16" in one] == [2, 3]  # the last step too
+    assert (out / "adapter" / "adapter_model.safetensors").is_file() == (kind in ("lora", "tied"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "rows.jsonl"]  # the run's folder is gone
 
-    def test_the_run_folder_is_gone(self, trained):
-        _, out, _ = trained
-        assert not out.with_name("out.run").exists()
-        assert sorted(path.name for path in out.parent.iterdir()) == ["out", "rows.jsonl"]
-
-    def test_sentence_transformers_reads_an_export(self, trained, tmp_path):
-        from sentence_transformers import MultiVectorEncoder
-
-        _, out, _ = trained
-        encoder = JinaColbertEncoder.from_pretrained(str(out), device="cpu")
-        encoder.export(tmp_path / "export", dim=8)
-        plain = MultiVectorEncoder(str(tmp_path / "export"), device="cpu")
-        text = ["the first of several"]
-        torch.testing.assert_close(
-            plain.encode_document(text)[0], encoder.encode_document(text, dim=8)[0], rtol=1e-5, atol=1e-5
-        )
-
-    def test_only_tied_heads_are_prefixes(self, trained):
-        kind, out, _ = trained
-        heads = JinaColbertEncoder.from_pretrained(str(out), device="cpu").heads
-        assert heads is not None
-        assert torch.equal(heads.weight(16)[:8], heads.weight(8)) == (kind == "tied")
+    before, after = weights(model), weights(out)
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if "linears" in name} <= changed
+    assert any("linears" not in name for name in changed) == (kind != "frozen")
+    assert not any("pooler" in name for name in changed)
+    assert any("embeddings" in name for name in changed) == (kind == "full")
 
 
 def test_heads_that_the_model_lacks_are_added(model, data, tmp_path):
     report = train(request_for(model, data, tmp_path / "out", dims=(16, 4, 24), max_steps=1))
     assert report.added_dims == (4, 24)
+    assert "Heads added in this training: 4, 24." in (tmp_path / "out" / "README.md").read_text("utf-8")
     assert JinaColbertEncoder.from_pretrained(str(tmp_path / "out"), device="cpu").dims == (16, 4, 24)
 
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_result_between_start_and_trained(model, data, tmp_path, lora):
-    common = {"lora": lora, "max_steps": 3, "dev_share": 0.0}
+    common = {"lora": lora, "dev_share": 0.0}
     train(request_for(model, data, tmp_path / "whole", **common))
     train(request_for(model, data, tmp_path / "half", interpolation=0.5, **common))
     start, whole, half = weights(model), weights(tmp_path / "whole"), weights(tmp_path / "half")
@@ -147,279 +140,342 @@ def test_a_result_between_start_and_trained(model, data, tmp_path, lora):
     assert largest_difference(model, tmp_path / "whole") > 1e-3
 
 
-def test_resuming_gives_what_an_unbroken_run_gives(model, data, tmp_path):
-    whole = request_for(model, data, tmp_path / "whole", evaluations=9, patience=0, epochs=2.0, dev_share=0.1)
-    report = train(whole)
-    parts = replace(whole, out=tmp_path / "parts")
-    process = start(parts, data, model)
-    run = tmp_path / "parts.run"
-    wait_for(lambda: last_checkpoint(run) is not None and step_of(run) >= 4, process)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "parts").exists()
-    resumed_from = step_of(run)
-    assert 4 <= resumed_from < report.steps
-    resumed = train(replace(parts, resume=True))
-    assert resumed.steps == report.steps
-    assert resumed.before == report.before
-    losses = {one["step"]: one["loss"] for one in report.history if "loss" in one}
-    for one in resumed.history:
-        if "loss" in one and one["step"] > resumed_from:
-            assert one["loss"] == pytest.approx(losses[one["step"]], rel=1e-5)
-    assert largest_difference(tmp_path / "whole", tmp_path / "parts") < 1e-5
-
-
-def test_a_finished_run_whose_result_was_not_written_is_resumed_without_a_step(model, data, tmp_path, monkeypatch):
-    request = request_for(model, data, tmp_path / "out", max_steps=4)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(JinaColbertEncoder, "save_pretrained", full)
-        with pytest.raises(OSError, match="No space"):
-            train(request)
-    assert not (tmp_path / "out").exists()
-    resumed = train(replace(request, resume=True))
-    assert resumed.steps == 4
-    whole = train(replace(request, out=tmp_path / "whole"))
-    assert resumed.after == whole.after
-    assert largest_difference(tmp_path / "out", tmp_path / "whole") < 1e-6
-
-
-def test_of_equal_figures_the_later_checkpoint_wins(model, data, tmp_path):
-    """Rates so small that no figure changes: the end is kept, not the first evaluation."""
-    slow = {"learning_rate": 1e-12, "head_learning_rate": 1e-12, "evaluations": 5, "patience": 0, "max_steps": 5}
-    report = train(request_for(model, data, tmp_path / "out", **slow))
+def test_of_equal_figures_the_later_checkpoint_wins_and_few_queries_end_nothing(model, data, tmp_path):
+    report = train(request_for(model, data, tmp_path / "out", evaluations=5, patience=1, max_steps=5, **STILL))
     assert report.after == pytest.approx(report.before, abs=1e-6)
     assert report.best_step == report.steps == 5
-
-
-def test_a_few_dev_queries_do_not_end_a_training(model, data, tmp_path):
-    slow = {"learning_rate": 1e-12, "head_learning_rate": 1e-12, "evaluations": 8, "patience": 1}
-    assert train(request_for(model, data, tmp_path / "out", max_steps=8, **slow)).steps == 8
 
 
 def test_queries_of_the_dev_set_are_not_trained_on(model, data, tmp_path):
     rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     dev = write_rows(tmp_path / "dev.jsonl", rows[:5])
-    report = train(replace(request_for(model, data, tmp_path / "out", dev_share=0.0, evaluations=1), dev=dev))
+    report = train(replace(request_for(model, data, tmp_path / "out", dev_share=0.0, max_steps=1), dev=dev))
     assert (report.rows, report.skipped, report.dev["queries"]) == (35, {"query-of-dev-set": 5}, 5)
-    with pytest.raises(TrainingError, match="The queries of all 5 rows are queries of"):
+    with pytest.raises(TrainingError, match="All 5 rows have queries of"):
         train(replace(request_for(model, dev, tmp_path / "other"), dev=dev))
+    dev.write_text("\n")
+    with pytest.raises(DataError, match=r"dev\.jsonl has no rows"):
+        DevSet.read(dev)
 
 
-def test_the_last_step_is_measured(model, data, tmp_path):
-    report = train(request_for(model, data, tmp_path / "out", max_steps=7, evaluations=2))
-    measured = [entry["step"] for entry in report.history if "eval_ndcg@10_16" in entry]
-    assert measured == [4, 7]
+# Runs that are stopped
 
 
-def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path):
-    request = request_for(model, data, tmp_path / "out", epochs=200.0, evaluations=2)
-    process = start(request, data, model)
-    wait_for(lambda: (tmp_path / "out.run" / "before.json").exists(), process)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, output
-    assert "--resume" in output
+class Killed(BaseException):
+    pass
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, stop: Any) -> None:
+    """Call ``stop`` after a step of the next training."""
+    usual = Course.on_step_end
+
+    def on_step_end(self: Course, args: Any, state: Any, *more: Any, **kwargs: Any) -> Any:
+        if state.global_step == step:
+            stop()
+        return usual(self, args, state, *more, **kwargs)
+
+    monkeypatch.setattr(Course, "on_step_end", on_step_end)
+
+
+def killed() -> None:
+    raise Killed
+
+
+LONG: dict[str, Any] = {
+    "max_steps": 8,
+    "warmup": 0.0,
+    "evaluations": 8,
+    "patience": 0,
+    "dev_share": 0.1,
+    "keep_checkpoints": 9,
+}
+
+
+@pytest.fixture(scope="module")
+def unfinished(model, tmp_path_factory) -> Request:
+    """A run that was killed at step 6, with checkpoints of steps 1 to 5."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    data = write_rows(folder / "rows.jsonl", make_rows(40, negatives=3, scores=True))
+    request = request_for(model, data, folder / "out", **LONG)
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(6, patched, killed)
+        with pytest.raises(Killed):
+            train(request)
+    assert [path.name for path in checkpoints(folder / "out.run")] == [f"checkpoint-{step}" for step in (5, 4, 3, 2, 1)]
+    return request
+
+
+@pytest.fixture
+def resumed(unfinished, tmp_path) -> Request:
+    """The same run in a folder of its own, to be resumed."""
+    shutil.copytree(unfinished.out.with_name("out.run"), tmp_path / "out.run")
+    for state in (tmp_path / "out.run").glob(f"*/{STATE}"):
+        state.write_text(state.read_text().replace(str(unfinished.out.parent), str(tmp_path)))
+    return replace(unfinished, out=tmp_path / "out", resume=True)
+
+
+def test_resuming_gives_what_an_unbroken_run_gives(unfinished, resumed, tmp_path):
+    """From the last checkpoint, and from the one before it if a file of the last is damaged."""
+    whole = train(replace(unfinished, out=tmp_path / "whole"))
+    broken = resumed.out.with_name("out.run") / "checkpoint-5" / "optimizer.pt"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"checkpoint-5/optimizer\.pt is damaged.*continues from .*checkpoint-4\."):
+        report = train(resumed)
+    assert (report.steps, report.before) == (whole.steps, whole.before)
+    losses = {one["step"]: one["loss"] for one in whole.history if "loss" in one}
+    assert {one["step"]: one["loss"] for one in report.history if "loss" in one} == pytest.approx(losses, rel=1e-5)
+    assert largest_difference(tmp_path / "whole", resumed.out) < 1e-5
+
+
+@pytest.mark.skipif(not os.environ.get("JCV2_TEST_ALL"), reason="a process of its own; set JCV2_TEST_ALL=1")
+def test_a_killed_process_is_resumed(unfinished, tmp_path):
+    request = replace(unfinished, out=tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", "jcv2_trainer", *command(request)])
+    while last_checkpoint(tmp_path / "out.run") is None and process.poll() is None:
+        pass
+    process.kill()
+    process.wait()
+    assert train(replace(request, resume=True)).steps == 8
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        (TRAINABLE, "truncated"),
+        ("optimizer.pt", "truncated"),
+        ("optimizer.pt", "flipped"),
+        ("scheduler.pt", "empty"),
+        ("scheduler.pt", "missing"),
+        ("rng_state.pth", "truncated"),
+        (STATE, "truncated"),
+    ],
+)
+def test_a_damaged_file_of_a_checkpoint_is_named_and_passed_over(resumed, name, damage):
+    run = resumed.out.with_name("out.run")
+    file = run / "checkpoint-5" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"truncated": content[:middle], "flipped": flipped, "empty": b""}[damage])
+    with pytest.warns(UserWarning, match=rf"checkpoint-5/{name} is (damaged|missing)"):
+        assert undamaged_checkpoint(run).name == "checkpoint-4"
+
+
+def test_without_an_undamaged_checkpoint_the_way_out_is_said(resumed):
+    run = resumed.out.with_name("out.run")
+    for checkpoint in checkpoints(run)[:-1]:
+        shutil.rmtree(checkpoint)
+    for name in (TRAINABLE, STATE):
+        file = run / "checkpoint-1" / name
+        file.write_bytes(file.read_bytes()[:50])
+        with pytest.raises(TrainingError, match=rf"checkpoint-1/{name} is damaged.*no checkpoint before it.*--force"):
+            train(resumed)
+    assert "error: " in CliRunner().invoke(app, command(resumed, "--resume")).output
+    (run / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"run\.json is damaged.*--force"):
+        train(resumed)
+
+
+def test_a_damaged_best_checkpoint_is_not_passed_over_in_silence(resumed):
+    run = resumed.out.with_name("out.run")
+    for step, best in ((5, 3), (4, 4)):
+        state = json.loads((run / f"checkpoint-{step}" / STATE).read_text())
+        state["best_model_checkpoint"] = str(run / f"checkpoint-{best}")
+        (run / f"checkpoint-{step}" / STATE).write_text(json.dumps(state))
+    (run / "checkpoint-3" / TRAINABLE).write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"checkpoint-3/{TRAINABLE} is damaged"):
+        assert undamaged_checkpoint(run).name == "checkpoint-4"
+
+
+def more_rows(path: Path) -> None:
+    write_rows(path, make_rows(41, negatives=3, scores=True))
+
+
+def other_words(path: Path) -> None:
+    status = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"toy", b"boy", 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "stage, name, change",
+    [
+        ("train", "rows", more_rows),
+        ("pairs", "rows", other_words),
+        ("triplets", "rows", Path.touch),
+        ("train", "dev", other_words),
+        ("pairs", "dev", Path.touch),
+        ("triplets", "dev", more_rows),
+    ],
+)
+def test_a_run_is_not_resumed_with_changed_data(stage, name, change, unfinished, model, data, tmp_path):
+    dev = write_rows(tmp_path / "dev.jsonl", make_rows(9, seed=5))
+    request = replace(request_for(model, data, tmp_path / "out", stage), stage=stage, dev=dev)
+    run = RunFolder.open(request.out, request.identity(), resume=False, force=False)
+    shutil.copytree(unfinished.out.with_name("out.run") / "checkpoint-2", run.folder / "checkpoint-2")
+    assert RunFolder.open(request.out, request.identity(), resume=True, force=False).checkpoint is not None
+    change(tmp_path / f"{name}.jsonl")
+    result = CliRunner().invoke(app, command(request, "--dev", dev, "--resume"))
+    assert result.exit_code == 2
+    assert f"{name}.jsonl has changed since the run started" in result.output
+    assert "start anew with --force" in result.output
+
+
+def test_a_run_is_resumed_as_it_was_started_and_only_if_there_is_one(resumed, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"an unfinished run\. Continue it with --resume, or start anew with --force"
+    ):
+        train(replace(resumed, resume=False))
+    other = resumed.settings.model_copy(update={"max_steps": 9})
+    with pytest.raises(TrainingError, match="started with max_steps 8, not 9"):
+        train(replace(resumed, settings=other))
+    with pytest.raises(TrainingError, match="There is no checkpoint in"):
+        train(replace(resumed, out=tmp_path / "another"))
+
+
+def test_a_finished_run_whose_result_was_not_written_is_resumed_without_a_step(model, data, tmp_path, monkeypatch):
+    request = request_for(model, data, tmp_path / "out")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JinaColbertEncoder, "save_pretrained", full)
+        with pytest.raises(TrainingError, match=r"could not be written \(No space.*--resume"):
+            train(request)
     assert not (tmp_path / "out").exists()
-    checkpoint = last_checkpoint(tmp_path / "out.run")
-    assert checkpoint is not None
-    assert (checkpoint / TRAINABLE).is_file()
+    monkeypatch.setattr(MatryoshkaLateInteractionLoss, "_pass", None)
+    resumed = train(replace(request, resume=True))
+    assert (resumed.steps, len(resumed.after)) == (3, 2)
+    assert "already contains a trained model" in CliRunner().invoke(app, command(request)).output
+
+
+def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path, monkeypatch):
+    stop_at(2, monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
+    result = CliRunner().invoke(app, command(request_for(model, data, tmp_path / "out", max_steps=9)))
+    assert result.exit_code == 130, result.output
+    assert "Stopped after 2 steps" in result.output
+    assert "--resume" in result.output
+    assert not (tmp_path / "out").exists()
+    assert last_checkpoint(tmp_path / "out.run") == tmp_path / "out.run" / "checkpoint-2"
     so_far = JinaColbertEncoder.from_pretrained(str(tmp_path / "out.run" / "model"), device="cpu")
     assert so_far.dims == (16, 8)
 
 
-@pytest.mark.parametrize("stage", ["train", "pairs"])
+@pytest.mark.parametrize("stage", ["train", "pairs"] if os.environ.get("JCV2_TEST_ALL") else ["pairs"])
 def test_two_processes_lose_as_one_does(tmp_path, data, stage):
     tiny_encoder(tmp_path / "official").save_pretrained(str(tmp_path / "still"))
     without_dropout(tmp_path / "still")
-    common = {"dev_share": 0.0, "lora": False, "epochs": 1.0}
+    common = {"dev_share": 0.0, "lora": False, "max_steps": None, "epochs": 1.0}
     one = train(request_for(tmp_path / "still", data, tmp_path / "one", stage, batch_size=8, **common))
-    request = replace(
-        request_for(tmp_path / "still", data, tmp_path / "two", stage, batch_size=4, **common), stage=stage
-    )
+    request = replace(request_for(tmp_path / "still", data, tmp_path / "two", stage, **common), stage=stage)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "jcv2_trainer"]
-    process = start(request, data, tmp_path / "still", launch)
-    output = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, output
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, *command(request)], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "two" / "training.json").read_text("utf-8"))
-    first = [entry["loss"] for entry in one.history if "loss" in entry]
-    second = [entry["loss"] for entry in report["history"] if "loss" in entry]
+    first, second = ([entry["loss"] for entry in one if "loss" in entry] for one in (one.history, report["history"]))
     assert len(first) == len(second) == 5
     assert second == pytest.approx(first, abs=1e-4)
     assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-4
 
 
-class TestRefusals:
-    def refused(self, request: Request) -> str:
-        with pytest.raises(TrainingError) as caught:
-            train(request)
-        return str(caught.value)
-
-    def test_a_folder_that_is_no_result(self, model, data, tmp_path):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "thesis.tex").write_text("years of work")
-        for force in (False, True):
-            request = replace(request_for(model, data, tmp_path / "out"), force=force)
-            assert "no result of a training" in self.refused(request)
-        assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
-
-    def test_a_result_without_force(self, model, data, tmp_path):
-        request = request_for(model, data, tmp_path / "out", max_steps=1, dev_share=0.0)
-        train(request)
-        assert "--force" in self.refused(request)
-        assert train(replace(request, force=True)).steps == 1
-
-    def test_nothing_to_resume(self, model, data, tmp_path):
-        request = replace(request_for(model, data, tmp_path / "out"), resume=True)
-        assert "no checkpoint" in self.refused(request)
-
-    def test_an_unfinished_run_and_another_recipe(self, model, data, tmp_path):
-        request = request_for(model, data, tmp_path / "out", max_steps=2, dev_share=0.0)
-        train(request)
-        # As a killed run leaves it.
-        again = request_for(model, data, tmp_path / "again", max_steps=2, dev_share=0.0)
-        from jcv2_trainer.training.runs import RunFolder
-
-        run = RunFolder.open(again.out, again.identity(), resume=False, force=False)
-        unfinished = run.folder / "checkpoint-1"
-        unfinished.mkdir()
-        shutil.copy(next(model.glob("*.safetensors")), unfinished / TRAINABLE)
-        (unfinished / "trainer_state.json").write_text("{}")
-        assert "--resume" in self.refused(again)
-        other = replace(again, settings=settings("train", **{**QUICK, "max_steps": 3, "dev_share": 0.0}), resume=True)
-        message = self.refused(other)
-        assert "max_steps = 2" in message
-        assert "3" in message
-
-    def test_triplets_without_negatives(self, model, tmp_path):
-        data = write_rows(tmp_path / "pairs.jsonl", make_rows(10, negatives=0))
-        request = replace(request_for(model, data, tmp_path / "out", "triplets"), stage="triplets")
-        assert "jcv2-finetune mine" in self.refused(request)
-
-    def test_distillation_alone_without_scores(self, model, tmp_path):
-        data = write_rows(tmp_path / "rows.jsonl", make_rows(10))
-        assert "jcv2-finetune score" in self.refused(request_for(model, data, tmp_path / "out", contrastive_weight=0.0))
-
-    def test_a_dimension_beyond_the_states(self, model, data, tmp_path):
-        assert "64 components" in self.refused(request_for(model, data, tmp_path / "out", dims=(16, 65)))
-
-    def test_a_loss_that_is_no_number_stops_it(self, model, data, tmp_path):
-        wild = {"learning_rate": 1e30, "head_learning_rate": 1e30, "lora": False, "dev_share": 0.0}
-        message = self.refused(request_for(model, data, tmp_path / "out", **wild))
-        assert "--learning-rate" in message
-        assert not (tmp_path / "out").exists()
-
-    def test_a_device_that_is_not_there(self, model, data, tmp_path):
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
-        request = replace(request_for(model, data, tmp_path / "out"), device="cuda")
-        assert "'cuda'" in self.refused(request)
-
-    def test_a_backbone_without_heads(self, data, tmp_path):
-        from transformers import BertConfig, BertModel
-
-        BertModel(
-            BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-        ).save_pretrained(tmp_path / "bert")
-        with pytest.raises(Jcv2Error, match="projection"):
-            train(request_for(tmp_path / "bert", data, tmp_path / "out"))
-
-    def test_out_of_memory_names_the_knobs(self, model, data, tmp_path, monkeypatch):
-        from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
-
-        def exhausted(*args, **kwargs):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-        monkeypatch.setattr(MatryoshkaLateInteractionLoss, "_pass", exhausted)
-        message = self.refused(request_for(model, data, tmp_path / "out", dev_share=0.0))
-        assert "--cached" in message
-        assert "--batch-size (now 4)" in message
-        assert not (tmp_path / "out").exists()
-
-
-class TestCommand:
-    def test_bad_rows_stop_it_or_are_counted(self, model, tmp_path):
-        rows = write_rows(tmp_path / "rows.jsonl", make_rows(12))
-        with rows.open("a") as file:
-            file.write('{"query": "no passage"}\n')
-        arguments = ["train", str(rows), "--model", str(model), "--out", str(tmp_path / "out"), "--max-steps", "1"]
-        stopped = CliRunner().invoke(app, arguments)
-        assert stopped.exit_code == 2
-        assert "rows.jsonl:13" in stopped.output
-        assert "positive" in stopped.output
-        assert not (tmp_path / "out").exists()
-        counted = CliRunner().invoke(app, [*arguments, "--skip-bad", "--dev-share", "0.2"])
-        assert counted.exit_code == 0, counted.output
-        assert "1 left out (missing-field)" in counted.output
-        assert "nDCG@10" in counted.output
-
-    def test_a_recipe_file_and_a_flag(self, model, tmp_path):
-        rows = write_rows(tmp_path / "rows.jsonl", make_rows(12))
-        (tmp_path / "mine.yaml").write_text("max_steps: 1\ndev_share: 0.0\nbatch_size: 3\n")
-        arguments = ["pairs", str(rows), "--model", str(model), "--out", str(tmp_path / "out")]
-        result = CliRunner().invoke(app, [*arguments, "--recipe", str(tmp_path / "mine.yaml"), "--batch-size", "5"])
-        assert result.exit_code == 0, result.output
-        recipe = json.loads((tmp_path / "out" / "training.json").read_text("utf-8"))["recipe"]
-        assert (recipe["max_steps"], recipe["batch_size"], recipe["symmetric"]) == (1, 5, True)
-
-    @pytest.mark.parametrize(
-        "flags, said",
-        [
-            (["--epochs", "-1"], "epochs"),
-            (["--dims", "16,sixteen"], "dims"),
-            (["--heads", "shared"], "untied"),
-            (["--head-learning-rate", "inf"], "finite"),
-            (["--lora", "--freeze-backbone"], "exclude each other"),
-        ],
-    )
-    def test_a_field_out_of_range(self, flags, said, tmp_path):
-        result = CliRunner().invoke(app, ["train", "rows.jsonl", "--out", str(tmp_path / "out"), *flags])
-        assert result.exit_code == 2
-        assert said in result.output
-
-    def test_an_unknown_field_in_a_recipe_file(self, tmp_path):
-        (tmp_path / "mine.yaml").write_text("learning_rat: 0.1\n")
-        arguments = ["train", "rows.jsonl", "--out", str(tmp_path / "out"), "--recipe", str(tmp_path / "mine.yaml")]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 2
-        assert "learning_rate" in result.output
-
-
-# Helpers that start a training in a process of its own
-
-
-def start(request: Request, data: Path, model: Path, launch: list[str] | None = None) -> subprocess.Popen[str]:
-    recipe = request.out.with_suffix(".json")  # YAML reads JSON
-    recipe.write_text(request.settings.model_dump_json())
-    command = [sys.executable, *(launch or ["-m", "jcv2_trainer"]), request.stage, str(data)]
-    command += ["--out", str(request.out), "--model", str(model), "--recipe", str(recipe), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def wait_for(ready, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        if process.poll() is not None:
-            raise AssertionError(f"ended with {process.returncode}: {process.communicate()[0]}")
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.02)
-
-
-def step_of(run: Path) -> int:
-    checkpoint = last_checkpoint(run)
-    assert checkpoint is not None
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def without_dropout(folder: Path) -> None:
     for path in folder.rglob("config.json"):
         config = json.loads(path.read_text("utf-8"))
-        for name in config:
-            if "dropout" in name and config[name] is not None:
-                config[name] = 0.0
-        path.write_text(json.dumps(config))
+        path.write_text(
+            json.dumps({name: 0.0 if value and "dropout" in name else value for name, value in config.items()})
+        )
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_is_no_result_is_kept(model, data, tmp_path, force):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match="not the result of a training"):
+        train(replace(request_for(model, data, tmp_path / "out"), force=force))
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "rows, stage, changes, said",
+    [
+        ({"negatives": 0}, "triplets", {}, "jcv2-finetune mine"),
+        ({}, "train", {"contrastive_weight": 0.0}, "jcv2-finetune score"),
+        ({}, "train", {"dims": (16, 65)}, "64 components"),
+        ({}, "train", {"learning_rate": 1e30, "head_learning_rate": 1e30, "lora": False}, "Lower --learning-rate"),
+    ],
+)
+def test_data_and_settings_that_do_not_fit(model, tmp_path, rows, stage, changes, said):
+    data = write_rows(tmp_path / "rows.jsonl", make_rows(10, **rows))
+    request = replace(request_for(model, data, tmp_path / "out", stage, dev_share=0.0, **changes), stage=stage)
+    with pytest.raises(TrainingError, match=said):
+        train(request)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_or_heads_that_are_not_there(model, data, tmp_path):
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match="device 'cuda'"):
+            train(replace(request_for(model, data, tmp_path / "out"), device="cuda"))
+    config = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(TrainingError, match=r"projection.*jcv2-finetune assemble"):
+        train(request_for(tmp_path / "bert", data, tmp_path / "out"))
+
+
+def test_out_of_memory_names_the_knobs(model, data, tmp_path, monkeypatch):
+    def exhausted(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(MatryoshkaLateInteractionLoss, "_pass", exhausted)
+    with pytest.raises(TrainingError, match=r"--cached.*--batch-size \(now 4\)"):
+        train(request_for(model, data, tmp_path / "out", dev_share=0.0))
+
+
+# The command
+
+
+def test_bad_rows_stop_it_or_are_counted_and_flags_override_the_recipe_file(model, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", make_rows(12))
+    with rows.open("a") as file:
+        file.write('{"query": "no passage"}\n')
+    (tmp_path / "mine.yaml").write_text("max_steps: 1\ndev_share: 0.2\nbatch_size: 3\n")
+    arguments = ["pairs", rows, "--model", model, "--out", tmp_path / "out", "--recipe", tmp_path / "mine.yaml"]
+    stopped = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert stopped.exit_code == 2
+    assert "rows.jsonl:13" in stopped.output
+    counted = CliRunner().invoke(app, [str(one) for one in (*arguments, "--skip-bad", "--batch-size", "5")])
+    assert counted.exit_code == 0, counted.output
+    assert "1 left out (missing-field)" in counted.output
+    assert "nDCG@10" in counted.output
+    recipe = json.loads((tmp_path / "out" / "training.json").read_text("utf-8"))["recipe"]
+    assert (recipe["max_steps"], recipe["batch_size"], recipe["symmetric"]) == (1, 5, True)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--epochs", "-1"], "epochs"),
+        (["--dims", "16,sixteen"], "dims"),
+        (["--dims", "16,16"], "distinct positive integers"),
+        (["--heads", "shared"], "untied"),
+        (["--head-learning-rate", "inf"], "finite"),
+        (["--lora", "--freeze-backbone"], "exclude each other"),
+        (["--recipe", "mine.yaml"], "Did you mean 'learning_rate'?"),
+    ],
+)
+def test_a_field_out_of_range_or_unknown(flags, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("learning_rat: 0.1\n")
+    result = CliRunner().invoke(app, ["train", "rows.jsonl", "--out", "out", *flags])
+    assert result.exit_code == 2
+    assert said in result.output

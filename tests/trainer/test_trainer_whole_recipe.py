@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from training_samples import write_rows
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from training_samples import write_rows, write_word_bert
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
@@ -22,7 +20,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DIMS = (16, 4, 8, 12, 24, 32)
 TOPICS = 30
 FILLERS = [f"filler{number}" for number in range(20)]
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def asked(topic: int) -> str:
@@ -64,26 +61,9 @@ def toy_rows(count: int, seed: int, *, negatives: int = 0) -> list[dict[str, Any
 
 def write_plain_bert(folder: Path) -> Path:
     words = [word for topic in range(TOPICS) for word in (asked(topic), told(topic))] + FILLERS
-    vocabulary = {piece: index for index, piece in enumerate([*SPECIALS, *words])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    BertTokenizer(tokenizer_object=tokenizer, model_max_length=40).save_pretrained(folder)
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        initializer_range=0.2,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
-    return folder
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return write_word_bert(folder, words, max_position_embeddings=40, initializer_range=0.2, **sizes, **dropout)
 
 
 def run(*arguments: Any) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from official_checkpoint import SENTENCES, write_checkpoint
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.check import text_key
@@ -38,6 +40,24 @@ def tiny_encoder(
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = dropout
     return encoder
+
+
+def write_word_bert(
+    folder: Path, pieces: Sequence[str], kind: Any = BertForMaskedLM, *, spare: int = 0, **config: Any
+) -> Path:
+    """A random BERT whose tokenizer knows these words and pieces, with so many rows of embeddings to spare."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: index for index, piece in enumerate([*specials, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    BertTokenizer(tokenizer_object=tokenizer, model_max_length=config["max_position_embeddings"]).save_pretrained(
+        folder
+    )
+    torch.manual_seed(3)
+    kind(BertConfig(vocab_size=len(vocabulary) + spare, **config)).save_pretrained(folder)
+    return folder
 
 
 def text(generator: random.Random, words: int) -> str:

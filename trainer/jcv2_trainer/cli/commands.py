@@ -1,9 +1,12 @@
-"""Error handling and output settings shared by the commands of ``jcv2-finetune``."""
+"""What the commands of ``jcv2-finetune`` share: options, error handling and progress bars."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -12,14 +15,19 @@ from jcv2_plugin.errors import Jcv2Error
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells."""
 
+RecipeFile = Annotated[Path | None, typer.Option(help="YAML file with fields of the recipe.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Defaults to the best one available.")]
+
 
 @contextmanager
 def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]:
-    """Exit with status 2 and a message on errors meant for the user, without a traceback.
+    """Exit with status 2 and a message on errors meant for the user, without a traceback. Warnings are one line.
 
     Args:
         stopped: Returns the message after Ctrl-C, which exits with status 130. None leaves Ctrl-C to Typer.
     """
+    untyped: Any = warnings
+    usual, untyped.formatwarning = warnings.formatwarning, lambda message, *where: f"warning: {message}\n"
     try:
         yield
     except (Jcv2Error, OSError) as error:
@@ -30,6 +38,8 @@ def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]
             raise
         typer.echo(stopped(), err=True)
         raise typer.Exit(INTERRUPTED) from error
+    finally:
+        untyped.formatwarning = usual
 
 
 def quiet_libraries() -> None:
@@ -37,3 +47,12 @@ def quiet_libraries() -> None:
     from jcv2_plugin.console import quiet_libraries as quiet
 
     quiet()
+
+
+@contextmanager
+def progress_bar(unit: str, total: int | None = None) -> Iterator[Any]:
+    """Yield a tqdm bar that is shown on a terminal, from its first update on, and nowhere else."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=f" {unit}", disable=None, delay=1e-9) as bar:
+        yield bar

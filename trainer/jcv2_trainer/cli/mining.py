@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jcv2_trainer.cli.commands import failing_politely, quiet_libraries
+from jcv2_trainer.cli.commands import Device, RecipeFile, failing_politely, progress_bar, quiet_libraries
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.mining.mine import MineRecipe, MineReport, mine
 from jcv2_trainer.mining.score import ScoreRecipe, ScoreReport, score
@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection
 
 Data = Annotated[
-    Path,
-    typer.Argument(help="Rows of pairs or triplets: JSON lines (also .gz, .xz, .bz2, .zst), Parquet, or a folder."),
+    Path, typer.Argument(help="Pairs or triplets: JSON lines (also .gz, .xz, .bz2, .zst), Parquet, or a folder.")
 ]
-Out = Annotated[Path, typer.Option(help="The file to write: .jsonl, or that and .gz, .xz, .bz2 or .zst.")]
-RecipeFile = Annotated[Path | None, typer.Option(help="YAML with fields of the recipe.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there is by default.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped, if there is one.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace --out, and, without --resume, discard a run that was stopped.")
-]
+Out = Annotated[Path, typer.Option(help="File to write: .jsonl, or .jsonl with .gz, .xz, .bz2 or .zst.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run, if there is one.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace --out and, without --resume, discard an unfinished run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+
+_REJECTED = {
+    "known positives": "positives",
+    "repeated": "duplicates",
+    "above range_min": "range_min",
+    "within relative_margin": "relative_margin",
+    "within absolute_margin": "absolute_margin",
+    "above max_score": "max_score",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -47,28 +51,25 @@ def _mine(
     settings: MineRecipe,
     collection: Annotated[
         str | None,
-        typer.Option("--collection", "-c", help="Find them in a collection: a folder or a Qdrant server's URL."),
+        typer.Option("--collection", "-c", help="Search this collection: a folder or the URL of a Qdrant server."),
     ] = None,
-    name: Annotated[
-        str, typer.Option(help="The collection's name on a server; a folder holds just one.")
-    ] = "documents",
+    name: Annotated[str, typer.Option(help="Name of the collection on a server.")] = "documents",
     api_key: Annotated[
-        str | None, typer.Option(envvar="QDRANT_API_KEY", help="For a server.", show_envvar=True)
+        str | None, typer.Option(envvar="QDRANT_API_KEY", help="API key of the server.", show_envvar=True)
     ] = None,
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help='Find them in a file with a record {"text": TEXT} for each passage. Without it and --collection '
-            "the passages are the positives and negatives of DATA."
+            help='Search this file, with a record {"text": TEXT} for each passage. Without it and --collection, the '
+            "passages are the positives and negatives of DATA."
         ),
     ] = None,
     by: Annotated[
         Literal["model", "bm25"] | None,
-        typer.Option("--with", help="What ranks the passages of a file; by default the model, if one is given."),
+        typer.Option("--with", help="What ranks the passages of a file. Defaults to the model, if one is given."),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="The model, by name or folder. A collection has its own, which this one must be."),
+        str | None, typer.Option(help="Model, by name or folder. With --collection, it must be the collection's.")
     ] = None,
     dim: Annotated[int | None, typer.Option(min=1, help="One of the model's dimensions.")] = None,
     device: Device = None,
@@ -84,48 +85,32 @@ def _mine(
 
     The exit status is 2 on an error, and 130 after Ctrl-C.
     """
-    with (
-        failing_politely(partial(_stopped, out)),
-        _bar(" passages") as indexed,
-        _bar(" rows") as progress,
-        _source(collection, name, api_key, corpus, by, model, dim, device) as source,
-    ):
-        report = mine(
-            data, out, source, settings, resume=resume, force=force, progress=progress.to, index_progress=indexed.by
-        )
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), **asdict(report)}))
-        return
-    for line in _mined(out, report, settings):
-        typer.echo(line)
-
-
-@contextmanager
-def _source(
-    location: str | None,
-    name: str,
-    api_key: str | None,
-    corpus: Path | None,
-    by: str | None,
-    model: str | None,
-    dim: int | None,
-    device: str | None,
-) -> Iterator[Source]:
-    if location is not None:
-        for option, value in (("--corpus", corpus), ("--with bm25", by == "bm25" or None)):
-            if value is not None:
-                raise typer.BadParameter(f"{option} is for passages of a file; leave out it or --collection.")
-        with _opened(location, name, api_key, model, dim, device) as collection:
-            yield CollectionSource(collection)
-    elif by == "bm25":
-        if model is not None or dim is not None:
-            raise typer.BadParameter("--with bm25 needs no --model or --dim; leave them out, or take --with model.")
-        yield Bm25Source(corpus)
-    elif model is not None:
-        quiet_libraries()
-        yield ModelSource(model, corpus, dim, device)
+    if collection is None:
+        source = _file_source(corpus, by, model, dim, device)
+        with _run(out) as bar, progress_bar("passages") as indexed:
+            report = mine(
+                data, out, source, settings, resume=resume, force=force, progress=bar, index_progress=indexed.update
+            )
     else:
-        raise typer.BadParameter("Say what finds the negatives: --collection LOCATION, --model NAME or --with bm25.")
+        for option, given in (("--corpus", corpus is not None), ("--with bm25", by == "bm25")):
+            if given:
+                raise typer.BadParameter(f"{option} cannot be combined with --collection. Leave one of them out.")
+        with _run(out) as bar, _opened(collection, name, api_key, model, dim, device) as opened:
+            report = mine(data, out, CollectionSource(opened), settings, resume=resume, force=force, progress=bar)
+    _show(out, report, as_json, _mined(report, settings, out))
+
+
+def _file_source(corpus: Path | None, by: str | None, model: str | None, dim: int | None, device: str | None) -> Source:
+    if by == "bm25":
+        if model is not None or dim is not None:
+            raise typer.BadParameter("--with bm25 needs no --model or --dim. Leave them out, or use --with model.")
+        return Bm25Source(corpus)
+    if model is None:
+        raise typer.BadParameter(
+            "Choose where negatives come from: --collection LOCATION, --model NAME or --with bm25."
+        )
+    quiet_libraries()
+    return ModelSource(model, corpus, dim, device)
 
 
 def _opened(
@@ -138,37 +123,55 @@ def _opened(
     return ColbertCollection.open(location, encoder=model, dim=dim, name=name, device=device, client_options=options)
 
 
-def _mined(out: Path, report: MineReport, settings: MineRecipe) -> Iterator[str]:
-    counts = report.counts
-    resumed = f" ({report.resumed_at:,} of them before)" if report.resumed_at else ""
-    yield f"{out}: {_rows(report.rows)}{resumed} with {counts['negatives']:,} negatives."
-    fate = "left out" if settings.drop_empty else "written as pairs"
-    yield (
-        f"  rows with {settings.negatives} negatives or more {counts['full']:,}, with fewer {counts['short']:,}, "
-        f"with none {counts['empty']:,} ({fate})"
-    )
-    turned_down = {
-        "known positives": "positives",
-        "repeated": "duplicates",
-        "above range_min": "range_min",
-        "within relative_margin": "relative_margin",
-        "within absolute_margin": "absolute_margin",
-        "above max_score": "max_score",
-    }
-    parts = [f"{label} {counts[key]:,}" for label, key in turned_down.items() if counts[key]]
-    if parts:
-        yield f"  candidates turned down: {', '.join(parts)}"
-    if (counts["short"] or counts["empty"]) and counts["relative_margin"]:
-        yield "  more are found with a larger --range-max or a smaller --relative-margin"
-    if counts["stale_scores"]:
-        yield (
-            f"  scores removed from {_rows(counts['stale_scores'])}, as they belonged to other negatives. Score anew "
-            f"with: jcv2-finetune score {out} --teacher NAME --out FILE"
-        )
+@contextmanager
+def _run(out: Path) -> Iterator[Any]:
+    """Handle errors and Ctrl-C, and yield a function that advances a progress bar."""
+    with failing_politely(partial(_stopped, out)), progress_bar("rows") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def _stopped(out: Path) -> str:
+    partial_file = out.with_name(out.name + ".partial")
+    kept = f" The finished rows are in {partial_file}. Continue with --resume." if partial_file.exists() else ""
+    return f"Stopped.{kept}"
+
+
+def _show(out: Path, report: MineReport | ScoreReport, as_json: bool, lines: Iterator[str]) -> None:
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **asdict(report)}))
+        return
+    resumed = f" ({report.resumed_at:,} of them in an earlier run)" if report.resumed_at else ""
+    typer.echo(f"{out}: {_rows(report.rows)}{resumed}, {next(lines)}")
+    for line in lines:
+        typer.echo(f"  {line}")
 
 
 def _rows(count: int) -> str:
     return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
+def _mined(report: MineReport, settings: MineRecipe, out: Path) -> Iterator[str]:
+    counts = report.counts
+    yield f"{counts['negatives']:,} negatives."
+    fate = "left out" if settings.drop_empty else "written as pairs"
+    yield (
+        f"rows with {settings.negatives} negatives or more {counts['full']:,}, with fewer {counts['short']:,}, "
+        f"with none {counts['empty']:,} ({fate})"
+    )
+    if parts := [f"{label} {counts[key]:,}" for label, key in _REJECTED.items() if counts[key]]:
+        yield f"rejected candidates: {', '.join(parts)}"
+    if (counts["short"] or counts["empty"]) and counts["relative_margin"]:
+        yield "A larger --range-max or a smaller --relative-margin finds more."
+    if counts["stale_scores"]:
+        yield (
+            f"scores removed from {_rows(counts['stale_scores'])}, as they belonged to other negatives. Score again "
+            f"with: jcv2-finetune score {out} --teacher NAME --out FILE"
+        )
 
 
 def _score(
@@ -185,8 +188,7 @@ def _score(
     trust_remote_code: Annotated[
         bool,
         typer.Option(
-            "--trust-remote-code",
-            help="Run the Python code in the teacher's repository, with all that you may do on this machine.",
+            "--trust-remote-code", help="Run the Python code in the teacher's repository, with all your permissions."
         ),
     ] = False,
     device: Device = None,
@@ -202,73 +204,15 @@ def _score(
     The exit status is 2 on an error, and 130 after Ctrl-C.
     """
     quiet_libraries()
-    with failing_politely(partial(_stopped, out)), _bar(" rows") as progress:
-        report = score(
-            data,
-            out,
-            teacher,
-            settings,
-            trust_remote_code=trust_remote_code,
-            device=device,
-            resume=resume,
-            force=force,
-            progress=progress.to,
-        )
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), **asdict(report)}))
-        return
-    for line in _scored(out, report, teacher):
-        typer.echo(line)
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": device}
+    with _run(out) as bar:
+        report = score(data, out, teacher, settings, **trust, resume=resume, force=force, progress=bar)
+    _show(out, report, as_json, _scored(report, teacher))
 
 
-def _scored(out: Path, report: ScoreReport, teacher: str) -> Iterator[str]:
-    resumed = f" ({report.resumed_at:,} of them before)" if report.resumed_at else ""
-    yield f"{out}: {_rows(report.rows)}{resumed}, {report.pairs:,} passages scored by {teacher!r}."
+def _scored(report: ScoreReport, teacher: str) -> Iterator[str]:
+    yield f"{report.pairs:,} passages scored by {teacher!r}."
     if report.kept:
-        yield f"  scores kept in {_rows(report.kept)}"
+        yield f"scores kept in {_rows(report.kept)}"
     if report.lone:
-        yield f"  without negatives, so with nothing to distil: {_rows(report.lone)}. Mine some first."
-
-
-class _Bar:
-    """A progress bar that appears at the first update, on a terminal only."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._bar: Any = None
-
-    def to(self, done: int, total: int) -> None:
-        """Advance to ``done`` of ``total``."""
-        if self._bar is None:
-            self._open(total)
-        self._bar.update(done - self._bar.n)
-
-    def by(self, done: int) -> None:
-        """Advance by ``done``."""
-        if self._bar is None:
-            self._open(None)
-        self._bar.update(done)
-
-    def _open(self, total: int | None) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, unit=self._unit, disable=None)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-@contextmanager
-def _bar(unit: str) -> Iterator[_Bar]:
-    bar = _Bar(unit)
-    try:
-        yield bar
-    finally:
-        bar.close()
-
-
-def _stopped(out: Path) -> str:
-    partial_file = out.with_name(out.name + ".partial")
-    kept = f" What is done is in {partial_file}; go on with --resume." if partial_file.exists() else ""
-    return f"Stopped.{kept}"
+        yield f"nothing to distil in {_rows(report.lone)} without negatives. Mine some first."

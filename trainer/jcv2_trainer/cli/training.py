@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from jcv2_plugin.encoder import DEFAULT_MODEL
-from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries
+from jcv2_trainer.cli.commands import INTERRUPTED, RecipeFile, failing_politely, quiet_libraries
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
+from jcv2_trainer.training.requests import Request, Stage
 
 if TYPE_CHECKING:
     from jcv2_trainer.training.report import TrainingReport
 
-Stage = Literal["train", "pairs", "triplets"]
-
 _HELP: dict[Stage, str] = {
-    "train": "Adapt a model to a domain, from pairs or triplets: the sensible thing, with no further flag.",
+    "train": "Adapt a model to a domain, from pairs or triplets. No further flag is needed.",
     "pairs": "Stage 1 of the paper: pairs, with in-batch negatives over large batches (symmetric InfoNCE).",
     "triplets": "Stage 2 of the paper: triplets with hard negatives, distilled from a teacher's scores (KL).",
 }
-_DATA = "Files of rows: .jsonl (.gz, .xz, .zst), .parquet, or a saved datasets folder. See: jcv2-finetune check."
+_AFTER = (
+    "The model is written to --out after training: all heads, a card with data, recipe and results by dimension, and a "
+    "chart. Checkpoints are in OUT.run until then. Ctrl-C finishes the current step and saves; --resume continues. On "
+    "several GPUs: accelerate launch -m jcv2_trainer train ... The exit status is 2 for an error, and 130 if training "
+    "was stopped."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -33,99 +39,58 @@ def register(app: typer.Typer) -> None:
         app.command(name=stage, help=f"{text}\n\n{_AFTER}")(_command(stage))
 
 
-_STOPPED = "Stopped at once. If there is a checkpoint already, it is whole; go on with --resume."
-_AFTER = (
-    "The model is written to --out when training is done: all heads, a card with data, recipe and figures by "
-    "dimension, and a curve. Checkpoints lie in OUT.run meanwhile. Ctrl-C ends behind the running step and saves; "
-    "--resume goes on. Several GPUs: accelerate launch -m jcv2_trainer train ... The exit status is 2 for an error, "
-    "and 130 if training was stopped."
-)
-
-
 def _command(stage: Stage) -> Callable[..., None]:
-    @recipe_command(TrainingRecipe, stage)
-    def command(
-        data: Annotated[list[Path], typer.Argument(help=_DATA)],
-        out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
-        model: Annotated[str, typer.Option(help="Name or folder of the model to start from.")] = DEFAULT_MODEL,
-        dev: Annotated[
-            Path | None, typer.Option(help="Dev set: a file like the data, or a BEIR folder. Else rows are set aside.")
-        ] = None,
-        recipe: Annotated[Path | None, typer.Option(help="YAML file with fields of the recipe.")] = None,
-        lang: Annotated[list[str] | None, typer.Option(help="Only rows in this language; may be repeated.")] = None,
-        skip_bad: Annotated[
-            bool, typer.Option("--skip-bad", help="Leave out rows with errors, and count them, where else it stops.")
-        ] = False,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-        force: Annotated[
-            bool, typer.Option("--force", help="Replace a trained model, and start an unfinished run anew.")
-        ] = False,
-        device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there is if not given.")] = None,
-        revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
-        attn_implementation: Annotated[
-            str | None, typer.Option(help="sdpa, eager or flash_attention_2 (with --bf16).")
-        ] = None,
-        *,
-        settings: TrainingRecipe,
-    ) -> None:
-        try:
-            from jcv2_trainer.training.requests import Request
-            from jcv2_trainer.training.train import train
-        except ImportError as error:
-            raise typer.BadParameter(
-                f"Training needs more packages ({error}): pip install 'jcv2-plugin[train]'"
-            ) from error
-        _quiet()
-        request = Request(
-            data=data,
-            model=model,
-            out=out,
-            settings=settings,
-            stage=stage,
-            dev=dev,
-            on_bad="skip" if skip_bad else "stop",
-            languages=lang or None,
-            resume=resume,
-            force=force,
-            device=device,
-            revision=revision,
-            attn_implementation=attn_implementation,
-        )
-        with failing_politely(lambda: _STOPPED):
-            report = train(request)
-        if is_first_process():
-            _show(report, out)
-        if not report.finished:
-            raise typer.Exit(INTERRUPTED)
+    """Return a command whose options are the fields of :class:`Request` and of the recipe."""
 
-    return command
+    def command(recipe: Path | None, **given: Any) -> None:
+        _train(Request(stage=stage, **given))
+
+    parameters = {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in _parameters() if one.name != "stage"}
+    parameters["model"] = parameters["model"].replace(default=DEFAULT_MODEL)
+    untyped: Any = command
+    untyped.__signature__ = inspect.Signature(list(parameters.values()))
+    return recipe_command(TrainingRecipe, stage)(command)
 
 
-def _quiet() -> None:
-    """Silence transformers' progress bars and hints, which are meant for those who write their own training loop."""
-    import warnings
+def _parameters() -> list[inspect.Parameter]:
+    recipe = inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RecipeFile)
+    return [*inspect.signature(Request, eval_str=True).parameters.values(), recipe]
 
+
+def _train(request: Request) -> None:
+    try:
+        from jcv2_trainer.training.train import train
+    except ImportError as error:
+        raise typer.BadParameter(
+            f"Training needs more packages ({error}). Install them with: pip install 'jcv2-plugin[train]'"
+        ) from error
     quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    with failing_politely(lambda: "Stopped. Continue from the last checkpoint, if there is one, with --resume."):
+        report = train(request)
+    if is_first_process():
+        _show(report, request.out)
+    if not report.finished:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _show(report: TrainingReport, out: Path) -> None:
     skipped = "".join(f", {count:,} left out ({reason})" for reason, count in report.skipped.items())
-    kept = "" if report.best_step == report.steps else f", of which the model behind step {report.best_step:,} was best"
+    kept = "" if report.best_step == report.steps else f"; the best model is that of step {report.best_step:,}"
     typer.echo(f"{report.rows:,} rows{skipped}; {report.steps:,} steps{kept}.")
     if report.after:
         typer.echo(f"nDCG@10 on the dev set ({report.dev['queries']:,} queries, {report.dev['documents']:,} passages):")
         for dim, after in report.after.items():
             before = report.before[dim]
             typer.echo(f"  {dim:>5} dims  {before:.4f} -> {after:.4f}  ({after - before:+.4f})")
-    if report.after and (dim := next(iter(report.after))) and report.after[dim] < report.before[dim]:
-        typer.echo(
-            "No checkpoint was better than the start. Try lower rates, more rows, or another --dev set.", err=True
-        )
+        if report.after[dim := next(iter(report.after))] < report.before[dim]:
+            typer.echo(
+                "No checkpoint is better than the start. Try lower rates, more rows, or another --dev set.", err=True
+            )
     if report.finished:
         typer.echo(f"{out}: the model, its card (README.md) and curve.svg" if report.after else f"{out}: the model")
     else:
         typer.echo(
-            f"Stopped after {report.steps:,} steps. The model so far is in {out}.run/model. Go on: the same command "
-            "with --resume."
+            f"Stopped after {report.steps:,} steps. The model so far is in {out}.run/model. Continue with the same "
+            "command and --resume."
         )

@@ -28,11 +28,10 @@ from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.evaluation.metrics import measure_run, run_of
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.rows import read_rows
-from jcv2_trainer.heads.principal import mean_outer_product, principal_heads, token_states
+from jcv2_trainer.heads.principal import falling_rate, half_states, mean_outer_product, principal_heads
 from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
 
 MAIN_DIRECTION, WHITENING = 0.2, 0.1
-_WARMUP = 20
 _SCALE = 3.0
 _SCALE_RATE = 1e-2
 _TRIPLETS = 2 / 3
@@ -61,12 +60,8 @@ class Example:
 class FrozenTexts:
     """Distinct texts of training files, and the rows that they stand in.
 
-    Attributes:
-        queries: Texts.
-        passages: Texts.
-        examples: Rows to train on.
-        dev: Rows set aside. None of their positives is a positive of ``examples``, and none of their queries is one.
-        known: Passages that answer a query, by its place.
+    No positive of ``dev``, the rows set aside, is a positive of ``examples``, and no query of ``dev`` is one of them.
+    ``known`` holds the passages that answer a query, by its place.
     """
 
     queries: list[str] = field(default_factory=list)
@@ -110,13 +105,8 @@ class FrozenTexts:
                 continue
             counts[kind] += 1
             kept = row.negatives if aside else generator.sample(row.negatives, min(negatives, len(row.negatives)))
-            example = Example(
-                place(0, row.query),
-                place(1, row.positive),
-                tuple(place(1, text) for text in kept),
-                row.source,
-                row.lang,
-            )
+            query, positive = place(0, row.query), place(1, row.positive)
+            example = Example(query, positive, tuple(place(1, text) for text in kept), row.source, row.lang)
             (texts.dev if aside else texts.examples).append(example)
         texts.queries, texts.passages = list(places[0]), list(places[1])
         for row in drawn:
@@ -135,11 +125,7 @@ def _aside(text: str, every: int) -> bool:
 
 @dataclass
 class TokenStates:
-    """Token states of texts, in half precision: two bytes a component, 770 bytes a token of a small backbone.
-
-    Attributes:
-        parts: Of each text ``(tokens, hidden)``, L2-normalised.
-    """
+    """L2-normalised hidden states of texts, ``(tokens, hidden)``, in half precision: 770 bytes a token with mini."""
 
     parts: Sequence[Tensor]
 
@@ -148,11 +134,7 @@ class TokenStates:
         cls, backbone: Transformer, texts: Sequence[str], prompt: str, progress: Callable[[int], object] | None = None
     ) -> TokenStates:
         """Encode texts, each behind ``prompt``."""
-        found: list[Tensor] = [torch.empty(0)] * len(texts)
-        prompted = [prompt + text for text in texts]
-        for place, states in token_states(backbone, prompted, tokens_per_batch=4096, progress=progress):
-            found[place] = states.half()
-        return cls(found)
+        return cls(half_states(backbone, [prompt + text for text in texts], 4096, progress))
 
     def pack(self, places: Sequence[int]) -> tuple[Tensor, list[int]]:
         """The states of some texts one behind the other, in float32, and how many each has."""
@@ -212,14 +194,10 @@ class _Largest(torch.autograd.Function):
 def maxsim_scores(
     weight: Tensor, queries: Tensor, query_lengths: Sequence[int], passages: Tensor, passage_lengths: list[int]
 ) -> Tensor:
-    """MaxSim of packed token states under a head, ``(queries, passages)``.
+    """MaxSim under a head ``(dim, hidden)`` of states packed one after the other ``(tokens, hidden)``.
 
-    Args:
-        weight: The head's, ``(dim, hidden)``.
-        queries: States one behind the other, ``(tokens, hidden)``.
-        query_lengths: Tokens of each query.
-        passages: Likewise.
-        passage_lengths: Likewise.
+    Returns:
+        Scores of shape ``(queries, passages)``.
     """
     asked, read = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
     best: Tensor = _Largest.apply(asked, read, passage_lengths)  # type: ignore[no-untyped-call]
@@ -260,16 +238,11 @@ def train_heads(
     """
     weights = {dim: nn.Parameter(heads.weight(dim).float().cpu().clone()) for dim in heads.dims}
     scales = {dim: nn.Parameter(torch.tensor(_SCALE).log()) for dim in heads.dims}
+    groups = [(weights, learning_rate), (scales, _SCALE_RATE)]
     optimizer = torch.optim.Adam(
-        [
-            {"params": list(weights.values()), "lr": learning_rate},
-            {"params": list(scales.values()), "lr": _SCALE_RATE},
-        ],
-        betas=(0.9, 0.98),
+        [{"params": list(one.values()), "lr": rate} for one, rate in groups], betas=(0.9, 0.98)
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / _WARMUP) * max(0.02, 1 - step / max(steps, 1))
-    )
+    schedule = falling_rate(optimizer, steps)
     for batch in _batches(texts, steps, batch_size, seed):
         read = list(dict.fromkeys(place for one in batch for place in (one.positive, *one.negatives)))
         column = {place: number for number, place in enumerate(read)}

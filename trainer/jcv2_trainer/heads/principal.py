@@ -20,7 +20,7 @@ from jcv2_plugin.encoder.batching import occupied_columns, plan_batches, take_ro
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.hub import refuse_pickle_only
 from jcv2_plugin.encoder.shipped import shipped_model, shipped_names
-from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
 
 
 def load_backbone(name_or_folder: str) -> Transformer:
@@ -48,6 +48,19 @@ def load_backbone(name_or_folder: str) -> Transformer:
             f"{name_or_folder!r} cannot be read as a transformers model: {error} "
             "It needs config.json, model.safetensors and a tokenizer."
         ) from error
+
+
+def refuse_large(model: str, backbone: Transformer, dims: Sequence[int]) -> None:
+    """Raise if a head would be larger than the hidden states of a backbone.
+
+    Raises:
+        InvalidOptionError: It would.
+    """
+    if max(dims) > (hidden := int(backbone.get_embedding_dimension())):
+        raise InvalidOptionError(
+            f"The backbone {model!r} has hidden states of {hidden} components, so no head of {max(dims)} can be "
+            f"fitted. Give --dims of at most {hidden}."
+        )
 
 
 def prompts_of(name_or_folder: str) -> dict[str, str]:
@@ -119,6 +132,26 @@ def token_states(
                 yield start + row, states[index][mask[index]]
             if progress is not None:
                 progress(len(rows))
+
+
+def half_states(
+    backbone: Transformer,
+    texts: Sequence[str],
+    tokens_per_batch: int = 512,
+    progress: Callable[[int], object] | None = None,
+) -> list[torch.Tensor]:
+    """Return :func:`token_states` in the order of the texts, in half precision, to hold them in memory."""
+    found = [torch.empty(0)] * len(texts)
+    for index, states in token_states(backbone, texts, tokens_per_batch, progress):
+        found[index] = states.half()
+    return found
+
+
+def falling_rate(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 20) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a schedule in which the learning rate rises for ``warmup`` steps and then falls linearly to 2 %."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warmup) * max(0.02, 1 - step / max(steps, 1))
+    )
 
 
 def captured(moment: torch.Tensor, weight: torch.Tensor) -> float:

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
-from jcv2_trainer.heads.principal import captured, mean_outer_product, principal_heads, token_states
+from jcv2_trainer.heads.principal import captured, falling_rate, half_states, mean_outer_product, principal_heads
 
 STEPS = 400
 QUERIES, PASSAGES = 24, 72
 """Real queries per step, and passages to compare them with. Half as many spans of passages serve as further queries."""
 _SPAN = (5, 14)
-_WARMUP = 20
 _LEARNING_RATE = 2e-3
 _WHOLE_QUERIES = 0.5
 """Weight of the error of whole scores, relative to that of single tokens, whose errors partly cancel."""
@@ -90,17 +89,13 @@ def keep_scores(
         ValueError: There are no queries, fewer passages than queries, or fewer than two passages.
     """
     if not len(queries) or len(passages) < max(2, len(queries)):
-        raise ValueError(
-            f"Keeping scores needs queries and at least as many passages, two or more; got {len(queries)} and "
-            f"{len(passages)}. Give more texts."
-        )
+        got = f"{len(queries)} and {len(passages)}"
+        raise ValueError(f"Give at least one query, and as many passages, two or more; got {got}.")
     weights = {dim: nn.Parameter(heads.weight(dim).float().cpu().clone()) for dim in heads.dims}
     trained = [weight for dim, weight in weights.items() if dim < heads.in_features]
     if trained:
         optimizer = torch.optim.Adam(trained, lr=_LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / _WARMUP) * max(0.02, 1 - step / max(steps, 1))
-        )
+        schedule = falling_rate(optimizer, steps)
         for batch in _batches(queries, passages, steps, seed):
             loss = sum((_loss(batch, weight) for weight in trained), start=torch.zeros(()))
             optimizer.zero_grad()
@@ -115,14 +110,10 @@ def keep_scores(
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """Heads fitted to a backbone's hidden states of some texts.
+    """Heads fitted to a backbone's hidden states, the principal components they started from, and figures by dimension.
 
-    Attributes:
-        heads: The heads.
-        captured: Share of the hidden states' squared length within the initial principal components, by dimension.
-        errors: :func:`score_error` of the heads by dimension, on batches not used in training.
-        components: The initial heads, which are principal components.
-        component_errors: Errors of the initial heads, in the same form.
+    ``captured`` is the share of the hidden states' squared length within the components. ``errors`` are
+    :func:`score_error` on batches that were not used in training.
     """
 
     heads: MatryoshkaHeads
@@ -163,9 +154,7 @@ def fit_heads(
     prompts = prompts or {}
     texts = [prompts.get("document", "") + text for text in passages]
     texts += [prompts.get("query", "") + text for text in queries]
-    found: list[Tensor] = [torch.empty(0)] * len(texts)
-    for index, states in token_states(backbone, texts, progress=texts_done):
-        found[index] = states.half()
+    found = half_states(backbone, texts, progress=texts_done)
     answers, asked = found[: len(passages)], found[len(passages) :]
     moment = mean_outer_product(states.float() for states in found)
     components = principal_heads(moment, dims)

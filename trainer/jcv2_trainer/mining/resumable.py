@@ -1,24 +1,26 @@
 """Write files of rows in batches, and resume after Ctrl-C, a crash or a kill.
 
 Rows are written to ``OUT.partial``. After each batch, ``OUT.partial.json`` records the progress, the input and the
-settings. ``OUT`` itself appears only when it is complete, compressed according to its suffix.
+settings. ``OUT`` itself appears only when it is complete, compressed according to its suffix. Training recognises its
+input and its settings by the same functions (:mod:`jcv2_trainer.training.runs`).
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import json
 import lzma
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -32,7 +34,8 @@ Progress = Callable[[int, int], object]
 """Called with the number of input rows done, including those of an earlier run, and the total number."""
 
 _NAME = re.compile(r"\.jsonl(\.(gz|xz|bz2|zst))?$", re.IGNORECASE)
-_VERSION = 1
+_VERSION = 2
+_ANEW = "Start anew with --force."
 
 
 class OutputError(Jcv2Error):
@@ -69,38 +72,62 @@ def sound_rows(
         yield row
 
 
-def file_identity(path: Path) -> list[list[str | int]]:
-    """Return ``[path, size in bytes, modification time in ns]`` of a file, or of each file in a folder."""
-    found: list[list[str | int]] = []
-    for one in data_files(path):
-        found += _statuses([file for file in one.rglob("*") if file.is_file()] if one.is_dir() else [one])
-    return found
+def file_identity(path: Path | None) -> list[list[str | int]]:
+    """Return ``[path, bytes, modification time in ns, hash]`` of a training file, or of each file in a folder of them.
 
-
-def model_identity(name: str) -> str | list[list[str | int]]:
-    """Return the paths, sizes and times of the weight files in a model folder, or the name of another model.
-
-    A retrained model therefore has another identity.
+    In a folder in BEIR layout, these are all files.
     """
+    if path is None:
+        return []
+    found = [path] if (path / "corpus.jsonl").is_file() else data_files(path)
+    return _statuses(file for one in found for file in (one.rglob("*") if one.is_dir() else [one]))
+
+
+def model_identity(name: str, role: str = "model") -> dict[str, Any]:
+    """Return the name of a model, and for a folder the identity of its weights, which change if it is trained again."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        return name
-    return _statuses(folder.rglob("*.safetensors"))
+        return {role: name}
+    return {role: str(folder.resolve()), f"{role} files": _statuses(folder.rglob("*.safetensors"))}
 
 
 def _statuses(files: Iterable[Path]) -> list[list[str | int]]:
-    found: list[list[str | int]] = []
-    for file in sorted(files):
-        status = file.stat()
-        found.append([str(file.resolve()), status.st_size, status.st_mtime_ns])
-    return found
+    return [_status(file) for file in sorted(files) if file.is_file()]
+
+
+def _status(file: Path) -> list[str | int]:
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns, digest.hexdigest()]
+
+
+def difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return how a run's identity differs from the one it started with, and what to do; None if it does not.
+
+    Keys that end in ``files`` hold :func:`file_identity`.
+    """
+    key = next((key for key in sorted({*begun, *now}) if begun.get(key) != now.get(key)), None)
+    if key is None:
+        return None
+    old, new = begun.get(key), now.get(key)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return difference(old, new)
+    if key.endswith("files"):
+        changed = [str(one[0]) for one in new or [] if one not in (old or [])] or ["The list of files"]
+        return (
+            f"{changed[0]} has changed since the run started (path, size, time or content). Restore it, or start anew "
+            "with --force."
+        )
+    return f"The run was started with {key} {old!r:.200}, not {new!r:.200}. Give the same value, or {_ANEW.lower()}"
 
 
 class ResumableOutput:
     """An output file being written, created by :func:`open_output`.
 
     Attributes:
-        out: The final file.
         rows: Number of input rows done.
         resumed_at: Number of them done in an earlier run.
         counts: Counters by name, kept when a run is resumed.
@@ -109,45 +136,33 @@ class ResumableOutput:
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
         self.out = out
-        self.partial = out.with_name(out.name + ".partial")
-        self.state = out.with_name(out.name + ".partial.json")
-        self.lock = out.with_name(out.name + ".partial.lock")
-        self.scratch = out.with_name(out.name + ".index")
+        self.partial, self.state, self.lock, self.scratch = (
+            out.with_name(out.name + suffix) for suffix in (".partial", ".partial.json", ".partial.lock", ".index")
+        )
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.rows = self.resumed_at = 0
         self.counts: Counter[str] = Counter()
-        self._file: IO[bytes] | None = None
+        self._file: IO[bytes]
 
     def append(self, written: Iterable[Mapping[str, Any]], rows: int) -> None:
         """Write the results of the next ``rows`` input rows to disk. ``counts`` must already include them."""
-        assert self._file is not None
-        self._file.write(b"".join(_as_line(row) for row in written))
+        self._file.write(b"".join(map(_as_line, written)))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows += rows
         self._note()
 
     def _note(self) -> None:
-        assert self._file is not None
-        state = {
-            "version": _VERSION,
-            "identity": self.identity,
-            "rows": self.rows,
-            "bytes": self._file.tell(),
-            "counts": dict(self.counts),
-        }
-        write_atomically(self.state, json.dumps(state, indent=1))
+        progress = {"rows": self.rows, "bytes": self._file.tell(), "counts": dict(self.counts)}
+        write_atomically(self.state, json.dumps({"version": _VERSION, "identity": self.identity, **progress}, indent=1))
 
     def _begin(self, resume: bool, force: bool) -> None:
-        there = self.partial.exists() or self.state.exists() or self.scratch.exists()
-        if there and not resume and not force:
-            raise OutputError(
-                f"{self.partial} is left of a run that was stopped. Go on with it by --resume, or start anew with "
-                "--force."
-            )
+        there = any(path.exists() for path in (self.partial, self.state, self.scratch))
         if there and resume:
             self._go_on()
             return
+        if there and not force:
+            raise OutputError(f"{self.partial} is an unfinished run. Continue it with --resume, or {_ANEW.lower()}")
         self._remove()
         self._file = self.partial.open("wb")
         self._note()
@@ -160,17 +175,16 @@ class ResumableOutput:
             written = self.partial.stat().st_size
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise OutputError(
-                f"{self.partial} cannot be gone on with: it or {self.state.name} cannot be read ({error}). Start anew "
-                "with --force."
+                f"The run cannot be resumed, because {self.partial} or {self.state.name} cannot be read ({error}). "
+                f"{_ANEW}"
             ) from error
         if state.get("version") != _VERSION or written < size:
             raise OutputError(
-                f"{self.partial} has {written:,} bytes and {self.state.name} (version {state.get('version')}) speaks "
-                f"of {size:,}, so they do not belong together. Start anew with --force."
+                f"The run cannot be resumed: {self.partial} has {written:,} bytes, and {self.state.name} (version "
+                f"{state.get('version')}) lists {size:,}. {_ANEW}"
             )
-        for key in sorted(begun.keys() | self.identity.keys()):
-            if begun.get(key) != self.identity.get(key):
-                raise OutputError(f"{self.partial}: {_difference(key, begun.get(key), self.identity.get(key))}")
+        if found := difference(begun, self.identity):
+            raise OutputError(f"{self.partial}: {found}")
         self._file = self.partial.open("r+b")
         # Drop what was written after the last recorded batch, perhaps half a line.
         self._file.truncate(size)
@@ -179,15 +193,14 @@ class ResumableOutput:
         self.counts = counts
 
     def _finish(self) -> None:
-        self._close()
-        suffix = self.out.suffix.lower()
-        if suffix in _WRITERS:
+        self._file.close()
+        if (opener := _OPENERS.get(self.out.suffix.lower())) is not None:
             packed = self.out.with_name(self.out.name + ".packing")
             try:
-                with packed.open("wb") as target, self.partial.open("rb") as source:
-                    _WRITERS[suffix](source, target)
-                    target.flush()
-                    os.fsync(target.fileno())
+                with self.partial.open("rb") as source, opener(packed, "wb") as target:
+                    shutil.copyfileobj(source, target)
+                with packed.open("rb+") as whole:
+                    os.fsync(whole.fileno())
                 packed.replace(self.out)
             finally:
                 packed.unlink(missing_ok=True)
@@ -197,7 +210,7 @@ class ResumableOutput:
 
     def _abandon(self) -> None:
         """Keep what was done before an error, or delete the files if nothing was."""
-        self._close()
+        self._file.close()
         if not self.rows and not self.scratch.exists():
             self._remove()
 
@@ -206,21 +219,17 @@ class ResumableOutput:
         self.state.unlink(missing_ok=True)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
 
 @contextmanager
 def open_output(
-    out: Path, identity: Mapping[str, Any], *, inputs: Sequence[Path], resume: bool, force: bool
+    out: Path, identity: Mapping[str, Any], *, data: Path, resume: bool, force: bool
 ) -> Iterator[ResumableOutput]:
     """Open an output that is moved to ``out`` on success. On an error, what was done is kept for ``resume``.
 
     Args:
         out: The file, ending in .jsonl, optionally followed by .gz, .xz, .bz2 or .zst.
         identity: What must stay the same to resume a run, as JSON: input, settings, model.
-        inputs: Files that must not be overwritten.
+        data: The input, which must not be overwritten.
         resume: Resume an interrupted run, if there is one.
         force: Replace an existing file and, without ``resume``, discard an interrupted run.
 
@@ -230,7 +239,7 @@ def open_output(
     """
     out = out.expanduser()
     out = out.parent.resolve() / out.name
-    _check_out(out, inputs, force)
+    _check_out(out, data, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     output = ResumableOutput(out, identity)
     lock = FileLock(output.lock, timeout=0)
@@ -252,12 +261,10 @@ def open_output(
             output.lock.unlink(missing_ok=True)
 
 
-def _check_out(out: Path, inputs: Sequence[Path], force: bool) -> None:
+def _check_out(out: Path, data: Path, force: bool) -> None:
+    other = "Choose another --out"
     if not _NAME.search(out.name):
-        raise OutputError(
-            f"{out} is not the name of JSON lines. Let it end in .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.bz2 or "
-            ".jsonl.zst."
-        )
+        raise OutputError(f"{out} must end in .jsonl, .jsonl.gz, .jsonl.xz, .jsonl.bz2 or .jsonl.zst. {other}.")
     if out.suffix.lower() == ".zst":
         try:
             import zstandard  # noqa: F401
@@ -265,24 +272,12 @@ def _check_out(out: Path, inputs: Sequence[Path], force: bool) -> None:
             raise OutputError(
                 f"{out}: writing .zst needs the package zstandard. Install it with: pip install zstandard"
             ) from error
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise OutputError(f"{out} is the input. Choose another --out.")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise OutputError(f"{out} is the input. {other}.")
     if out.is_dir():
-        raise OutputError(f"{out} is a folder. Choose another --out.")
+        raise OutputError(f"{out} is a folder. {other}.")
     if out.exists() and not force:
-        raise OutputError(f"{out} is there already. Choose another --out, or replace it with --force.")
-
-
-def _difference(key: str, begun: Any, now: Any) -> str:
-    way_out = "Give the same again, or start anew with --force."
-    if key.endswith("files"):
-        changed = [str(one[0]) for one in now or [] if one not in (begun or [])] or ["the list of files"]
-        return f"{changed[0]} is not what the run was begun with (path, size or time differ). {way_out}"
-    if isinstance(begun, dict) and isinstance(now, dict):
-        names = [name for name in sorted(begun.keys() | now.keys()) if begun.get(name) != now.get(name)]
-        return _difference(names[0], begun.get(names[0]), now.get(names[0]))
-    return f"the run was begun with {key} {begun!r:.80}, not {now!r:.80}. {way_out}"
+        raise OutputError(f"{out} already exists. {other}, or replace it with --force.")
 
 
 def _as_line(row: Mapping[str, Any]) -> bytes:
@@ -291,6 +286,13 @@ def _as_line(row: Mapping[str, Any]) -> bytes:
         return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair, in an unused field
         return json.dumps(row, default=str).encode() + b"\n"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the device or the machine is out of memory."""
+    known = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in text for one in known))
 
 
 @contextmanager
@@ -303,33 +305,23 @@ def short_of_memory(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        known = ("out of memory", "can't allocate memory", "cannot allocate memory")
-        if not isinstance(error, MemoryError) and not any(one in text for one in known):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"There is too little memory for --batch-size {batch_size}. Go on with --resume and "
+            f"There is too little memory for --batch-size {batch_size}. Continue with --resume and "
             f"--batch-size {max(1, batch_size // 2)}."
         ) from error
 
 
-def _copier(opener: Callable[..., Any]) -> Callable[[IO[bytes], IO[bytes]], None]:
-    def copy(source: IO[bytes], target: IO[bytes]) -> None:
-        with opener(target, "wb") as packed:
-            shutil.copyfileobj(source, packed)
-
-    return copy
-
-
-def _zstd(source: IO[bytes], target: IO[bytes]) -> None:
+def _open_zstd(path: Path, mode: str) -> Any:
     import zstandard
 
-    zstandard.ZstdCompressor().copy_stream(source, target)
+    return zstandard.open(path, mode)
 
 
-_WRITERS: dict[str, Callable[[IO[bytes], IO[bytes]], None]] = {
-    ".gz": _copier(cast("Callable[..., Any]", gzip.open)),
-    ".xz": _copier(cast("Callable[..., Any]", lzma.open)),
-    ".bz2": _copier(cast("Callable[..., Any]", bz2.open)),
-    ".zst": _zstd,
+_OPENERS: dict[str, Callable[[Path, str], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": _open_zstd,
 }

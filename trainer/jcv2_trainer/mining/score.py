@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,24 +32,31 @@ if TYPE_CHECKING:
 
 _PASSED = ("positive-as-negative", "duplicate-negatives")
 _HEADS = ("ForSequenceClassification", "ForCausalLM")
+_ONE_SCORE = "Give a cross-encoder with one score per pair (num_labels 1)."
 _ROW_OVERHEAD = 8  # maximum rows of a window, as a multiple of its pairs: rows may have none to score
 
 
 class ScoreRecipe(Recipe):
-    """Settings for scoring passages. The field descriptions are also the flags' help."""
+    """Settings for scoring passages. The field descriptions are also the flags' help.
+
+    Scores are logits, the targets of distillation, which the training recipes soften by a temperature.
+    """
 
     overwrite: bool = Field(
-        description="Score every row; else rows that have scores keep them, which then mixes teachers."
+        True, description="Score every row. Otherwise rows keep the scores they have, which may mix teachers."
     )
-    batch_size: int = Field(ge=1, description="Query and passage pairs a forward pass.")
+    batch_size: int = Field(32, ge=1, description="Query-passage pairs per forward pass.")
     window: int = Field(
-        ge=1, description="Batches sorted by length together, against padding; done again if the run is killed."
+        8, ge=1, description="Batches sorted by length together, against padding. A killed run repeats at most these."
     )
     max_length: int | None = Field(
-        ge=8, description="Tokens that a query and a passage are cut to, together; the teacher's own if not given."
+        None,
+        ge=8,
+        description="Tokens to which a query and a passage together are truncated. Defaults to the teacher's.",
     )
     dtype: Literal["float32", "float16", "bfloat16", "auto"] = Field(
-        description="The teacher's numbers: float32, float16, bfloat16, or auto, which is as its weights are stored."
+        "float32",
+        description="Data type of the teacher: float32, float16, bfloat16, or auto, as its weights are stored.",
     )
 
 
@@ -58,21 +66,13 @@ class TeacherError(Jcv2Error):
 
 @dataclass
 class ScoreReport:
-    """Result of :func:`score`.
-
-    Attributes:
-        rows: Number of rows read and written.
-        resumed_at: Number of them done in an earlier run.
-        pairs: Number of query-passage pairs scored.
-        kept: Number of rows that kept their scores.
-        lone: Number of rows without negatives, whose single score is useless for distillation.
-    """
+    """Result of :func:`score`, in numbers."""
 
     rows: int
-    resumed_at: int
-    pairs: int
-    kept: int
-    lone: int
+    resumed_at: int  # rows done in an earlier run
+    pairs: int  # of a query and a passage, scored
+    kept: int  # rows that kept their scores
+    lone: int  # rows without negatives, whose single score is useless for distillation
 
 
 def score(
@@ -113,9 +113,9 @@ def score(
         "command": "score",
         "input files": file_identity(data),
         "settings": settings.model_dump(exclude={"batch_size", "window"}),
-        "teacher": model_identity(teacher),
+        **model_identity(teacher, "teacher"),
     }
-    with open_output(out, identity, inputs=[data], resume=resume, force=force) as output:
+    with open_output(out, identity, data=data, resume=resume, force=force) as output:
         total = sum(1 for _ in _rows(data, 0))
         if not total:
             raise DataError(f"{data} has no rows. Give a file of pairs or triplets.")
@@ -133,10 +133,6 @@ def _rows(data: Path, skip: int) -> Iterator[dict[str, Any]]:
     return sound_rows(data, skip=skip, needless=("scores",), passed=_PASSED)
 
 
-def _has_scores(row: dict[str, Any]) -> bool:
-    return row.get("scores") is not None and not any(fault.field.startswith("scores") for fault in row_faults(row))
-
-
 def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[list[dict[str, Any]]]:
     """Yield rows with about ``window`` batches of pairs to score."""
     most = settings.window * settings.batch_size
@@ -144,7 +140,7 @@ def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[
     pairs = 0
     for row in rows:
         batch.append(row)
-        pairs += 0 if _is_kept(row, settings) else 1 + len(row.get("negatives") or [])
+        pairs += 0 if _is_kept(row, settings) else len(_passages(row))
         if pairs >= most or len(batch) >= _ROW_OVERHEAD * most:
             yield batch
             batch, pairs = [], 0
@@ -153,52 +149,51 @@ def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[
 
 
 def _is_kept(row: dict[str, Any], settings: ScoreRecipe) -> bool:
-    return not settings.overwrite and _has_scores(row)
+    """Return whether a row keeps its scores, which it has without errors."""
+    if settings.overwrite or row.get("scores") is None:
+        return False
+    return not any(fault.field.startswith("scores") for fault in row_faults(row))
 
 
 def _scored(
-    batch: Sequence[dict[str, Any]],
-    model: CrossEncoder,
-    teacher: str,
-    settings: ScoreRecipe,
-    counts: Counter[str],
+    batch: Sequence[dict[str, Any]], model: CrossEncoder, teacher: str, settings: ScoreRecipe, counts: Counter[str]
 ) -> list[dict[str, Any]]:
+    wanted = [row for row in batch if not _is_kept(row, settings)]
+    pairs = [(row["query"], passage) for row in wanted for passage in _passages(row)]
+    scores = iter(_logits(pairs, model, teacher, settings.batch_size))
+    counts["pairs"] += len(pairs)
+    counts["kept"] += len(batch) - len(wanted)
+    counts["lone"] += sum(len(_passages(row)) == 1 for row in batch)
+    return [
+        row if _is_kept(row, settings) else {**row, "scores": list(islice(scores, len(_passages(row))))}
+        for row in batch
+    ]
+
+
+def _passages(row: dict[str, Any]) -> list[str]:
+    return [row["positive"], *(row.get("negatives") or [])]
+
+
+def _logits(pairs: list[tuple[str, str]], model: CrossEncoder, teacher: str, batch_size: int) -> list[float]:
     import torch
 
-    wanted = [row for row in batch if not _is_kept(row, settings)]
-    pairs = [(row["query"], passage) for row in wanted for passage in (row["positive"], *(row.get("negatives") or []))]
-    logits: list[float] = []
-    if pairs:
-        with short_of_memory(settings.batch_size):
-            # predict sorts the pairs by length before it batches them.
-            raw = model.predict(
-                pairs, batch_size=settings.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
-            )
-        if raw.shape != (len(pairs),):
-            raise TeacherError(
-                f"The teacher {teacher!r} gave scores of shape {tuple(raw.shape)} for {len(pairs)} pairs. Give a "
-                "cross-encoder with one score a pair (num_labels 1)."
-            )
-        # The shortest digits that give the same float32 when read back.
-        logits = [float(str(one)) for one in raw]
-    for (query, passage), logit in zip(pairs, logits, strict=True):
+    if not pairs:
+        return []
+    with short_of_memory(batch_size):
+        # predict sorts the pairs by length before it batches them.
+        raw = model.predict(pairs, batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    if raw.shape != (len(pairs),):
+        raise TeacherError(
+            f"The teacher {teacher!r} returned scores of shape {tuple(raw.shape)} for {len(pairs)} pairs. {_ONE_SCORE}"
+        )
+    for (query, passage), logit in zip(pairs, raw, strict=True):
         if not math.isfinite(logit):
             raise TeacherError(
-                f"The teacher {teacher!r} gave {logit} for query {query!r:.60} and passage {passage!r:.60}. "
+                f"The teacher {teacher!r} returned {logit} for query {query!r:.60} and passage {passage!r:.60}. "
                 "Try --dtype float32, or another teacher."
             )
-    left = iter(logits)
-    written = []
-    for row in batch:
-        passages = 1 + len(row.get("negatives") or [])
-        counts["lone"] += passages == 1
-        if _is_kept(row, settings):
-            counts["kept"] += 1
-            written.append(row)
-            continue
-        counts["pairs"] += passages
-        written.append({**row, "scores": [next(left) for _ in range(passages)]})
-    return written
+    # The shortest digits that give the same float32 when read back.
+    return [float(str(one)) for one in raw]
 
 
 def load_teacher(
@@ -230,16 +225,17 @@ def load_teacher(
             "sentence-transformers with safetensors weights, by name or folder."
         ) from error
     if model.num_labels != 1:
-        raise TeacherError(
-            f"The teacher {name!r} has {model.num_labels} labels, so it is a classifier. Give a cross-encoder with "
-            "one score a pair (num_labels 1)."
-        )
-    most = _positions(model)
-    if settings.max_length is not None and most is not None and settings.max_length > most:
-        raise TeacherError(
-            f"max_length is {settings.max_length}, but the teacher {name!r} takes {most} tokens at most. Give "
-            f"--max-length {most} or less, or leave it out."
-        )
+        raise TeacherError(f"The teacher {name!r} is a classifier with {model.num_labels} labels. {_ONE_SCORE}")
+    config = getattr(model.model, "config", None)
+    most = getattr(config, "max_position_embeddings", None)
+    if settings.max_length is not None and isinstance(most, int) and most > 0:
+        # The positions that RoBERTa reserves for padding do not count.
+        most -= 2 if "roberta" in str(getattr(config, "model_type", "")) else 0
+        if settings.max_length > most:
+            raise TeacherError(
+                f"max_length is {settings.max_length}, but the teacher {name!r} has {most} positions. Give "
+                f"--max-length {most} or less, or leave it out."
+            )
     return model
 
 
@@ -252,27 +248,27 @@ def _check_config(name: str, trust_remote_code: bool) -> None:
     from transformers import PretrainedConfig
 
     if name.startswith((".", "~", os.sep)) and not Path(name).expanduser().is_dir():
-        raise TeacherError(f"There is no folder {name!r}. Check the path, or give a cross-encoder's name on the hub.")
+        raise TeacherError(f"The folder {name!r} does not exist. Check the path, or give a model of the hub.")
     try:
         config: dict[str, Any] = PretrainedConfig.get_config_dict(name)[0]
     except (OSError, ValueError) as error:
         raise TeacherError(
-            f"The teacher {name!r} is no folder of a model and could not be fetched from the hub: "
-            f"{_first_line(error)} Give another name or a folder."
+            f"The teacher {name!r} is neither a model folder nor a model that the hub returns: {_first_line(error)} "
+            "Give another name or a folder."
         ) from error
     code = config.get("auto_map")
     if code and not trust_remote_code:
         raise TeacherError(
-            f"The teacher {name!r} brings Python code of its own ({', '.join(sorted(code))}), which is not run. If "
-            "you trust it, give --trust-remote-code; otherwise give another teacher."
+            f"The teacher {name!r} needs its own Python code ({', '.join(sorted(code))}), which was not run. If you "
+            "trust it, give --trust-remote-code. Otherwise give another teacher."
         )
     if not config:
-        raise TeacherError(f"The folder {name!r} has no config.json, so no model is in it. Give a cross-encoder's.")
+        raise TeacherError(f"The folder {name!r} has no config.json. Give the folder of a cross-encoder.")
     architectures = config.get("architectures") or []
     if not code and not _is_saved_cross_encoder(name) and not any(one.endswith(_HEADS) for one in architectures):
         raise TeacherError(
-            f"The teacher {name!r} has no head that scores pairs (architectures: {architectures}); one made up at "
-            "random would score at random. Give a trained cross-encoder."
+            f"The teacher {name!r} has no head that scores pairs (architectures: {architectures}), so its scores would "
+            "be random. Give a trained cross-encoder."
         )
 
 
@@ -283,20 +279,6 @@ def _is_saved_cross_encoder(name: str) -> bool:
     if (file := load_file_path(name, "config_sentence_transformers.json")) is None:
         return False
     return bool(json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") == "CrossEncoder")
-
-
-def _positions(model: CrossEncoder) -> int | None:
-    """Return the maximum input length of a model with a position table, or None.
-
-    The positions that RoBERTa reserves for padding do not count.
-    """
-    transformer = model.model
-    config = None if transformer is None else transformer.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    offset = 2 if "roberta" in str(getattr(config, "model_type", "")) else 0
-    return positions - offset
 
 
 def _first_line(error: Exception) -> str:

@@ -93,10 +93,8 @@ def _corpus_texts(corpus: Path) -> Iterable[str]:
         record = sound_record(entry)
         text, title = record.get("text"), record.get("title") or ""
         if not isinstance(text, str) or not isinstance(title, str):
-            raise DataError(
-                f"{entry.position}: 'text' must be a text, got {text!r:.60}. A corpus has a record "
-                '{"text": TEXT} for each passage.'
-            )
+            what = 'A corpus has a record {"text": TEXT} for each passage.'
+            raise DataError(f"{entry.position}: 'text' must be a text, got {text!r:.60}. {what}")
         if full := f"{title} {text}".strip():
             yield full
 
@@ -143,14 +141,7 @@ class CollectionSource:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Passages of a corpus file or of the training file, encoded by a model and ranked by MaxSim.
-
-    Attributes:
-        model: Name or folder of the model.
-        corpus: File of records with ``text``. None uses the training file's passages.
-        dim: One of the model's dimensions. Defaults to the model's default.
-        device: Device for the model.
-    """
+    """Passages of a corpus file (by default, those of the training file), encoded by a model and ranked by MaxSim."""
 
     model: str
     corpus: Path | None = None
@@ -159,8 +150,7 @@ class ModelSource:
 
     def identity(self) -> dict[str, Any]:
         """See :class:`Source`."""
-        corpus = file_identity(self.corpus) if self.corpus is not None else []
-        return {"model": model_identity(self.model), "dim": self.dim, "corpus files": corpus}
+        return {**model_identity(self.model), "dim": self.dim, "corpus files": file_identity(self.corpus)}
 
     @contextmanager
     def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
@@ -187,28 +177,27 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Bm25Source:
-    """Passages of a corpus file or of the training file, ranked by BM25. All are held in memory.
-
-    Attributes:
-        corpus: File of records with ``text``. None uses the training file's passages.
-    """
+    """Passages of a corpus file (by default, those of the training file), ranked by BM25. All are held in memory."""
 
     corpus: Path | None = None
 
     def identity(self) -> dict[str, Any]:
         """See :class:`Source`."""
-        return {"bm25": True, "corpus files": file_identity(self.corpus) if self.corpus is not None else []}
+        return {"bm25": True, "corpus files": file_identity(self.corpus)}
 
     @contextmanager
     def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
         """See :class:`Source`."""
-        yield _Bm25Finder(list(passages(self.corpus, data)), lang, progress)
+        finder = _Bm25Finder(list(passages(self.corpus, data)), lang)
+        if progress is not None:
+            progress(len(finder.texts))
+        yield finder
 
 
 class _Bm25Finder:
     """BM25 index of texts, with the same scores as :func:`jcv2_plugin.evaluation.bm25.bm25_run`."""
 
-    def __init__(self, texts: list[str], lang: str, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, texts: list[str], lang: str) -> None:
         import bm25s
 
         from jcv2_plugin.evaluation.bm25 import K1, B, UnknownLanguageError, tokenizer_for
@@ -216,17 +205,14 @@ class _Bm25Finder:
         try:
             self._tokenize = tokenizer_for(lang)
         except UnknownLanguageError as error:
-            raise UnknownLanguageError(f"{error} Say with --lang which one the passages are in.") from error
-        self._texts = texts
-        self._k1, self._b = K1, B
+            raise UnknownLanguageError(f"{error} Give the language of the passages with --lang.") from error
+        self.texts, self._k1, self._b = texts, K1, B
         corpus = [self._tokenize(text) for text in texts]
         self._mean_length = sum(map(len, corpus)) / len(corpus)
         self._index: Any = None
         if self._mean_length:
             self._index = bm25s.BM25(k1=K1, b=B, method="lucene")
             self._index.index(corpus, show_progress=False)
-        if progress is not None:
-            progress(len(texts))
 
     def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
         """See :class:`Finder`."""
@@ -239,7 +225,7 @@ class _Bm25Finder:
         scores = self._index.get_scores(tokens)
         best = np.argpartition(-scores, k)[:k] if k < len(scores) else np.arange(len(scores))
         best = best[np.lexsort((best, -scores[best]))]
-        hits = [(self._texts[position], float(scores[position])) for position in best.tolist() if scores[position] > 0]
+        hits = [(self.texts[position], float(scores[position])) for position in best.tolist() if scores[position] > 0]
         return Found(hits, self._score(tokens, positive))
 
     def _score(self, query: list[str], text: str) -> float:
@@ -253,6 +239,6 @@ class _Bm25Finder:
             if (number := vocabulary.get(token)) is None or not (frequency := frequencies[token]):
                 continue
             found_in = int(starts[number + 1] - starts[number])
-            weight = math.log(1 + (len(self._texts) - found_in + 0.5) / (found_in + 0.5))
+            weight = math.log(1 + (len(self.texts) - found_in + 0.5) / (found_in + 0.5))
             score += weight * frequency / (norm + frequency)
         return score

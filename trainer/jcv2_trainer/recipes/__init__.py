@@ -1,7 +1,7 @@
-"""Recipes: the settings of each stage, as YAML files in this folder, validated by pydantic models.
+"""Recipes: the settings of each stage, validated by pydantic models.
 
-A packaged recipe sets every field, and is the default. Your own recipe (``--recipe FILE``) sets only the fields it
-changes. A flag of the command overrides both.
+Every field has a default. The YAML files in this folder are the recipes that change some. Your own recipe (``--recipe
+FILE``) sets only the fields it changes. A flag of the command overrides both.
 """
 
 from __future__ import annotations
@@ -41,41 +41,33 @@ def load_recipe(
     Raises:
         RecipeError: The file cannot be read, or a field is unknown or out of range.
     """
-    packaged = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = yaml.safe_load(packaged)
-    source = f"recipe {name!r}"
+    packaged = resources.files(__name__).joinpath(f"{name}.yaml")
+    values: dict[str, Any] = yaml.safe_load(packaged.read_text(encoding="utf-8")) if packaged.is_file() else {}
     if file is not None:
         values.update(_read(Path(file), kind))
-        source = str(file)
     values.update({field: value for field, value in (overrides or {}).items() if value is not None})
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, source)) from error
+        found = []
+        for one in error.errors(include_url=False):
+            field = ".".join(map(str, one["loc"]))
+            found.append(f"{field}: {one['msg']}, got {one['input']!r:.80}" if field else one["msg"])
+        source = f"recipe {name!r}" if file is None else file
+        raise RecipeError(f"{source}: {'; '.join(found)}. Change the field in the recipe, or give its flag.") from error
 
 
 def _read(path: Path, kind: type[Recipe]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as a recipe ({error}). It is YAML, a field a line.") from error
-    if values is None:
-        return {}
+        raise RecipeError(f"{path} cannot be read ({error}). A recipe is YAML with one field a line.") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise RecipeError(
-            f"{path}: expected fields and values, got {type(values).__name__}. Write such as 'epochs: 2'."
-        )
+        raise RecipeError(f"{path} must hold fields and values such as 'epochs: 2', not {type(values).__name__}.")
     for field in values:
         if field not in kind.model_fields:
             near = get_close_matches(str(field), kind.model_fields, 1)
             hint = f"Did you mean {near[0]!r}?" if near else f"The fields are: {', '.join(kind.model_fields)}."
             raise RecipeError(f"{path}: there is no field {field!r}. {hint}")
     return values
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    parts = []
-    for one in error.errors(include_url=False):
-        field = ".".join(str(part) for part in one["loc"])
-        parts.append(f"{field}: {one['msg']}, got {one['input']!r:.80}" if field else one["msg"])
-    return f"{source}: {'; '.join(parts)}. Change the field in the recipe, or give its flag."

@@ -1,12 +1,15 @@
-"""Settings of encoder training: the fields of the recipes ``pairs``, ``triplets`` and ``train``."""
+"""Settings of encoders: how one is assembled, and how it is trained (recipes ``train``, ``pairs`` and ``triplets``)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jcv2_trainer.recipes import Recipe
+
+PAPER_DIMS = (128, 64, 96, 256, 512, 768)
+"""The six dimensions of arXiv 2408.16672, the default one first."""
 
 
 def _split(value: Any) -> Any:
@@ -14,90 +17,132 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-Dims = Annotated[tuple[int, ...], BeforeValidator(_split)]
+def _distinct(dims: tuple[int, ...]) -> tuple[int, ...]:
+    if not dims or min(dims) < 1 or len(set(dims)) != len(dims):
+        raise ValueError("dims must be distinct positive integers, such as 128,64")
+    return dims
+
+
+Dims = Annotated[tuple[int, ...], BeforeValidator(_split), AfterValidator(_distinct)]
 Weights = Annotated[tuple[float, ...], BeforeValidator(_split)]
 
 
+class Assembly(Recipe):
+    """Settings of an encoder to build from a backbone. The field descriptions are also the flags' help."""
+
+    dims: Dims = Field(default=PAPER_DIMS, description="Dimensions of the heads, the default one first.")
+    query_length: int = Field(
+        default=32, ge=1, description="Tokens of each query. Shorter queries are padded with masks."
+    )
+    document_length: int = Field(
+        default=300,
+        ge=1,
+        description="Maximum tokens of a document, including markers. Longer ones are truncated or split.",
+    )
+    skiplist: Annotated[
+        Literal["stanford", "pieces"] | None, BeforeValidator(lambda value: None if value == "none" else value)
+    ] = Field(
+        default="stanford",
+        description="Punctuation of documents that is not scored: 'stanford' as in ColBERT, 'pieces' for each piece, "
+        "or 'none'.",
+    )
+    markers: bool = Field(default=True, description="Begin queries and documents with a marker token each.")
+    texts: int = Field(
+        default=3000, ge=2, description="Size of the sample to fit the heads to: half queries, half positives."
+    )
+    seed: int = Field(default=13, description="Seed of the sample.")
+    lang: str | None = Field(default=None, description="Use only rows with this lang.")
+
+
 class TrainingRecipe(Recipe):
-    """Settings of encoder training. The field descriptions are also the flags' help."""
+    """Settings of encoder training. The field descriptions are also the flags' help.
+
+    The defaults are the recipe ``train``: adapt a trained model to a domain by LoRA and the heads. It takes pairs or
+    triplets: scores are distilled where there are any, and negatives are used where there are any.
+    """
 
     dims: Dims | None = Field(
-        description="Matryoshka dimensions to train, the default one first; heads that the model lacks are added."
+        None, description="Matryoshka dimensions to train, the default one first. Heads that the model lacks are added."
     )
     heads: Literal["untied", "tied"] = Field(
-        description="'untied': a matrix for each dimension. 'tied': each is a prefix of the largest (MRL-E)."
+        "untied", description="'untied': a matrix for each dimension. 'tied': each is a prefix of the largest (MRL-E)."
     )
     head_weights: Weights | None = Field(
-        description="Weight of each dimension's loss, in the order of dims; equal if not given."
+        None, description="Weight of each dimension's loss, in the order of dims. Equal by default."
     )
     negatives: int = Field(
-        ge=0, description="Hard negatives to take from each row, at most; drawn anew each epoch if it has more."
+        7, ge=0, description="Maximum hard negatives of a row. If it has more, others are drawn each epoch."
     )
-    contrastive_weight: float = Field(ge=0, description="Weight of InfoNCE with in-batch negatives.")
-    symmetric: bool = Field(description="InfoNCE from passages to queries too, as for pairs.")
+    contrastive_weight: float = Field(1.0, ge=0, description="Weight of InfoNCE with in-batch negatives.")
+    symmetric: bool = Field(False, description="Use InfoNCE from passages to queries too, as for pairs.")
     distillation_weight: float = Field(
-        ge=0, description="Weight of the KL divergence to the teacher's scores, where a row has any."
+        1.0, ge=0, description="Weight of the KL divergence to the teacher's scores, in rows that have them."
     )
     scale: float | None = Field(
+        None,
         gt=0,
-        description="Factor on MaxSim scores before a softmax (1 / temperature); if not given, twice that of the "
-        "start's least loss.",
+        description="Factor on MaxSim scores before a softmax (1 / temperature). Defaults to twice the one with the "
+        "lowest loss at the start.",
     )
-    teacher_temperature: float = Field(gt=0, description="Divides the teacher's scores before their softmax.")
+    teacher_temperature: float = Field(1.0, gt=0, description="Divisor of the teacher's scores before their softmax.")
     document_length: int | None = Field(
-        ge=3, description="Tokens a passage is cut to in training; the model's own if not given."
+        None, ge=3, description="Tokens to which passages are truncated in training. Defaults to the model's length."
     )
-    batch_size: int = Field(ge=1, description="Rows a step on each device.")
+    batch_size: int = Field(16, ge=1, description="Rows per step on each device.")
     tokens_per_batch: int | None = Field(
-        ge=16, description="Padded tokens a forward pass: less saves memory if cached, and time on a CPU."
+        None,
+        ge=16,
+        description="Padded tokens per forward pass. A lower number saves memory with --cached, and time on a CPU.",
     )
     cached: bool = Field(
-        description="Gradient caching (GradCache): memory no longer grows with the batch, at a third more time."
+        False,
+        description="Use gradient caching (GradCache): memory does not grow with the batch, but a step takes a third "
+        "longer.",
     )
-    epochs: float = Field(gt=0, description="Passes over the rows.")
-    max_steps: int | None = Field(ge=1, description="Stop after so many steps, whatever the epochs.")
-    learning_rate: float = Field(gt=0, description="Of the backbone, or of its LoRA matrices.")
-    head_learning_rate: float = Field(gt=0, description="Of the heads.")
-    weight_decay: float = Field(ge=0, description="AdamW's.")
-    warmup: float = Field(ge=0, lt=1, description="Share of the steps in which the rates rise.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the epochs.")
+    learning_rate: float = Field(4e-4, gt=0, description="Learning rate of the backbone, or of its LoRA matrices.")
+    head_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the heads.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rates rise.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(
-        description="How the rates fall after it: linear, cosine or constant."
+        "linear", description="How the learning rates fall afterwards: linear, cosine or constant."
     )
-    max_grad_norm: float = Field(gt=0, description="Gradients are scaled down to this norm.")
-    freeze_backbone: bool = Field(description="Train the heads only.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    freeze_backbone: bool = Field(False, description="Train only the heads.")
     lora: bool = Field(
-        description="Train low-rank matrices (LoRA) instead of the backbone's own, and merge them at the end."
+        True, description="Train low-rank matrices (LoRA) instead of the backbone's own, and merge them at the end."
     )
-    lora_rank: int = Field(ge=1, description="Rank of LoRA's matrices; alpha is the same.")
-    lora_dropout: float = Field(ge=0, lt=1, description="Dropout before LoRA's matrices.")
+    lora_rank: int = Field(16, ge=1, description="Rank and alpha of the LoRA matrices.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA matrices.")
     interpolation: float = Field(
+        1.0,
         gt=0,
         le=1,
-        description="How far from the start to the trained weights the result goes (WiSE-FT); below 1 it forgets less.",
+        description="How far to move from the initial to the trained weights (WiSE-FT). Below 1, the model forgets "
+        "less.",
     )
-    bf16: bool | None = Field(description="Compute in bfloat16; if not given, where the device is a GPU that can.")
-    accumulate: int = Field(ge=1, description="Batches whose gradients are added up for a step.")
+    bf16: bool | None = Field(None, description="Compute in bfloat16. Defaults to yes on GPUs that support it.")
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients are added up for a step.")
     gradient_checkpointing: bool = Field(
-        description="Compute activations twice to hold fewer: less memory, a third more time."
+        False, description="Compute activations twice: less memory, but a step takes a third longer."
     )
     dev_share: float = Field(
-        ge=0, lt=0.5, description="Share of the rows set aside as dev set, if no --dev is given; 0: none."
+        0.05, ge=0, lt=0.5, description="Share of the rows to hold out as dev set if there is no --dev. 0 for none."
     )
-    dev_size: int = Field(ge=1, description="Rows set aside, at most.")
-    evaluations: int = Field(ge=1, description="Evaluations on the dev set in a run, each followed by a checkpoint.")
+    dev_size: int = Field(500, ge=1, description="Maximum number of rows to hold out.")
+    evaluations: int = Field(10, ge=1, description="Evaluations on the dev set, each followed by a checkpoint.")
     patience: int = Field(
-        ge=0, description="Stop after so many evaluations without a better nDCG@10 on the dev set; 0: never."
+        3, ge=0, description="Stop after this many evaluations without a better nDCG@10 on the dev set. 0 for never."
     )
-    log_every: int = Field(ge=1, description="Steps between log lines.")
-    seed: int = Field(ge=0, description="Of the order of rows, the drawing of negatives and dropout.")
-    keep_checkpoints: int = Field(ge=1, description="Checkpoints kept in the run's folder while it lasts.")
+    log_every: int = Field(10, ge=1, description="Steps between log lines.")
+    seed: int = Field(13, ge=0, description="Seed of the order of rows, the draw of negatives and dropout.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of checkpoints to keep during the run.")
 
     @model_validator(mode="after")
     def _fit_together(self) -> TrainingRecipe:
         if self.contrastive_weight == 0 and self.distillation_weight == 0:
             raise ValueError("contrastive_weight and distillation_weight are both 0, so there is nothing to train on")
-        if self.dims is not None and (not self.dims or min(self.dims) < 1 or len(set(self.dims)) != len(self.dims)):
-            raise ValueError(f"dims must be distinct positive integers, got {list(self.dims)}")
         if self.head_weights is not None:
             if self.dims is None or len(self.dims) != len(self.head_weights):
                 raise ValueError("head_weights needs dims, and as many of them")

@@ -20,61 +20,28 @@ from transformers import AutoModel
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
-from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER, ColbertMetadata
+from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER
 from jcv2_plugin.encoder.shipped import shipped_model
-from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
+from jcv2_plugin.encoder.skiplist import skiplist_words
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError
 from jcv2_trainer.data.reading import sample_texts
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
-from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, second_moment
+from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, refuse_large, second_moment
+from jcv2_trainer.recipes.settings import PAPER_DIMS, Assembly
+from jcv2_trainer.training.card import TAGS, listed
 from jcv2_trainer.training.rotary import LOADING_ERRORS
 from jcv2_trainer.training.runs import REPORT, refuse_taken, versions
 
-PAPER_DIMS = (128, 64, 96, 256, 512, 768)
-"""The paper's six dimensions, the default one first."""
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """Settings of an encoder to build.
-
-    Attributes:
-        dims: Dimensions of the heads, the default one first.
-        query_length: Number of vectors of a query. Queries are filled up with mask tokens, which are attended to.
-        document_length: Maximum tokens of a document, including markers. Longer documents are truncated or split.
-        skiplist: Which document tokens are not scored, see :mod:`jcv2_plugin.encoder.skiplist`.
-        markers: Whether queries and documents each begin with their own marker token.
-        texts: Size of the sample to fit the heads to, half queries and half positives.
-        seed: Random seed of the sample.
-        lang: Sample only rows with this ``lang``. None samples from all.
-    """
-
-    dims: tuple[int, ...] = PAPER_DIMS
-    query_length: int = ColbertMetadata.query_length
-    document_length: int = ColbertMetadata.document_length
-    skiplist: Skiplist | None = "stanford"
-    markers: bool = True
-    texts: int = 3000
-    seed: int = 13
-    lang: str | None = None
+__all__ = ["PAPER_DIMS", "Assembly", "AssemblyReport", "add_markers", "assemble"]
 
 
 @dataclass
 class AssemblyReport:
     """What was built, as in ``training.json`` in the encoder's folder.
 
-    Attributes:
-        model: The backbone.
-        data: Name of the file that was sampled.
-        queries: Number of queries in the sample.
-        positives: Number of positives in the sample.
-        settings: See :class:`Assembly`.
-        captured: Share of the hidden states' squared length that each head keeps, by dimension.
-        added_tokens: Markers that were added to the tokenizer.
-        parameters: Number of parameters of backbone and heads.
-        stage: ``"assemble"``.
-        versions: Versions of Python and the relevant packages.
+    ``captured`` is the share of the hidden states' squared length that each head keeps, by dimension. ``queries`` and
+    ``positives`` are their numbers in the sample of ``data``.
     """
 
     model: str
@@ -123,12 +90,7 @@ def assemble(
     if Path(backbone).expanduser().resolve() == out.resolve():
         raise TrainingError(f"{out} is the backbone itself. Choose another --out.")
     transformer = _load(backbone)
-    hidden = int(transformer.get_embedding_dimension())
-    if max(settings.dims) > hidden:
-        raise InvalidOptionError(
-            f"The backbone {backbone!r} has states of {hidden} components, so no head of {max(settings.dims)} can be "
-            f"fitted. Give --dims of at most {hidden}."
-        )
+    refuse_large(backbone, transformer, settings.dims)
     added = add_markers(transformer) if settings.markers else []
     encoder = _encoder(transformer, settings)
     queries, positives = sample_texts(data, settings.texts, settings.seed, settings.lang)
@@ -143,14 +105,14 @@ def assemble(
         data=data.name,
         queries=len(queries),
         positives=len(positives),
-        settings=asdict(settings),
+        settings=settings.model_dump(),
         captured={dim: captured(moment, heads.weight(dim)) for dim in heads.dims},
         added_tokens=added,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
     )
     with replacing(out) as folder:
         encoder.save_pretrained(str(folder), create_model_card=False)
-        (folder / "README.md").write_text(card(report), encoding="utf-8")
+        (folder / "README.md").write_text(_card(report), encoding="utf-8")
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     return report
 
@@ -172,15 +134,14 @@ def add_markers(transformer: Transformer) -> list[str]:
     tokenizer: Any = transformer.tokenizer
     known = tokenizer.get_vocab()
     new = [marker for marker in (QUERY_MARKER, DOCUMENT_MARKER) if marker not in known]
-    split = [marker for marker in (QUERY_MARKER, DOCUMENT_MARKER) if tokenizer.tokenize(marker) != [marker]]
-    if split:
+    if split := [marker for marker in (QUERY_MARKER, DOCUMENT_MARKER) if tokenizer.tokenize(marker) != [marker]]:
         # Append them. By default, the tokenizer's existing additional tokens would no longer be special.
         tokenizer.add_special_tokens({"additional_special_tokens": split}, replace_extra_special_tokens=False)
-    taken = set(known.values()).intersection(tokenizer.convert_tokens_to_ids(new))
-    if taken:  # new ids continue the token count, so they may be taken in a vocabulary with gaps
+    # New ids continue the token count, so they may be taken in a vocabulary with gaps.
+    if taken := set(known.values()).intersection(tokenizer.convert_tokens_to_ids(new)):
         raise ModelLayoutError(
-            f"The vocabulary has {len(known):,} tokens with ids up to {max(known.values()):,}, so that a marker would "
-            f"share the id {min(taken)} with another token. Number them without gaps, or go without by --no-markers."
+            f"The vocabulary has {len(known):,} tokens with ids up to {max(known.values()):,}, so a marker would share "
+            f"the id {min(taken)} with another token. Number the tokens without gaps, or use --no-markers."
         )
     model: Any = transformer.model
     start = next((one for one in (tokenizer.sep_token_id, tokenizer.cls_token_id) if one is not None), None)
@@ -204,8 +165,8 @@ def _check_marker(tokenizer: Any, marker: str) -> None:
     before = ids[: ids.index(own)] if own in ids else None
     if before is None or not set(before) <= set(tokenizer.all_special_ids) or own in ids[len(before) + 1 :]:
         raise ModelLayoutError(
-            f"The tokenizer makes {tokenizer.convert_ids_to_tokens(ids)} of {marker + ' a'!r}, where the marker should "
-            "be one token before the text's. Go without by --no-markers."
+            f"The tokenizer splits {marker + ' a'!r} into {tokenizer.convert_ids_to_tokens(ids)}, but the marker must "
+            "be one token before those of the text. Use --no-markers."
         )
 
 
@@ -223,7 +184,7 @@ def _load(backbone: str) -> Transformer:
     model.float()
     if getattr(transformer.tokenizer, "mask_token_id", None) is None:
         raise ModelLayoutError(
-            f"The tokenizer of {backbone!r} has no mask token, by which queries are filled up. Give the folder of a "
+            f"The tokenizer of {backbone!r} has no mask token, with which queries are padded. Give the folder of a "
             "masked-language model."
         )
     return transformer
@@ -233,8 +194,8 @@ def _refuse_heads(folder: Path) -> None:
     modules = folder / "modules.json"
     if modules.is_file() and MatryoshkaHeads.__name__ in modules.read_text(encoding="utf-8"):
         raise TrainingError(
-            f"{folder} is an encoder with heads already. Train it with: jcv2-finetune pairs --model {folder}; other "
-            "sizes of heads are added there by --dims."
+            f"{folder} is already an encoder with heads. Train it with: jcv2-finetune pairs --model {folder}. Its "
+            "option --dims adds heads."
         )
 
 
@@ -269,35 +230,24 @@ def _encoder(transformer: Transformer, settings: Assembly) -> JinaColbertEncoder
     return encoder
 
 
-def card(report: AssemblyReport) -> str:
+def _card(report: AssemblyReport) -> str:
     """Return the model card as Markdown, which says that the heads are untrained."""
     name = report.model if shipped_model(report.model) else Path(report.model).name
     settings = report.settings
-    markers = "with" if settings["markers"] else "without"
-    rows = [f"| {dim} | {share:.1%} |" for dim, share in report.captured.items()]
-    lines = [
-        "---",
-        "library_name: sentence-transformers",
-        "tags:",
-        "- sentence-transformers",
-        "- multi-vector",
-        "- ColBERT",
-        "- late-interaction",
-        "---",
-        "",
-        f"# Untrained late-interaction encoder over {name}",
-        "",
-        "Made by `jcv2-finetune assemble`, to be trained by `jcv2-finetune pairs`. **Its heads are not trained**: they "
-        "are the principal components of the backbone's token states.",
-        "",
-        f"Fitted to {report.queries:,} queries and {report.positives:,} positives of {report.data}, "
-        f"{markers} markers. Queries have {settings['query_length']} tokens, documents up to "
-        f"{settings['document_length']}; skip list: {settings['skiplist'] or 'none'}.",
-        "",
-        "| dim | share of the token states' squared length |",
-        "|---:|---:|",
-        *rows,
-        "",
-        f"Versions: {', '.join(f'{name} {version}' for name, version in report.versions.items())}.",
-    ]
-    return "\n".join(lines) + "\n"
+    rows = "".join(f"| {dim} | {share:.1%} |\n" for dim, share in report.captured.items())
+    return f"""{TAGS}---
+
+# Untrained late-interaction encoder over {name}
+
+Made by `jcv2-finetune assemble`, to be trained by `jcv2-finetune pairs`. **Its heads are not trained**: they are the \
+principal components of the backbone's token states.
+
+Fitted to {report.queries:,} queries and {report.positives:,} positives of {report.data}, \
+{"with" if settings["markers"] else "without"} markers. Queries have {settings["query_length"]} tokens, documents up \
+to {settings["document_length"]}; skip list: {settings["skiplist"] or "none"}.
+
+| dim | share of the token states' squared length |
+|---:|---:|
+{rows}
+Versions: {listed(report.versions)}.
+"""

@@ -1,4 +1,4 @@
-"""Evaluate nDCG@10 on a dev set during training, at every head."""
+"""The dev set: split it off from the training rows, and evaluate nDCG@10 on it at every head during training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util.similarity import maxsim
 from torch import Tensor
@@ -15,21 +17,22 @@ from torch import Tensor
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.metrics import Metrics, measure_run, run_of
+from jcv2_trainer.data.check import text_key
+from jcv2_trainer.data.datasets_io import split_dev
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.requests import Request
 
 _DOCUMENTS_AT_A_TIME = 512
+_LEAST_PASSAGES = 500  # in a dev set split off from the data
+_MOST_SOURCES = 50  # listed in the model card
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """Queries, the passages to search, and relevance judgements.
-
-    Attributes:
-        queries: Query texts by id.
-        documents: Passage texts by id.
-        qrels: Relevance by query id and document id.
-    """
+    """Query texts by id, passage texts by id, and relevance by query id and document id."""
 
     queries: Mapping[str, str]
     documents: Mapping[str, str]
@@ -85,17 +88,12 @@ class DevSet:
         rows = ({"query": row.query, "positive": row.positive, "negatives": row.negatives} for row in read_rows(path))
         dev = cls.of_rows(rows)
         if not dev.queries:
-            raise DataError(f"{path} has no rows, so it is no dev set. Give a file of pairs or triplets, or no --dev.")
+            raise DataError(f"The dev set {path} has no rows. Give a file of pairs or triplets, or no --dev.")
         return dev
 
 
 class DevEvaluator(BaseEvaluator):
-    """Evaluate a :class:`DevSet` with exact MaxSim, at several dimensions from one encoding.
-
-    Args:
-        dev: The dev set.
-        dims: Dimensions to evaluate.
-    """
+    """Evaluate a :class:`DevSet` with exact MaxSim, at several dimensions from one encoding."""
 
     def __init__(self, dev: DevSet, dims: Sequence[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -115,7 +113,6 @@ class DevEvaluator(BaseEvaluator):
 
     def metrics(self, encoder: JinaColbertEncoder) -> dict[int, Metrics]:
         """Return all metrics by dimension, means and per query."""
-        query_ids, document_ids = list(self.dev.queries), list(self.dev.documents)
         texts = list(self.dev.documents.values())
         training = encoder.training
         encoder.eval()
@@ -129,7 +126,9 @@ class DevEvaluator(BaseEvaluator):
                 parts[dim].append(maxsim(queries[dim], documents[dim]).cpu())
         encoder.train(training)
         return {
-            dim: measure_run(run_of(torch.cat(own, dim=1), query_ids, document_ids), self.dev.qrels)
+            dim: measure_run(
+                run_of(torch.cat(own, dim=1), list(self.dev.queries), list(self.dev.documents)), self.dev.qrels
+            )
             for dim, own in parts.items()
         }
 
@@ -137,3 +136,67 @@ class DevEvaluator(BaseEvaluator):
 def metric_name(dim: int) -> str:
     """Return the name under which the trainer logs a head's nDCG@10."""
     return f"ndcg@10_{dim}"
+
+
+def split(dataset: Dataset, request: Request) -> tuple[Dataset, DevSet | None, TrainingReport]:
+    """Return the training rows, the dev set, and the report before training.
+
+    Raises:
+        TrainingError: The rows do not fit the stage, or none are left besides the dev set.
+    """
+    settings = request.settings
+    negatives, scores = (
+        pc.list_value_length(dataset.data.column(column)).to_numpy() for column in ("negatives", "scores")
+    )
+    if request.stage == "triplets" and not negatives.all():
+        raise TrainingError(
+            f"{(negatives == 0).sum():,} of {len(dataset):,} rows have no negatives, which the stage triplets needs. "
+            "Add some with: jcv2-finetune mine; or train with: jcv2-finetune pairs (or train)."
+        )
+    if not settings.contrastive_weight and not (scores.all() and negatives.all() and settings.negatives):
+        raise TrainingError(
+            "contrastive_weight is 0, but some rows have no negatives or no teacher's scores, so nothing could be "
+            "learnt from them. Add scores with: jcv2-finetune score; or give --contrastive-weight 1."
+        )
+    chosen, dev, held_out = _hold_out(dataset, request)
+    labels = dataset.select_columns(["lang", "source"])[:]
+    report = TrainingReport(
+        model=request.model,
+        stage=request.stage,
+        rows=len(chosen),
+        skipped={"query-of-dev-set": held_out} if held_out else {},
+        data={
+            "files": [path.name for path in request.data],
+            "with_negatives": int((negatives[chosen] > 0).sum()),
+            "with_scores": int((scores[chosen] > 0).sum()),
+            "languages": sorted(set(labels["lang"])),
+            "sources": sorted(set(labels["source"]))[:_MOST_SOURCES],
+        },
+        dev={} if dev is None else {"queries": len(dev.queries), "documents": len(dev.documents)},
+        recipe=settings.model_dump(),
+    )
+    return dataset.select(chosen), dev, report
+
+
+def _hold_out(dataset: Dataset, request: Request) -> tuple[list[int], DevSet | None, int]:
+    """Return the rows to train on, the dev set, and how many rows are in neither, as they share its queries."""
+    settings = request.settings
+    everything = range(len(dataset))
+    if request.dev is not None:
+        dev = DevSet.read(request.dev)
+        asked = {text_key(query) for query in dev.queries.values()}
+        chosen = [index for index, key in enumerate(dataset["query_key"]) if key not in asked]
+        if not chosen:
+            raise TrainingError(f"All {len(dataset):,} rows have queries of {request.dev}. Give other rows.")
+        return chosen, dev, len(dataset) - len(chosen)
+    if not settings.dev_share:
+        return list(everything), None, 0
+    chosen, dev_rows = split_dev(dataset, settings.dev_share, settings.dev_size, settings.seed)
+    left = sorted({*everything}.difference(chosen, dev_rows))
+    if not chosen:
+        raise TrainingError(
+            f"No rows are left for training besides a dev set of {len(dev_rows)}. Give more, or --dev-share 0."
+        )
+    others = (row["positive"] for row in dataset.select(chosen[: 2 * _LEAST_PASSAGES]))
+    dev_set = DevSet.of_rows(dataset.select(dev_rows), dataset.select(left), others, _LEAST_PASSAGES)
+    return chosen, dev_set if dev_rows else None, len(left)

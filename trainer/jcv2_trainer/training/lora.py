@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,12 +12,7 @@ from jcv2_plugin.errors import Jcv2Error
 
 
 def add_lora(backbone: nn.Module, rank: int, dropout: float = 0.0) -> list[str]:
-    """Freeze a transformers model and add LoRA matrices to its linear layers, except a pooler's.
-
-    Args:
-        backbone: A transformers model, modified in place.
-        rank: Rank of the matrices. Their scale (alpha / rank) is 1.
-        dropout: Dropout before the matrices.
+    """Freeze a transformers model and add LoRA matrices of scale 1 to its linear layers, except a pooler's, in place.
 
     Returns:
         Names of the layers.
@@ -56,6 +50,8 @@ def save_lora(backbone: nn.Module, folder: Path, dtype: torch.dtype = torch.floa
 
     The files are ``adapter_config.json`` and ``adapter_model.safetensors``.
     """
+    from peft import LoraConfig
+
     tensors = {
         f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in backbone.named_parameters()
@@ -63,16 +59,9 @@ def save_lora(backbone: nn.Module, folder: Path, dtype: torch.dtype = torch.floa
     }
     layers = sorted({name.split("base_model.model.")[1].split(".lora_")[0] for name in tensors})
     rank = next(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": layers,
-        "inference_mode": True,
-    }
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=layers, task_type="FEATURE_EXTRACTION", inference_mode=True
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config.save_pretrained(str(folder))
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))

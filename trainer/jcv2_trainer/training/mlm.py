@@ -29,9 +29,10 @@ from jcv2_plugin.errors import ModelLayoutError
 from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, tokenizer_digest
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
+from jcv2_trainer.mining.resumable import is_out_of_memory
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
 from jcv2_trainer.training.rotary import load_masked_lm, read_config
-from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory, refuse_taken, versions
+from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, versions
 from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]

@@ -22,10 +22,7 @@ _MOMENT_TEXTS = 1000
 def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset) -> tuple[int, ...]:
     """Add or tie heads, and add LoRA or freeze the backbone, as the recipe says, in place.
 
-    Args:
-        encoder: The encoder, in float32.
-        settings: The recipe.
-        rows: Training rows. If heads are added or tied, the hidden states of a sample determine how.
+    If heads are added or tied, the hidden states of a sample of the training rows determine how.
 
     Returns:
         The dimensions that were added.
@@ -35,7 +32,7 @@ def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset
     """
     heads = encoder.heads
     if heads is None:
-        raise TrainingError(f"{encoder.name!r} ends in something else than linear heads, which are all we can train.")
+        raise TrainingError(f"{encoder.name!r} has no linear heads to train. Give a model of jcv2-finetune assemble.")
     dims = settings.dims or heads.dims
     if max(dims) > heads.in_features:
         raise TrainingError(
@@ -44,13 +41,12 @@ def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset
         )
     added = tuple(dim for dim in dims if dim not in heads.dims)
     tied = settings.heads == "tied"
-    if added or tied or tuple(dims) != heads.dims:
-        moment = second_moment(encoder.backbone, _sample(rows)) if added or tied else None
-        if moment is not None:
-            new = with_dims(heads, dims, moment)
-            encoder.set_heads(TiedHeads.of(new, moment) if tied else new)
-        else:
-            encoder.set_heads(keep_heads(heads, dims))
+    if added or tied:
+        moment = second_moment(encoder.backbone, _sample(rows))
+        new = with_dims(heads, dims, moment)
+        encoder.set_heads(TiedHeads.of(new, moment) if tied else new)
+    elif tuple(dims) != heads.dims:
+        encoder.set_heads(keep_heads(heads, dims))
     _choose_trained(encoder, settings)
     return added
 

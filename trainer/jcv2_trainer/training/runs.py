@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jcv2_plugin.evaluation.study import environment
 from jcv2_plugin.files import write_atomically
 from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.mining.resumable import difference
 from jcv2_trainer.processes import is_first_process
-from jcv2_trainer.training.trainer import last_checkpoint
+from jcv2_trainer.training.trainer import checkpoints, step_of, undamaged_checkpoint
 
 REPORT = "training.json"
 _PACKAGES = ("jcv2-plugin", "torch", "sentence-transformers", "transformers", "accelerate", "peft")
@@ -31,66 +30,62 @@ class RunFolder:
 
     folder: Path
     out: Path
+    checkpoint: Path | None = None  # to resume from
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any], *, resume: bool, force: bool) -> RunFolder:
         """Create the folder, or open that of an unfinished run.
 
+        Checkpoints after the one to resume from, which are damaged or incomplete, are renamed to ``damaged-*``.
+
         Args:
             out: Output folder of the result.
-            identity: What must stay the same to resume a run: model, data, settings.
+            identity: What must stay the same to resume a run (:func:`~jcv2_trainer.mining.resumable.difference`).
             resume: Resume from the last checkpoint.
             force: Replace a result, and restart an unfinished run.
 
         Raises:
-            TrainingError: ``out`` is taken, there is an unfinished run, or (with ``resume``) there is none or a
-                different one.
+            TrainingError: ``out`` is taken, there is an unfinished run, or (with ``resume``) there is none, a different
+                one, or none with an undamaged checkpoint.
         """
         out = out.expanduser().absolute()
-        run = cls(out.with_name(f"{out.name}.run"), out)
+        folder = out.with_name(f"{out.name}.run")
         refuse_taken(out, force)
-        recorded = run._recorded()
-        plain = json.loads(json.dumps(identity))
-        if resume:
-            run._check_same(recorded, plain)
-        elif last_checkpoint(run.folder) is not None and not force:
+        if not resume and checkpoints(folder) and not force:
             raise TrainingError(
-                f"{run.folder} holds an unfinished run. Go on with --resume, or start anew with --force."
+                f"{folder} is an unfinished run. Continue it with --resume, or start anew with --force."
             )
+        plain = json.loads(json.dumps(identity))
+        if resume and checkpoints(folder) and (found := difference(cls(folder, out).read("run.json") or {}, plain)):
+            raise TrainingError(f"{folder}: {found}")
+        run = cls(folder, out, undamaged_checkpoint(folder) if resume else None)
         if is_first_process():
-            run._begin(plain, resume)
+            run._begin(plain)
         return run
 
-    def _begin(self, identity: dict[str, Any], resume: bool) -> None:
-        if not resume:
-            for checkpoint in self.folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-            for name in ("before.json", "scale.json"):
-                (self.folder / name).unlink(missing_ok=True)
+    def _begin(self, identity: dict[str, Any]) -> None:
+        for path in [*self.folder.glob("checkpoint-*"), *self.folder.glob("damaged-*")]:
+            if self.checkpoint is None:
+                shutil.rmtree(path)
+            elif step_of(path) > step_of(self.checkpoint) and path.name.startswith("checkpoint-"):
+                shutil.rmtree(aside := path.with_name(f"damaged-{path.name}"), ignore_errors=True)
+                path.rename(aside)
+        for name in ("before.json", "scale.json") if self.checkpoint is None else ():
+            (self.folder / name).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write("run.json", identity)
 
-    def _recorded(self) -> dict[str, Any] | None:
-        recorded: dict[str, Any] | None = self.read("run.json")
-        return recorded
-
-    def _check_same(self, recorded: dict[str, Any] | None, identity: dict[str, Any]) -> None:
-        if recorded is None or last_checkpoint(self.folder) is None:
-            raise TrainingError(
-                f"There is no checkpoint in {self.folder} to resume from. Start without --resume; --out must be the "
-                "one of the run that was stopped."
-            )
-        for name in {**recorded, **identity}:
-            if recorded.get(name) != identity.get(name):
-                raise TrainingError(
-                    f"The run in {self.folder} has {name} = {recorded.get(name)!r:.200}, this command "
-                    f"{identity.get(name)!r:.200}. Resume with what it had, or start anew with --force."
-                )
-
     def read(self, name: str) -> Any:
-        """Read a JSON file in the folder. Return None if it does not exist."""
+        """Read a JSON file in the folder. Return None if it does not exist.
+
+        Raises:
+            TrainingError: The file is damaged.
+        """
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except ValueError as error:
+            raise TrainingError(f"{path} is damaged ({error}). Start anew with --force.") from error
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
@@ -108,26 +103,18 @@ def refuse_taken(out: Path, force: bool) -> None:
         TrainingError: ``out`` is a file, contains something other than a trained model, or (without ``force``)
             anything.
     """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise TrainingError(f"{out} is no folder. Choose another --out.")
-    if not any(out.iterdir()):
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out} is not a folder. Choose another --out.")
+    if not out.exists() or not any(out.iterdir()):
         return
     if not (out / REPORT).is_file():
-        raise TrainingError(f"{out} is not empty, and no result of a training. Choose another --out.")
+        raise TrainingError(f"{out} is not empty, and not the result of a training. Choose another --out.")
     if not force:
-        raise TrainingError(f"{out} holds a trained model already. Choose another --out, or replace it with --force.")
+        raise TrainingError(
+            f"{out} already contains a trained model. Choose another --out, or replace it with --force."
+        )
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that training depends on."""
     return {"python": platform.python_version(), **environment.versions(_PACKAGES)}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that the device or the machine is out of memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

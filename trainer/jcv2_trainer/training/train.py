@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,27 @@ from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.data.collator import PackedCollator
 from jcv2_trainer.data.datasets_io import training_dataset
+from jcv2_trainer.data.rows import OnBad
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.folders import replacing
 from jcv2_trainer.loss.calibration import best_scale
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.mining.resumable import is_out_of_memory
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.card import write_card
-from jcv2_trainer.training.dev import DevEvaluator, metric_name
+from jcv2_trainer.training.dev import DevEvaluator, metric_name, split
 from jcv2_trainer.training.lora import save_lora
 from jcv2_trainer.training.prepare import finish, interpolate, prepare
 from jcv2_trainer.training.report import TrainingReport
-from jcv2_trainer.training.requests import Request, split
-from jcv2_trainer.training.runs import REPORT, RunFolder, is_out_of_memory
+from jcv2_trainer.training.requests import Request
+from jcv2_trainer.training.runs import REPORT, RunFolder
 from jcv2_trainer.training.trainer import (
+    STATE,
     ColbertTrainer,
-    EpochOfData,
+    Course,
     LogLines,
-    MeasureTheEnd,
     StopOnSignal,
-    last_checkpoint,
     load_trainable,
     reports,
     trainable,
@@ -58,14 +59,12 @@ def train(request: Request) -> TrainingReport:
         so far is then in ``<out>.run/model``, and ``resume`` continues the run.
 
     Raises:
-        DataError: The data cannot be read, or has rows with errors (with ``on_bad="stop"``).
+        DataError: The data cannot be read, or has rows with errors (unless ``skip_bad``).
         TrainingError: The data does not fit the stage, ``out`` is taken, the run cannot be resumed, or memory runs out.
         Jcv2Error: The model cannot be loaded.
     """
     try:
         return _train(request)
-    except SafetensorError as error:
-        raise TrainingError(f"A file could not be written ({error}). Make room, and go on with --resume.") from error
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise TrainingError(memory_hint(request.settings)) from error
@@ -75,8 +74,9 @@ def train(request: Request) -> TrainingReport:
 def _train(request: Request) -> TrainingReport:
     settings = request.settings
     run = RunFolder.open(request.out, request.identity(), resume=request.resume, force=request.force)
+    on_bad: OnBad = "skip" if request.skip_bad else "stop"
     everything, skipped = training_dataset(
-        request.data, run.folder / "rows", on_bad=request.on_bad, languages=request.languages
+        request.data, run.folder / "rows", on_bad=on_bad, languages=request.languages or None
     )
     rows, dev, report = split(everything, request)
     report.skipped = {**skipped, **report.skipped}
@@ -86,14 +86,16 @@ def _train(request: Request) -> TrainingReport:
     start = trainable(encoder) if settings.interpolation < 1 else {}
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
     if evaluator is not None:
-        report.before = _before(evaluator, encoder, run)
+        before = _once(run, "before.json", lambda: evaluator.ndcg(encoder))
+        report.before = {int(dim): figure for dim, figure in before.items()}
     collator = _collator(encoder, settings, everything)
     if settings.scale is None:
-        settings = settings.model_copy(update={"scale": _scale(encoder, rows, settings, collator, run)})
+        scale = _once(run, "scale.json", lambda: best_scale(encoder, rows, request.settings, collator))
+        settings = settings.model_copy(update={"scale": float(scale)})
         report.recipe = settings.model_dump()
     stop = StopOnSignal()
     trainer = build_trainer(encoder, settings, rows, run.folder, evaluator, collator, callbacks=[stop])
-    _run(trainer, stop, run, request)
+    _run(trainer, stop, run.checkpoint)
     report.steps = trainer.state.global_step
     report.best_step = trainer.state.best_global_step or report.steps
     report.finished = not stop.stopped
@@ -115,23 +117,16 @@ def load(request: Request) -> JinaColbertEncoder:
         TrainingError: The model is a backbone without heads.
         Jcv2Error: The model cannot be loaded.
     """
+    options: dict[str, Any] = {name: getattr(request, name) for name in ("revision", "device", "attn_implementation")}
     try:
-        return JinaColbertEncoder.from_pretrained(
-            request.model,
-            revision=request.revision,
-            device=request.device,
-            dtype=torch.float32,
-            attn_implementation=request.attn_implementation,
-        )
-    except (AssertionError, ValueError, ImportError, RuntimeError) as error:
-        if isinstance(error, Jcv2Error) and "projection" not in str(error):
+        return JinaColbertEncoder.from_pretrained(request.model, dtype=torch.float32, **options)
+    except Jcv2Error as error:
+        if "projection" not in str(error):
             raise
-        if not isinstance(error, Jcv2Error):
-            raise TrainingError(
-                f"{request.model!r} cannot be loaded on the device {request.device or 'best'!r} with the attention "
-                f"{request.attn_implementation or 'default'!r}: {error}"
-            ) from error
         raise TrainingError(f"{error} Such as: jcv2-finetune assemble {request.model} --data FILE --out DIR") from error
+    except (AssertionError, ValueError, ImportError, RuntimeError) as error:
+        given = ", ".join(f"{name} {value!r}" for name, value in options.items() if value is not None)
+        raise TrainingError(f"{request.model!r} cannot be loaded with {given or 'the defaults'}: {error}") from error
 
 
 def build_trainer(
@@ -151,14 +146,14 @@ def build_trainer(
         rows: Training rows, with the columns of :func:`~jcv2_trainer.data.datasets_io.training_dataset`.
         folder: Folder for checkpoints.
         evaluator: Evaluates at intervals. Training ends with the checkpoint that is best at the default dimension.
-        collator: A collator that knows more passages that answer a query than the rows do. Defaults to one built from
-            the rows.
+        collator: May know more passages that answer a query than the rows do. Defaults to one built from the rows.
         callbacks: Callbacks of transformers' trainer.
     """
     collator = collator or _collator(encoder, settings, rows)
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
     arguments = _arguments(encoder, settings, folder, evaluator is not None)
-    more: list[TrainerCallback] = [EpochOfData(collator), MeasureTheEnd(), *callbacks]
+    course = Course(collator)
+    more: list[TrainerCallback] = [course, *callbacks]
     if evaluator is not None and settings.patience and len(evaluator.dev.queries) >= _LEAST_QUERIES:
         more.append(EarlyStoppingCallback(settings.patience))
     trainer = ColbertTrainer(
@@ -170,7 +165,7 @@ def build_trainer(
         data_collator=collator,  # type: ignore[arg-type]
         callbacks=more,
     )
-    more[0].trainer = trainer  # type: ignore[attr-defined]
+    course.trainer = trainer
     if trainer.args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LogLines)
@@ -194,10 +189,8 @@ def known_positives(dataset: Dataset) -> dict[int, list[int]]:
     positives: dict[int, set[int]] = defaultdict(set)
     keys = dataset.select_columns(["query_key", "positive_key"]).with_format("numpy")[:]
     _, groups, counts = np.unique(keys["query_key"], return_inverse=True, return_counts=True)
-    repeated = counts[groups] > 1
-    for query, positive in zip(
-        keys["query_key"][repeated].tolist(), keys["positive_key"][repeated].tolist(), strict=True
-    ):
+    queries, passages = (keys[name][counts[groups] > 1].tolist() for name in ("query_key", "positive_key"))
+    for query, positive in zip(queries, passages, strict=True):
         positives[query].add(positive)
     return {query: sorted(keys) for query, keys in positives.items() if len(keys) > 1}
 
@@ -259,32 +252,19 @@ def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
     trainer.state.compute_steps(trainer.args, steps)  # type: ignore[no-untyped-call]
 
 
-def _before(evaluator: DevEvaluator, encoder: JinaColbertEncoder, run: RunFolder) -> dict[int, float]:
-    """Return the initial model's metrics, measured once, since a resumed run has other weights."""
-    if (known := run.read("before.json")) is not None:
-        return {int(dim): figure for dim, figure in known.items()}
-    figures = evaluator.ndcg(encoder)
+def _once(run: RunFolder, name: str, measure: Callable[[], Any]) -> Any:
+    """Return what is measured on the initial model, and is read from a file when a run is resumed."""
+    if (known := run.read(name)) is not None:
+        return known
+    measured = measure()
     if is_first_process():
-        run.write("before.json", figures)
-    return figures
+        run.write(name, measured)
+    return measured
 
 
-def _scale(
-    encoder: JinaColbertEncoder, rows: Dataset, settings: TrainingRecipe, collator: PackedCollator, run: RunFolder
-) -> float:
-    """Return the scale of the scores, determined once, since a resumed run has other scores."""
-    if (known := run.read("scale.json")) is not None:
-        return float(known)
-    scale = best_scale(encoder, rows, settings, collator)
-    if is_first_process():
-        run.write("scale.json", scale)
-    return scale
-
-
-def _run(trainer: ColbertTrainer, stop: StopOnSignal, run: RunFolder, request: Request) -> None:
-    checkpoint = last_checkpoint(run.folder) if request.resume else None
+def _run(trainer: ColbertTrainer, stop: StopOnSignal, checkpoint: Path | None) -> None:
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step >= trainer.total_steps:  # only the result is missing
             trainer.state = state
             load_trainable(trainer.model, Path(state.best_model_checkpoint or checkpoint))
@@ -304,34 +284,31 @@ def _of_the_best(trainer: ColbertTrainer, dims: Sequence[int]) -> dict[int, floa
 
 def memory_hint(settings: TrainingRecipe) -> str:
     """Return what to change when memory runs out, most effective first."""
-    advice = []
-    if not settings.cached:
-        advice.append("--cached (the batch no longer counts)")
-    advice.append("a smaller --tokens-per-batch" if settings.cached else "with it a smaller --tokens-per-batch")
-    if not settings.gradient_checkpointing:
-        advice.append("--gradient-checkpointing")
-    if not settings.lora and not settings.freeze_backbone:
-        advice.append("--lora")
-    advice.append(f"a smaller --batch-size (now {settings.batch_size}) with --accumulate")
-    advice.append("a smaller --document-length")
-    return f"Memory ran out. Try, in this order: {'; '.join(advice)}. Then go on with --resume or start with --force."
+    advice = {
+        "--cached (memory no longer depends on the batch)": not settings.cached,
+        "a smaller --tokens-per-batch (with --cached)": True,
+        "--gradient-checkpointing": not settings.gradient_checkpointing,
+        "--lora": not settings.lora and not settings.freeze_backbone,
+        f"a smaller --batch-size (now {settings.batch_size}) with --accumulate": True,
+        "a smaller --document-length": True,
+    }
+    found = "; ".join(text for text, helps in advice.items() if helps)
+    return f"Memory ran out. Try, in this order: {found}. Then start again with --force."
 
 
-def _write(
-    encoder: JinaColbertEncoder,
-    report: TrainingReport,
-    run: RunFolder,
-    settings: TrainingRecipe,
-) -> None:
-    broken = [name for name, one in encoder.named_parameters() if not bool(one.isfinite().all())]
-    if broken:
-        raise TrainingError(f"Training left numbers that are not finite in {broken[0]!r}. Lower the learning rates.")
-    target = run.out if report.finished else run.folder / "model"
-    with replacing(target) as folder:
+def _write(encoder: JinaColbertEncoder, report: TrainingReport, run: RunFolder, settings: TrainingRecipe) -> None:
+    if broken := [name for name, one in encoder.named_parameters() if not bool(one.isfinite().all())]:
+        raise TrainingError(f"Training led to numbers in {broken[0]!r} that are not finite. Lower the learning rates.")
+    with replacing(run.out if report.finished else run.folder / "model") as folder:
         if settings.lora:
             save_lora(encoder.backbone.model, folder / "adapter")
         finish(encoder, settings)
-        encoder.save_pretrained(str(folder), create_model_card=False)
+        try:
+            encoder.save_pretrained(str(folder), create_model_card=False)
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{run.out} could not be written ({error}). Free some space, and use --resume."
+            ) from error
         write_card(folder, report)
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     if report.finished:

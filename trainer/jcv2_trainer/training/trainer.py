@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from sentence_transformers import MultiVectorEncoderTrainer
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from jcv2_trainer.data.collator import Batch, PackedCollator
 from jcv2_trainer.data.sampler import GroupedBatchSampler
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 
-TRAINABLE = "trainable.safetensors"
-_STATE = "trainer_state.json"
+TRAINABLE, STATE = "trainable.safetensors", "trainer_state.json"
+_PARTS = (STATE, TRAINABLE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
 class ColbertTrainer(MultiVectorEncoderTrainer):
@@ -55,8 +58,8 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not bool(torch.isfinite(loss.detach() if isinstance(loss, Tensor) else loss[0].detach())):
             raise TrainingError(
-                f"The loss is no number any more behind step {self.state.global_step}. Lower --learning-rate and "
-                "--head-learning-rate, and look at the scores of the data."
+                f"The loss is not finite after step {self.state.global_step}. Lower --learning-rate and "
+                "--head-learning-rate, and check the scores of the data."
             )
         if len(self.loss.last) > 1 and self.model.training:
             self.track_loss_components({f"loss_{dim}": one for dim, one in self.loss.last.items()})
@@ -72,12 +75,14 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
         return better
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRAINABLE).write_bytes(save(trainable(self.model), metadata={"format": "pt"}))
+        save_trainable(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: nn.Module | None = None) -> None:
         load_trainable(self.model, Path(checkpoint_path))
+
+    def _load_best_model(self) -> None:
+        # sentence-transformers' method only logs an error, and then goes on with the last weights.
+        load_trainable(self.model, Path(str(self.state.best_model_checkpoint)))
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -86,13 +91,23 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: one.detach().to("cpu", copy=True).contiguous() for name, one in named if one.requires_grad}
 
 
+def save_trainable(model: nn.Module, checkpoint: Path) -> None:
+    """Write the trained parameters to a checkpoint."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / TRAINABLE).write_bytes(save(trainable(model), metadata={"format": "pt"}))
+
+
 def load_trainable(model: nn.Module, checkpoint: Path) -> None:
     """Load the trained parameters from a checkpoint.
 
     Raises:
+        TrainingError: The file cannot be read.
         ValueError: The checkpoint has other parameters.
     """
-    stored = load_file(checkpoint / TRAINABLE)
+    try:
+        stored = load_file(checkpoint / TRAINABLE)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{checkpoint / TRAINABLE} is damaged ({error}). Start anew with --force.") from error
     own = {name: one for name, one in model.named_parameters() if one.requires_grad}
     if set(stored) != set(own):
         differing = sorted(set(stored) ^ set(own))[:3]
@@ -102,14 +117,73 @@ def load_trainable(model: nn.Module, checkpoint: Path) -> None:
             one.copy_(stored[name])
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, the newest first. The trainer writes ``trainer_state.json`` last."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file() and (path / TRAINABLE).is_file()]
+    return sorted((path for path in found if step_of(path) >= 0), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint by its name, or -1."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or None. The trainer writes ``trainer_state.json`` last."""
-    whole = [
-        path
-        for path in folder.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdecimal() and (path / _STATE).is_file() and (path / TRAINABLE).is_file()
-    ]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """Return the newest complete checkpoint of a run, or None."""
+    return next(iter(checkpoints(folder)), None)
+
+
+def undamaged_checkpoint(folder: Path) -> Path:
+    """Return the newest checkpoint of a run whose files can all be read, and warn about newer ones.
+
+    Raises:
+        TrainingError: There is none.
+    """
+    found = checkpoints(folder)
+    for checkpoint in found:
+        if (reason := damage(checkpoint)) is None:
+            return checkpoint
+        older = [one for one in found if step_of(one) < step_of(checkpoint)]
+        if not older:
+            raise TrainingError(f"{reason}, and there is no checkpoint before it. Start anew with --force.")
+        warnings.warn(f"{reason}. Training continues from the checkpoint before it, {older[0]}.", stacklevel=2)
+    raise TrainingError(
+        f"There is no checkpoint in {folder} to resume from. Start without --resume, or give the --out of the run that "
+        "was stopped."
+    )
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return which file of a checkpoint is missing or damaged, and None if there is no such file.
+
+    The best checkpoint so far, which training may end with, counts as one of its files.
+    """
+    try:
+        best = TrainerState.load_from_json(str(checkpoint / STATE)).best_model_checkpoint
+    except (OSError, ValueError, TypeError) as error:
+        return f"{checkpoint / STATE} is damaged ({error})"
+    wanted = [(checkpoint, name) for name in _PARTS[1:]] + ([(Path(best), TRAINABLE)] if best else [])
+    for folder, name in wanted:
+        files = sorted(folder.glob(name))
+        if not files:
+            return f"{folder / name} is missing"
+        for file in files:
+            try:
+                _read(file)
+            except (OSError, SafetensorError, zipfile.BadZipFile) as error:
+                return f"{file} is damaged ({error})"
+    return None
+
+
+def _read(file: Path) -> None:
+    """Raise unless a file is whole. torch's files are zip archives with checksums; nothing is unpickled."""
+    if file.suffix == ".safetensors":
+        load_file(file)
+        return
+    with zipfile.ZipFile(file) as archive:
+        if (name := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {name}")
 
 
 class StopOnSignal(TrainerCallback):
@@ -139,32 +213,21 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
         self.stopped = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Request a checkpoint and the end of training, after the same step in all processes."""
-        stopped = self.stopped
         if args.world_size > 1:
-            flag = torch.tensor(int(stopped), device=args.device)
+            flag = torch.tensor(int(self.stopped), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            self.stopped = stopped = bool(flag)
-        if stopped:
-            control.should_save = True
-            control.should_training_stop = True
+            self.stopped = bool(flag)
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
         return control
 
 
 class LogLines(TrainerCallback):
     """Print a line for each log entry, where there is no terminal for a progress bar."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print losses, or metrics of the dev set."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -176,37 +239,30 @@ class LogLines(TrainerCallback):
         print(f"step {state.global_step} of {state.max_steps}: {', '.join(parts)}", flush=True)
 
 
-class MeasureTheEnd(TrainerCallback):
-    """Evaluate and save after the last step too, regardless of the interval."""
+class Course(TrainerCallback):
+    """Pass the epoch to the sampler and the collator, and evaluate and save after the last step too.
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Request an evaluation and a checkpoint after the last step."""
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = str(args.eval_strategy) != "IntervalStrategy.NO"
-            control.should_save = True
-        return control
-
-
-class EpochOfData(TrainerCallback):
-    """Pass the epoch to the sampler and the collator, which shuffle and sample negatives by it.
-
-    accelerate's wrappers do so in some cases only: not for a sampler that is split among several processes and whose
-    first batches are skipped, as in a resumed run.
+    The sampler shuffles and the collator draws negatives by the epoch. accelerate's wrappers pass it in some cases
+    only: not to a sampler that is split among several processes and whose first batches are skipped, as in a resumed
+    run.
     """
 
     def __init__(self, collator: PackedCollator) -> None:
         self.collator = collator
         self.trainer: ColbertTrainer | None = None
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch."""
         self.collator.epoch = int(state.epoch or 0)
         if self.trainer is not None and self.trainer.sampler is not None:
             self.trainer.sampler.set_epoch(self.collator.epoch)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Request an evaluation and a checkpoint after the last step, regardless of the interval."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = str(args.eval_strategy) != "IntervalStrategy.NO"
+            control.should_save = True
+        return control
 
 
 def reports() -> list[str]:
@@ -217,7 +273,5 @@ def reports() -> list[str]:
     from transformers import integrations
 
     available = integrations.get_available_reporting_integrations()  # type: ignore[attr-defined,no-untyped-call]
-    wanted = ["tensorboard"]
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "online"):
-        wanted.append("wandb")
-    return [name for name in wanted if name in available]
+    logged_in = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "online")
+    return [name for name in ("tensorboard", *["wandb"] * bool(logged_in)) if name in available]
