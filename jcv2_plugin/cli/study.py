@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from inspect import Signature, signature
 from typing import Annotated, Any
 
 import typer
@@ -50,84 +53,70 @@ study_app = typer.Typer(
 )
 
 
-@study_app.command()
-def matryoshka(
-    out: Out,
-    model: shared.Model = "mini",
-    data: shared.Data = shared.DATA,
-    sets: shared.Sets = "xquad-en,cranfield,cosqa-dev",
-    dims: shared.Dims = None,
-    queries: Queries = 200,
-    documents: Documents = None,
-    seeds: Seeds = 3,
-    split: shared.Split = "test",
-    document_length: shared.DocumentLength = None,
-    dtype: shared.Dtype = None,
-    device: Device = None,
-    force: Force = False,
-) -> None:
+def _searching(sets: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a command of a function that returns a study of some sets; add the options that such studies share."""
+
+    def decorate(study: Callable[..., Any]) -> Callable[..., Any]:
+        def command(
+            out: Out,
+            model: shared.Model = "mini",
+            data: shared.Data = shared.DATA,
+            sets: shared.Sets = sets,
+            queries: Queries = 200,
+            documents: Documents = None,
+            seeds: Seeds = 3,
+            split: shared.Split = "test",
+            document_length: shared.DocumentLength = None,
+            dtype: shared.Dtype = None,
+            device: Device = None,
+            force: Force = False,
+            **own: Any,
+        ) -> None:
+            from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
+            from jcv2_plugin.evaluation.study.running import run_study
+
+            load = partial(load_encoder, model, device=device, document_length=document_length, dtype=dtype)
+            sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
+            run_study(study(load, sampling, **own), out, force=force)
+
+        *options, _ = signature(command, eval_str=True).parameters.values()
+        options += list(signature(study, eval_str=True).parameters.values())[2:]
+        vars(command).update(__signature__=Signature(options), __doc__=study.__doc__)
+        command.__annotations__ = {option.name: option.annotation for option in options}
+        return study_app.command(study.__name__, help=study.__doc__)(command)
+
+    return decorate
+
+
+@_searching("xquad-en,cranfield,cosqa-dev")
+def matryoshka(load: Any, sampling: Any, dims: shared.Dims = None) -> Any:
     """Measure quality, bytes and scoring time at each Matryoshka dimension, by set, language and document length."""
     from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
-    from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
-    from jcv2_plugin.evaluation.study.running import run_study
 
-    wanted = numbers(dims, "--dims") if dims else None
-    encoder = load_encoder(model, dims=wanted, device=device, document_length=document_length, dtype=dtype)
-    sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
-    run_study(MatryoshkaStudy(encoder, sampling), out, force=force)
+    return MatryoshkaStudy(load(dims=numbers(dims, "--dims") if dims else None), sampling)
 
 
-@study_app.command()
-def languages(
-    out: Out,
-    model: shared.Model = "mini",
-    data: shared.Data = shared.DATA,
-    sets: shared.Sets = "xquad-en,xquad-de,xquad-es,xquad-ru,xquad-ar,xquad-hi,xquad-zh,xquad-x-en",
-    dim: shared.Dim = None,
-    queries: Queries = 200,
-    documents: Documents = None,
-    seeds: Seeds = 3,
-    split: shared.Split = "test",
-    document_length: shared.DocumentLength = None,
-    dtype: shared.Dtype = None,
-    device: Device = None,
-    force: Force = False,
-) -> None:
+@_searching("xquad-en,xquad-de,xquad-es,xquad-ru,xquad-ar,xquad-hi,xquad-zh,xquad-x-en")
+def languages(load: Any, sampling: Any, dim: shared.Dim = None) -> Any:
     """Compare a model with BM25 in each language, and across languages."""
     from jcv2_plugin.evaluation.study.languages import LanguagesStudy
-    from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
-    from jcv2_plugin.evaluation.study.running import run_study
 
-    encoder = load_encoder(model, dims=dim, device=device, document_length=document_length, dtype=dtype)
-    sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
-    run_study(LanguagesStudy(encoder, sampling, encoder.resolve_dim(dim)), out, force=force)
+    encoder = load(dims=dim)
+    return LanguagesStudy(encoder, sampling, encoder.resolve_dim(dim))
 
 
-@study_app.command()
+@_searching("xquad-en,cranfield,cosqa-dev")
 def masks(
-    out: Out,
-    model: shared.Model = "mini",
-    data: shared.Data = shared.DATA,
-    sets: shared.Sets = "xquad-en,cranfield,cosqa-dev",
+    load: Any,
+    sampling: Any,
     dim: shared.Dim = None,
     length: Annotated[int, typer.Option(min=4, help="Tokens of an expanded query.")] = 32,
-    queries: Queries = 200,
-    documents: Documents = None,
-    seeds: Seeds = 3,
-    split: shared.Split = "test",
-    document_length: shared.DocumentLength = None,
-    dtype: shared.Dtype = None,
-    device: Device = None,
-    force: Force = False,
-) -> None:
+) -> Any:
     """Compare queries padded with attended [MASK] tokens, with unattended ones, and with none, by query length."""
     from jcv2_plugin.evaluation.study.masks import MasksStudy
-    from jcv2_plugin.evaluation.study.retrieval import Sampling, load_encoder
-    from jcv2_plugin.evaluation.study.running import run_study
 
-    encoder = load_encoder(model, dims=dim, device=device, document_length=document_length, dtype=dtype)
-    sampling = Sampling(data, listed(sets), split, queries, documents, seeds)
-    run_study(MasksStudy(encoder, sampling, encoder.resolve_dim(dim), length), out, force=force)
+    encoder = load(dims=dim)
+    return MasksStudy(encoder, sampling, encoder.resolve_dim(dim), length)
 
 
 @study_app.command()
@@ -161,18 +150,7 @@ def lengths(
     from jcv2_plugin.evaluation.study.lengths import LengthsStudy
     from jcv2_plugin.evaluation.study.running import run_study
 
-    study = LengthsStudy(
-        numbers(tokens, "--tokens"),
-        numbers(batches, "--batches"),
-        listed(attention),
-        listed(positions),
-        layers,
-        hidden,
-        heads,
-        dtype,
-        device,
-        cell_seconds,
-        cell_memory,
-        seeds,
-    )
-    run_study(study, out, force=force)
+    kinds = (listed(attention), listed(positions))
+    network = (layers, hidden, heads, dtype, device)
+    sizes = (numbers(tokens, "--tokens"), numbers(batches, "--batches"))
+    run_study(LengthsStudy(*sizes, *kinds, *network, cell_seconds, cell_memory, seeds), out, force=force)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.evaluation.beir import BeirDataset
-from jcv2_plugin.evaluation.metrics import RECALL
+from jcv2_plugin.evaluation.metrics import NDCG, RECALL
 from jcv2_plugin.evaluation.study.base import Cell, Chart, Interval, Report, Samples, Table, Value
 from jcv2_plugin.evaluation.study.environment import clock
 from jcv2_plugin.evaluation.study.intervals import FEW, METHOD, share
@@ -31,7 +31,8 @@ _TIMED_QUERIES = 10
 _TIMED_DOCUMENTS = 300  # number of candidates of a first stage
 _TIME = "scoring time, to the largest head"
 _RELEVANT = "relevant tokens"
-_LENGTHS = (64, 128, 256)
+_DIRECTIONS = "de->en: German queries, English documents; de->mixed: documents in several languages."
+_LENGTH = "Length is the number of token vectors of the documents that are relevant to a query, on average."
 _ENOUGH = 97
 _PAIRED = (
     "Queries of several sets are pooled with the same weight. Percentages are paired by query, so their intervals are "
@@ -85,46 +86,27 @@ class MatryoshkaStudy(RetrievalStudy):
         """Return the report."""
         draws = Draws.whole("dim", cells)
         heads = _heads(draws)
-        best, smallest = max(heads, key=lambda head: head.ndcg.mean), heads[-1]
-        parts = _parts(draws.by_language())
-        languages = dict(
-            sorted(parts.items(), key=lambda part: [one.mean for one in part[1].kept.values() if one][-1:])
-        )
-        lengths, which = _parts(draws.by_bucket(_RELEVANT, _LENGTHS)), scenarios(heads)
-        where = f"{len(draws.each_set())} set(s)"
-        enough = {
-            dim: sorted(name for name, own in languages.items() if own.enough == dim)
-            for dim in sorted(head.dim for head in heads)
-        }
+        best, smallest, which = max(heads, key=lambda head: head.ndcg.mean), heads[-1], scenarios(heads)
+        languages = _kept("language", draws.by_language(), worst_first=True)
+        enough: dict[str, list[str]] = {}
+        for row in sorted(languages[-1].rows):
+            enough.setdefault(row[-1], []).append(row[0])
         findings = [
-            f"Best nDCG@10 over {where}: {best.ndcg.text()}, with {best.dim} dimensions.",
+            f"Best nDCG@10 over {len(draws.each_set())} set(s): {best.ndcg.text()}, with {best.dim} dimensions.",
             f"{smallest.dim} dimensions keep {smallest.ndcg.mean / best.ndcg.mean:.1%} of it, with {2 * smallest.dim} "
             f"instead of {2 * best.dim} bytes per token in float16.",
             *(f"{row[0]}: {row[1]} dimensions." for row in which.rows),
-            *(
-                f"{dim} dimensions are the fewest that keep {_ENOUGH} % in {', '.join(own)}."
-                for dim, own in enough.items()
-                if own
-            ),
+            *(f"Fewest dimensions that keep {_ENOUGH} %: {dim} in {', '.join(own)}." for dim, own in enough.items()),
         ]
         return Report(
             f"What does each Matryoshka dimension of {settings['model']} cost, and what does it keep?",
             findings,
             {
-                "By language": [
-                    METHOD,
-                    *_kept_chart("language", languages),
-                    "de->en: German queries, English documents; de->mixed: documents in several languages.",
-                    _kept_table("language", languages),
-                ],
-                "By document length": [
-                    "Length is the number of token vectors of the documents that are relevant to a query, on average.",
-                    *_kept_chart("length", lengths),
-                    _kept_table("length", lengths),
-                ],
+                "By language": [METHOD, _DIRECTIONS, *languages],
+                "By document length": [_LENGTH, *_kept("length", draws.by_bucket(_RELEVANT, (64, 128, 256)))],
                 "Quality against size": [_overview(draws, heads)],
                 "Which dimension for which scenario": [_RULE, which],
-                "By set": [_kept_table("set", _parts(draws.each_set()))],
+                "By set": _kept("set", draws.each_set())[-1:],
             },
             [
                 *draws.limits(settings),
@@ -143,9 +125,7 @@ def _scoring_time(side: _Side, largest: _Side) -> dict[str, Value]:
     sides = []
     for queries, documents in (side, largest):
         some = [one.to(queries[0].device, queries[0].dtype) for one in documents[:_TIMED_DOCUMENTS]]
-        mask = pad_sequence(
-            [torch.ones(len(one), dtype=torch.bool, device=one.device) for one in some], batch_first=True
-        )
+        mask = pad_sequence([one.new_ones(len(one), dtype=torch.bool) for one in some], batch_first=True)
         sides.append((queries, pad_sequence(some, batch_first=True), mask))
     device, times = sides[0][1].device, []
     for query in range(min(_TIMED_QUERIES, len(side[0])) + 1):
@@ -171,38 +151,25 @@ class Head(NamedTuple):
 
 def _heads(draws: Draws) -> list[Head]:
     """Return the heads, largest first."""
-    return [
-        Head(
-            dim,
-            draws.mean(dim, each_set=True),
-            draws.mean(dim, RECALL, each_set=True),
-            mean(float(one.values[_TIME] or 0) for one in having(draws.cells, dim=dim)),
-        )
-        for dim in sorted(distinct(draws.cells, "dim"), reverse=True)
-    ]
+    found = []
+    for dim in sorted(distinct(draws.cells, "dim"), reverse=True):
+        ndcg, recall = (draws.mean(dim, measure, each_set=True) for measure in (NDCG, RECALL))
+        times = [float(one.values[_TIME] or 0) for one in having(draws.cells, dim=dim)]
+        found.append(Head(dim, ndcg, recall, mean(times)))
+    return found
 
 
 def _overview(draws: Draws, heads: Sequence[Head]) -> Table:
     best = max(head.ndcg.mean for head in heads)
     tokens = mean(float(one.values["tokens a document"] or 0) for one in draws.cells)
-    rows = [
-        [
-            *(f"{number:,.0f}" for number in (dim, 2 * dim, 4 * dim, 2 * dim * tokens, 4 * dim * tokens)),
-            ndcg.text(),
-            f"{ndcg.mean / best:.1%}",
-            recall.text(),
-            f"{time:.2f}",
-        ]
-        for dim, ndcg, recall, time in heads
-    ]
-    sizes = ["bytes a token, float16", "float32", "bytes a document, float16", "float32"]
+    rows = []
+    for dim, ndcg, recall, time in heads:
+        sizes = [f"{number:,.0f}" for number in (dim, 2 * dim, 4 * dim, 2 * dim * tokens, 4 * dim * tokens)]
+        rows.append([*sizes, ndcg.text(), f"{ndcg.mean / best:.1%}", recall.text(), f"{time:.2f}"])
+    columns = ["dims", "bytes a token, float16", "float32", "bytes a document, float16", "float32"]
+    columns += ["nDCG@10", "of the best", "Recall@100", _TIME]
     note = f"A document has {tokens:.0f} token vectors on average. {_TIMING}"
-    return Table(
-        "Each head, averaged over the sets",
-        ["dims", *sizes, "nDCG@10", "of the best", "Recall@100", _TIME],
-        rows,
-        note,
-    )
+    return Table("Each head, averaged over the sets", columns, rows, note)
 
 
 def scenarios(heads: Sequence[Head]) -> Table:
@@ -226,49 +193,22 @@ def scenarios(heads: Sequence[Head]) -> Table:
     return Table("Which dimension", ["what matters", "dims", "bytes a token, float16", "nDCG@10", "of the best"], rows)
 
 
-class _Part(NamedTuple):
-    """Part of the queries: their number, nDCG@10 at the largest head, and the % of it that each smaller head keeps."""
-
-    largest: int
-    queries: int
-    ndcg: Interval
-    kept: dict[int, Interval | None]
-
-    @property
-    def enough(self) -> int | None:
-        """The smallest head that keeps enough; None if there are too few queries to say."""
-        heads = [dim for dim, one in self.kept.items() if one and one.mean >= _ENOUGH]
-        return min(heads, default=self.largest) if self.queries >= FEW else None
-
-
-def _parts(groups: Mapping[str, Draws]) -> dict[str, _Part]:
-    found = {}
-    for name, own in groups.items():
-        largest, *smaller = sorted(distinct(own.cells, "dim"), reverse=True)
-        kept = {dim: share(own.pairs(dim, largest)) for dim in smaller}
-        found[name] = _Part(largest, own.queries, own.mean(largest), kept)
-    return found
-
-
-def _kept_table(heading: str, parts: Mapping[str, _Part]) -> Table:
-    some = next(iter(parts.values()))
-    columns = [heading, "queries", f"nDCG@10, {some.largest} dims", *(f"{dim} dims, %" for dim in some.kept)]
-    rows = [
-        [
-            name,
-            f"{part.queries:,}",
-            part.ndcg.text(),
-            *("–" if one is None else one.text(1) for one in part.kept.values()),
-            str(part.enough or "–"),
-        ]
-        for name, part in parts.items()
-    ]
-    title = f"nDCG@10 by {heading}, and the % of it that smaller heads keep"
-    return Table(title, [*columns, f"dims that keep {_ENOUGH} %"], rows, _PAIRED)
-
-
-def _kept_chart(heading: str, parts: Mapping[str, _Part]) -> list[Chart]:
-    some = next(iter(parts.values()))
-    series = {f"{dim} dims": {name: part.kept[dim] for name, part in parts.items()} for dim in some.kept}
-    title, label = f"What smaller heads keep, by {heading}", f"% of nDCG@10 at {some.largest} dims"
-    return [Chart(title, label, series, "Bars are 95 % intervals, paired by query.", reference=100)] if series else []
+def _kept(heading: str, groups: Mapping[str, Draws], *, worst_first: bool = False) -> list[Any]:
+    """Return a chart and a table of the % of nDCG@10 at the largest head that smaller heads keep."""
+    largest, *smaller = sorted({dim for own in groups.values() for dim in distinct(own.cells, "dim")}, reverse=True)
+    kept = {name: {dim: share(own.pairs(dim, largest)) for dim in smaller} for name, own in groups.items()}
+    if worst_first:
+        kept = dict(sorted(kept.items(), key=lambda item: [one.mean for one in item[1].values() if one][-1:]))
+    rows = []
+    for name, shares in kept.items():
+        enough = min((dim for dim, one in shares.items() if one and one.mean >= _ENOUGH), default=largest)
+        texts = ["–" if one is None else one.text(1) for one in shares.values()]
+        queries, ndcg = groups[name].queries, groups[name].mean(largest).text()
+        rows.append([name, f"{queries:,}", ndcg, *texts, str(enough) if queries >= FEW else "–"])
+    columns = [heading, "queries", f"nDCG@10, {largest} dims", *(f"{dim} dims, %" for dim in smaller)]
+    columns.append(f"dims that keep {_ENOUGH} %")
+    table = Table(f"nDCG@10 by {heading}, and the % of it that smaller heads keep", columns, rows, _PAIRED)
+    series = {f"{dim} dims": {name: shares[dim] for name, shares in kept.items()} for dim in smaller}
+    title, label = f"What smaller heads keep, by {heading}", f"% of nDCG@10 at {largest} dims"
+    note = "Bars are 95 % intervals, paired by query."
+    return [Chart(title, label, series, note, reference=100), table] if series else [table]
