@@ -150,7 +150,7 @@ def lengths(
     from jcv2_plugin.evaluation.study.lengths import LengthsStudy
     from jcv2_plugin.evaluation.study.running import run_study
 
-    kinds = (listed(attention), listed(positions))
-    network = (layers, hidden, heads, dtype, device)
-    sizes = (numbers(tokens, "--tokens"), numbers(batches, "--batches"))
-    run_study(LengthsStudy(*sizes, *kinds, *network, cell_seconds, cell_memory, seeds), out, force=force)
+    sizes, texts = numbers(tokens, "--tokens"), numbers(batches, "--batches")
+    kinds = listed(attention), listed(positions)
+    limits = cell_seconds, cell_memory, seeds
+    run_study(LengthsStudy(sizes, texts, *kinds, layers, hidden, heads, dtype, device, *limits), out, force=force)

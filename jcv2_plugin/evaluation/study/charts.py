@@ -47,9 +47,9 @@ def svg(chart: Chart) -> str:
         beside += _LETTER * len(name) + 34
         for place, one in own.items():
             if one is not None:
-                y = _TOP + height * (places.index(place) + (number + 0.5) / len(chart.series))
-                drawn.append(_line(x(one.low), y, x(one.high), y, f'stroke="{colour}" stroke-width="1.5"'))
-                drawn.append(_label(x(one.mean), y, mark, "middle", colour))
+                at = _TOP + height * (places.index(place) + (number + 0.5) / len(chart.series))
+                drawn.append(_line(x(one.low), at, x(one.high), at, f'stroke="{colour}" stroke-width="1.5"'))
+                drawn.append(_label(x(one.mean), at, mark, "middle", colour))
     drawn.append(_label(left, bottom + 32, chart.label))
     said = escape(f"{chart.title}: {', '.join(places)}")
     head = f'role="img" aria-label="{said}" width="{_WIDTH}" viewBox="0 0 {_WIDTH} {bottom + 44}"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -188,13 +188,16 @@ class LengthsStudy:
         measured = [one for one in cells if one.values["outcome"] == MEASURED]
         others = [one for one in cells if one.values["outcome"] != MEASURED]
         sections: dict[str, list[str | Table | Chart]] = {
-            "By length": [_METHOD, *_growth_chart(settings, measured), _ratios(measured, TO_LENGTH)],
-            "Kinds of attention": [_ratios(measured, TO_SDPA), _memory(cells)],
-            "Rotary against absolute positions": [_ratios(measured, TO_ABSOLUTE)],
-            "By batch": [_ratios(measured, TO_BATCH)],
+            "By length": [_METHOD, *_growth_chart(settings, measured), _grid(measured, TO_LENGTH)],
+            "Kinds of attention": [
+                _grid(measured, TO_SDPA),
+                _grid(cells, PASS_MEMORY, "Memory of a pass, MiB", "Less what was in use before the pass."),
+            ],
+            "Rotary against absolute positions": [_grid(measured, TO_ABSOLUTE)],
+            "By batch": [_grid(measured, TO_BATCH)],
         }
         if settings["device"].startswith("cuda"):
-            sections["Time"] = [_grid(measured, "Time of a pass, ms", lambda own: _median(own, "ms", "{:,.2f}"))]
+            sections["Time"] = [_grid(measured, "ms", "Time of a pass, ms")]
         if others:
             columns = [*others[0].parameters, "why"]
             rows = [[*map(str, one.parameters.values()), str(one.values["outcome"])] for one in others]
@@ -260,44 +263,29 @@ def _findings(measured: Sequence[Cell], others: Sequence[Cell]) -> list[str]:
     return found
 
 
-_Text = Callable[[Sequence[Cell]], str | None]
-
-
-def _ratios(cells: Sequence[Cell], name: str) -> Table:
-    def text(own: Sequence[Cell]) -> str | None:
-        found = _spread(own, name)
-        return found and found.text(2)
-
-    return _grid(cells, f"{name[0].upper()}{name[1:]}", text)
-
-
-def _memory(cells: Sequence[Cell]) -> Table:
-    note = (
-        "The most memory in use during a pass, less what was in use before. Small figures are noise of the allocator."
-    )
-    return _grid(cells, "Memory of a pass, MiB", lambda own: _median(own, PASS_MEMORY, "{:,.0f}"), note)
-
-
 def _spread(cells: Sequence[Cell], name: str) -> Interval | None:
     """Return the median of a ratio over its rounds with its interval, or None if it was not measured."""
     rounds = [value for one in cells for value in one.samples.get(name, {}).values()]
     return median_interval(rounds) if rounds else None
 
 
-def _median(cells: Sequence[Cell], name: str, text: str) -> str | None:
-    found = [float(value) for one in cells if (value := one.values.get(name)) is not None]
-    return text.format(median(found)) if found else None
+def _grid(cells: Sequence[Cell], name: str, title: str = "", note: str = "") -> Table:
+    """Return a table of a ratio or value, by attention, kind of positions and batch size, and by length."""
 
+    def text(own: Sequence[Cell]) -> str:
+        if (ratio := _spread(own, name)) is not None:
+            return ratio.text(2)
+        found = [float(value) for one in own if (value := one.values.get(name)) is not None]
+        return f"{median(found):,.{0 if name == PASS_MEMORY else 2}f}" if found else "–"
 
-def _grid(cells: Sequence[Cell], title: str, text: _Text, note: str = "") -> Table:
-    """Return a table with a row for each attention, kind of positions and batch size, and a column for each length."""
     lengths, rows = sorted(distinct(cells, "tokens")), []
     for attention, kind, batch in product(*(distinct(cells, name) for name in ("attention", "positions", "batch"))):
         own = having(cells, attention=attention, positions=kind, batch=batch)
-        found = [text(having(own, tokens=length)) for length in lengths]
-        if any(found):
-            rows.append([f"{attention}, {kind}, batch {batch}", *(value or "–" for value in found)])
-    return Table(title, ["", *(f"{length:,} tokens" for length in lengths)], rows, note)
+        texts = [text(having(own, tokens=length)) for length in lengths]
+        if set(texts) != {"–"}:
+            rows.append([f"{attention}, {kind}, batch {batch}", *texts])
+    columns = ["", *(f"{length:,} tokens" for length in lengths)]
+    return Table(title or f"{name[0].upper()}{name[1:]}", columns, rows, note)
 
 
 def _growth_chart(settings: Mapping[str, Any], cells: Sequence[Cell]) -> list[Chart]:
