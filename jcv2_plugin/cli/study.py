@@ -152,5 +152,5 @@ def lengths(
 
     sizes, texts = numbers(tokens, "--tokens"), numbers(batches, "--batches")
     kinds = listed(attention), listed(positions)
-    limits = cell_seconds, cell_memory, seeds
-    run_study(LengthsStudy(sizes, texts, *kinds, layers, hidden, heads, dtype, device, *limits), out, force=force)
+    study = LengthsStudy(sizes, texts, *kinds, layers, hidden, heads, dtype, device, cell_seconds, cell_memory, seeds)
+    run_study(study, out, force=force)
