@@ -12,6 +12,9 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build"
 STUDIES = ROOT / "docs" / "studies"
+_OURS = "jcv2_plugin.evaluation.study"
+STUDY_REPORTS = {
+    "matryoshka": f"{_OURS}.matryoshka:MatryoshkaStudy.report",
+    "languages": f"{_OURS}.languages:LanguagesStudy.report",
+    "masks": f"{_OURS}.masks:MasksStudy.report",
+    "lengths": f"{_OURS}.lengths:LengthsStudy.report",
+    "recipe": "jcv2_trainer.training.recipe_study:recipe_report",
+}
+KEPT = "and the % of it that smaller heads keep"
 PEER_TABLES = (
     "summary",
     "search_summary",
@@ -85,78 +97,27 @@ def training_throughput(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
-def study_matryoshka(report: dict[str, Any]) -> str:
-    """Each head's size, quality and time."""
-    from jcv2_plugin.evaluation.study.matryoshka_report import overview
-    from jcv2_plugin.evaluation.study.record import results_of
+@cache
+def _report(name: str) -> dict[str, Any]:
+    """The tables of a study's report by title, from its results in docs/studies."""
+    from jcv2_plugin.evaluation.study import Table
+    from jcv2_plugin.evaluation.study.record import read, results_of
 
-    return overview(results_of(report)).markdown()
-
-
-def study_scenarios(report: dict[str, Any]) -> str:
-    """Which dimension to take."""
-    from jcv2_plugin.evaluation.study.matryoshka_report import heads_of, scenarios
-    from jcv2_plugin.evaluation.study.record import results_of
-
-    return scenarios(heads_of(results_of(report))).markdown()
+    module, _, function = STUDY_REPORTS[name].partition(":")
+    content = read(STUDIES / f"{name}.json")
+    report = attrgetter(function)(import_module(module))(content["settings"], results_of(content))
+    return {item.title: item for item in report.items() if isinstance(item, Table)}
 
 
-def study_languages(report: dict[str, Any]) -> str:
-    """The model beside BM25 in each set."""
-    from jcv2_plugin.evaluation.study.languages import languages_table
-    from jcv2_plugin.evaluation.study.record import results_of
+def _study(name: str, *titles: str) -> tuple[str, None, Callable[[dict[str, Any]], str]]:
+    """Tables of a study's report; where there are several, with their titles."""
 
-    return languages_table(results_of(report)).markdown()
+    def table(report: dict[str, Any]) -> str:
+        tables = [_report(name)[title] for title in titles]
+        heads = [f"{one.title}:\n\n" if len(tables) > 1 else "" for one in tables]
+        return "\n\n".join(f"{head}{one.markdown()}" for head, one in zip(heads, tables, strict=True))
 
-
-def study_dims_by_language(report: dict[str, Any]) -> str:
-    """What each dimension keeps of the largest, by the language of the queries."""
-    from jcv2_plugin.evaluation.study.matryoshka_report import kept_table, languages_of
-    from jcv2_plugin.evaluation.study.record import results_of
-
-    return kept_table("language", languages_of(results_of(report))).markdown()
-
-
-def study_dims_by_length(report: dict[str, Any]) -> str:
-    """What each dimension keeps of the largest, by the length of the relevant document."""
-    from jcv2_plugin.evaluation.study.matryoshka_report import kept_table, lengths_of
-    from jcv2_plugin.evaluation.study.record import results_of
-
-    return kept_table("length", lengths_of(results_of(report))).markdown()
-
-
-def study_by_language(report: dict[str, Any]) -> str:
-    """The model beside BM25 in each language and direction."""
-    from jcv2_plugin.evaluation.study.languages import by_language_table
-    from jcv2_plugin.evaluation.study.record import results_of
-
-    return by_language_table(results_of(report)).markdown()
-
-
-def study_masks(report: dict[str, Any]) -> str:
-    """What expansion changes, by query length."""
-    from jcv2_plugin.evaluation.study.masks import by_length
-    from jcv2_plugin.evaluation.study.record import results_of
-
-    return by_length(report["settings"], results_of(report)).markdown()
-
-
-def study_recipe(report: dict[str, Any]) -> str:
-    """Routes of training by dimension, and their differences to two stages."""
-    from jcv2_plugin.evaluation.study.record import results_of
-    from jcv2_trainer.training.recipe_study import tables
-
-    return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in tables(results_of(report)))
-
-
-def study_lengths(report: dict[str, Any]) -> str:
-    """Time of eager attention and of rotary positions, and memory."""
-    from jcv2_plugin.evaluation.study.lengths_report import TO_ABSOLUTE, TO_SDPA, memory, ratios
-    from jcv2_plugin.evaluation.study.record import results_of
-
-    results = results_of(report)
-    tables = [ratios(results, TO_SDPA), ratios(results, TO_ABSOLUTE), memory(results)]
-    return "\n\n".join(f"{table.title}:\n\n{table.markdown()}" for table in tables)
+    return f"studies/{name}", None, table
 
 
 def _peers(name: str) -> Callable[[dict[str, Any]], str]:
@@ -211,15 +172,15 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
     "encoding-profile": ("encoding_profile", None, encoding_profile),
     "quantised-encoding": ("int8", None, _peers("int8")),
-    "study-matryoshka": ("studies/matryoshka", None, study_matryoshka),
-    "study-scenarios": ("studies/matryoshka", None, study_scenarios),
-    "study-languages": ("studies/languages", None, study_languages),
-    "study-dims-by-language": ("studies/matryoshka", None, study_dims_by_language),
-    "study-dims-by-length": ("studies/matryoshka", None, study_dims_by_length),
-    "study-by-language": ("studies/languages", None, study_by_language),
-    "study-masks": ("studies/masks", None, study_masks),
-    "study-recipe": ("studies/recipe", None, study_recipe),
-    "study-lengths": ("studies/lengths", None, study_lengths),
+    "study-matryoshka": _study("matryoshka", "Each head, averaged over the sets"),
+    "study-scenarios": _study("matryoshka", "Which dimension"),
+    "study-dims-by-language": _study("matryoshka", f"nDCG@10 by language, {KEPT}"),
+    "study-dims-by-length": _study("matryoshka", f"nDCG@10 by length, {KEPT}"),
+    "study-languages": _study("languages", "Each set"),
+    "study-by-language": _study("languages", "Each language"),
+    "study-masks": _study("masks", "Paired difference in nDCG@10 from no expansion, averaged over the sets"),
+    "study-recipe": _study("recipe", "nDCG@10 by route and dimension", "Difference from two stages"),
+    "study-lengths": _study("lengths", "Time, to SDPA", "Time, to absolute positions", "Memory of a pass, MiB"),
 }
 """For each table the file of results, the part of it where it has parts, and the function that makes the table.
 

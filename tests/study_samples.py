@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jcv2_plugin.evaluation.study.base import Cell, Chart, Measured, Report, Result, Section
-from jcv2_plugin.evaluation.study.charts import Line, line_chart
+from jcv2_plugin.evaluation.study import Cell, Chart, Report
 from jcv2_plugin.evaluation.study.intervals import interval
 
 THINGS = ("ferry", "harbour", "rice", "telescope", "bread", "oven", "violin", "glacier", "bridge", "river", "lantern")
@@ -17,21 +16,16 @@ THINGS = ("ferry", "harbour", "rice", "telescope", "bread", "oven", "violin", "g
 def write_set(folder: Path, *, language: str = "en", documents: int = 24, queries: int = 8) -> Path:
     """A set in which each query asks for one document, which shares a word and a number with it."""
     (folder / "qrels").mkdir(parents=True)
-    corpus = [
-        {
-            "_id": f"d{n}",
-            "title": "",
-            "text": f"Note {n} is about the {THINGS[n % len(THINGS)]}"
-            + f" and the {THINGS[(n * 7 + 3) % len(THINGS)]}" * (1 + n % 5)
-            + ".",
-        }
+    texts = [
+        f"Note {n} is about the {THINGS[n % 11]}" + f" and the {THINGS[(n * 7 + 3) % 11]}" * (1 + n % 5) + "."
         for n in range(documents)
     ]
+    corpus = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(texts)]
     asked = [{"_id": f"q{n}", "text": f"what does note {n} say" + " about it" * (n % 4)} for n in range(queries)]
     for name, rows in (("corpus", corpus), ("queries", asked)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    rows = "".join(f"q{n}\td{n}\t1\n" for n in range(queries))
-    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}", encoding="utf-8")
+    judged = "".join(f"q{n}\td{n}\t1\n" for n in range(queries))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}", encoding="utf-8")
     (folder / "meta.json").write_text(json.dumps({"lang": language}), encoding="utf-8")
     return folder
 
@@ -44,30 +38,34 @@ def write_sets(folder: Path) -> Path:
 
 
 class Counting:
-    """A study of made-up figures that counts what it measures."""
+    """A study of made-up figures that counts what it measures, and calls ``before`` with each number."""
 
     name = "counting"
     title = "Counting"
 
-    def __init__(self, numbers: Sequence[int] = range(4), settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        numbers: Sequence[int] = range(4),
+        settings: Mapping[str, Any] | None = None,
+        before: Callable[[int], object] = lambda number: None,
+    ) -> None:
         self.numbers = numbers
         self.settings = dict(settings or {"model": "none"})
-        self.measured: list[int] = []
+        self.before = before
+        self.done: list[int] = []
 
     def cells(self) -> Sequence[Cell]:
         return [Cell({"number": number}) for number in self.numbers]
 
-    def measure(self, cell: Cell) -> Measured:
+    def measure(self, cell: Cell) -> Cell:
         number = int(cell.parameters["number"] or 0)
-        self.measured.append(number)
+        self.before(number)
+        self.done.append(number)
         samples = {f"q{query}": (number + query) / 7 for query in range(5)}
-        return Measured({"mean": sum(samples.values()) / 5, "even": number % 2 == 0, "none": None}, {"value": samples})
+        values = {"mean": sum(samples.values()) / 5, "even": number % 2 == 0, "none": None}
+        return cell.measured(values, {"value": samples}, {"q0": "de->en"} if number else {})
 
-    def report(self, results: Sequence[Result]) -> Report:
-        line = Line(
-            "<value> & more",
-            [int(one.parameters["number"] or 0) + 1 for one in results],
-            [interval([one.samples["value"]]) for one in results],
-        )
-        chart = Chart("A chart", line_chart('Shows "values" <by> number', [line], x_label="number", y_label="value"))
-        return Report("What is it?", [f"{len(results)} numbers"], [Section("Numbers", ["Text."], [chart])], ["Little."])
+    def report(self, settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
+        series = {"<value> & more": {cell.key: interval([cell.samples["value"]]) for cell in cells}}
+        chart = Chart('Shows "values" <by> number', "value", series)
+        return Report("What is it?", [f"{len(cells)} numbers"], {"Numbers": ["Text.", chart]}, ["Little."])

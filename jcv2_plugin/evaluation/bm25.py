@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import bm25s
 import Stemmer
@@ -18,45 +17,6 @@ B = 0.75
 
 _UNSPACED = frozenset({"bo", "dz", "ja", "km", "ko", "lo", "my", "th", "yue", "zh"})
 """Languages written without spaces between words. In Korean, spaces separate phrases that include their particles."""
-
-_STEMMERS = {
-    "ar": "arabic",
-    "ca": "catalan",
-    "cs": "czech",
-    "da": "danish",
-    "de": "german",
-    "el": "greek",
-    "en": "english",
-    "eo": "esperanto",
-    "es": "spanish",
-    "et": "estonian",
-    "eu": "basque",
-    "fa": "persian",
-    "fi": "finnish",
-    "fr": "french",
-    "ga": "irish",
-    "hi": "hindi",
-    "hu": "hungarian",
-    "hy": "armenian",
-    "id": "indonesian",
-    "it": "italian",
-    "lt": "lithuanian",
-    "nb": "norwegian",
-    "ne": "nepali",
-    "nl": "dutch",
-    "nn": "norwegian",
-    "no": "norwegian",
-    "pl": "polish",
-    "pt": "portuguese",
-    "ro": "romanian",
-    "ru": "russian",
-    "sr": "serbian",
-    "st": "sesotho",
-    "sv": "swedish",
-    "ta": "tamil",
-    "tr": "turkish",
-    "yi": "yiddish",
-}
 
 _LANGUAGE = re.compile(r"([a-z]{2,3})([-_][a-z0-9]+)*", re.IGNORECASE)
 _CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -95,18 +55,13 @@ def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dic
         return run
     index = bm25s.BM25(k1=K1, b=B, method="lucene")
     index.index(corpus, show_progress=False)
-    queries = {query: tokenize(text) for query, text in dataset.queries.items()}
     ids = list(dataset.corpus)
-    for query, tokens in queries.items():
-        if tokens:
-            run[query] = _search(index, tokens, ids, k)
+    for query, text in dataset.queries.items():
+        if tokens := tokenize(text):
+            found, scores = index.retrieve([tokens], corpus=ids, k=min(k, len(ids)), show_progress=False)
+            pairs = zip(found[0].tolist(), scores[0].tolist(), strict=True)
+            run[query] = {own_id: score for own_id, score in pairs if score > 0}
     return run
-
-
-def _search(index: Any, tokens: list[str], ids: list[str], k: int) -> dict[str, float]:
-    positions, scores = index.retrieve([tokens], k=min(k, len(ids)), show_progress=False)
-    pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
-    return {ids[position]: score for position, score in pairs if score > 0}
 
 
 def tokenizer_for(lang: str) -> Tokenizer:
@@ -135,21 +90,22 @@ def tokenizer_for(lang: str) -> Tokenizer:
     if not _UNSPACED.isdisjoint(languages):
         return _bigrams
     stem = _stemmer(next(iter(languages))) if len(languages) == 1 else None
-    split = _split_identifiers if documents.strip().endswith("-python") else None
+    code = documents.strip().endswith("-python")
 
     def words(text: str) -> list[str]:
-        found = _words(split(text) if split else text)
+        found = _words(_CASE_CHANGE.sub(" ", text) if code else text)
         return stem(found) if stem else found
 
     return words
 
 
 def _stemmer(language: str) -> Callable[[list[str]], list[str]] | None:
-    name = _STEMMERS.get(language)
-    # The available languages depend on PyStemmer's version.
-    if name is None or name not in Stemmer.algorithms():
+    try:  # Snowball knows ISO codes, but not those of the two standards of Norwegian.
+        stem: Callable[[list[str]], list[str]] = Stemmer.Stemmer(
+            {"nb": "no", "nn": "no"}.get(language, language)
+        ).stemWords
+    except KeyError:
         return None
-    stem: Callable[[list[str]], list[str]] = Stemmer.Stemmer(name).stemWords
     return stem
 
 
@@ -168,17 +124,10 @@ def _words(text: str) -> list[str]:
     return unicodedata.normalize("NFKC", text).lower().translate(_SEPARATORS).split()
 
 
-def _split_identifiers(text: str) -> str:
-    return _CASE_CHANGE.sub(" ", text)
-
-
 def _bigrams(text: str) -> list[str]:
-    return [token for word in _words(text) for token in _bigrams_of(word)]
-
-
-def _bigrams_of(word: str) -> Iterator[str]:
-    for position, part in enumerate(_LATIN.split(word)):
-        if position % 2 or len(part) == 1:
-            yield part
-        else:
-            yield from (part[start : start + 2] for start in range(len(part) - 1))
+    found: list[str] = []
+    for word in _words(text):
+        for position, part in enumerate(_LATIN.split(word)):
+            whole = position % 2 or len(part) == 1
+            found += [part] if whole else [part[start : start + 2] for start in range(len(part) - 1)]
+    return found

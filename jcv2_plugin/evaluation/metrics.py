@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -89,43 +89,33 @@ def measure_run(run: Run, qrels: Qrels) -> Metrics:
         bare = [query for query, judgments in qrels.items() if not judgments]
         what = f"The queries {bare[:5]!r} have no judgments." if bare else "There are no judgments."
         raise EvaluationError(f"{what} Leave such queries out of qrels.")
+    results = {query: {document: float(score) for document, score in run.get(query, {}).items()} for query in qrels}
+    for query, scores in results.items():
+        for document, score in scores.items():
+            if not math.isfinite(score):
+                raise EvaluationError(
+                    f"Query {query!r}: document {document!r} has the score {score}, which cannot be ranked. "
+                    "Leave such documents out of the run."
+                )
     evaluator = pytrec_eval.RelevanceEvaluator(
         {query: dict(judgments) for query, judgments in qrels.items()},
         {"ndcg_cut.10", f"recall.{_RECALL_DEPTH}", "recip_rank"},
     )
-    found = evaluator.evaluate(dict(_checked_results(run, qrels)))
-    per_query = {query: _values(found.get(query)) for query in qrels}
+    found = evaluator.evaluate({query: scores for query, scores in results.items() if scores})
+    per_query = {query: _values(found[query]) if query in found else dict.fromkeys(METRICS, 0.0) for query in qrels}
     ndcg, recall, mrr = (
         math.fsum(values[key] for values in per_query.values()) / len(per_query) for key in (NDCG, RECALL, MRR)
     )
     return Metrics(ndcg, recall, mrr, per_query)
 
 
-def _checked_results(run: Run, qrels: Qrels) -> Iterator[tuple[str, dict[str, float]]]:
-    for query in qrels:
-        results = {document: float(score) for document, score in run.get(query, {}).items()}
-        for document, score in results.items():
-            if not math.isfinite(score):
-                raise EvaluationError(
-                    f"Query {query!r}: document {document!r} has the score {score}, which cannot be ranked. "
-                    "Leave such documents out of the run."
-                )
-        if results:
-            yield query, results
-
-
-def _values(measures: Mapping[str, float] | None) -> dict[str, float]:
-    if measures is None:
-        return {NDCG: 0.0, RECALL: 0.0, MRR: 0.0}
+def _values(measures: Mapping[str, float]) -> dict[str, float]:
     # trec_eval's recip_rank has no cutoff. Since it is 1/rank, cutting it off here is the same as ranking only the top
     # 10, and leaves ties to trec_eval.
     reciprocal = measures["recip_rank"]
     within = reciprocal * (_MRR_DEPTH + 0.5) > 1
-    return {
-        NDCG: measures["ndcg_cut_10"],
-        RECALL: measures[f"recall_{_RECALL_DEPTH}"],
-        MRR: reciprocal if within else 0.0,
-    }
+    recall = measures[f"recall_{_RECALL_DEPTH}"]
+    return {NDCG: measures["ndcg_cut_10"], RECALL: recall, MRR: reciprocal if within else 0.0}
 
 
 def evaluate_collection(
@@ -153,38 +143,24 @@ def evaluate_collection(
     """
     if k < _RECALL_DEPTH:
         raise EvaluationError(f"recall@100 needs {_RECALL_DEPTH} results a query, got k={k!r}. Leave k out.")
-    _check_holds(collection, dataset)
-    run: dict[str, dict[str, float]] = {}
-    query_ids = list(dataset.queries)
-    for batch in _batches(query_ids):
-        texts = [dataset.queries[query] for query in batch]
-        found = collection.search_many(texts, k, candidates=candidates, exact=exact)
-        for query, hits in zip(batch, found, strict=True):
-            run[query] = {hit.id: hit.score for hit in hits}
-        if progress is not None:
-            progress(len(batch))
-    _check_overlap(run, collection, dataset)
-    return measure_run(run, dataset.qrels)
-
-
-def _check_holds(collection: ColbertCollection, dataset: BeirDataset) -> None:
-    held = collection.count()
-    if held < len(dataset.corpus):
+    if (held := collection.count()) < len(dataset.corpus):
         raise EvaluationError(
             f"{collection!r} holds {held} documents, the corpus of {dataset.name!r} {len(dataset.corpus)}: searching "
             "a part of it would be too easy. Ingest dataset.documents() to its end."
         )
-
-
-def _check_overlap(run: Run, collection: ColbertCollection, dataset: BeirDataset) -> None:
-    found = {document for results in run.values() for document in results}
-    if found.isdisjoint(dataset.corpus):
+    run: dict[str, dict[str, float]] = {}
+    queries = list(dataset.queries.items())
+    for start in range(0, len(queries), _QUERIES_PER_BATCH):
+        batch = queries[start : start + _QUERIES_PER_BATCH]
+        found = collection.search_many([text for _, text in batch], k, candidates=candidates, exact=exact)
+        for (query, _), hits in zip(batch, found, strict=True):
+            run[query] = {hit.id: hit.score for hit in hits}
+        if progress is not None:
+            progress(len(batch))
+    ids = {document for results in run.values() for document in results}
+    if ids.isdisjoint(dataset.corpus):
         raise EvaluationError(
             f"None of the documents found in {collection!r} is one of {dataset.name!r}; found are "
-            f"{sorted(found)[:3]!r}. Ingest dataset.documents(), which keeps their ids."
+            f"{sorted(ids)[:3]!r}. Ingest dataset.documents(), which keeps their ids."
         )
-
-
-def _batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), _QUERIES_PER_BATCH):
-        yield items[start : start + _QUERIES_PER_BATCH]
+    return measure_run(run, dataset.qrels)

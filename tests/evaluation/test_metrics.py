@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -39,13 +38,6 @@ def test_gains_are_linear() -> None:
     assert found == pytest.approx([2 / (2 + 1 / math.log2(3)), 1.0, 1.0])
 
 
-def test_relevant_documents_that_were_not_found() -> None:
-    # Only "c" of "a", "b", "c" was found, at rank 2: DCG = 1/log2(3), IDCG = 1 + 1/log2(3) + 1/log2(4).
-    found = values({"q": ranking("x", "c")}, {"q": {"a": 1, "b": 1, "c": 1}})
-    ideal = 1 + 1 / math.log2(3) + 1 / 2
-    assert found == pytest.approx([1 / math.log2(3) / ideal, 1 / 3, 1 / 2])
-
-
 @pytest.mark.parametrize(
     "rank, expected",
     [
@@ -63,12 +55,6 @@ def test_cuts(rank: int, expected: list[float]) -> None:
     assert values({"q": ranking(*documents)}, {"q": {"relevant": 1}}) == pytest.approx(expected)
 
 
-def test_the_ideal_is_cut_at_ten_too() -> None:
-    documents = [f"d{number:02}" for number in range(20)]
-    found = values({"q": ranking(*documents[:10])}, {"q": dict.fromkeys(documents, 1)})
-    assert found == pytest.approx([1.0, 0.5, 1.0])
-
-
 def test_the_mean_counts_queries_without_results() -> None:
     qrels = {"found": {"a": 1}, "second": {"b": 1}, "empty": {"a": 1}, "absent": {"a": 1}}
     run = {"found": ranking("a"), "second": ranking("a", "b"), "empty": {}, "unjudged": ranking("a")}
@@ -79,27 +65,10 @@ def test_the_mean_counts_queries_without_results() -> None:
     assert metrics.per_query["absent"] == dict.fromkeys(KEYS, 0.0)
 
 
-def test_an_empty_run() -> None:
-    assert values({}, {"q": {"a": 1}}) == [0.0, 0.0, 0.0]
-
-
-def test_judged_as_irrelevant() -> None:
-    # "bad" and "worse" count as unjudged: "a" at rank 3 gives DCG = 1/log2(4).
-    found = values({"q": ranking("bad", "worse", "a")}, {"q": {"bad": 0, "worse": -1, "a": 1}})
-    assert found == pytest.approx([1 / 2, 1.0, 1 / 3])
-    assert values({"q": ranking("bad")}, {"q": {"bad": 0}}) == [0.0, 0.0, 0.0]
-
-
 def test_of_equal_scores_the_larger_id_comes_first() -> None:
     run = {"q": {"a": 1.0, "b": 1.0, "c": 2.0}}
     assert values(run, {"q": {"b": 1}}) == pytest.approx([1 / math.log2(3), 1.0, 1 / 2])
     assert values(run, {"q": {"a": 1}}) == pytest.approx([1 / 2, 1.0, 1 / 3])
-
-
-def test_ties_at_the_tenth_rank() -> None:
-    run = {"q": {f"d{number:02}": 1.0 for number in range(11)}}  # d10 is first, d01 tenth, d00 eleventh.
-    assert values(run, {"q": {"d01": 1}})[2] == pytest.approx(1 / 10)
-    assert values(run, {"q": {"d00": 1}})[2] == 0.0
 
 
 def by_definition(scores: Mapping[str, float], judgments: Mapping[str, int]) -> list[float]:
@@ -120,7 +89,7 @@ def test_random_runs_agree_with_the_definitions() -> None:
     documents = [f"d{number}" for number in range(150)]
     qrels, run = {}, {}
     for number in range(60):
-        judged, found = draw.sample(documents, draw.randint(1, 15)), draw.sample(documents, draw.randint(0, 130))
+        judged, found = draw.sample(documents, draw.randint(1, 40)), draw.sample(documents, draw.randint(0, 130))
         qrels[f"q{number}"] = {document: draw.randint(-1, 3) for document in judged}
         run[f"q{number}"] = {document: draw.randint(0, 40) / 4 for document in found}  # With many ties.
     metrics = measure_run(run, qrels)
@@ -175,17 +144,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> BeirDataset:
-    """The five documents, by way of a folder."""
-    folder = tmp_path_factory.mktemp("data") / "five"
-    (folder / "qrels").mkdir(parents=True)
-    corpus = [{"_id": own_id, **passage._asdict()} for own_id, passage in CORPUS.items()]
-    queries = [{"_id": query, "text": text} for query, text in QUERIES.items()]
-    for name, records in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
-        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-    rows = [f"{query}\t{own_id}\t{score}" for query, one in QRELS.items() for own_id, score in one.items()]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
-    return BeirDataset.read(folder)
+def dataset() -> BeirDataset:
+    return BeirDataset("five", CORPUS, QUERIES, QRELS)
 
 
 @pytest.fixture(scope="module")
@@ -241,13 +201,10 @@ def test_too_few_results_for_the_recall(collection: ColbertCollection, dataset: 
         evaluate_collection(collection, dataset, k=10)
 
 
-def test_a_collection_that_holds_only_a_part(collection: ColbertCollection, dataset: BeirDataset) -> None:
+def test_a_collection_of_something_else(collection: ColbertCollection, dataset: BeirDataset) -> None:
     larger = replace(dataset, corpus={**CORPUS, "more": Passage("", "One more.")})
     with pytest.raises(EvaluationError, match=r"holds 5 documents, the corpus of 'five' 6: .*Ingest"):
         evaluate_collection(collection, larger)
-
-
-def test_a_collection_of_something_else(collection: ColbertCollection, dataset: BeirDataset) -> None:
     other = replace(dataset, corpus={f"other-{own_id}": passage for own_id, passage in CORPUS.items()})
     with pytest.raises(EvaluationError, match=r"None of the documents found .* is one of 'five'; found are \['bread'"):
         evaluate_collection(collection, other)

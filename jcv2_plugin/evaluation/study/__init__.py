@@ -11,32 +11,9 @@ from typing import TYPE_CHECKING
 from jcv2_plugin.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from jcv2_plugin.evaluation.study.base import (
-        Cell,
-        Chart,
-        Measured,
-        Report,
-        Result,
-        Section,
-        Study,
-        StudyError,
-        Table,
-    )
+    from jcv2_plugin.evaluation.study.base import Cell, Chart, Report, Study, StudyError, Table
     from jcv2_plugin.evaluation.study.running import run_study
 
-__all__ = [
-    "Cell",
-    "Chart",
-    "Measured",
-    "Report",
-    "Result",
-    "Section",
-    "Study",
-    "StudyError",
-    "Table",
-    "run_study",
-]
+__all__ = ["Cell", "Chart", "Report", "Study", "StudyError", "Table", "run_study"]
 
-_HOMES = {name: "running" if name == "run_study" else "base" for name in __all__}
-
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, {name: "running" if name == "run_study" else "base" for name in __all__})

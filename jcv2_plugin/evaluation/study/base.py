@@ -1,31 +1,18 @@
-"""The study protocol: cells that are measured one by one, and a report on the results.
-
-Other packages can provide studies as entry points in the group ``jcv2_plugin.studies``. Each is a function that typer
-can turn into a command, and appears as ``jcv2 study NAME``::
-
-    def recipe(out: Out, model: Model = "mini", seeds: Seeds = 3, force: Force = False) -> None:
-        '''Shown as the command's help.'''
-        from jcv2_plugin.evaluation.study.running import run_study
-
-        run_study(RecipeStudy(model, seeds), out, force=force)
-
-:mod:`jcv2_plugin.evaluation.study.options` has the options that studies share. The module of the function should not
-import anything heavy, so that ``--help`` is fast.
-"""
+"""What a study consists of: cells that are measured one by one, and a report with tables and charts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 from jcv2_plugin.errors import Jcv2Error
 
-STUDIES = "jcv2_plugin.studies"
-"""Entry point group for studies."""
-
 Value = str | int | float | bool | None
 """Type of a parameter or a measured value. Floats are finite; None means that it could not be measured."""
+
+Samples = Mapping[str, float]
+"""Values of a measure by query id."""
 
 
 class StudyError(Jcv2Error, ValueError):
@@ -38,10 +25,26 @@ class Cell:
 
     Attributes:
         parameters: Parameters by name, such as ``{"set": "xquad-en", "dim": 64, "seed": 0}``. They identify the cell
-            within its study, and their order is kept.
+            within its study.
+        values: Measured values by name; the report shows all of them.
+        samples: For each measure, the value of each query (or other sampled unit) by id. Intervals are computed from
+            them.
+        languages: Language of each query, if the queries of a cell differ in language.
     """
 
     parameters: Mapping[str, Value]
+    values: Mapping[str, Value] = field(default_factory=dict)
+    samples: Mapping[str, Samples] = field(default_factory=dict)
+    languages: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(
+        self,
+        values: Mapping[str, Value],
+        samples: Mapping[str, Samples] | None = None,
+        languages: Mapping[str, str] | None = None,
+    ) -> Cell:
+        """Return the cell with its measurements."""
+        return replace(self, values=values, samples=samples or {}, languages=languages or {})
 
     @property
     def key(self) -> str:
@@ -49,43 +52,22 @@ class Cell:
         return ", ".join(f"{name} {value}" for name, value in self.parameters.items())
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The measurements of a cell.
+class Interval(NamedTuple):
+    """A mean and the ends of its interval."""
 
-    Attributes:
-        values: Values by name; all of them are shown in the report.
-        samples: For each measure, the value of each query (or other sampled unit) by id. Intervals are computed from
-            them. They are stored in the file, but not shown individually.
-        languages: Language of each query, if the queries of a cell differ in language.
-    """
+    mean: float
+    low: float
+    high: float
 
-    values: Mapping[str, Value]
-    samples: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    languages: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A measured cell."""
-
-    parameters: Mapping[str, Value]
-    values: Mapping[str, Value]
-    samples: Mapping[str, Mapping[str, float]]
-    languages: Mapping[str, str] = field(default_factory=dict)
+    def text(self, digits: int = 3, *, signed: bool = False) -> str:
+        """Format the interval as ``0.912 [0.891, 0.930]``."""
+        mean, low, high = (f"{value:{'+' if signed else ''}.{digits}f}" for value in self)
+        return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report.
-
-    Attributes:
-        title: Title above the table.
-        columns: Column headings, labels first, then figures.
-        rows: Rows of text, each as long as ``columns``.
-        note: Sentence below the table; may be empty.
-        labels: Number of label columns.
-    """
+    """A table: a title, column headings (``labels`` of them for labels), rows of text, and a note below."""
 
     title: str
     columns: Sequence[str]
@@ -96,26 +78,27 @@ class Table:
     def markdown(self) -> str:
         """Return the table in Markdown, without title and note."""
         rule = ["---" if column < self.labels else "--:" for column in range(len(self.columns))]
-        lines = [list(self.columns), rule, *(list(row) for row in self.rows)]
+        lines = [self.columns, rule, *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as SVG text (:mod:`jcv2_plugin.evaluation.study.charts`), with a title above it and a note below."""
+    """Figures with their intervals, by series and category, drawn as rows of dots.
+
+    Attributes:
+        title: Title, also for screen readers.
+        label: Label of the axis.
+        series: Figures by series (at most eight are distinguishable) and category.
+        note: Sentence below the chart.
+        reference: Value at which to draw a line.
+    """
 
     title: str
-    svg: str
+    label: str
+    series: Mapping[str, Mapping[str, Interval | None]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of a report: paragraphs, then tables and charts."""
-
-    title: str
-    paragraphs: Sequence[str]
-    items: Sequence[Table | Chart] = ()
+    reference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,26 +108,27 @@ class Report:
     Attributes:
         question: The question that the study answers, in one or two sentences.
         findings: The results, each a sentence with figures.
-        sections: Tables and charts. The first chart is also written to a separate file.
-        limits: What results of this size and kind can and cannot show, derived from the settings.
+        sections: Paragraphs, tables and charts by heading. The first chart is also written to a separate file.
+        limits: What results of this size and kind can and cannot show.
     """
 
     question: str
     findings: Sequence[str]
-    sections: Sequence[Section]
+    sections: Mapping[str, Sequence[str | Table | Chart]]
     limits: Sequence[str]
+
+    def items(self) -> list[str | Table | Chart]:
+        """Return the paragraphs, tables and charts of all sections."""
+        return [item for section in self.sections.values() for item in section]
 
 
 class Study(Protocol):
     """A question, the cells that answer it, and how to measure them."""
 
-    @property
-    def name(self) -> str:
-        """Name of the command and of its files."""
-
-    @property
-    def title(self) -> str:
-        """Title of the report."""
+    name: str
+    """Name of the command and of its files."""
+    title: str
+    """Title of the report."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -155,8 +139,8 @@ class Study(Protocol):
     def cells(self) -> Sequence[Cell]:
         """Return the cells to measure, in order. A study may have more cells than in the last run."""
 
-    def measure(self, cell: Cell) -> Measured:
+    def measure(self, cell: Cell) -> Cell:
         """Measure one cell. The result must not depend on the cells measured before, in this process or another."""
 
-    def report(self, results: Sequence[Result]) -> Report:
+    def report(self, settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
         """Return the report on the cells measured so far, which may not be all of them."""

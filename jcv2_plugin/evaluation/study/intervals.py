@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jcv2_plugin.evaluation.study.base import StudyError
+from jcv2_plugin.evaluation.study.base import Interval, Samples, StudyError
 
 FEW = 20
 """Below this number of queries, a bootstrap says too little about other queries to draw a conclusion."""
 RESAMPLES = 1000
-_ENDS = (0.025, 0.975)
 METHOD = (
-    f"Intervals hold 95 % of {RESAMPLES:,} bootstrap means. A bootstrap draws the queries anew with replacement, each "
-    "with all its values from the draws it is in; over several sets it does so within each and averages the sets."
+    f"Intervals hold 95 % of {RESAMPLES:,} bootstrap means. Each bootstrap draws the queries with replacement. A query "
+    "that is in several draws is taken with all its values. With several sets, each is resampled, and the sets are "
+    "averaged."
 )
-
-Samples = Mapping[str, float]
-"""Values of a measure by query id."""
-
-
-class Interval(NamedTuple):
-    """A mean and the ends of its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def text(self, digits: int = 3, *, signed: bool = False) -> str:
-        """Format the interval as ``0.912 [0.891, 0.930]``."""
-        sign = "+" if signed else ""
-        return f"{self.mean:{sign}.{digits}f} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
+Array = NDArray[np.float64]
 
 
 def interval(draws: Sequence[Samples], seed: int = 0) -> Interval:
@@ -60,23 +45,15 @@ def difference(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Inter
 def share(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval | None:
     """Return the mean of the first as a percentage of that of the second, over the queries in both.
 
-    Both are resampled together.
-
-    Args:
-        draws: Pairs of samples, as for :func:`difference`.
-        seed: Random seed of the bootstrap.
-
-    Returns:
-        The percentage, or None if so few of the second values are above 0 that a bootstrap can miss all of them.
+    Both are resampled together. If so few of the second values are above 0 that a bootstrap can miss all of them, the
+    result is None.
     """
-    parts, _ = _by_query([{query: value for query, value in one.items() if query in other} for one, other in draws])
-    wholes, _ = _by_query([{query: other[query] for query in one if query in other} for one, other in draws])
-    weights = _weights(len(wholes), np.random.default_rng(seed))
-    resampled = weights @ wholes
-    if not resampled.all():
+    parts, _ = _by_query([{query: own[query] for query in own if query in other} for own, other in draws])
+    wholes, _ = _by_query([{query: other[query] for query in own if query in other} for own, other in draws])
+    (weights,) = _weights((len(wholes),), seed)
+    if not (weights @ wholes).all():
         return None
-    low, high = np.quantile(100 * (weights @ parts) / resampled, _ENDS)
-    return Interval(float(100 * parts.sum() / wholes.sum()), float(low), float(high))
+    return _interval(float(100 * parts.sum() / wholes.sum()), 100 * (weights @ parts) / (weights @ wholes))
 
 
 def subtract(one: Samples, other: Samples) -> dict[str, float]:
@@ -86,18 +63,13 @@ def subtract(one: Samples, other: Samples) -> dict[str, float]:
 
 def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval:
     """Return the mean over sets, all with the same weight, of their means over queries; see :func:`interval`."""
-    rng = np.random.default_rng(seed)
-    means: list[float] = []
-    resampled: list[NDArray[np.float64]] = []
-    for draws in sets:
-        sums, counts = _by_query(draws)
-        means.append(float(sums.sum() / counts.sum()))
-        weights = _weights(len(sums), rng)
-        resampled.append((weights @ sums) / (weights @ counts))
-    if not means:
+    parts = [_by_query(draws) for draws in sets]
+    if not parts:
         raise StudyError("There is no value to take the mean of.")
-    low, high = np.quantile(np.mean(resampled, axis=0), _ENDS)
-    return Interval(math.fsum(means) / len(means), float(low), float(high))
+    weights = _weights(tuple(len(sums) for sums, _ in parts), seed)
+    resampled = [(own @ sums) / (own @ counts) for own, (sums, counts) in zip(weights, parts, strict=True)]
+    means = [float(sums.sum() / counts.sum()) for sums, counts in parts]
+    return _interval(math.fsum(means) / len(means), np.mean(resampled, axis=0))
 
 
 def median_interval(values: Sequence[float]) -> Interval:
@@ -113,12 +85,20 @@ def median_interval(values: Sequence[float]) -> Interval:
     return Interval(median(ordered), ordered[cut], ordered[number - 1 - cut])
 
 
-def _weights(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return how often each bootstrap sample draws each query."""
-    return rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
+def _interval(mean: float, resampled: Array) -> Interval:
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Interval(mean, float(low), float(high))
 
 
-def _by_query(draws: Sequence[Samples]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+@lru_cache(maxsize=4)
+def _weights(numbers: tuple[int, ...], seed: int) -> list[NDArray[np.int64]]:
+    """Return how often each bootstrap sample draws each query, for sets with these numbers of queries."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES) for number in numbers]
+
+
+def _by_query(draws: Sequence[Samples]) -> tuple[Array, Array]:
+    """Return the sum and the number of each query's values."""
     values: dict[str, list[float]] = {}
     for samples in draws:
         for query, value in samples.items():

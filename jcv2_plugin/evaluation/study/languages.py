@@ -6,190 +6,123 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.bm25 import bm25_run
-from jcv2_plugin.evaluation.metrics import NDCG, RECALL, measure_run
-from jcv2_plugin.evaluation.study.base import Cell, Chart, Measured, Report, Result, Section, Table
-from jcv2_plugin.evaluation.study.charts import Bars, dot_chart
-from jcv2_plugin.evaluation.study.intervals import FEW, METHOD, Interval, difference, interval, mean_over_sets
-from jcv2_plugin.evaluation.study.retrieval import (
-    DEPTH,
-    EncodedSets,
-    Sampling,
-    by_language,
-    by_set,
-    cells_of,
-    exact_run,
-    model_settings,
-    number_of_queries,
-    paired,
-    quality,
-    sample_limits,
-    samples_of,
-    sizes,
-    whole_draws,
-)
+from jcv2_plugin.evaluation.metrics import RECALL
+from jcv2_plugin.evaluation.study.base import Cell, Chart, Report, Samples, Table, Value
+from jcv2_plugin.evaluation.study.intervals import FEW, METHOD, mean_over_sets
+from jcv2_plugin.evaluation.study.retrieval import Draws, RetrievalStudy, Run, exact_run
 
 MODEL, BM25 = "model", "BM25"
 _UNKNOWN = "unknown tokens"
+_FIGURES = ("nDCG@10, model", "BM25", "paired difference", "Recall@100, model", "BM25", "unknown tokens")
+_NOTE = (
+    "de->en: German queries, English documents; de->mixed: documents in several languages. Queries of several sets are "
+    "pooled with the same weight. Unknown tokens: of the documents."
+)
 
 
-class LanguagesStudy:
-    """Compare a model with BM25 by language; see :class:`jcv2_plugin.evaluation.study.base.Study`.
-
-    Args:
-        encoder: Model to measure.
-        dim: Dimension to search with.
-        sampling: Test sets and draws.
-    """
+class LanguagesStudy(RetrievalStudy):
+    """Compare a model at one dimension with BM25 by language."""
 
     name = "languages"
-    title = "Languages: a model beside BM25"
-
-    def __init__(self, encoder: JinaColbertEncoder, dim: int, sampling: Sampling) -> None:
-        self.encoder = encoder
-        self.dim = dim
-        self.sampling = sampling
-        self._sets = EncodedSets(encoder, sampling, (dim,))
+    title = "Languages: a model compared with BM25"
+    axis, ways = "system", (MODEL, BM25)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Model, dimension and sampling."""
-        return {**model_settings(self.encoder, (self.dim,)), "dim": self.dim, **self.sampling.settings}
+        return {**super().settings, "dim": self.dims[0]}
 
-    def cells(self) -> Sequence[Cell]:
-        """Return a cell for the model and one for BM25 for each draw of each set."""
-        return cells_of(self.sampling, "system", (MODEL, BM25))
-
-    def measure(self, cell: Cell) -> Measured:
+    def search(self, cell: Cell, dataset: BeirDataset) -> tuple[Run, dict[str, Value], dict[str, Samples]]:
         """Search the draw with exact MaxSim or BM25."""
-        dataset = self.sampling.dataset(cell.parameters)
-        values = sizes(dataset)
         if cell.parameters["system"] == BM25:
-            run, unknown = bm25_run(dataset, k=DEPTH), None
-        else:
-            queries = self._sets.queries(cell.parameters, dataset)[self.dim]
-            run = exact_run(dataset, queries, self._sets.documents(cell.parameters, dataset)[self.dim])
-            unknown = _unknown_share(self.encoder, dataset)
-        figures, samples = quality(measure_run(run, dataset.qrels))
-        return Measured(
-            {**values, **figures, _UNKNOWN: unknown}, samples, self.sampling.languages(cell.parameters, dataset)
+            return bm25_run(dataset), {_UNKNOWN: None}, {}
+        (queries,), (documents,) = (own(cell, dataset).values() for own in (self.queries, self.documents))
+        return exact_run(dataset, queries, documents), {_UNKNOWN: self._unknown_share(dataset)}, {}
+
+    def _unknown_share(self, dataset: BeirDataset) -> float | None:
+        """Return the share of document tokens that are unknown to the tokenizer, so that no training can help."""
+        tokenizer, length = self.encoder.tokenizer, self.encoder.document_length
+        if tokenizer.unk_token_id is None:
+            return None
+        texts = [passage.full_text for passage in dataset.corpus.values()]
+        found = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+        unknown = sum(own.count(tokenizer.unk_token_id) for own in found)
+        return float(unknown / max(1, sum(len(own) for own in found)))
+
+    @staticmethod
+    def report(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
+        """Return the report."""
+        draws = Draws.whole("system", cells, (MODEL, BM25))
+        languages = dict(sorted(draws.by_language().items(), key=lambda item: -item[1].mean(MODEL, less=BM25).mean))
+        series = {
+            label: {name: own.mean(system) for name, own in languages.items()}
+            for system, label in ((MODEL, f"{settings['model']}, {settings['dim']} dims"), (BM25, "BM25"))
+        }
+        rows = [[name, f"{own.queries:,}", *_figures(own)] for name, own in languages.items()]
+        sets = [
+            [name, str(own.cells[0].values["language"] or "unknown"), *_figures(own)]
+            for name, own in draws.each_set().items()
+        ]
+        return Report(
+            f"In which languages does {settings['model']} find more than BM25, and in which less?",
+            _findings(settings, draws, languages),
+            {
+                "By language": [
+                    METHOD,
+                    Chart("nDCG@10 in each language", "nDCG@10", series, "Bars are 95 % intervals over queries."),
+                    Table("Each language", ["language", "queries", *_FIGURES], rows, _NOTE),
+                ],
+                "By set": [Table("Each set", ["set", "language", *_FIGURES], sets, labels=2)],
+            },
+            [
+                *draws.limits(settings),
+                "BM25 stems words if a stemmer exists, and uses character bigrams if no spaces separate words. "
+                "Across languages, it is a weak baseline: only names and numbers match.",
+                "In most of these sets, the questions were written for a passage and share words with it. That favours "
+                "BM25.",
+            ],
         )
 
-    def report(self, results: Sequence[Result]) -> Report:
-        """Return the report."""
-        return languages_report(self.settings, results)
 
-
-def _unknown_share(encoder: JinaColbertEncoder, dataset: BeirDataset) -> float | None:
-    """Return the share of document tokens that are unknown to the tokenizer, which no training can make up for."""
-    unknown = encoder.tokenizer.unk_token_id
-    if unknown is None:
-        return None
-    texts = [passage.full_text for passage in dataset.corpus.values()]
-    ids = encoder.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=encoder.document_length)
-    lengths = [len(own) for own in ids["input_ids"]]
-    return float(sum(own.count(unknown) for own in ids["input_ids"]) / max(1, sum(lengths)))
-
-
-def languages_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """Return the report on the measured cells."""
-    results = whole_draws(results, "system", (MODEL, BM25))
-    languages = _languages(results)
-    gaps = {name: _gap(own) for name, own in languages.items() if number_of_queries(own) >= FEW}
+def _findings(settings: Mapping[str, Any], draws: Draws, languages: Mapping[str, Draws]) -> list[str]:
+    gaps = {name: own.mean(MODEL, less=BM25) for name, own in languages.items() if own.queries >= FEW}
     ahead = [name for name, gap in gaps.items() if gap.low > 0]
     behind = [name for name, gap in gaps.items() if gap.high < 0]
-    findings = [
-        f"{settings['model']} at {settings['dim']} dims is ahead of BM25 in {_named(ahead)}, and behind in "
-        f"{_named(behind)}; by nDCG@10, where the interval of the difference is on one side of 0 and there are {FEW} "
-        "queries or more."
+    found = [
+        f"nDCG@10 of {settings['model']} at {settings['dim']} dimensions is higher than that of BM25 in "
+        f"{_named(ahead)}, and lower in {_named(behind)}. Languages with fewer than {FEW} queries, or with an interval "
+        "of the difference that contains 0, are not counted."
     ]
-    crossing = [name for name in languages if "->" in name or "+" in name]
-    kinds = {"In one language": [name for name in languages if name not in crossing], "Across languages": crossing}
-    for what, names in kinds.items():
-        if names:
+    for what, crossing in (("Within a language", False), ("Across languages", True)):
+        own = [part for name, part in languages.items() if ("->" in name or "+" in name) == crossing]
+        if own:
             model, bm25 = (
-                mean_over_sets([samples_of(languages[name], NDCG, system=system) for name in names])
-                for system in (MODEL, BM25)
+                mean_over_sets([list(part.samples(system).values()) for part in own]).text() for system in (MODEL, BM25)
             )
-            findings.append(f"{what} ({len(names)}), on average: {model.text()} against {bm25.text()} of BM25.")
-    if blind := [name for name, own in by_set(results).items() if (_unknown(own) or 0) > 0.05]:
-        findings.append(
-            f"Over 5 % of the tokens of {_named(blind)} are unknown to the model's vocabulary: these texts it cannot "
-            "read."
-        )
-    return Report(
-        question=f"In which languages does {settings['model']} find more than BM25, and in which less?",
-        findings=findings,
-        sections=[
-            Section("By language", [METHOD], [_chart(languages, settings), by_language_table(results)]),
-            Section("By set", [], [languages_table(results)]),
-        ],
-        limits=[
-            *sample_limits(results, settings),
-            "BM25 splits words and stems them where a stemmer exists, and takes character bigrams where words are not "
-            "spaced. Across languages, words in common are names and numbers only, so BM25 is a weak baseline there.",
-            "Questions written for a passage, as in most of these sets, share words with it. That favours BM25 more "
-            "than questions of people who have not seen the passage.",
-        ],
-    )
+            found.append(f"{what} ({len(own)}), on average: {model}; BM25: {bm25}.")
+    if blind := [name for name, own in draws.each_set().items() if (_unknown(own) or 0) > 0.05]:
+        found.append(f"More than 5 % of the tokens of {_named(blind)} are unknown to the model's vocabulary.")
+    return found
 
 
-_FIGURES = ("nDCG@10, model", "BM25", "paired difference", "Recall@100, model", "BM25", "unknown tokens")
+def _figures(draws: Draws) -> list[str]:
+    ndcg = [draws.mean(system).text() for system in (MODEL, BM25)]
+    recall = [draws.mean(system, RECALL).text() for system in (MODEL, BM25)]
+    unknown = _unknown(draws)
+    return [
+        *ndcg,
+        draws.mean(MODEL, less=BM25).text(signed=True),
+        *recall,
+        "–" if unknown is None else f"{unknown:.1%}",
+    ]
 
 
-def by_language_table(results: Sequence[Result]) -> Table:
-    """Return a table of both systems by query language, largest gain of the model first."""
-    languages = _languages(whole_draws(results, "system", (MODEL, BM25)))
-    rows = [[name, f"{number_of_queries(own):,}", *_figures(own)] for name, own in languages.items()]
-    note = (
-        "de->en asks for English documents in German, de->mixed for documents in several languages. Queries of several "
-        "sets are taken together, each counting the same. Unknown tokens: of the documents."
-    )
-    return Table("Each language", ["language", "queries", *_FIGURES], rows, note)
-
-
-def languages_table(results: Sequence[Result]) -> Table:
-    """Return a table of both systems for each set."""
-    sets = by_set(whole_draws(results, "system", (MODEL, BM25)))
-    rows = [[name, str(own[0].values["language"] or "not said"), *_figures(own)] for name, own in sets.items()]
-    note = "de->en asks an English corpus in German; de+zh is a corpus of both. Unknown tokens: of the documents."
-    return Table("Each set", ["set", "language", *_FIGURES], rows, note, labels=2)
-
-
-def _languages(results: Sequence[Result]) -> dict[str, list[Result]]:
-    return dict(sorted(by_language(results).items(), key=lambda item: -_gap(item[1]).mean))
-
-
-def _figures(results: Sequence[Result]) -> list[str]:
-    ndcg, recall = (
-        [interval(samples_of(results, measure, system=system)).text() for system in (MODEL, BM25)]
-        for measure in (NDCG, RECALL)
-    )
-    unknown = _unknown(results)
-    return [*ndcg, _gap(results).text(signed=True), *recall, "–" if unknown is None else f"{unknown:.1%}"]
-
-
-def _gap(results: Sequence[Result]) -> Interval:
-    return difference(paired(results, NDCG, {"system": MODEL}, {"system": BM25}))
-
-
-def _unknown(results: Sequence[Result]) -> float | None:
-    shares = [float(share) for one in results if (share := one.values[_UNKNOWN]) is not None]
+def _unknown(draws: Draws) -> float | None:
+    shares = [float(found) for one in draws.cells if (found := one.values[_UNKNOWN]) is not None]
     return mean(shares) if shares else None
 
 
 def _named(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "none"
-
-
-def _chart(languages: Mapping[str, Sequence[Result]], settings: Mapping[str, Any]) -> Chart:
-    systems = {MODEL: f"{settings['model']}, {settings['dim']} dims", BM25: "BM25"}
-    groups = [
-        Bars(label, [interval(samples_of(own, NDCG, system=system)) for own in languages.values()])
-        for system, label in systems.items()
-    ]
-    description = f"nDCG@10 of {settings['model']} beside BM25 in each language: {', '.join(languages)}."
-    svg = dot_chart(description, list(languages), groups, x_label="nDCG@10")
-    return Chart("nDCG@10 in each language", svg, "Ends are 95 % intervals over queries.")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -19,281 +16,285 @@ from sentence_transformers.util import get_device_name
 
 from jcv2_plugin.encoder.official import DEFAULT_ROPE_THETA
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.evaluation.study.base import Cell, Measured, Report, Result, StudyError, Value
+from jcv2_plugin.evaluation.study.base import Cell, Chart, Interval, Report, StudyError, Table, Value
 from jcv2_plugin.evaluation.study.environment import machine
-from jcv2_plugin.evaluation.study.lengths_report import (
-    ABSOLUTE,
-    EAGER,
-    FLASH,
-    MEASURED,
-    PASS_MEMORY,
-    PEAK_MEMORY,
-    ROTARY,
-    SDPA,
-    TO_ABSOLUTE,
-    TO_BATCH,
-    TO_LENGTH,
-    TO_SDPA,
-    lengths_report,
-)
+from jcv2_plugin.evaluation.study.intervals import median_interval
 from jcv2_plugin.evaluation.study.options import DTYPES
+from jcv2_plugin.evaluation.study.retrieval import distinct, having
 
-ATTENTION = (EAGER, SDPA, FLASH)
-POSITIONS = (ROTARY, ABSOLUTE)
+ATTENTION = EAGER, SDPA, FLASH = "eager", "sdpa", "flash_attention_2"
+POSITIONS = ROTARY, ABSOLUTE = "rotary", "absolute"
+TO_SDPA = "time, to SDPA"
+TO_ABSOLUTE = "time, to absolute positions"
+TO_BATCH = "time a text, to the smallest batch"
+TO_LENGTH = "time a token, to the shortest"
+PEAK_MEMORY, PASS_MEMORY = "peak memory, MiB", "memory of the pass, MiB"
+MEASURED = "measured"
 _START_SECONDS = 300.0
-_POLL_SECONDS = 0.05
 _TIMING_SECONDS = 15.0  # for one to seven rounds
+_METHOD = (
+    "Each cell ran in its own process. Times are ratios of passes that alternated in that process: the median of the "
+    "rounds, with a 95 % interval, or the lowest and the highest of fewer than six rounds. With one thread of torch, "
+    "they are processor time, so other work on the machine does not count. Less than 1 is faster than the reference."
+)
+_FINDINGS = {
+    TO_SDPA: "{kind} attention takes {ratio:.2f} times as long as SDPA at {tokens:,} tokens, batch {batch}.",
+    TO_ABSOLUTE: "Rotary positions take {ratio:.2f} times as long as absolute ones at {tokens:,} tokens ({kind}).",
+    TO_LENGTH: "A token takes {ratio:.1f} times as long at {tokens:,} tokens as at the shortest length ({kind}).",
+    TO_BATCH: "In batches of {batch}, a text of {tokens:,} tokens takes {ratio:.2f} times as long as alone ({kind}).",
+}
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network with random weights. Time and memory do not depend on the weights.
-
-    Attributes:
-        layers: Number of layers.
-        hidden: Hidden size; the feed-forward layers are four times as wide.
-        heads: Number of attention heads.
-        dtype: Dtype of weights and activations.
-        device: Device to run on.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    dtype: str
-    device: str
-
-    @classmethod
-    def of(cls, layers: int, hidden: int, heads: int, *, dtype: str | None, device: str | None) -> Network:
-        """Create a network, with defaults for device and dtype.
-
-        Raises:
-            InvalidOptionError: If such a network cannot be built.
-        """
-        device = device or get_device_name()
-        dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-        if dtype not in DTYPES:
-            raise InvalidOptionError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
-        if hidden % heads or (hidden // heads) % 2:
-            raise InvalidOptionError(
-                f"hidden must be a multiple of twice the heads, for rotary positions, got {hidden} and {heads}."
-            )
-        return cls(layers, hidden, heads, dtype, device)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits for a cell. A cell that exceeds one is stopped, and the report says so.
-
-    Attributes:
-        seconds: Seconds after the network is built.
-        memory_mib: Memory in MiB, of the process or, on an accelerator, of the device.
-    """
-
-    seconds: float
-    memory_mib: int
-
-
+@dataclass
 class LengthsStudy:
-    """Measure the backbone's time and memory; see :class:`jcv2_plugin.evaluation.study.base.Study`.
+    """Measure the time and memory of a network with random weights, on which they do not depend.
 
-    Args:
-        network: Network to run.
-        limits: Limits for each cell.
+    Attributes:
         lengths: Tokens per text.
         batches: Texts per batch.
         attention: Some of :data:`ATTENTION`.
         positions: Some of :data:`POSITIONS`.
+        layers: Number of layers.
+        hidden: Hidden size; the feed-forward layers are four times as wide.
+        heads: Number of attention heads.
+        dtype: Dtype of weights and activations. By default bfloat16 on a GPU, float32 on a CPU.
+        device: Device to run on. By default the best available.
+        seconds: Limit for a cell after the network is built. A cell that exceeds a limit is stopped and reported so.
+        memory_mib: Limit in MiB for the process or, on an accelerator, the device.
         seeds: How often to measure each cell, each time in a new process.
 
     Raises:
-        InvalidOptionError: If a kind of attention or positions is unknown, or there is no length or batch.
+        InvalidOptionError: If such a network cannot be built, or there is no cell to measure.
     """
+
+    lengths: Sequence[int]
+    batches: Sequence[int]
+    attention: Sequence[str] = ATTENTION
+    positions: Sequence[str] = POSITIONS
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 4
+    dtype: str | None = None
+    device: str | None = None
+    seconds: float = 60
+    memory_mib: int = 4096
+    seeds: int = 1
 
     name = "lengths"
     title = "Lengths: time and memory of the backbone"
 
-    def __init__(
-        self,
-        network: Network,
-        limits: Limits,
-        *,
-        lengths: Sequence[int],
-        batches: Sequence[int],
-        attention: Sequence[str] = ATTENTION,
-        positions: Sequence[str] = POSITIONS,
-        seeds: int = 1,
-    ) -> None:
-        for what, given, known in (("attention", attention, ATTENTION), ("positions", positions, POSITIONS)):
+    def __post_init__(self) -> None:
+        self.device = self.device or get_device_name()
+        self.on_gpu = self.device.startswith("cuda")
+        self.dtype = self.dtype or ("bfloat16" if self.on_gpu else "float32")
+        chosen: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+            "attention": (self.attention, ATTENTION),
+            "positions": (self.positions, POSITIONS),
+            "dtype": ([self.dtype], DTYPES),
+        }
+        for what, (given, known) in chosen.items():
             if not given or not set(given) <= set(known):
-                raise InvalidOptionError(f"{what} must be some of {known}, got {tuple(given)!r}.")
-        if not lengths or not batches:
-            raise InvalidOptionError("There must be a length and a batch to measure.")
-        self.network = network
-        self.limits = limits
-        self.lengths = tuple(sorted(lengths))
-        self.batches = tuple(sorted(batches))
-        self.attention = tuple(attention)
-        self.positions = tuple(positions)
-        self.seeds = seeds
+                raise InvalidOptionError(f"{what} must be one or more of {known}, got {tuple(given)!r}.")
+        if self.hidden % (2 * self.heads):
+            raise InvalidOptionError(
+                f"hidden must be a multiple of twice the heads, for rotary positions, got {self.hidden}, {self.heads}."
+            )
+        if not self.lengths or not self.batches:
+            raise InvalidOptionError("There must be at least one length and one batch size.")
+        self.lengths, self.batches = sorted(self.lengths), sorted(self.batches)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Sizes, dtype and device of the network."""
+        return {name: getattr(self, name) for name in ("layers", "hidden", "heads", "dtype", "device")}
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Network, limits, references and machine; times of different machines are not comparable."""
         here = machine()
         return {
-            **asdict(self.network),
+            **self.network,
             "shortest": self.lengths[0],
             "smallest batch": self.batches[0],
-            "limits": asdict(self.limits),
+            "limits": {"seconds": float(self.seconds), "memory_mib": self.memory_mib},
             "threads": here["threads"],
-            "processor": here.get("gpu") if self.network.device.startswith("cuda") else here["cpu"],
+            "processor": here["gpu" if self.on_gpu else "cpu"],
         }
 
     def cells(self) -> Sequence[Cell]:
         """Return every combination, shortest texts first."""
+        combinations = product(self.lengths, self.batches, self.positions, self.attention, range(self.seeds))
         return [
             Cell({"positions": kind, "attention": attention, "tokens": tokens, "batch": batch, "seed": seed})
-            for tokens in self.lengths
-            for batch in self.batches
-            for kind in self.positions
-            for attention in self.attention
-            for seed in range(self.seeds)
+            for tokens, batch, kind, attention, seed in combinations
         ]
 
-    def measure(self, cell: Cell) -> Measured:
+    def measure(self, cell: Cell) -> Cell:
         """Run the cell in a new process, or record why it cannot run here."""
-        values = dict(cell.parameters)
-        if values["attention"] == FLASH and (reason := flash_missing(self.network)) is not None:
-            return _measured(f"skipped: {reason}", {})
-        variant = {name: value for name, value in values.items() if name != "seed"}
+        variant = {name: value for name, value in cell.parameters.items() if name != "seed"}
         references = self._references(variant)
-        job = {
-            "network": {**asdict(self.network), "longest": self.lengths[-1], "rope_theta": DEFAULT_ROPE_THETA},
-            "variant": variant,
-            "references": references,
-            "seed": values["seed"],
-            "seconds": min(_TIMING_SECONDS, self.limits.seconds / 2),
-            "memory_mib": self.limits.memory_mib,
+        if variant["attention"] == FLASH and (reason := self._flash_missing()):
+            result: dict[str, Any] = {"outcome": f"skipped: {reason}", "rounds": []}
+        else:
+            result = _run(
+                {
+                    "network": {**self.network, "longest": self.lengths[-1], "rope_theta": DEFAULT_ROPE_THETA},
+                    "variant": variant,
+                    "references": references,
+                    "seed": cell.parameters["seed"],
+                    "seconds": min(_TIMING_SECONDS, self.seconds / 2),
+                    "limit": self.seconds,
+                    "memory_mib": self.memory_mib,
+                }
+            )
+        rounds = result["rounds"]
+        samples: dict[str, dict[str, float]] = {}
+        for name, other in references.items() if rounds else ():
+            # Compare the cost per token, because batch sizes and lengths may differ.
+            scale = _tokens(other) / _tokens(variant)
+            samples[name] = {str(number): scale * row["own"] / row[name] for number, row in enumerate(rounds)}
+        values: dict[str, Value] = {
+            "outcome": result["outcome"],
+            "rounds": len(rounds),
+            PEAK_MEMORY: result.get("peak MiB"),
+            PASS_MEMORY: result.get("pass MiB"),
+            **{name: median(samples[name].values()) if name in samples else None for name in _FINDINGS},
         }
-        result = _in_process(job, self.limits)
-        return _measured(
-            result["outcome"], result, variant, references, absolute=self.network.device.startswith("cuda")
-        )
-
-    def report(self, results: Sequence[Result]) -> Report:
-        """Return the report."""
-        return lengths_report(self.settings, results)
+        if self.on_gpu:
+            values["ms"] = 1000 * median(row["own"] for row in rounds) if rounds else None
+        return cell.measured(values, samples)
 
     def _references(self, variant: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
         """Return the variants that are timed in alternation with the cell."""
-        found: dict[str, dict[str, Value]] = {}
-        if variant["attention"] != SDPA:
-            found[TO_SDPA] = {**variant, "attention": SDPA}
-        if variant["positions"] == ROTARY:
-            found[TO_ABSOLUTE] = {**variant, "positions": ABSOLUTE}
-        if variant["batch"] != self.batches[0]:
-            found[TO_BATCH] = {**variant, "batch": self.batches[0]}
-        if variant["tokens"] != self.lengths[0]:
-            found[TO_LENGTH] = {**variant, "tokens": self.lengths[0]}
-        return found
+        found: dict[str, dict[str, Value]] = {
+            TO_SDPA: {**variant, "attention": SDPA},
+            TO_ABSOLUTE: {**variant, "positions": ABSOLUTE},
+            TO_BATCH: {**variant, "batch": self.batches[0]},
+            TO_LENGTH: {**variant, "tokens": self.lengths[0]},
+        }
+        return {name: other for name, other in found.items() if other != variant}
 
+    def _flash_missing(self) -> str | None:
+        """Return why flash-attn cannot be used with the network, or None if it can."""
+        if not self.on_gpu:
+            return f"flash-attn needs a CUDA device, not {self.device}"
+        if self.dtype == "float32":
+            return "flash-attn needs bfloat16 or float16"
+        return None if find_spec("flash_attn") else "flash-attn is not installed (pip install flash-attn)"
 
-def flash_missing(network: Network) -> str | None:
-    """Return why flash-attn cannot be used with a network, or None if it can."""
-    if not network.device.startswith("cuda"):
-        return f"flash-attn needs a CUDA device, not {network.device}"
-    if network.dtype == "float32":
-        return "flash-attn needs bfloat16 or float16"
-    return None if find_spec("flash_attn") is not None else "flash-attn is not installed (pip install flash-attn)"
-
-
-def _measured(
-    outcome: str,
-    result: Mapping[str, Any],
-    variant: Mapping[str, Any] | None = None,
-    references: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    absolute: bool = False,
-) -> Measured:
-    rounds = result.get("rounds", [])
-    values: dict[str, Value] = {
-        "outcome": outcome,
-        "rounds": len(rounds),
-        PEAK_MEMORY: result.get("peak MiB"),
-        PASS_MEMORY: result.get("pass MiB"),
-    }
-    samples: dict[str, dict[str, float]] = {}
-    for name in (TO_SDPA, TO_ABSOLUTE, TO_BATCH, TO_LENGTH):
-        values[name] = None
-        if variant is None or references is None or name not in references or not rounds:
-            continue
-        # Compare the cost per token, because batch sizes and lengths may differ.
-        scale = _tokens(references[name]) / _tokens(variant)
-        own = {str(number): scale * row["own"] / row[name] for number, row in enumerate(rounds)}
-        samples[name] = own
-        values[name] = median(own.values())
-    if absolute:
-        values["ms"] = 1000 * median(row["own"] for row in rounds) if rounds else None
-    return Measured(values, samples)
+    @staticmethod
+    def report(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
+        """Return the report."""
+        measured = [one for one in cells if one.values["outcome"] == MEASURED]
+        others = [one for one in cells if one.values["outcome"] != MEASURED]
+        sections: dict[str, list[str | Table | Chart]] = {
+            "By length": [_METHOD, *_growth_chart(settings, measured), _grid(measured, TO_LENGTH)],
+            "Kinds of attention": [
+                _grid(measured, TO_SDPA),
+                _grid(cells, PASS_MEMORY, "Memory of a pass, MiB", "Less what was in use before the pass."),
+            ],
+            "Rotary against absolute positions": [_grid(measured, TO_ABSOLUTE)],
+            "By batch": [_grid(measured, TO_BATCH)],
+        }
+        if settings["device"].startswith("cuda"):
+            sections["Time"] = [_grid(measured, "ms", "Time of a pass, ms")]
+        if others:
+            columns = [*others[0].parameters, "why"]
+            rows = [[*map(str, one.parameters.values()), str(one.values["outcome"])] for one in others]
+            sections["What was not measured"] = [Table("Cells without figures", columns, rows, labels=len(columns) - 1)]
+        return Report(
+            "How do time and memory grow with length and batch size, and what do attention and positions cost? "
+            f"Network: {settings['layers']} layers of width {settings['hidden']}, {settings['heads']} heads, "
+            f"{settings['dtype']}, {settings['device']}.",
+            _findings(measured, others),
+            sections,
+            [
+                f"The network has {settings['layers']} layers of width {settings['hidden']}; jina-colbert-v2 has 24 of "
+                "width 1,024. In a wider network, attention is a smaller part of the work, and so is every ratio.",
+                "Weights are random, so nothing is said of quality. Texts in a batch are equally long: no padding.",
+                "Ratios on a CPU do not carry over to a GPU, where SDPA uses torch's own flash kernels if they fit.",
+            ],
+        )
 
 
 def _tokens(variant: Mapping[str, Any]) -> int:
     return int(variant["tokens"]) * int(variant["batch"])
 
 
-def _in_process(job: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+def _run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job in a new process and return its result. The outcome says why it ended early, if it did.
 
     Raises:
         StudyError: If the process fails for another reason than its size.
     """
-    with tempfile.TemporaryDirectory(prefix="jcv2-lengths-") as name:
-        folder = Path(name)
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        with (folder / "stderr").open("wb") as errors:
-            command = [sys.executable, "-m", "jcv2_plugin.evaluation.study.length_worker", name]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-            try:
-                stopped = _watch(process, folder / "ready", limits, on_cpu=job["network"]["device"] == "cpu")
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-        written = folder / "result.json"
-        result = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {"rounds": []}
-        if stopped is not None:
-            # If the memory was measured, but timing took too long, keep what there is.
-            return {**result, "outcome": MEASURED if result["rounds"] else stopped}
-        if process.returncode == 0:
-            return dict(result)
-        message = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip()
-        if process.returncode in (-9, 137) or "not enough memory" in message or "bad_alloc" in message:
-            return {**result, "outcome": "out of memory"}
-        raise StudyError(
-            f"Measuring {job['variant']} failed with status {process.returncode}: {message[-2000:] or 'no message'}"
-        )
-
-
-def _watch(process: subprocess.Popen[bytes], ready: Path, limits: Limits, *, on_cpu: bool) -> str | None:
-    """Wait for a process to end. Return which limit it exceeded, or None."""
-    end = time.monotonic() + _START_SECONDS
-    started = False
-    while process.poll() is None:
-        if not started and ready.exists():
-            started, end = True, time.monotonic() + limits.seconds
-        if time.monotonic() > end:
-            return f"over {limits.seconds:g} s" if started else f"not started after {_START_SECONDS:g} s"
-        if on_cpu and (used := _resident_mib(process.pid)) is not None and used > limits.memory_mib:
-            return f"over {limits.memory_mib:,} MiB"
-        time.sleep(_POLL_SECONDS)
-    return None
-
-
-def _resident_mib(pid: int) -> float | None:
-    """Return a process's memory in MiB, if known."""
+    command = [sys.executable, "-m", "jcv2_plugin.evaluation.study.length_worker"]
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        seconds = _START_SECONDS + float(job["limit"])
+        done = subprocess.run(
+            command, input=json.dumps(job), capture_output=True, encoding="utf-8", errors="replace", timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"outcome": f"not started after {_START_SECONDS:g} s", "rounds": []}
+    lines = done.stdout.splitlines()
+    result: dict[str, Any] = json.loads(lines[-1]) if lines else {"rounds": []}
+    if done.returncode == 0:
+        return result
+    if done.returncode in (-9, 137) or "not enough memory" in done.stderr or "bad_alloc" in done.stderr:
+        return {**result, "outcome": "out of memory"}
+    raise StudyError(
+        f"Measuring {job['variant']} failed with status {done.returncode}: {done.stderr[-2000:].strip() or '-'}"
+    )
+
+
+def _findings(measured: Sequence[Cell], others: Sequence[Cell]) -> list[str]:
+    found = []
+    for name, text in _FINDINGS.items():
+        for kind in (EAGER, FLASH) if name == TO_SDPA else (SDPA,):
+            own = [one for one in having(measured, attention=kind) if one.values[name] is not None]
+            if own:
+                tokens = max(distinct(own, "tokens"))
+                batch = max(distinct(having(own, tokens=tokens), "batch"))
+                at = having(own, tokens=tokens, batch=batch)
+                ratio = median(float(one.values[name] or 0) for one in at)
+                found.append(text.format(kind=kind, ratio=ratio, tokens=tokens, batch=batch))
+    if others:
+        reasons = sorted({str(one.values["outcome"]) for one in others})
+        found.append(f"{len(others)} cells have no figures: {'; '.join(reasons)}.")
+    return found
+
+
+def _spread(cells: Sequence[Cell], name: str) -> Interval | None:
+    """Return the median of a ratio over its rounds with its interval, or None if it was not measured."""
+    rounds = [value for one in cells for value in one.samples.get(name, {}).values()]
+    return median_interval(rounds) if rounds else None
+
+
+def _grid(cells: Sequence[Cell], name: str, title: str = "", note: str = "") -> Table:
+    """Return a table of a ratio or value, by attention, kind of positions and batch size, and by length."""
+
+    def text(own: Sequence[Cell]) -> str:
+        if (ratio := _spread(own, name)) is not None:
+            return ratio.text(2)
+        found = [float(value) for one in own if (value := one.values.get(name)) is not None]
+        return f"{median(found):,.{0 if name == PASS_MEMORY else 2}f}" if found else "–"
+
+    lengths, rows = sorted(distinct(cells, "tokens")), []
+    for attention, kind, batch in product(*(distinct(cells, name) for name in ("attention", "positions", "batch"))):
+        own = having(cells, attention=attention, positions=kind, batch=batch)
+        texts = [text(having(own, tokens=length)) for length in lengths]
+        if set(texts) != {"–"}:
+            rows.append([f"{attention}, {kind}, batch {batch}", *texts])
+    columns = ["", *(f"{length:,} tokens" for length in lengths)]
+    return Table(title or f"{name[0].upper()}{name[1:]}", columns, rows, note)
+
+
+def _growth_chart(settings: Mapping[str, Any], cells: Sequence[Cell]) -> list[Chart]:
+    smallest, shortest = settings["smallest batch"], settings["shortest"]
+    series: dict[str, dict[str, Interval | None]] = {}
+    for attention, kind in product(distinct(cells, "attention"), distinct(cells, "positions")):
+        own = having(cells, attention=attention, positions=kind, batch=smallest)
+        for length in sorted(distinct(own, "tokens")):
+            if found := _spread(having(own, tokens=length), TO_LENGTH):
+                series.setdefault(f"{attention}, {kind}", {})[f"{length:,} tokens"] = found
+    title, label = f"Time of a token in longer texts, batch {smallest}", f"time a token, to that at {shortest} tokens"
+    return [Chart(title, label, series, "A constant 1 would be linear growth.", reference=1)] if series else []

@@ -8,35 +8,11 @@ from typing import Any
 
 from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.evaluation.metrics import NDCG, RECALL, measure_run
-from jcv2_plugin.evaluation.study.base import Cell, Chart, Measured, Report, Result, Section, Table
-from jcv2_plugin.evaluation.study.charts import Bars, bar_chart
-from jcv2_plugin.evaluation.study.intervals import (
-    FEW,
-    METHOD,
-    Interval,
-    Samples,
-    difference,
-    interval,
-    mean_over_sets,
-    subtract,
-)
-from jcv2_plugin.evaluation.study.retrieval import (
-    EncodedSets,
-    Sampling,
-    by_bucket,
-    cells_of,
-    distinct,
-    exact_run,
-    model_settings,
-    number_of_queries,
-    paired,
-    quality,
-    sample_limits,
-    samples_of,
-    sizes,
-    whole_draws,
-)
+from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.metrics import NDCG, RECALL
+from jcv2_plugin.evaluation.study.base import Cell, Chart, Interval, Report, Samples, Table, Value
+from jcv2_plugin.evaluation.study.intervals import FEW, METHOD
+from jcv2_plugin.evaluation.study.retrieval import Draws, RetrievalStudy, Run, Sampling, exact_run
 
 ATTENDED, UNATTENDED, NONE = VARIANTS = ("attended", "unattended", "none")
 _TOKENS = "query tokens"
@@ -44,25 +20,26 @@ _OWN = "the model's own expansion"
 _PARTS = 4  # buckets up to the expanded length
 
 
-class MasksStudy:
-    """Compare kinds of query expansion; see :class:`jcv2_plugin.evaluation.study.base.Study`.
+class MasksStudy(RetrievalStudy):
+    """Compare kinds of query expansion at one dimension. The model's own is restored after each cell.
 
     Args:
-        encoder: Model to measure. Its own query expansion is restored after each cell.
-        dim: Dimension to search with.
+        encoder: Model to measure.
         sampling: Test sets and draws.
+        dim: Dimension to search with.
         length: Tokens of an expanded query; longer queries are cut, as ColBERT does.
+
+    Raises:
+        InvalidOptionError: If the model cannot expand queries.
     """
 
     name = "masks"
     title = "Query expansion: attended, unattended and no [MASK] tokens"
+    axis, ways = "expansion", VARIANTS
 
-    def __init__(self, encoder: JinaColbertEncoder, dim: int, sampling: Sampling, length: int = 32) -> None:
-        self.encoder = encoder
-        self.dim = dim
-        self.sampling = sampling
+    def __init__(self, encoder: JinaColbertEncoder, sampling: Sampling, dim: int, length: int = 32) -> None:
+        super().__init__(encoder, sampling, dim)
         self.length = length
-        self._sets = EncodedSets(encoder, sampling, (dim,))
         with self._expansion(ATTENDED):  # fail early if the model cannot expand queries
             pass
 
@@ -71,32 +48,20 @@ class MasksStudy:
         """Model, dimension, expanded length and sampling."""
         expansion = self.encoder.backbone.query_expansion
         own = NONE if expansion is None else ATTENDED if expansion["attend"] else UNATTENDED
-        return {
-            **model_settings(self.encoder, (self.dim,)),
-            "dim": self.dim,
-            "length": self.length,
-            _OWN: own,
-            **self.sampling.settings,
-        }
+        return {**super().settings, "dim": self.dims[0], "length": self.length, _OWN: own}
 
-    def cells(self) -> Sequence[Cell]:
-        """Return a cell for each variant and each draw of each set."""
-        return cells_of(self.sampling, "expansion", VARIANTS)
-
-    def measure(self, cell: Cell) -> Measured:
+    def search(self, cell: Cell, dataset: BeirDataset) -> tuple[Run, dict[str, Value], dict[str, Samples]]:
         """Search the draw with exact MaxSim and one kind of query expansion."""
-        dataset = self.sampling.dataset(cell.parameters)
-        documents = self._sets.documents(cell.parameters, dataset)[self.dim]
+        (documents,) = self.documents(cell, dataset).values()
+        texts = list(dataset.queries.values())
         with self._expansion(str(cell.parameters["expansion"])):
-            texts = list(dataset.queries.values())
-            queries = self.encoder.encode_query(texts, dim=self.dim, show_progress_bar=False)
-        figures, samples = quality(measure_run(exact_run(dataset, queries, documents), dataset.qrels))
-        figures["vectors a query"] = sum(len(one) for one in queries) / len(queries)
-        return Measured({**sizes(dataset), **figures}, {**samples, _TOKENS: self._query_tokens(dataset.queries)})
-
-    def report(self, results: Sequence[Result]) -> Report:
-        """Return the report."""
-        return masks_report(self.settings, results)
+            queries = self.encoder.encode_query(texts, dim=self.dims[0], show_progress_bar=False)
+        # Tokens before a query is expanded or cut, markers included.
+        prompt = self.encoder.prompts.get("query") or ""
+        ids = self.encoder.tokenizer([prompt + text for text in texts])["input_ids"]
+        tokens = {query: float(len(own)) for query, own in zip(dataset.queries, ids, strict=True)}
+        vectors = sum(len(one) for one in queries) / len(queries)
+        return exact_run(dataset, queries, documents), {"vectors a query": vectors}, {_TOKENS: tokens}
 
     @contextmanager
     def _expansion(self, variant: str) -> Iterator[None]:
@@ -115,111 +80,79 @@ class MasksStudy:
         finally:
             backbone.query_expansion = own
 
-    def _query_tokens(self, queries: Mapping[str, str]) -> dict[str, float]:
-        """Return the number of tokens of each query before it is expanded or cut, markers included."""
-        prompt = self.encoder.prompts.get("query") or ""
-        ids = self.encoder.tokenizer([prompt + text for text in queries.values()])["input_ids"]
-        return {query: float(len(own)) for query, own in zip(queries, ids, strict=True)}
-
-
-def masks_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
-    """Return the report on the measured cells."""
-    results = whole_draws(results, "expansion", VARIANTS)
-    sets = distinct(results, "set")
-    over_all = {variant: _over_sets(results, variant) for variant in (ATTENDED, UNATTENDED)}
-    findings = [
-        f"{variant.capitalize()} [MASK] tokens change nDCG@10 by {gap.text(signed=True)} on average: {_verdict(gap)}."
-        for variant, gap in over_all.items()
-    ]
-    return Report(
-        question=(
-            f"Does padding queries to {settings['length']} tokens with [MASK] help {settings['model']}, and should the "
-            "other tokens attend to them?"
-        ),
-        findings=findings,
-        sections=[
-            Section(
-                "By query length",
-                [
+    @staticmethod
+    def report(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
+        """Return the report."""
+        draws, length = Draws.whole("expansion", cells, VARIANTS), settings["length"]
+        kinds = (ATTENDED, UNATTENDED)
+        gaps = {kind: draws.mean(kind, less=NONE, each_set=True) for kind in kinds}
+        findings = [
+            f"{kind.capitalize()} [MASK] tokens change nDCG@10 by {gap.text(signed=True)} on average: {_verdict(gap)}."
+            for kind, gap in gaps.items()
+        ]
+        buckets = draws.by_bucket(_TOKENS, [*(length // _PARTS * part for part in range(1, _PARTS)), length])
+        series = {
+            kind: {name: own.mean(kind, less=NONE, each_set=True) for name, own in buckets.items()} for kind in kinds
+        }
+        label = "nDCG@10, difference from no expansion"
+        return Report(
+            f"Does padding queries to {length} tokens with [MASK] help {settings['model']}, and should the other "
+            "tokens attend to them?",
+            findings,
+            {
+                "By query length": [
                     METHOD,
-                    f"Lengths are tokens before expansion, markers included. Queries over {settings['length']} tokens "
-                    "are cut where they are expanded, and whole where they are not.",
+                    f"Lengths are tokens before expansion, markers included. Queries of more than {length} tokens are "
+                    "cut if they are expanded.",
+                    Chart(
+                        "What expansion changes, by query tokens",
+                        label,
+                        series,
+                        "Paired, with 95 % intervals.",
+                        reference=0,
+                    ),
+                    _by_length(buckets),
                 ],
-                [_chart(settings, results), by_length(settings, results)],
-            ),
-            Section("By set", [], [_by_set(results, sets)]),
-        ],
-        limits=[
-            *sample_limits(results, settings),
-            f"The model's own way is: {settings[_OWN]}. A model that was trained in one way is measured "
-            "here in ways that it was not trained in: this shows what happens when it is run wrongly, not what "
-            "training in another way would give.",
-            "Buckets of query length hold other questions, not shortened ones; length and difficulty go together.",
-        ],
-    )
+                "By set": [_by_set(draws)],
+            },
+            [
+                *draws.limits(settings),
+                f"The model's own expansion: {settings[_OWN]}. The others are ways in which it was not trained, so "
+                "this shows what using it wrongly does, and not what training in another way would give.",
+                "Buckets of query length contain different questions, so length and difficulty are not separated.",
+            ],
+        )
 
 
 def _verdict(gap: Interval, queries: int = FEW) -> str:
     if queries < FEW:
-        return "too few queries to say"
-    if gap.low > 0:
-        return "they help"
-    return "they harm" if gap.high < 0 else "no difference is shown"
+        return "too few queries"
+    return "better" if gap.low > 0 else "worse" if gap.high < 0 else "no difference shown"
 
 
-def _over_sets(results: Sequence[Result], variant: str) -> Interval:
-    sets = distinct(results, "set")
-    return mean_over_sets([[subtract(*pair) for pair in _pairs(results, name, variant, NDCG)] for name in sets])
-
-
-def _pairs(results: Sequence[Result], name: str, variant: str, measure: str) -> list[tuple[Samples, Samples]]:
-    return paired(results, measure, {"set": name, "expansion": variant}, {"set": name, "expansion": NONE})
-
-
-def _buckets(settings: Mapping[str, Any], results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Split results by query length: quarters of the expanded length, and longer queries."""
-    step = settings["length"] // _PARTS
-    return by_bucket(results, _TOKENS, [*(step * part for part in range(1, _PARTS)), settings["length"]])
-
-
-def by_length(settings: Mapping[str, Any], results: Sequence[Result]) -> Table:
-    """Return a table of the differences from no expansion, by query length."""
+def _by_length(buckets: Mapping[str, Draws]) -> Table:
     rows = []
-    for label, own in _buckets(settings, whole_draws(results, "expansion", VARIANTS)).items():
-        queries = number_of_queries(own)
-        gaps = [_over_sets(own, variant) for variant in (ATTENDED, UNATTENDED)]
-        verdicts = [_verdict(gap, queries) for gap in gaps]
-        rows.append([label, f"{queries:,}", *(gap.text(signed=True) for gap in gaps), *verdicts])
+    for label, own in buckets.items():
+        gaps = [own.mean(kind, less=NONE, each_set=True) for kind in (ATTENDED, UNATTENDED)]
+        verdicts = [_verdict(gap, own.queries) for gap in gaps]
+        rows.append([label, f"{own.queries:,}", *(gap.text(signed=True) for gap in gaps), *verdicts])
     columns = ["query tokens", "queries", "attended", "unattended", "attended: verdict", "unattended: verdict"]
-    return Table("Paired difference in nDCG@10 to no expansion, averaged over the sets", columns, rows)
+    return Table("Paired difference in nDCG@10 from no expansion, averaged over the sets", columns, rows)
 
 
-def _chart(settings: Mapping[str, Any], results: Sequence[Result]) -> Chart:
-    buckets = _buckets(settings, results)
-    groups = [
-        Bars(variant, [_over_sets(own, variant) for own in buckets.values()]) for variant in (ATTENDED, UNATTENDED)
-    ]
-    description = f"Paired difference in nDCG@10 to no expansion, by query tokens: {', '.join(buckets)}."
-    svg = bar_chart(description, list(buckets), groups, y_label="nDCG@10, less that of no expansion", zero_line=True)
-    return Chart("What expansion changes, by query tokens", svg, "Ends are 95 % intervals of paired differences.")
-
-
-def _by_set(results: Sequence[Result], sets: Sequence[str]) -> Table:
-    rows = []
-    for name in sets:
-        figures = [interval(samples_of(results, NDCG, set=name, expansion=variant)).text() for variant in VARIANTS]
-        gaps = [
-            difference(_pairs(results, name, variant, measure)).text(signed=True)
-            for measure in (NDCG, RECALL)
-            for variant in (ATTENDED, UNATTENDED)
+def _by_set(draws: Draws) -> Table:
+    columns = ["set", *(f"nDCG@10, {kind}" for kind in VARIANTS)]
+    columns += [f"{measure}, {kind} less none" for measure in ("nDCG@10", "Recall@100") for kind in VARIANTS[:2]]
+    rows = [
+        [
+            name,
+            *(own.mean(kind).text() for kind in VARIANTS),
+            *(
+                own.mean(kind, measure, less=NONE).text(signed=True)
+                for measure in (NDCG, RECALL)
+                for kind in VARIANTS[:2]
+            ),
         ]
-        rows.append([name, *figures, *gaps])
-    columns = [
-        "set",
-        *(f"nDCG@10, {variant}" for variant in VARIANTS),
-        "attended less none",
-        "unattended less none",
-        "Recall@100, attended less none",
-        "unattended less none",
+        for name, own in draws.each_set().items()
     ]
     return Table("Each set", columns, rows)

@@ -10,27 +10,33 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[Path, typer.Option(help="The folder for NAME.json, NAME.html and NAME.svg; made if need be.")]
-Model = Annotated[str, typer.Option(help="A model by name or folder.")]
+Out = Annotated[Path, typer.Option(help="Folder for NAME.json, NAME.html and NAME.svg. Created if it does not exist.")]
+Model = Annotated[str, typer.Option(help="Name or folder of a model.")]
 Data = Annotated[
-    Path, typer.Option(envvar="JCV2_DATA", show_envvar=True, help="The folder that holds the sets, in BEIR layout.")
+    Path, typer.Option(envvar="JCV2_DATA", show_envvar=True, help="Folder that contains the test sets, in BEIR layout.")
 ]
-Sets = Annotated[str, typer.Option(help="Sets by the names of their folders, with commas between.", metavar="A,B")]
-Queries = Annotated[int, typer.Option(min=2, help="At most so many queries of a set, drawn anew by each seed.")]
+Sets = Annotated[str, typer.Option(help="Test sets, by folder name, separated by commas.", metavar="A,B")]
+Queries = Annotated[int, typer.Option(min=2, help="Maximum number of queries per set. Each seed draws its own.")]
 Documents = Annotated[
     int | None,
-    typer.Option(min=1, help="Search so many documents: those judged and others drawn by the seed; all if not given."),
+    typer.Option(
+        min=1, help="Number of documents to search: the judged ones, and others drawn at random. All by default."
+    ),
 ]
-Seeds = Annotated[int, typer.Option(min=1, help="How many draws; each is measured.")]
-Split = Annotated[str, typer.Option(help="Which qrels.")]
-DocumentLength = Annotated[int | None, typer.Option(help="The model's window, in tokens.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of draws to measure.")]
+Split = Annotated[str, typer.Option(help="Split of the judgments.")]
+Dims = Annotated[str | None, typer.Option(help="Dimensions, separated by commas. All by default.", metavar="A,B")]
+Dim = Annotated[int | None, typer.Option(help="Matryoshka dimension. The model's first by default.")]
+DocumentLength = Annotated[int | None, typer.Option(help="Maximum tokens per document. The model's by default.")]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16; the checkpoint's on a GPU, else float32, if not given."),
+    typer.Option(help="float32, bfloat16 or float16. By default the checkpoint's on a GPU, float32 on a CPU."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the best there is by default.")]
-Force = Annotated[bool, typer.Option("--force", help="Throw away what was measured before and start anew.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... The best available by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Discard earlier results and start over.")]
 
+STUDIES = "jcv2_plugin.studies"
+"""Entry point group for the commands of studies that other packages provide."""
 DATA = Path("../shared/data")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -40,12 +46,13 @@ def listed(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def number(text: str, option: str) -> int:
-    """Parse a positive integer.
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Parse a comma-separated option of positive integers.
 
     Raises:
-        typer.BadParameter: If the text is not a positive integer.
+        typer.BadParameter: If one is not a positive integer.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is not a positive whole number.", param_hint=option)
-    return int(text)
+    for one in listed(text):
+        if not one.isdecimal() or int(one) < 1:
+            raise typer.BadParameter(f"{one!r} is not a positive integer.", param_hint=option)
+    return tuple(int(one) for one in listed(text))

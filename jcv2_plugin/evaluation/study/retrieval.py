@@ -1,4 +1,4 @@
-"""Shared by retrieval studies: sampling of queries and documents, encoding, and exact MaxSim search."""
+"""Shared by retrieval studies: sampling of queries and documents, encoding, exact MaxSim search, and statistics."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ import torch
 from sentence_transformers.util.similarity import maxsim
 from torch import Tensor
 
+from jcv2_plugin.console import quiet_libraries
 from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.errors import InvalidOptionError
 from jcv2_plugin.evaluation.beir import BeirDataset
-from jcv2_plugin.evaluation.metrics import MRR, NDCG, RECALL, Metrics, run_of
-from jcv2_plugin.evaluation.study.base import Cell, Result, StudyError, Value
-from jcv2_plugin.evaluation.study.intervals import Samples, interval
+from jcv2_plugin.evaluation.metrics import NDCG, RECALL, measure_run, run_of
+from jcv2_plugin.evaluation.study.base import Cell, Interval, Samples, StudyError, Value
+from jcv2_plugin.evaluation.study.intervals import mean_over_sets, subtract
 from jcv2_plugin.evaluation.study.options import DTYPES
 
-DEPTH = 100
 _ENCODED_AT_A_TIME = 256
 _SCORED_AT_A_TIME = 32  # queries, and documents, so that all token similarities fit in the CPU's cache
 _SMALL_CORPUS = 1000
+
+Vectors = Sequence[Tensor]
+"""For each text, a tensor of shape ``(tokens, dim)``."""
+Run = dict[str, dict[str, float]]
 
 
 def load_encoder(
     model: str,
     *,
-    dims: int | Sequence[int] | None,
-    device: str | None,
-    document_length: int | None,
+    dims: int | Sequence[int] | None = None,
+    device: str | None = None,
+    document_length: int | None = None,
     dtype: str | None = None,
 ) -> JinaColbertEncoder:
     """Load an encoder by name or folder, without progress bars and warnings on the terminal.
@@ -43,8 +47,6 @@ def load_encoder(
     Raises:
         InvalidOptionError: If the dtype is unknown.
     """
-    from jcv2_plugin.console import quiet_libraries
-
     if dtype is not None and dtype not in DTYPES:
         raise InvalidOptionError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
     quiet_libraries()
@@ -77,23 +79,18 @@ class Sampling:
         queries: Maximum number of queries per draw.
         documents: Number of documents to search: all that are judged for the draw's queries, plus random others. None
             means all.
-        seeds: Number of draws.
+        seeds: Number of draws. A set that is used whole has only one.
     """
 
     data: Path
-    sets: tuple[str, ...]
-    split: str
-    queries: int
-    documents: int | None
-    seeds: int
+    sets: Sequence[str]
+    split: str = "test"
+    queries: int = 200
+    documents: int | None = None
+    seeds: int = 3
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings besides a cell's set and seed that affect the results."""
-        return {"split": self.split, "queries": self.queries, "documents": self.documents}
-
-    def draws(self) -> Iterator[dict[str, Value]]:
-        """Yield ``set`` and ``seed`` of each draw. A set that is used whole has only one draw.
+    def cells(self, axis: str, values: Sequence[Value]) -> list[Cell]:
+        """Return a cell for each draw (``set`` and ``seed``) and each value of one more parameter.
 
         Raises:
             StudyError: If there are no sets.
@@ -101,26 +98,30 @@ class Sampling:
         """
         if not self.sets:
             raise StudyError("There are no sets to search. Name some with --sets.")
+        found = []
         for name in self.sets:
             whole = _read(self.data / name, self.split)
             drawn = len(whole.queries) > self.queries or not self._takes_all_documents(whole)
             for seed in range(self.seeds if drawn else 1):
-                yield {"set": name, "seed": seed}
+                found += [Cell({"set": name, "seed": seed, axis: value}) for value in values]
+        return found
 
     def dataset(self, parameters: Mapping[str, Value]) -> BeirDataset:
         """Return the part of a test set drawn for a cell's ``set`` and ``seed``. The result is deterministic."""
         whole = _read(self.data / str(parameters["set"]), self.split)
         rng = np.random.default_rng(int(parameters["seed"] or 0))
-        queries = dict(whole.queries)
-        if len(queries) > self.queries:
-            ids = list(queries)
-            chosen = sorted(rng.choice(len(ids), self.queries, replace=False).tolist())
-            queries = {ids[index]: queries[ids[index]] for index in chosen}
-        qrels = {query: whole.qrels[query] for query in queries}
+        ids = list(whole.queries)
+        if len(ids) > self.queries:
+            ids = [ids[index] for index in sorted(rng.choice(len(ids), self.queries, replace=False).tolist())]
+        qrels = {query: whole.qrels[query] for query in ids}
         corpus = whole.corpus
         if not self._takes_all_documents(whole):
-            corpus = _some_documents(whole, qrels, int(self.documents or 0), rng)
-        return replace(whole, queries=queries, qrels=qrels, corpus=corpus)
+            kept = {document for judgments in qrels.values() for document in judgments}
+            others = [document for document in corpus if document not in kept]
+            more = min(max(0, int(self.documents or 0) - len(kept)), len(others))
+            kept.update(others[index] for index in rng.choice(len(others), more, replace=False))
+            corpus = {own_id: passage for own_id, passage in corpus.items() if own_id in kept}
+        return replace(whole, queries={query: whole.queries[query] for query in ids}, qrels=qrels, corpus=corpus)
 
     def languages(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[str, str]:
         """Return the language of each query with a ``lang``: ``de``, or ``de->en`` if the documents are in English."""
@@ -146,239 +147,239 @@ def _read(folder: Path, split: str) -> BeirDataset:
 
 @lru_cache(maxsize=32)
 def _query_languages(file: Path) -> dict[str, str]:
-    with file.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
+    rows = [json.loads(line) for line in file.read_bytes().splitlines() if line.strip()]
     return {row["_id"]: str(row["lang"]) for row in rows if row.get("lang")}
 
 
-def _some_documents(
-    whole: BeirDataset, qrels: Mapping[str, Mapping[str, int]], number: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    judged = {document for judgments in qrels.values() for document in judgments}
-    others = [document for document in whole.corpus if document not in judged]
-    more = max(0, number - len(judged))
-    kept = judged | {others[index] for index in rng.choice(len(others), min(more, len(others)), replace=False)}
-    return {own_id: passage for own_id, passage in whole.corpus.items() if own_id in kept}
+class RetrievalStudy:
+    """A study that searches draws of test sets in several ways.
 
-
-Vectors = list[Tensor]
-"""For each text, a tensor of shape ``(tokens, dim)``."""
-
-
-class EncodedSets:
-    """Encode the texts of a draw at several dimensions in one pass, and cache them for the next cells.
-
-    Only one draw is cached at a time. Documents are kept in float16, as ``jcv2 eval`` stores them.
+    Texts are encoded at all dimensions in one pass and kept for the next cells. Only one draw is kept at a time, with
+    the documents in float16, as ``jcv2 eval`` stores them.
 
     Args:
-        encoder: Model to encode with.
+        encoder: Model to measure.
         sampling: Test sets and draws.
         dims: Dimensions to encode at.
+
+    Attributes:
+        axis: Name of the parameter that tells the ways apart.
+        ways: Its values.
     """
 
-    def __init__(self, encoder: JinaColbertEncoder, sampling: Sampling, dims: Sequence[int]) -> None:
+    axis: str
+    ways: Sequence[Value]
+
+    def __init__(self, encoder: JinaColbertEncoder, sampling: Sampling, *dims: int) -> None:
         self.encoder = encoder
         self.sampling = sampling
-        self.dims = tuple(dims)
-        self._key: tuple[Value, ...] | None = None
-        self._documents: dict[int, Vectors] = {}
-        self._draw: tuple[Value, ...] | None = None
-        self._queries: dict[int, Vectors] = {}
+        self.dims = dims
+        self._kept: dict[str, tuple[Any, Mapping[int, Vectors]]] = {}
 
-    def documents(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[int, Vectors]:
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Model with the fingerprint of each head, and sampling."""
+        sampling = {name: getattr(self.sampling, name) for name in ("split", "queries", "documents")}
+        return {**model_settings(self.encoder, self.dims), **sampling}
+
+    def cells(self) -> list[Cell]:
+        """Return a cell for each way and each draw of each set."""
+        return self.sampling.cells(self.axis, self.ways)
+
+    def search(self, cell: Cell, dataset: BeirDataset) -> tuple[Run, dict[str, Value], dict[str, Samples]]:
+        """Return the run of a draw, and values and samples besides the quality of the run."""
+        raise NotImplementedError
+
+    def measure(self, cell: Cell) -> Cell:
+        """Search the draw and evaluate the run."""
+        dataset = self.sampling.dataset(cell.parameters)
+        run, values, samples = self.search(cell, dataset)
+        metrics = measure_run(run, dataset.qrels)
+        size = {"language": dataset.language, "documents": len(dataset.corpus), "queries": len(dataset.queries)}
+        for name in (NDCG, RECALL):
+            samples[name] = {query: own[name] for query, own in metrics.per_query.items()}
+        languages = self.sampling.languages(cell.parameters, dataset)
+        return cell.measured({**size, **metrics.as_dict(), **values}, samples, languages)
+
+    def documents(self, cell: Cell, dataset: BeirDataset) -> Mapping[int, Vectors]:
         """Return the document vectors of a cell's draw by dimension, in corpus order."""
-        key = self.sampling.corpus_key(parameters)
-        if key != self._key:
-            self._key, self._documents = None, {dim: [] for dim in self.dims}
+
+        def encode() -> Mapping[int, Vectors]:
+            found: dict[int, list[Tensor]] = {dim: [] for dim in self.dims}
             texts = [passage.full_text for passage in dataset.corpus.values()]
             # Encode in parts, because all vectors in float32 would take twice the memory.
             for start in range(0, len(texts), _ENCODED_AT_A_TIME):
                 part = texts[start : start + _ENCODED_AT_A_TIME]
                 encoded = self.encoder.encode_document(part, dim=self.dims, show_progress_bar=False)
                 for dim in self.dims:
-                    self._documents[dim].extend(one.half() for one in encoded[dim])
-            self._key = key
-        return self._documents
+                    found[dim].extend(one.half() for one in encoded[dim])
+            return found
 
-    def queries(self, parameters: Mapping[str, Value], dataset: BeirDataset) -> dict[int, Vectors]:
+        return self._keep("documents", self.sampling.corpus_key(cell.parameters), encode)
+
+    def queries(self, cell: Cell, dataset: BeirDataset) -> Mapping[int, Vectors]:
         """Return the query vectors of a cell's draw by dimension, in the draw's order."""
-        draw = (parameters["set"], parameters["seed"])
-        if draw != self._draw:
-            texts = list(dataset.queries.values())
-            self._queries = self.encoder.encode_query(texts, dim=self.dims, show_progress_bar=False)
-            self._draw = draw
-        return self._queries
+        texts = list(dataset.queries.values())
+        key = (cell.parameters["set"], cell.parameters["seed"])
+        return self._keep(
+            "queries", key, lambda: self.encoder.encode_query(texts, dim=self.dims, show_progress_bar=False)
+        )
+
+    def _keep(self, what: str, key: Any, encode: Callable[[], Mapping[int, Vectors]]) -> Mapping[int, Vectors]:
+        if what not in self._kept or self._kept[what][0] != key:
+            self._kept.pop(what, None)  # first, to free its memory
+            self._kept[what] = (key, encode())
+        return self._kept[what][1]
 
 
-def exact_run(
-    dataset: BeirDataset, queries: Sequence[Tensor], documents: Sequence[Tensor]
-) -> dict[str, dict[str, float]]:
+def exact_run(dataset: BeirDataset, queries: Vectors, documents: Vectors) -> Run:
     """Rank all documents by MaxSim and return the top 100 for each query.
 
     Args:
         dataset: Test set with the ids of the queries and documents.
-        queries: Query vectors in the order of the test set, each of shape ``(tokens, dim)``.
-        documents: Document vectors in the order of the test set, each of shape ``(tokens, dim)``. float16 vectors are
-            scored in the dtype of the queries.
+        queries: Query vectors in the order of the test set.
+        documents: Document vectors in the order of the test set. float16 vectors are scored in the dtype of the
+            queries.
     """
-    query_ids, document_ids = list(dataset.queries), list(dataset.corpus)
-    scores = torch.empty(len(query_ids), len(document_ids))
+    scores = torch.empty(len(queries), len(documents))
     # Score texts of similar length together, because each block is padded to its longest text.
     for columns in _by_length(documents):
         part = [documents[column].to(queries[0].device, queries[0].dtype) for column in columns]
         for rows in _by_length(queries):
             block = maxsim([queries[row] for row in rows], part).cpu()
             scores[torch.tensor(rows)[:, None], torch.tensor(columns)] = block
-    return run_of(scores, query_ids, document_ids)
+    return run_of(scores, list(dataset.queries), list(dataset.corpus))
 
 
-def _by_length(vectors: Sequence[Tensor]) -> Iterator[list[int]]:
+def _by_length(vectors: Vectors) -> Iterator[list[int]]:
     order = sorted(range(len(vectors)), key=lambda index: len(vectors[index]))
     for start in range(0, len(order), _SCORED_AT_A_TIME):
         yield order[start : start + _SCORED_AT_A_TIME]
 
 
-def quality(metrics: Metrics) -> tuple[dict[str, Value], dict[str, dict[str, float]]]:
-    """Return a run's means as a cell's values, and nDCG@10 and recall@100 of each query as its samples."""
-    samples = {
-        measure: {query: values[measure] for query, values in metrics.per_query.items()} for measure in (NDCG, RECALL)
-    }
-    return {NDCG: metrics.ndcg_at_10, RECALL: metrics.recall_at_100, MRR: metrics.mrr_at_10}, samples
+@dataclass(frozen=True)
+class Draws:
+    """Measured cells, and statistics that pair the values of one parameter, the axis, by draw and query."""
 
+    axis: str
+    cells: Sequence[Cell]
 
-def sizes(dataset: BeirDataset) -> dict[str, Value]:
-    """Return language and sizes of a draw, as a cell's values."""
-    return {"language": dataset.language, "documents": len(dataset.corpus), "queries": len(dataset.queries)}
+    @classmethod
+    def whole(cls, axis: str, cells: Sequence[Cell], values: Sequence[Value] = ()) -> Draws:
+        """Return the draws in which all these values of the axis (by default, all there are) were measured.
 
+        Raises:
+            StudyError: If there is no such draw yet.
+        """
+        measured: dict[Any, set[Value]] = {}
+        for one in cells:
+            measured.setdefault(_draw(one), set()).add(one.parameters[axis])
+        values = values or distinct(cells, axis)
+        found = [one for one in cells if measured[_draw(one)] >= set(values)]
+        if not found:
+            raise StudyError(f"No draw has been measured with every {axis} yet, so there is nothing to report.")
+        return cls(axis, found)
 
-def cells_of(sampling: Sampling, name: str, values: Sequence[Value]) -> list[Cell]:
-    """Return a cell for each draw and each value of one more parameter."""
-    return [Cell({**draw, name: value}) for draw in sampling.draws() for value in values]
+    @property
+    def queries(self) -> int:
+        """Number of distinct queries; those of several sets are distinct in a part of :meth:`split`."""
+        return len({query for one in self.cells for query in one.samples[NDCG]})
 
+    def samples(self, value: Value, measure: str = NDCG) -> dict[Any, Samples]:
+        """Return the samples of a measure at a value of the axis, by draw."""
+        return {_draw(one): one.samples[measure] for one in self.cells if one.parameters[self.axis] == value}
 
-def having(results: Sequence[Result], **parameters: Value) -> list[Result]:
-    """Return the results of the cells with these parameters."""
-    return [one for one in results if all(one.parameters.get(name) == value for name, value in parameters.items())]
+    def pairs(self, one: Value, other: Value, measure: str = NDCG) -> list[tuple[Samples, Samples]]:
+        """Return the samples at two values of the axis, for each draw that has both."""
+        first, second = self.samples(one, measure), self.samples(other, measure)
+        return [(first[draw], second[draw]) for draw in first if draw in second]
 
+    def mean(self, value: Value, measure: str = NDCG, *, less: Value = None, each_set: bool = False) -> Interval:
+        """Return the mean at a value of the axis.
 
-def samples_of(results: Sequence[Result], measure: str, **parameters: Value) -> list[Samples]:
-    """Return the samples of a measure for each draw of the cells with these parameters."""
-    return list(draws_of(results, measure, **parameters).values())
+        Args:
+            value: Value of the axis.
+            measure: Name of the samples.
+            less: If given, the mean is of the paired differences from this value of the axis.
+            each_set: Average the means of the sets, all with the same weight, rather than all queries.
+        """
+        parts = list(self.each_set().values()) if each_set else [self]
+        if less is None:
+            return mean_over_sets([list(own.samples(value, measure).values()) for own in parts])
+        return mean_over_sets([[subtract(*pair) for pair in own.pairs(value, less, measure)] for own in parts])
 
+    def each_set(self) -> dict[str, Draws]:
+        """Return the draws of each test set."""
+        return {name: Draws(self.axis, having(self.cells, set=name)) for name in distinct(self.cells, "set")}
 
-def draws_of(results: Sequence[Result], measure: str, **parameters: Value) -> dict[tuple[Value, Value], Samples]:
-    """Return :func:`samples_of` by set (if any) and seed, to pair draws of cells that differ in another parameter."""
-    found = having(results, **parameters)
-    return {(one.parameters.get("set"), one.parameters["seed"]): one.samples[measure] for one in found}
+    def split(self, label: Callable[[Cell, str], str | None]) -> dict[str, Draws]:
+        """Split by a label of each query. Queries with the label None are dropped.
 
-
-def paired(results: Sequence[Result], measure: str, one: Mapping[str, Value], other: Mapping[str, Value]) -> list[Any]:
-    """Return pairs of samples of the same draw, for :func:`jcv2_plugin.evaluation.study.intervals.difference`."""
-    first, second = draws_of(results, measure, **one), draws_of(results, measure, **other)
-    return [(first[draw], second[draw]) for draw in first if draw in second]
-
-
-def split(results: Sequence[Result], label: Callable[[Result, str], str | None]) -> dict[str, list[Result]]:
-    """Split the results by a label of each query. Queries with the label None are dropped.
-
-    The set becomes part of a query's id, so that the queries of several sets can be pooled.
-    """
-    parts: dict[str, list[Result]] = {}
-    for one in results:
-        labels = {query: label(one, query) for query in one.samples[NDCG]}
-        for name in dict.fromkeys(labels.values()):
-            if name is None:
-                continue
-            samples = {
-                measure: {
-                    f"{one.parameters['set']} {query}": value
-                    for query, value in values.items()
-                    if labels.get(query) == name
+        The set becomes part of a query's id, so that the queries of several sets can be pooled.
+        """
+        parts: dict[str, list[Cell]] = {}
+        for one in self.cells:
+            labels = {query: label(one, query) for query in one.samples[NDCG]}
+            for name in dict.fromkeys(labels.values()):
+                if name is None:
+                    continue
+                samples = {
+                    measure: {
+                        f"{one.parameters['set']} {query}": own[query] for query in own if labels.get(query) == name
+                    }
+                    for measure, own in one.samples.items()
                 }
-                for measure, values in one.samples.items()
-            }
-            parts.setdefault(name, []).append(Result(one.parameters, one.values, samples))
-    return parts
+                parts.setdefault(name, []).append(Cell(one.parameters, one.values, samples))
+        return {name: Draws(self.axis, own) for name, own in parts.items()}
+
+    def by_language(self) -> dict[str, Draws]:
+        """Split by the language of each query, or of its set if the query has none."""
+        return self.split(lambda one, query: one.languages.get(query, str(one.values["language"] or "unknown")))
+
+    def by_bucket(self, lengths: str, ends: Sequence[int]) -> dict[str, Draws]:
+        """Split by a length sample into buckets with these upper ends, shortest first."""
+
+        def label(one: Cell, query: str) -> str | None:
+            if (length := one.samples[lengths].get(query)) is None:
+                return None
+            index = bisect_left(ends, length)
+            low = ends[index - 1] + 1 if index else 1
+            return f"{low}–{ends[index]}" if index < len(ends) else f"{low} and more"
+
+        parts = self.split(label)
+        return {name: parts[name] for name in sorted(parts, key=lambda name: int(re.split(r"\D", name)[0]))}
+
+    def limits(self, settings: Mapping[str, Any]) -> list[str]:
+        """Return sentences for a report on what draws of this size can show."""
+        sets = self.each_set()
+        drawn = {name: own.cells[0].values for name, own in sets.items()}
+        counts = ", ".join(f"{name} {own['queries']:,} in {own['documents']:,}" for name, own in drawn.items())
+        lines = [f"Queries, and documents searched, per draw: {counts}."]
+        if settings["documents"] is not None:
+            lines.append(
+                f"At most about {settings['documents']:,} documents of a set are searched. They include all relevant "
+                "ones, so figures are higher than published ones of the whole set. Compare rows of a table instead."
+            )
+        if min(int(own["documents"] or 0) for own in drawn.values()) < _SMALL_CORPUS:
+            lines.append("In a small corpus, Recall@100 is near 1 for any system: compare nDCG@10.")
+        means = [own.mean(value) for own in sets.values() for value in distinct(own.cells, self.axis)]
+        halves = sorted((own.high - own.low) / 2 for own in means)
+        lines.append(
+            f"nDCG@10 of one set is known to within ±{halves[0]:.3f} to ±{halves[-1]:.3f}, paired differences more "
+            "closely. An interval that contains 0 shows no difference, which does not mean that there is none."
+        )
+        return [*lines, "Intervals are about other queries of the same kind, not about other sets or domains."]
 
 
-def by_set(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Split the results by test set; see :func:`split`."""
-    return split(results, lambda one, _: str(one.parameters["set"]))
+def _draw(cell: Cell) -> tuple[Value, Value]:
+    return cell.parameters.get("set"), cell.parameters["seed"]
 
 
-def by_language(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Split the results by the language of each query, or of its set if the query has none; see :func:`split`."""
-    return split(results, lambda one, query: one.languages.get(query, str(one.values["language"] or "not said")))
+def having(cells: Sequence[Cell], **parameters: Value) -> list[Cell]:
+    """Return the cells with these parameters."""
+    return [one for one in cells if all(one.parameters[name] == value for name, value in parameters.items())]
 
 
-def by_bucket(results: Sequence[Result], lengths: str, ends: Sequence[int]) -> dict[str, list[Result]]:
-    """Split the results by a length sample into buckets with these upper ends, shortest first; see :func:`split`."""
-
-    def label(one: Result, query: str) -> str | None:
-        if (length := one.samples[lengths].get(query)) is None:
-            return None
-        index = bisect_left(ends, length)
-        low = ends[index - 1] + 1 if index else 1
-        return f"{low}–{ends[index]}" if index < len(ends) else f"{low} and more"
-
-    parts = split(results, label)
-    return {name: parts[name] for name in sorted(parts, key=lambda name: int(re.split(r"\D", name)[0]))}
-
-
-def number_of_queries(results: Sequence[Result]) -> int:
-    """Return the number of distinct queries in a part of :func:`split`."""
-    return len({query for one in results for query in one.samples[NDCG]})
-
-
-def distinct(results: Sequence[Result], name: str) -> list[Any]:
+def distinct(cells: Sequence[Cell], name: str) -> list[Any]:
     """Return the distinct values of a parameter, in the order they were measured."""
-    return list(dict.fromkeys(one.parameters[name] for one in results))
-
-
-def whole_draws(results: Sequence[Result], name: str, values: Sequence[Value]) -> list[Result]:
-    """Return the results of draws in which all these values of a parameter were measured and can be compared.
-
-    Raises:
-        StudyError: If there is no such draw yet.
-    """
-    measured: dict[tuple[Value, Value], set[Value]] = {}
-    for one in results:
-        measured.setdefault((one.parameters["set"], one.parameters["seed"]), set()).add(one.parameters[name])
-    whole = [one for one in results if measured[one.parameters["set"], one.parameters["seed"]] >= set(values)]
-    if not whole:
-        raise StudyError(f"No draw has been measured with every {name} yet, so there is nothing to report.")
-    return whole
-
-
-def sample_limits(results: Sequence[Result], settings: Mapping[str, Any]) -> list[str]:
-    """Return sentences for a report on what draws of this size can show."""
-    sets = distinct(results, "set")
-    drawn = {one.parameters["set"]: one.values for one in results}
-    seeds = len(distinct(results, "seed"))
-    counts = ", ".join(f"{name} {drawn[name]['queries']:,} in {drawn[name]['documents']:,}" for name in sets)
-    lines = [f"Queries, and documents searched, in a draw: {counts}."]
-    if settings["documents"] is not None:
-        lines.append(
-            f"At most about {settings['documents']:,} documents are searched, where a set has more: the relevant ones "
-            "are all there and most others are not, so figures are higher than published ones of the whole set. "
-            "Differences between rows of a table are what to read."
-        )
-    if (fewest := min(int(values["documents"] or 0) for values in drawn.values())) < _SMALL_CORPUS:
-        lines.append(
-            f"The smallest corpus searched has {fewest:,} documents. Recall@100 in so few is near 1 for any "
-            "system (and is 1 by construction in a hundred or fewer where every document gets a score): read nDCG@10."
-        )
-    if seeds > 1:
-        lines.append(f"Up to {seeds} draws of a set (seeds 0 to {seeds - 1}); a set that a draw takes whole has one.")
-    halves = sorted(
-        (own.high - own.low) / 2
-        for others in {tuple(sorted((k, v) for k, v in one.parameters.items() if k != "seed")) for one in results}
-        for own in [interval(samples_of(results, NDCG, **dict(others)))]
-    )
-    lines.append(
-        f"A figure of one set is known to within ±{halves[0]:.3f} to ±{halves[-1]:.3f} nDCG@10. Paired differences, of "
-        "the same queries, are known more closely; their intervals say how closely. One that holds 0 is no difference "
-        "shown, which is not to say that there is none."
-    )
-    lines.append("Intervals are about other queries of the same kind. They say nothing of other sets or domains.")
-    return lines
+    return list(dict.fromkeys(one.parameters[name] for one in cells))

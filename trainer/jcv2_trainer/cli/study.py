@@ -7,25 +7,25 @@ from typing import Annotated, Literal
 
 import typer
 
-from jcv2_plugin.evaluation.study.options import Device, Force, Model, Out, listed, number
+from jcv2_plugin.evaluation.study.options import Device, Dims, Force, Model, Out, numbers
 
 
 def recipe(
     out: Out,
-    pairs: Annotated[Path, typer.Option(help="A file of pairs.")],
-    triplets: Annotated[Path, typer.Option(help="A file of triplets; the dev set is drawn from it.")],
+    pairs: Annotated[Path, typer.Option(help="File of pairs.")],
+    triplets: Annotated[Path, typer.Option(help="File of triplets. The dev set is drawn from it.")],
     model: Model = "mini",
-    dims: Annotated[str | None, typer.Option(help="Heads, with commas between; the model's if not given.")] = None,
+    dims: Dims = None,
     lang: Annotated[str | None, typer.Option(help="Only rows in this language.")] = None,
     trained: Annotated[
-        Literal["heads", "lora", "all"], typer.Option(help="What is trained: the heads alone, LoRA too, everything.")
+        Literal["heads", "lora", "all"], typer.Option(help="What to train: the heads only, LoRA too, or everything.")
     ] = "lora",
-    steps: Annotated[int, typer.Option(min=2, help="Optimiser steps of each route, an even number.")] = 200,
-    batch_size: Annotated[int, typer.Option(min=2, help="Rows a step.")] = 16,
-    negatives: Annotated[int, typer.Option(min=1, help="Hard negatives of a triplet, at most.")] = 7,
-    document_length: Annotated[int | None, typer.Option(min=3, help="Tokens of a passage in training.")] = None,
-    queries: Annotated[int, typer.Option(min=2, help="Dev queries.")] = 200,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each route.")] = 3,
+    steps: Annotated[int, typer.Option(min=2, help="Optimiser steps of each route; an even number.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=2, help="Rows per step.")] = 16,
+    negatives: Annotated[int, typer.Option(min=1, help="Maximum hard negatives per triplet.")] = 7,
+    document_length: Annotated[int | None, typer.Option(min=3, help="Maximum tokens per passage in training.")] = None,
+    queries: Annotated[int, typer.Option(min=2, help="Maximum number of dev queries.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Training runs of each route.")] = 3,
     device: Device = None,
     force: Force = False,
 ) -> None:
@@ -34,12 +34,8 @@ def recipe(
     The routes are pairs then triplets, either alone, and both at once.
     """
     from jcv2_plugin.evaluation.study.running import run_study
-    from jcv2_trainer.training.recipe_study import Budget, RecipeStudy
+    from jcv2_trainer.training.recipe_study import RecipeStudy
 
-    wanted = None if dims is None else tuple(number(one, "--dims") for one in listed(dims))
-    budget = Budget(trained, steps, batch_size, negatives, document_length, queries)
-    run_study(
-        RecipeStudy(model, pairs, triplets, budget, dims=wanted, lang=lang, seeds=seeds, device=device),
-        out,
-        force=force,
-    )
+    wanted = numbers(dims, "--dims") if dims else ()
+    sizes = (trained, steps, batch_size, negatives, document_length, queries, seeds, device)
+    run_study(RecipeStudy(model, pairs, triplets, wanted, lang, *sizes), out, force=force)

@@ -10,7 +10,7 @@ import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,9 @@ from datasets import Dataset
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.evaluation.metrics import NDCG
-from jcv2_plugin.evaluation.study.base import Cell, Chart, Measured, Report, Result, Section, StudyError, Table
-from jcv2_plugin.evaluation.study.charts import Bars, bar_chart
-from jcv2_plugin.evaluation.study.intervals import METHOD, Samples, difference, interval
-from jcv2_plugin.evaluation.study.retrieval import distinct, draws_of, load_encoder, model_settings, paired
+from jcv2_plugin.evaluation.study.base import Cell, Chart, Report, StudyError, Table
+from jcv2_plugin.evaluation.study.intervals import METHOD
+from jcv2_plugin.evaluation.study.retrieval import Draws, distinct, load_encoder, model_settings
 from jcv2_trainer.data.datasets_io import split_dev, training_dataset
 from jcv2_trainer.recipes import load_recipe
 from jcv2_trainer.recipes.settings import TrainingRecipe
@@ -40,76 +39,70 @@ ROUTES: Mapping[str, tuple[Stage, ...]] = {
     "pairs alone": ("pairs",),
     "both at once": ("joint",),
 }
+_AT = f"{NDCG}, "
 _DEV_SHARE = 0.2
 """Maximum share of the triplets in the dev set, so that enough rows are left to train on."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Resources given to every route.
+@dataclass
+class RecipeStudy:
+    """Study of training recipes, see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
     Attributes:
+        model: Name or folder of the initial model.
+        pairs: A file of pairs.
+        triplets: A file of triplets.
+        dims: Dimensions to train; those of the model if empty.
+        lang: Use only rows in this language.
         trained: What is trained: the heads alone, LoRA matrices too, or everything.
-        steps: Total optimiser steps, which two stages share.
+        steps: Optimiser steps of each route, which two stages share.
         batch_size: Rows per step.
         negatives: Maximum hard negatives per triplet.
         document_length: Maximum tokens per passage in training. Defaults to the model's.
         queries: Maximum number of dev queries.
-    """
-
-    trained: Literal["heads", "lora", "all"]
-    steps: int
-    batch_size: int
-    negatives: int
-    document_length: int | None
-    queries: int
-
-
-class RecipeStudy:
-    """Study of training recipes, see :class:`jcv2_plugin.evaluation.study.base.Study`.
-
-    Args:
-        model: Name or folder of the initial model.
-        pairs: A file of pairs.
-        triplets: A file of triplets.
-        budget: Steps and sizes.
-        dims: Dimensions to train. Defaults to the model's.
-        lang: Use only rows in this language.
         seeds: Number of training runs per route.
         device: See :meth:`JinaColbertEncoder.from_pretrained`.
     """
 
+    model: str
+    pairs: Path
+    triplets: Path
+    dims: Sequence[int] = ()
+    lang: str | None = None
+    trained: Literal["heads", "lora", "all"] = "lora"
+    steps: int = 200
+    batch_size: int = 16
+    negatives: int = 7
+    document_length: int | None = None
+    queries: int = 200
+    seeds: int = 3
+    device: str | None = None
+
     name = "recipe"
     title = "Training: two stages or one, tied heads or untied"
 
-    def __init__(
-        self,
-        model: str,
-        pairs: Path,
-        triplets: Path,
-        budget: Budget,
-        *,
-        dims: Sequence[int] | None = None,
-        lang: str | None = None,
-        seeds: int = 3,
-        device: str | None = None,
-    ) -> None:
-        if budget.steps % 2:
-            raise StudyError(f"steps must be even, since two stages share them, got {budget.steps}.")
-        self.model, self.budget, self.seeds, self.device = model, budget, seeds, device
-        self._files: dict[str, Path] = {"pairs": pairs, "triplets": triplets}
-        self._languages = None if lang is None else [lang]
-        encoder = load_encoder(model, dims=None, device=device, document_length=None)
-        self.dims = tuple(encoder.dims if dims is None else dims)
+    def __post_init__(self) -> None:
+        if self.steps % 2:
+            raise StudyError(f"steps must be even, since two stages share them, got {self.steps}.")
+        encoder = load_encoder(self.model, device=self.device)
+        self.dims = tuple(self.dims or encoder.dims)
         self._described = model_settings(encoder, [dim for dim in self.dims if dim in encoder.dims])
         self._folder = tempfile.TemporaryDirectory(prefix="jcv2-recipe-")
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The model, the budget, and the files with their sizes."""
-        files = {stage: f"{path.name}, {path.stat().st_size:,} bytes" for stage, path in self._files.items()}
-        languages = {"languages": self._languages, "dims": list(self.dims)}
-        return {**self._described, **asdict(self.budget), **files, **languages}
+        """The model, the options, and the files with their sizes."""
+        options = ("trained", "steps", "batch_size", "negatives", "document_length", "queries")
+        return {
+            **self._described,
+            **{name: getattr(self, name) for name in options},
+            **{
+                stage: f"{path.name}, {path.stat().st_size:,} bytes"
+                for stage, path in (("pairs", self.pairs), ("triplets", self.triplets))
+            },
+            "languages": self.lang and [self.lang],
+            "dims": list(self.dims),
+        }
 
     def cells(self) -> Sequence[Cell]:
         """Return a cell for each route and seed, and cells with tied heads for the two-stage route."""
@@ -121,7 +114,7 @@ class RecipeStudy:
             found.append(Cell({"route": TWO_STAGES, "heads": TIED, "seed": seed}))
         return found
 
-    def measure(self, cell: Cell) -> Measured:
+    def measure(self, cell: Cell) -> Cell:
         """Train along a route, and evaluate every head on the dev set."""
         stages = ROUTES[str(cell.parameters["route"])]
         seed, heads = int(cell.parameters["seed"] or 0), str(cell.parameters["heads"])
@@ -131,38 +124,38 @@ class RecipeStudy:
             for number, stage in enumerate(stages):
                 out = Path(folder) / f"{number}-{stage}"
                 files = list(rows.values()) if stage == "joint" else [rows[stage]]
-                settings = self._recipe(stage, heads, seed, self.budget.steps // len(stages))
+                settings = self._recipe(stage, heads, seed, self.steps // len(stages))
                 report = train(Request(files, model, out, settings, device=self.device))
                 losses[f"{stage}: scale"] = float(report.recipe["scale"])
                 model = str(out)
             encoder = JinaColbertEncoder.from_pretrained(model, device=self.device)
             metrics = DevEvaluator(dev, [dim for dim in self.dims if dim in encoder.dims]).metrics(encoder)
-        values = {f"{NDCG}, {dim}": found.ndcg_at_10 for dim, found in metrics.items()}
+        values = {f"{_AT}{dim}": found.ndcg_at_10 for dim, found in metrics.items()}
         samples = {
-            f"{NDCG}, {dim}": {query: one[NDCG] for query, one in found.per_query.items()}
+            f"{_AT}{dim}": {query: one[NDCG] for query, one in found.per_query.items()}
             for dim, found in metrics.items()
         }
-        return Measured({**values, **losses, "dev passages": len(dev.documents)}, samples)
+        return cell.measured({**values, **losses, "dev passages": len(dev.documents)}, samples)
 
-    def report(self, results: Sequence[Result]) -> Report:
+    @staticmethod
+    def report(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
         """Return the report of the results."""
-        return recipe_report(self.settings, results)
+        return recipe_report(settings, cells)
 
     def _recipe(self, stage: Stage, heads: str, seed: int, steps: int) -> TrainingRecipe:
-        budget = self.budget
         changes: dict[str, Any] = {
             "dims": self.dims,
             "heads": heads,
             "seed": seed,
             "max_steps": steps,
             "epochs": 1000.0,  # limited by the steps
-            "batch_size": budget.batch_size,
-            "document_length": budget.document_length,
-            "negatives": 0 if stage == "pairs" else budget.negatives,
+            "batch_size": self.batch_size,
+            "document_length": self.document_length,
+            "negatives": 0 if stage == "pairs" else self.negatives,
             "symmetric": stage == "pairs",
-            "lora": budget.trained == "lora",
-            "freeze_backbone": budget.trained == "heads",
-            "learning_rate": 2e-5 if budget.trained == "all" else 4e-4,
+            "lora": self.trained == "lora",
+            "freeze_backbone": self.trained == "heads",
+            "learning_rate": 2e-5 if self.trained == "all" else 4e-4,
             "dev_share": 0.0,
             "evaluations": 1,
             "log_every": steps,  # the study has its own progress bar
@@ -174,18 +167,20 @@ class RecipeStudy:
         """Files of the rows to train on, and the dev set, whose queries and positives do not occur in them."""
         folder = Path(self._folder.name)
         read = {
-            stage: training_dataset([path], folder / stage, on_bad="skip", languages=self._languages)[0]
-            for stage, path in self._files.items()
+            stage: training_dataset(
+                [path], folder / stage, on_bad="skip", languages=[self.lang] if self.lang else None
+            )[0]
+            for stage, path in (("pairs", self.pairs), ("triplets", self.triplets))
         }
         triplets = read["triplets"]
-        chosen, dev = split_dev(triplets, _DEV_SHARE, self.budget.queries)
+        chosen, dev = split_dev(triplets, _DEV_SHARE, self.queries)
         if not dev:
-            raise StudyError(f"{self._files['triplets']} has too few rows for a dev set. Give more.")
+            raise StudyError(f"{self.triplets} has too few rows for a dev set. Give more.")
         held_out = triplets.select(dev)
         queries, positives = set(held_out["query_key"]), set(held_out["positive_key"])
         keys = zip(read["pairs"]["query_key"], read["pairs"]["positive_key"], strict=True)
         free = [index for index, (query, text) in enumerate(keys) if query not in queries and text not in positives]
-        wanted = self.budget.steps * self.budget.batch_size
+        wanted = self.steps * self.batch_size
         files = {
             "pairs": _write(read["pairs"], free, wanted, folder / "pairs.jsonl"),
             "triplets": _write(triplets, chosen, wanted, folder / "triplets.jsonl"),
@@ -206,109 +201,63 @@ def _write(rows: Dataset, chosen: Sequence[int], most: int, path: Path) -> Path:
     return path
 
 
-def recipe_report(settings: Mapping[str, Any], results: Sequence[Result]) -> Report:
+def recipe_report(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
     """Return the report of the results.
 
     Raises:
         StudyError: Nothing has been trained yet.
     """
-    routes = [route for route in distinct(results, "route") if route != START]
-    if not routes:
+    if all(one.parameters["route"] == START for one in cells):
         raise StudyError("No route has been trained yet, so there is nothing to report.")
-    dims = _dims(results)
-    first = dims[0]
-    findings = []
-    for route in routes:
-        if route == TWO_STAGES or not (gap := _gaps(results, first, route, UNTIED)):
-            continue
-        own = difference(gap)
-        verdict = "better" if own.low > 0 else "worse" if own.high < 0 else "not shown to differ"
-        findings.append(
-            f"{route.capitalize()} against {TWO_STAGES}, at {first} dims: {own.text(signed=True)}, {verdict}."
-        )
-    if gap := _gaps(results, min(dims), TWO_STAGES, TIED):
-        findings.append(f"Tied against untied heads, at {min(dims)} dims: {difference(gap).text(signed=True)}.")
-    seeds = len(distinct(results, "seed"))
+    dims = [int(name.removeprefix(_AT)) for name in cells[0].samples]
+    draws = Draws("variant", [replace(one, parameters={**one.parameters, "variant": _label(one)}) for one in cells])
+    variants: list[str] = distinct(draws.cells, "variant")
+    series = {f"{dim} dims": {one: draws.mean(one, f"{_AT}{dim}") for one in variants} for dim in dims}
+    columns = ["route", *series]
+    figures = [[one, *(_figure(draws, one, f"{_AT}{dim}") for dim in dims)] for one in variants]
+    compared = [one for one in variants if one != TWO_STAGES and draws.pairs(one, TWO_STAGES, f"{_AT}{dims[0]}")]
+    gaps = {one: [draws.mean(one, f"{_AT}{dim}", less=TWO_STAGES) for dim in dims] for one in compared}
     return Report(
-        question=(
-            f"From {settings['model']}, with {settings['steps']} steps of {settings['batch_size']} rows: do two stages "
-            "pay, and do untied heads?"
-        ),
-        findings=findings,
-        sections=[
-            Section(
-                "nDCG@10 on the dev set",
-                [METHOD, f"{seeds} training(s) of each route; spread is the lowest and highest of their means."],
-                [_chart(results, dims), _table(results, dims)],
-            ),
-            Section("Paired differences to the two stages with untied heads", [], [_differences(results, dims)]),
+        f"From {settings['model']}, with {settings['steps']} steps of {settings['batch_size']} rows: are two stages "
+        "better than one, and untied heads better than tied ones?",
+        [
+            f"{one.capitalize()} against {TWO_STAGES}, at {dims[place]} dimensions: {own[place].text(signed=True)}, "
+            f"{'better' if own[place].low > 0 else 'worse' if own[place].high < 0 else 'no difference shown'}."
+            for one, own in gaps.items()
+            for place in ([dims.index(min(dims))] if TIED in one else [0])
         ],
-        limits=[
-            f"The start, {settings['model']}, is a trained model, and {settings['steps']} steps are few: this shows "
-            "which route adapts it sooner, not where long training ends.",
+        {
+            "nDCG@10 on the dev set": [
+                METHOD,
+                f"Training runs of each route: {len(distinct(cells, 'seed'))}. Seeds: lowest and highest mean.",
+                Chart("nDCG@10 by route", "nDCG@10", series, "Bars are 95 % intervals."),
+                Table("nDCG@10 by route and dimension", columns, figures),
+            ],
+            "Paired differences from two stages with untied heads": [
+                Table(
+                    "Difference from two stages",
+                    columns,
+                    [[one, *(gap.text(signed=True) for gap in own)] for one, own in gaps.items()],
+                )
+            ],
+        },
+        [
+            f"{settings['model']} is already trained, and {settings['steps']} steps are few. This shows which route "
+            "adapts it sooner, not where long training ends.",
             f"Trained: {settings['trained']}. Passages are cut to {settings['document_length'] or 'the window'} tokens "
-            "in training. No teacher's scores are distilled, so both stages are contrastive.",
-            "Equal steps are not equal time: a step of triplets reads its negatives too.",
-            "The dev set is drawn from the triplets, so routes that see triplets are trained on its kind of negatives.",
+            "in training. No scores of a teacher are used, so both stages are contrastive.",
+            "Equal steps are not equal time: a step of triplets reads their negatives too.",
+            "The dev set is drawn from the triplets, so routes with triplets are trained on its kind of negatives.",
         ],
     )
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
-    """Return nDCG@10 by route and dimension, and the differences from the two-stage route."""
-    dims = _dims(results)
-    return [_table(results, dims), _differences(results, dims)]
+def _label(cell: Cell) -> str:
+    route, heads = cell.parameters["route"], cell.parameters["heads"]
+    return str(route) if heads == UNTIED else f"{route} ({heads})"
 
 
-def _dims(results: Sequence[Result]) -> list[int]:
-    return [int(name.removeprefix(f"{NDCG}, ")) for name in results[0].samples]
-
-
-def _draws(results: Sequence[Result], dim: int, route: str, heads: str) -> list[Samples]:
-    return list(draws_of(results, f"{NDCG}, {dim}", route=route, heads=heads).values())
-
-
-def _gaps(results: Sequence[Result], dim: int, route: str, heads: str) -> list[Any]:
-    return paired(results, f"{NDCG}, {dim}", {"route": route, "heads": heads}, {"route": TWO_STAGES, "heads": UNTIED})
-
-
-def _variants(results: Sequence[Result]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((str(one.parameters["route"]), str(one.parameters["heads"])) for one in results))
-
-
-def _label(route: str, heads: str) -> str:
-    return route if heads == UNTIED else f"{route} ({heads})"
-
-
-def _table(results: Sequence[Result], dims: Sequence[int]) -> Table:
-    rows = []
-    for route, heads in _variants(results):
-        cells = []
-        for dim in dims:
-            draws = _draws(results, dim, route, heads)
-            means = [sum(one.values()) / len(one) for one in draws]
-            spread = f", seeds {min(means):.3f} to {max(means):.3f}" if len(means) > 1 else ""
-            cells.append(f"{interval(draws).text()}{spread}")
-        rows.append([_label(route, heads), *cells])
-    return Table("nDCG@10 by route and dimension", ["route", *(f"{dim} dims" for dim in dims)], rows)
-
-
-def _differences(results: Sequence[Result], dims: Sequence[int]) -> Table:
-    rows = []
-    for route, heads in _variants(results):
-        if (route, heads) == (TWO_STAGES, UNTIED):
-            continue
-        gaps = [_gaps(results, dim, route, heads) for dim in dims]
-        if all(gaps):
-            rows.append([_label(route, heads), *(difference(gap).text(signed=True) for gap in gaps)])
-    return Table("Less than or more than the two stages", ["route", *(f"{dim} dims" for dim in dims)], rows)
-
-
-def _chart(results: Sequence[Result], dims: Sequence[int]) -> Chart:
-    variants = _variants(results)
-    groups = [
-        Bars(f"{dim} dims", [interval(_draws(results, dim, route, heads)) for route, heads in variants]) for dim in dims
-    ]
-    labels = [_label(route, heads) for route, heads in variants]
-    svg = bar_chart(f"nDCG@10 by route: {', '.join(labels)}.", labels, groups, y_label="nDCG@10")
-    return Chart("Quality by route", svg, "Ends are 95 % intervals.")
+def _figure(draws: Draws, variant: str, measure: str) -> str:
+    means = [sum(one.values()) / len(one) for one in draws.samples(variant, measure).values()]
+    seeds = f", seeds {min(means):.3f} to {max(means):.3f}" if len(means) > 1 else ""
+    return f"{draws.mean(variant, measure).text()}{seeds}"
