@@ -179,7 +179,8 @@ def warn_of_blank(ids: Sequence[str]) -> None:
     """Log which documents were left out because they have no text, if any."""
     if ids:
         names = ", ".join(ids[:20]) + (", ..." if len(ids) > 20 else "")
-        logger.warning("Left out %d documents without text: %s. on_blank='error' refuses them.", len(ids), names)
+        documents = "1 document" if len(ids) == 1 else f"{len(ids)} documents"
+        logger.warning("Left out %s without text: %s. on_blank='error' refuses them.", documents, names)
 
 
 def validate(documents: Sequence[Document]) -> list[Document]:

@@ -33,6 +33,7 @@ from jcv2_plugin import (
     MatryoshkaHeads,
     RerankResult,
     SearchHit,
+    SearchOptions,
     StoredDocument,
     TokenMatch,
     explain,
@@ -82,7 +83,8 @@ def collecting(encoder: JinaColbertEncoder, client: QdrantClient) -> IngestRepor
 
 def finding(collection: ColbertCollection) -> Iterator[str]:
     hits: list[SearchHit] = collection.search("a", k=3, filter=ROOM, first_stage="bm25", with_explanation=True)
-    many: list[list[SearchHit]] = collection.search_many(["a", "b"], candidates=100, exact=False)
+    options: SearchOptions = {"candidates": 100, "exact": False}
+    many: list[list[SearchHit]] = collection.search_many(["a", "b"], **options)
     diverse: list[SearchHit] = collection.search_mmr("a", k=2, fetch_k=9, lambda_mult=0.3)
     for hit in [*hits, *many[0], *diverse]:
         scores: tuple[float, float] = hit.score, hit.relevance

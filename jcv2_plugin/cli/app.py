@@ -31,7 +31,7 @@ class _Commands(LazyGroup):
         "quantize": ("quantize:quantize", "Create an int8 version of a model, for CPUs."),
         "study": (
             "study:study_app",
-            "Measure what the figures of other models and sets would be on yours, and write reports with pictures.",
+            "Measure models on your own test sets, and write reports with charts.",
         ),
     }
 

@@ -626,14 +626,23 @@ class ColbertCollection:
     # Async versions
 
     aadd = in_thread(add)
+    """Async version of :meth:`add`."""
     aingest = in_thread(ingest)
+    """Async version of :meth:`ingest`."""
     adelete = in_thread(delete)
+    """Async version of :meth:`delete`."""
     aget = in_thread(get)
+    """Async version of :meth:`get`."""
     acount = in_thread(count)
+    """Async version of :meth:`count`."""
     asearch = in_thread(search)
+    """Async version of :meth:`search`."""
     asearch_many = in_thread(search_many)
+    """Async version of :meth:`search_many`."""
     asearch_mmr = in_thread(search_mmr)
+    """Async version of :meth:`search_mmr`."""
     aexplain = in_thread(explain)
+    """Async version of :meth:`explain`."""
 
     def ascroll(self, filter: models.Filter | None = None) -> AsyncIterator[StoredDocument]:
         """Async version of :meth:`scroll`."""

@@ -182,7 +182,7 @@ def _candidates(current: OpenCollection, k: int, options: CheckedOptions) -> int
         if exact is False or candidates is not None:
             raise InvalidQueryError(
                 f"{current.engine.title} has no first stage, so MaxSim ranks all its documents. Leave out candidates "
-                "and exact, or migrate the collection to first_stage='hybrid'."
+                "and exact, or migrate the collection to a first stage such as hybrid."
             )
         return None
     auto = exact is None and candidates is None and first_stage is None

@@ -20,8 +20,8 @@ def add(current: OpenCollection, documents: Sequence[Document]) -> None:
         return
     tokenized = check_lengths([one.document for one in new], current.schema, current.encoder)
     for start in range(0, len(new), BATCH_DOCUMENTS):
-        part = slice(start, start + BATCH_DOCUMENTS)
-        current.engine.upsert(points_of(current, new[part], tokenized[part]))
+        stop = start + BATCH_DOCUMENTS
+        current.engine.upsert(points_of(current, new[start:stop], tokenized.part(start, stop)))
     current.has_changed()
 
 

@@ -7,7 +7,7 @@ its vectors concatenated: it stays one document and nothing is lost. Windows end
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,8 +35,15 @@ class TokenizedTexts:
         """Number of tokens of each text."""
         return list(map(len, self.ids))
 
-    def __getitem__(self, part: slice) -> TokenizedTexts:
-        return TokenizedTexts(self.texts[part], self.ids[part])
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def part(self, start: int, stop: int) -> TokenizedTexts:
+        """Return some of the texts."""
+        return TokenizedTexts(self.texts[start:stop], self.ids[start:stop])
 
 
 def content_capacity(tokenizer: Any, prompt: str, length: int) -> int:

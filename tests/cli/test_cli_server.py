@@ -76,7 +76,7 @@ class TestConnection:
             monkeypatch.setenv("QDRANT_API_KEY", "right")
             assert run_json("collections", "list", "-c", server.url) == []
             said = error("collections", "list", "-c", server.url, "--api-key", "wrong")
-            assert "Give an API key with the permission to do this, or set the environment variable" in said
+            assert "Give an API key with the permission to do this (to write, write access to this collection)" in said
 
     def test_a_server_that_is_slow(self, url: str, folder: Path, server: LoopbackQdrant) -> None:
         server.delay(1.5, times=2)

@@ -77,7 +77,7 @@ async def test_scrolling(collection: ColbertCollection, monkeypatch: pytest.Monk
 async def test_errors_come_through(collection: ColbertCollection) -> None:
     for call, error in (
         (collection.asearch(" "), InvalidQueryError),
-        (collection.aadd([""]), InvalidDocumentError),
+        (collection.aadd([""], on_blank="error"), InvalidDocumentError),
         (collection.adelete(), ValueError),
     ):
         with pytest.raises(error):

@@ -137,7 +137,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"texts": ["good", " \n\t"]}, "Document 1: the text is empty"),
+            ({"texts": ["good", " \n\t"], "on_blank": "error"}, "Document 1: the text is empty"),
             ({"texts": ["good", 3]}, "Document 1: the text must be a str, got int"),
             ({"texts": "one string"}, "Give a list of texts"),
             ({"texts": ["good", "bad"], "ids": ["only one"]}, "2 texts but 1 ids"),
@@ -148,7 +148,7 @@ class TestBadInput:
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": object()}]}, "cannot be stored as JSON"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": float("nan")}]}, "cannot be stored as JSON"),
             ({"texts": ["good", "bad"], "metadata": [{}, "text"]}, "must be a dict, got str"),
-            ({"texts": ["good", "bad"], "metadata": [{}, {1: "a", "b": 2}]}, "key 1 is int, not str"),
+            ({"texts": ["good", "bad"], "metadata": [{}, {(1, 2): "a", "b": 2}]}, r"key \(1, 2\) is tuple, not str"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"deep": [{"x": 2**70}]}]}, "does not fit 64 bits"),
             ({"texts": ["good", "bad"], "metadata": [{}, {"x": "\ud800"}]}, "lone surrogates"),
             ({"texts": ["good", "half a pair \ud800"]}, "lone surrogates"),

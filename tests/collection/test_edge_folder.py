@@ -134,7 +134,7 @@ class TestDamage:
         assert list((tmp_path / "empty").iterdir()) == []
 
     def test_there_is_one_already(self, folder: Path, mini: JinaColbertEncoder) -> None:
-        with pytest.raises(CollectionExistsError, match="overwrite=True"):
+        with pytest.raises(CollectionExistsError, match="set overwrite"):
             ColbertCollection.create(folder, encoder=mini)
         with ColbertCollection.open(folder) as collection:
             assert collection.count() == 2

@@ -151,8 +151,9 @@ class TestWhatStopsIt:
     def test_in_the_stream(
         self, collection: ColbertCollection, stream: Any, error: type[BaseException], message: str | None, stored: int
     ) -> None:
+        given = ending(*stream) if isinstance(stream, tuple) else stream
         with pytest.raises(error, match=message):
-            collection.ingest(ending(*stream) if isinstance(stream, tuple) else stream, batch_documents=4)
+            collection.ingest(given, batch_documents=4, on_blank="error")
         assert contents(collection) == expected_contents(ITEMS[:stored])
         assert usable(collection)
         assert collection.ingest(ITEMS, batch_documents=4).unchanged == stored
@@ -224,3 +225,13 @@ def test_other_writers_wait_and_readers_do_not(collection: ColbertCollection) ->
     writer.join(timeout=60)
     assert done[1:] == ["late"]
     assert collection.count() == 9
+
+
+def test_blank_texts_are_counted_and_named(collection: ColbertCollection, caplog: pytest.LogCaptureFixture) -> None:
+    pages = [Document("One.", "1"), Document(" \n", "2"), Document("Three.", "3"), Document("", "4")]
+    with caplog.at_level("WARNING"):
+        report = collection.ingest(pages, batch_documents=2)
+    assert (report.written, report.blank, report.seen) == (2, 2, 4)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Left out 2 documents without text: 2, 4.")
+    assert collection.ingest(pages).unchanged == 2

@@ -218,7 +218,7 @@ class TestFirstStage:
         with pytest.raises(InvalidQueryError, match=message) as caught:
             collections["edge", stored].search(QUERIES[0], **options)
         if "not '" in message:
-            assert f"first_stage='{stored}'" in str(caught.value)
+            assert f"has the first stage '{stored}'" in str(caught.value)
             assert "migrate" in str(caught.value)
 
 

@@ -306,7 +306,7 @@ def test_restoring_over_one(file: Path, mini: JinaColbertEncoder, create: Create
     """Not without leave."""
     create(3).close()
     there = tmp_path / "collection-0"
-    with pytest.raises(CollectionExistsError, match="overwrite=True"):
+    with pytest.raises(CollectionExistsError, match="set overwrite"):
         ColbertCollection.restore(file, there)
     with ColbertCollection.open(there) as collection:
         assert collection.count() == 3

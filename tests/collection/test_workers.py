@@ -32,8 +32,8 @@ def custom_encoder(**options: Any) -> JinaColbertEncoder:
     """One that is nowhere on disk: workers load it from where it is saved for them."""
     loaded = JinaColbertEncoder.from_pretrained("mini", dims=DIM, device="cpu", **options)
     encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
-    encoder._mask.skiplist_words = ["the", "a"]
-    encoder._mask.resolve_with_tokenizer(encoder.tokenizer)
+    encoder.scoring_mask.skiplist_words = ["the", "a"]
+    encoder.scoring_mask.resolve_with_tokenizer(encoder.tokenizer)
     assert (encoder._source, encoder.skiplist) == (None, "custom")
     return encoder
 
@@ -47,7 +47,11 @@ def test_two_workers_store_what_this_process_would(
     progress: list[int] = []
     with pytest.raises(InvalidDocumentError, match="the text is empty"):
         collection.ingest(
-            [*ITEMS[:36], Document("", "bad"), *ITEMS[36:]], batch_documents=6, workers=2, progress=progress.append
+            [*ITEMS[:36], Document("", "bad"), *ITEMS[36:]],
+            batch_documents=6,
+            workers=2,
+            progress=progress.append,
+            on_blank="error",
         )
     assert writes == [one.id for one in ITEMS[:36]]
     assert progress == [6] * len(progress)

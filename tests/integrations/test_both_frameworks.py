@@ -25,7 +25,7 @@ from qdrant_client import models
 import langchain_jcv2
 import llama_index_jcv2
 from jcv2_plugin import ColbertCollection, Document
-from jcv2_plugin.documents import MAX_DEPTH, validate, without_blank
+from jcv2_plugin.documents import MAX_DEPTH, validate
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, UnsupportedFilterError
 from jcv2_plugin.filters import check_filter, metadata_paths
 
@@ -46,7 +46,7 @@ def collection(opened: ColbertCollection) -> ColbertCollection:
 
 
 def by_core(collection: ColbertCollection, text: str, metadata: dict[str, Any], **options: Any) -> list[str]:
-    return collection.add(without_blank([Document(text, "a", metadata)], **options))
+    return collection.add([Document(text, "a", metadata)], **options)
 
 
 def by_langchain(collection: ColbertCollection, text: str, metadata: dict[str, Any], **options: Any) -> list[str]:
@@ -158,7 +158,7 @@ def test_blank_texts_are_left_out_or_refused(
     with caplog.at_level(logging.WARNING):
         assert add(collection, " \n", {"page": 3}) == []
     (record,) = caplog.records
-    assert record.getMessage() == "Left out 1 documents without text: a. on_blank='error' refuses them."
+    assert record.getMessage() == "Left out 1 document without text: a. on_blank='error' refuses them."
     with pytest.raises(InvalidDocumentError, match="the text is empty"):
         add(collection, " \n", {"page": 3}, on_blank="error")
     with pytest.raises(ValueError, match="on_blank must be one of"):

@@ -317,7 +317,7 @@ def test_what_is_no_backbone(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_backbone_is_no_encoder(backbone: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelLayoutError, match=r"a backbone without a projection head \(missing \['linear.weight'\]\)"):
+    with pytest.raises(ModelLayoutError, match=r"has no projection head \(missing \['linear.weight'\]\)"):
         load(backbone)
     result = invoke("pairs", data, "--model", backbone, "--out", tmp_path / "out", "--device", "cpu")
     assert result.exit_code == 2
