@@ -31,6 +31,8 @@ def lazy_exports(
             raise ImportError(
                 f"{package}.{name} needs the package {requires}: pip install 'jcv2-plugin[{extra}]'"
             ) from error
+        except AttributeError as error:  # of an installed package; raised from here, Python would take it for ours
+            raise ImportError(f"{package}.{name} cannot be imported: {error}. Check the installed versions.") from error
         value = getattr(home, name)
         setattr(sys.modules[package], name, value)
         return value

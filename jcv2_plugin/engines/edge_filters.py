@@ -13,7 +13,6 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import qdrant_edge
 from qdrant_client import models
 
@@ -160,11 +159,27 @@ def _int64(value: Any) -> Any:
     return value
 
 
+class _Bool:
+    """A bool that Edge reads as one.
+
+    Edge reads a Python bool as the integer 0 or 1, which matches no bool, but what is named like numpy's bool as a
+    bool. numpy's own has an ``__index__`` before numpy 2.3, and is read as an integer too.
+    """
+
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __bool__(self) -> bool:
+        return self._value
+
+
+_Bool.__module__, _Bool.__name__, _Bool.__qualname__ = "numpy", "bool_", "bool_"
+
+
 def _match_value(match: models.MatchValue) -> MatchType:
     if not isinstance(match.value, bool):
         return qdrant_edge.MatchValue(_int64(match.value))
-    # Edge reads a Python bool as the integer 0 or 1, which matches no bool, but a numpy bool as a bool.
-    edge_match = qdrant_edge.MatchValue(np.bool_(match.value))  # type: ignore[arg-type]
+    edge_match = qdrant_edge.MatchValue(_Bool(match.value))  # type: ignore[arg-type]
     if not isinstance(edge_match.value, bool):
         raise TypeError("this version of qdrant-edge-py cannot match a bool")
     return edge_match

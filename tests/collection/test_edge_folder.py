@@ -101,7 +101,7 @@ class TestLock:
             "except CollectionLockedError: print('locked')"
         )
         with ColbertCollection.open(folder) as collection:
-            with pytest.raises(CollectionLockedError, match="one user at a time"):
+            with pytest.raises(CollectionLockedError, match="Only one process can open"):
                 ColbertCollection.open(folder)
             with pytest.raises(CollectionLockedError):
                 ColbertCollection.create(folder, encoder=mini, overwrite=True)

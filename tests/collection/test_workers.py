@@ -34,7 +34,7 @@ def custom_encoder(**options: Any) -> JinaColbertEncoder:
     encoder = JinaColbertEncoder(modules=list(loaded), prompts=dict(loaded.prompts), device="cpu")
     encoder.scoring_mask.skiplist_words = ["the", "a"]
     encoder.scoring_mask.resolve_with_tokenizer(encoder.tokenizer)
-    assert (encoder._source, encoder.skiplist) == (None, "custom")
+    assert (encoder.source, encoder.skiplist) == (None, "custom")
     return encoder
 
 

@@ -210,7 +210,7 @@ class TestSearchMmr:
 
     @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "0.5", None, True])
     def test_lambda_that_cannot_be(self, collection: ColbertCollection, value: Any) -> None:
-        with pytest.raises(InvalidQueryError, match="lambda_mult must be (a number|between 0)"):
+        with pytest.raises(InvalidQueryError, match=r"lambda_mult must be (a number|between 0)"):
             collection.search_mmr(QUERIES[0], lambda_mult=value)
 
     @pytest.mark.parametrize("arguments", [{"k": 0}, {"fetch_k": 0}, {"fetch_k": 2.5}, {"candidates": -1}])

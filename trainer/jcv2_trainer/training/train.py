@@ -217,6 +217,8 @@ def _arguments(
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
         gradient_accumulation_steps=settings.accumulate,
+        # Processes have different numbers of forward passes, so one that broadcasts buffers would wait for ever.
+        ddp_broadcast_buffers=False,
         **checkpointing,
         eval_strategy="steps" if evaluates else "no",
         save_strategy="steps",
