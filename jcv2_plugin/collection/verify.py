@@ -117,7 +117,7 @@ def _changed(record: Record) -> str | None:
         return None
     return (
         f"Document {stored.id!r} (point {record.id}): its payload was changed by other software, so its vectors may be "
-        "of another text."
+        "of another text. Delete it and add it again."
     )
 
 
