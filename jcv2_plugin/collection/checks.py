@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jcv2_plugin.checks import check_vectors
 from jcv2_plugin.documents import Document
-from jcv2_plugin.encoder.tokens import scored_tokens
+from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.engines.base import Matrix
 from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.errors import DocumentTooLongError

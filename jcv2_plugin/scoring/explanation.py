@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from jcv2_plugin.encoder.tokens import ScoredToken, scored_tokens
+from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
 from jcv2_plugin.encoder.windows import LongDocuments
 
 if TYPE_CHECKING:

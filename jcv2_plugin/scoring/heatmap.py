@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.tokens import ScoredToken
+    from jcv2_plugin.encoder.scored_tokens import ScoredToken
     from jcv2_plugin.scoring.explanation import Explanation, TokenMatch
 
 _PAGE = """<!doctype html>

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.encoder.loading import transformer_kwargs
-from jcv2_plugin.encoder.tokens import scored_tokens
+from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.errors import (
     DocumentTooLongError,
     InvalidOptionError,

@@ -11,7 +11,7 @@ import pytest
 from official_checkpoint import write_checkpoint
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, explain
-from jcv2_plugin.encoder.tokens import scored_tokens
+from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.errors import InvalidDocumentError
 
 QUERY = "when does the ferry sail?"
