@@ -321,4 +321,5 @@ def test_a_backbone_is_no_encoder(backbone: Path, data: Path, tmp_path: Path) ->
         load(backbone)
     result = invoke("pairs", data, "--model", backbone, "--out", tmp_path / "out", "--device", "cpu")
     assert result.exit_code == 2
-    assert "fit heads to this backbone first" in result.stderr
+    assert "has no projection head" in result.stderr
+    assert "jcv2-finetune assemble" in result.stderr
