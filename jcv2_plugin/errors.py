@@ -52,7 +52,7 @@ class CollectionLockedError(CollectionError):
 
 
 class ForkedProcessError(CollectionError):
-    """A collection or encoder was opened before this process was forked, and does not work in the child."""
+    """A collection, or an encoder on an accelerator, was opened before this process was forked."""
 
 
 class CollectionCorruptError(CollectionError):

@@ -95,12 +95,16 @@ from jcv2_plugin import ColbertCollection, Document, SearchHit
 for command in get_command(app).commands.values():
     command.load()
 report["model"] = [time.process_time() - start, [name for name in loaded() if name in HEAVY[:3]]]
+for package in (langchain_jcv2, llama_index_jcv2):
+    for name in package.__all__:
+        getattr(package, name)
+report["adapters"] = [time.process_time() - start, [name for name in loaded() if name in HEAVY[:3]]]
 print(report)
 """
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    """Seconds of the processor, and modules. Collections and commands do without torch until a model is loaded."""
+    """Seconds of the processor, and modules. All but models do without torch."""
     done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     report = ast.literal_eval(done.stdout)

@@ -5,17 +5,32 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
+from pydantic import ConfigDict, Field, PrivateAttr, field_serializer, field_validator
 
 import jcv2_plugin
-from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.collection.state import load_encoder
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.windows import LongDocuments
-from langchain_jcv2.documents import MATCHES_KEY, MAXSIM_KEY, RELEVANCE_KEY, scores_of, token_matches, with_metadata
+from langchain_jcv2.documents import (
+    MATCHES_KEY,
+    MAXSIM_KEY,
+    RELEVANCE_KEY,
+    Positive,
+    scores_of,
+    token_matches,
+    with_metadata,
+)
+
+if TYPE_CHECKING:
+    from jcv2_plugin import JinaColbertEncoder
+
+    _Model = JinaColbertEncoder | str | os.PathLike[str]
+else:
+    _Model = Any  # checked by a validator, since importing the class imports torch, which takes seconds
 
 
 class JinaColbertReranker(BaseDocumentCompressor):
@@ -34,13 +49,13 @@ class JinaColbertReranker(BaseDocumentCompressor):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", validate_assignment=True)
 
-    encoder: JinaColbertEncoder | str | os.PathLike[str] = Field(default=DEFAULT_MODEL, repr=False)
+    encoder: _Model = Field(default=DEFAULT_MODEL, repr=False)
     """The model, loaded or by name. A name is loaded on first use."""
 
-    dim: int | None = None
+    dim: Positive | None = None
     """One of the model's Matryoshka dimensions. Defaults to the model's default."""
 
-    top_n: int | None = Field(default=None, ge=1)
+    top_n: Positive | None = None
     """Number of documents to return. None returns all."""
 
     long_documents: LongDocuments = "split"
@@ -49,7 +64,17 @@ class JinaColbertReranker(BaseDocumentCompressor):
     with_explanation: bool = False
     """Add each query token's best match to the metadata, as ``token_matches``."""
 
-    _model: _Model = PrivateAttr(default_factory=lambda: _Model())
+    _loader: _Loader = PrivateAttr(default_factory=lambda: _Loader())
+
+    @field_validator("encoder")
+    @classmethod
+    def _a_model(cls, value: Any) -> Any:
+        if not isinstance(value, (str, os.PathLike)):
+            from jcv2_plugin import JinaColbertEncoder
+
+            if not isinstance(value, JinaColbertEncoder):
+                raise ValueError(f"a model is a JinaColbertEncoder or the name of one, not {type(value).__name__}")
+        return value
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -92,16 +117,16 @@ class JinaColbertReranker(BaseDocumentCompressor):
         return [*found, *(with_metadata(one, empty) for one in wordless)][: self.top_n]
 
     def _loaded(self) -> JinaColbertEncoder:
-        if isinstance(self.encoder, JinaColbertEncoder):
-            return self.encoder
-        return self._model.load(os.fspath(self.encoder), self.dim)
+        if isinstance(self.encoder, (str, os.PathLike)):
+            return self._loader.load(os.fspath(self.encoder), self.dim)
+        return self.encoder
 
     @field_serializer("encoder")
-    def _encoder_by_name(self, encoder: JinaColbertEncoder | str | os.PathLike[str]) -> str:
-        return encoder.reference if isinstance(encoder, JinaColbertEncoder) else os.fspath(encoder)
+    def _encoder_by_name(self, encoder: _Model) -> str:
+        return os.fspath(encoder) if isinstance(encoder, (str, os.PathLike)) else encoder.reference
 
 
-class _Model:
+class _Loader:
     """A model loaded once, by name. A copy does not share it: it loads its own when needed."""
 
     def __init__(self) -> None:
@@ -112,9 +137,9 @@ class _Model:
     def load(self, name: str, dim: int | None) -> JinaColbertEncoder:
         with self._lock:
             if self._encoder is None or self._key != (name, dim):
-                self._encoder = JinaColbertEncoder.from_pretrained(name, dims=dim)
+                self._encoder = load_encoder(name, dims=dim)
                 self._key = (name, dim)
             return self._encoder
 
-    def __reduce__(self) -> tuple[type[_Model], tuple[()]]:
-        return _Model, ()
+    def __reduce__(self) -> tuple[type[_Loader], tuple[()]]:
+        return _Loader, ()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from langchain_core.callbacks import BaseRunManager
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 from qdrant_client import models
 from typing_extensions import Self
 
@@ -17,17 +17,12 @@ from jcv2_plugin import ColbertCollection, SearchHit
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
 from jcv2_plugin.engines.first_stage import FirstStage
-from langchain_jcv2.documents import MATCHES_KEY, scores_of, search_options, to_langchain, token_matches
+from langchain_jcv2.documents import MATCHES_KEY, Positive, scores_of, search_options, to_langchain, token_matches
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 from langchain_jcv2.vectorstores import JinaColbertVectorStore, K
 
 _OPTIONS = ("candidates", "first_stage", "with_explanation")
 """Fields passed to ``ColbertCollection.search`` under the same names."""
-
-# numpy's integers too, as in a call.
-_Positive = Annotated[
-    int, BeforeValidator(lambda value: value.item() if hasattr(value, "item") else value), Field(ge=1)
-]
 
 
 class JinaColbertRetriever(BaseRetriever):
@@ -54,7 +49,7 @@ class JinaColbertRetriever(BaseRetriever):
     collection: ColbertCollection = Field(exclude=True, repr=False)
     """The collection to search."""
 
-    k: _Positive = K
+    k: Positive = K
     """Number of documents to return."""
 
     filter: MetadataFilter | None = None
@@ -62,7 +57,7 @@ class JinaColbertRetriever(BaseRetriever):
     ``{"room": "hall"}``.
     """
 
-    candidates: _Positive | None = None
+    candidates: Positive | None = None
     """Number of first-stage candidates. Defaults to 300, but at least ``4 * k``."""
 
     first_stage: FirstStage | None = None

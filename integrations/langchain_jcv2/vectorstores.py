@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -13,12 +13,15 @@ from langchain_core.vectorstores import VectorStore
 from typing_extensions import Self
 
 import jcv2_plugin
-from jcv2_plugin import ColbertCollection, Explanation, JinaColbertEncoder, SearchHit
+from jcv2_plugin import ColbertCollection, Explanation, SearchHit
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import create_filled, open_collection
 from jcv2_plugin.documents import OnBlank, as_documents
 from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
+
+if TYPE_CHECKING:
+    from jcv2_plugin import JinaColbertEncoder  # imports torch, which takes seconds
 
 K = 4
 """Number of results, as in LangChain's own stores."""

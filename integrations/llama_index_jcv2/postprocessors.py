@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -14,12 +14,15 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
-from jcv2_plugin import JinaColbertEncoder, RerankResult, rerank
+from jcv2_plugin import RerankResult, rerank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
 from llama_index_jcv2.nodes import embedded_text
 from llama_index_jcv2.results import ScoredNode
+
+if TYPE_CHECKING:
+    from jcv2_plugin import JinaColbertEncoder
 
 dispatcher = get_dispatcher(__name__)
 
@@ -71,6 +74,8 @@ class JinaColbertRerank(BaseNodePostprocessor):
         device: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
+        from jcv2_plugin import JinaColbertEncoder  # here, since it imports torch, which takes seconds
+
         if isinstance(top_n, bool) or not isinstance(top_n, numbers.Integral) or top_n < 1:
             raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
         encoder = model

@@ -88,12 +88,12 @@ class Connection:
         retries = {} if self.retries is None else {"retries": self.retries}
         return {"name": self.name, "client_options": self.client_options, **retries}
 
-    def open(self, *, device: str | None = None, shard_key: str | int | None = None) -> ColbertCollection:
-        """Open the collection."""
+    def open(self, **options: Any) -> ColbertCollection:
+        """Open the collection, with further options of ``ColbertCollection.open``."""
         from jcv2_plugin.collection.collection import ColbertCollection
 
         self._prepare()
-        return ColbertCollection.open(self.location, device=device, shard_key=shard_key, **self.arguments)
+        return ColbertCollection.open(self.location, **options, **self.arguments)
 
     def _prepare(self) -> None:
         quiet_client()

@@ -5,25 +5,56 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from jcv2_plugin.cli.connection import WritingConnection
 from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import print_table, progress_bar, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
-from jcv2_plugin.errors import CollectionMismatchError
+from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.bm25 import bm25_run
 from jcv2_plugin.evaluation.metrics import METRICS, evaluate_collection, evaluate_run
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+_ANOTHER = "Choose another folder, or on a server another --name."
+
+
+@dataclass(frozen=True)
+class Kept(WritingConnection):
+    """Where the collections are kept, one for each dimension. By default they are temporary."""
+
+    location: Annotated[
+        str,
+        typer.Option(
+            "--collection",
+            "-c",
+            help="Folder or URL of a Qdrant server to keep the collections in, and to reuse them.",
+            show_default=False,
+        ),
+    ] = ""
+    name: Annotated[
+        str,
+        typer.Option(
+            help="Name of the collections on the server, to which the dimension is added.",
+            rich_help_panel="Options for Qdrant servers",
+        ),
+    ] = "jcv2-eval"
+
+    def at(self, dim: int) -> Kept:
+        """Return the location of the collection of a dimension."""
+        if self.is_server:
+            return replace(self, name=f"{self.name}-{dim}")
+        return replace(self, location=str(self.folder / str(dim)))
 
 
 @dataclass(frozen=True)
@@ -43,9 +74,6 @@ class Evaluated:
     long_documents: Annotated[
         str, typer.Option(help="Long documents: split, truncate (as in published figures) or error.")
     ] = "truncate"
-    collection: Annotated[
-        str | None, typer.Option("--collection", "-c", help="Folder to keep the collections in, and to reuse them.")
-    ] = None
     device: Device = None
 
     def __post_init__(self) -> None:
@@ -53,11 +81,6 @@ class Evaluated:
             raise typer.BadParameter(
                 "Without a first stage there are no candidates. Add --first-stage hybrid, or another one.",
                 param_hint="--candidates",
-            )
-        if self.collection is not None and "://" in self.collection:
-            raise typer.BadParameter(
-                f"{self.collection!r} is not a folder. Collections for evaluation are kept in folders only.",
-                param_hint="--collection",
             )
 
     def settings(self) -> dict[str, Any]:
@@ -68,8 +91,17 @@ class Evaluated:
 def evaluate(
     dataset: Annotated[Path, typer.Argument(help="Folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/*.tsv.")],
     options: Evaluated,
+    connection: Kept,
     dim: Annotated[list[int] | None, typer.Option(help="Matryoshka dimension. Repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Name of the qrels file.")] = "test",
+    ignore_identical_ids: Annotated[
+        bool | None,
+        typer.Option(
+            help="Leave a query's own document out of its results: the one with the query's id. "
+            "Default: if it also has the query's text, as for published figures.",
+            show_default=False,
+        ),
+    ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Also evaluate BM25.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help=f"Print one line of JSON per dimension with {', '.join(METRICS)}.")
@@ -79,25 +111,32 @@ def evaluate(
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
     read = BeirDataset.read(dataset, split=split)
+    own = len(read.own_documents(ignore_identical_ids))
+    of_set = {"dataset": read.name, "own_documents_left_out": own, "missing_documents": len(read.missing)}
     quiet_libraries()
     encoder = JinaColbertEncoder.from_pretrained(
         options.model, dims=dim or None, device=options.device, document_length=options.document_length
     )
     rows: list[tuple[str, dict[str, float]]] = []
     for one in dim or encoder.dims[:1]:
-        figures = _evaluate_dim(read, encoder, one, options)
+        with _collection(read, encoder, one, options, connection) as collection:
+            figures = _evaluate_dim(collection, read, options, ignore_identical_ids)
         rows.append((f"{options.model}, {one} dims{_settings(options)}", figures))
         if as_json:
             names = ("storage", "first_stage", "candidates", "pool_factor")
             described = {name: getattr(options, name) for name in names}
-            typer.echo(json.dumps({"model": options.model, "dim": one, "dataset": read.name, **described, **figures}))
+            typer.echo(json.dumps({"model": options.model, "dim": one, **of_set, **described, **figures}))
     if bm25:
-        figures = evaluate_run(bm25_run(read), read.qrels)
+        figures = evaluate_run(bm25_run(read, ignore_identical_ids=ignore_identical_ids), read.qrels)
         rows.append(("BM25", figures))
         if as_json:
-            typer.echo(json.dumps({"model": "bm25", "dataset": read.name, **figures}))
+            typer.echo(json.dumps({"model": "bm25", **of_set, **figures}))
     if not as_json:
         _print_table(f"{read.name}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
+        if own:
+            typer.echo(f"Queries that are documents too, left out of their own results: {own}")
+        if read.missing:
+            typer.echo(f"Judged documents that the corpus lacks, counted as not found: {len(read.missing)}")
 
 
 def _settings(options: Evaluated) -> str:
@@ -108,48 +147,49 @@ def _settings(options: Evaluated) -> str:
     return f"{storage}{pooled}{stage}"
 
 
-def _evaluate_dim(dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: Evaluated) -> dict[str, float]:
-    with _collection(encoder, dim, options) as collection:
-        with progress_bar(f"Indexing at {dim} dims", len(dataset.corpus)) as advance:
-            collection.ingest(dataset.documents(), progress=advance)
-        if collection.count() > len(dataset.corpus):
-            raise CollectionMismatchError(
-                f"{options.collection!r} holds {collection.count()} documents, {dataset.name} has "
-                f"{len(dataset.corpus)}: other documents would change the figures. Choose another folder."
-            )
-        with progress_bar("Searching", len(dataset.queries)) as advance:
-            metrics = evaluate_collection(
-                collection,
-                dataset,
-                progress=advance,
-                candidates=options.candidates,
-                exact=options.first_stage == "none",
-            )
+def _evaluate_dim(
+    collection: ColbertCollection, dataset: BeirDataset, options: Evaluated, ignore_identical_ids: bool | None
+) -> dict[str, float]:
+    with progress_bar(f"Indexing at {collection.dim} dims", len(dataset.corpus)) as advance:
+        collection.ingest(dataset.documents(), progress=advance)
+    with progress_bar("Searching", len(dataset.queries)) as advance:
+        metrics = evaluate_collection(
+            collection,
+            dataset,
+            progress=advance,
+            candidates=options.candidates,
+            exact=options.first_stage == "none",
+            ignore_identical_ids=ignore_identical_ids,
+        )
     return metrics.as_dict()
 
 
 @contextmanager
-def _collection(encoder: JinaColbertEncoder, dim: int, options: Evaluated) -> Iterator[ColbertCollection]:
-    settings = options.settings()
-    if options.collection is None:
-        with (
-            tempfile.TemporaryDirectory(prefix="jcv2-eval-") as folder,
-            ColbertCollection.create(Path(folder) / str(dim), encoder=encoder, dim=dim, **settings) as made,
-        ):
-            yield made
-        return
-    path = Path(options.collection) / str(dim)
-    if path.exists():
-        with ColbertCollection.open(path, encoder=encoder, dim=dim) as opened:
-            for name, wanted in settings.items():
-                if (found := getattr(opened.schema, name)) != wanted:
-                    raise CollectionMismatchError(
-                        f"{str(path)!r} was created with {name}={found!r}, not {wanted!r}. Choose another folder."
-                    )
-            yield opened
-    else:
-        with ColbertCollection.create(path, encoder=encoder, dim=dim, **settings) as made:
-            yield made
+def _collection(
+    dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: Evaluated, kept: Kept
+) -> Iterator[ColbertCollection]:
+    with ExitStack() as stack:
+        if not kept.location:
+            kept = replace(kept, location=stack.enter_context(tempfile.TemporaryDirectory(prefix="jcv2-eval-")))
+        one = kept.at(dim)
+        try:
+            collection = stack.enter_context(one.open(encoder=encoder, dim=dim))
+        except CollectionNotFoundError:
+            made = ColbertCollection.create(
+                one.location, encoder=encoder, dim=dim, **options.settings(), **one.arguments
+            )
+            collection = stack.enter_context(made)
+        for name, wanted in options.settings().items():
+            if (found := getattr(collection.schema, name)) != wanted:
+                raise CollectionMismatchError(
+                    f"{one.title} was created with {name}={found!r}, not {wanted!r}. {_ANOTHER}"
+                )
+        if others := sum(own_id not in dataset.corpus for own_id in collection.ids()):  # before anything is written
+            raise CollectionMismatchError(
+                f"{one.title} holds {others} other documents than {dataset.name}: they would change the figures. "
+                f"{_ANOTHER}"
+            )
+        yield collection
 
 
 def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:

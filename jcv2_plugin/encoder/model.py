@@ -17,7 +17,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from tokenizers import Tokenizer
 from torch import nn
 
-from jcv2_plugin.encoder import loading
+from jcv2_plugin.encoder import forks, loading
 from jcv2_plugin.encoder.batching import default_tokens_per_batch, occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
@@ -85,6 +85,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
             modules = modules.values()
         super().__init__(modules=None if modules is None else loading.projection_as_heads(list(modules)), **kwargs)
         self.forget_derived()
+        forks.watch(self)
 
     @classmethod
     def from_pretrained(
@@ -213,6 +214,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "tokenizer_lock": threading.RLock()})  # type: ignore[no-untyped-call]
+        forks.watch(self)
 
     # Model
 
@@ -542,7 +544,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
             UnknownDimError: If the model has no head for a dim.
             TypeError: If an input is not a string.
             DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
+            ForkedProcessError: If the model was loaded on an accelerator before this process was forked.
         """
+        forks.check_device(self)
         if long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
         texts = _as_texts(inputs)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from semantic_text_splitter import TextSplitter
 from tokenizers import Tokenizer
 
@@ -89,6 +88,8 @@ class WindowSplitter:
 
 def join_windows(vectors: list[Any], owners: list[int]) -> list[Any]:
     """Concatenate the tensors or arrays of each text's windows. ``owners`` names the text of each window, in order."""
+    import torch  # here, since collections import this module and need no torch
+
     joined: list[list[Any]] = []
     for one, owner in zip(vectors, owners, strict=True):
         if owner == len(joined):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,6 +101,7 @@ class BeirDataset:
         qrels: Relevance by query id and document id. Higher is better; 0 or less is not relevant.
         language: ``lang`` (or ``language``) in the folder's ``meta.json``, if any.
         skipped: Ids of the documents skipped because they have no text.
+        missing: Ids of the judged documents that are not in the corpus. They count as not found.
     """
 
     name: str
@@ -109,6 +110,7 @@ class BeirDataset:
     qrels: dict[str, dict[str, int]]
     language: str | None = None
     skipped: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], split: str = "test") -> BeirDataset:
@@ -120,7 +122,7 @@ class BeirDataset:
 
         Raises:
             BeirFormatError: If a file is missing, empty or malformed, an id is duplicated, or the judgments refer to
-                unknown documents or queries.
+                unknown queries, or to unknown documents only. A warning is logged if some documents are unknown.
         """
         folder = Path(folder)
         qrels_path = _qrels_path(folder, split)
@@ -128,7 +130,10 @@ class BeirDataset:
         queries_path = _existing(folder, "queries.jsonl")
         qrels = _read_qrels(qrels_path)
         queries = _read_queries(queries_path, qrels)
-        _check_known(qrels, queries, qrels_path, "queries", queries_path)
+        if unknown := [query for query in qrels if query not in queries]:
+            raise BeirFormatError(
+                _unknown(unknown, "queries", qrels_path, queries_path) + " Add them, or remove their judgments."
+            )
         corpus: dict[str, Passage] = {}
         for own_id, passage in reader.passages():
             if own_id in corpus:
@@ -136,14 +141,47 @@ class BeirDataset:
             corpus[own_id] = passage
         judged = dict.fromkeys(document for judgments in qrels.values() for document in judgments)
         known = corpus.keys() | set(reader.skipped)
-        _check_known(judged, known, qrels_path, "documents", folder / "corpus.jsonl")
+        if missing := [document for document in judged if document not in known]:
+            said = _unknown(missing, "documents", qrels_path, folder / "corpus.jsonl")
+            if len(missing) == len(judged):
+                raise BeirFormatError(f"{said} That is all of them: use the judgments of this corpus.")
+            logger.warning("%s They count as not found, as in published figures.", said)
         language = _read_language(folder / "meta.json")
-        return cls(folder.absolute().name, corpus, queries, qrels, language, tuple(reader.skipped))
+        name = folder.absolute().name
+        return cls(name, corpus, queries, qrels, language, tuple(reader.skipped), tuple(missing))
 
     def documents(self) -> Iterator[Document]:
         """Iterate over the corpus as documents for :meth:`ColbertCollection.ingest`, as :func:`iter_corpus` does."""
         for own_id, passage in self.corpus.items():
             yield _document(own_id, passage)
+
+    def own_documents(self, ignore_identical_ids: bool | None = None) -> frozenset[str]:
+        """Return the ids of the queries whose own document is in the corpus, and is to be left out of their results.
+
+        In some sets (ArguAna, Quora) the queries are themselves documents, under the same id. Published figures leave
+        a query's own document out.
+
+        Args:
+            ignore_identical_ids: True for all documents with the id of the query, False for none. None for those that
+                also have its text, and are not judged relevant to it.
+        """
+        if ignore_identical_ids is False:
+            return frozenset()
+        found = self.queries.keys() & self.corpus.keys()
+        return frozenset(found if ignore_identical_ids else filter(self._is_its_own_document, found))
+
+    def _is_its_own_document(self, query: str) -> bool:
+        text, passage = self.queries[query].split(), self.corpus[query]
+        same = text in (passage.text.split(), passage.full_text.split())
+        return same and self.qrels.get(query, {}).get(query, 0) <= 0
+
+
+def without_own(run: Mapping[str, Mapping[str, float]], own_documents: Container[str]) -> dict[str, dict[str, float]]:
+    """Leave :meth:`~BeirDataset.own_documents` out of a run."""
+    return {
+        query: {document: score for document, score in found.items() if document != query or query not in own_documents}
+        for query, found in run.items()
+    }
 
 
 def _document(own_id: str, passage: Passage) -> Document:
@@ -263,13 +301,8 @@ def _qrels_row(line: bytes, where: str, *, header: bool) -> tuple[str, str, int]
     return columns[0], columns[1], score
 
 
-def _check_known(named: dict[str, Any], known: Container[str], qrels: Path, what: str, file: Path) -> None:
-    unknown = [own_id for own_id in named if own_id not in known]
-    if unknown:
-        raise BeirFormatError(
-            f"{qrels} names {len(unknown)} {what} that are not in {file}: {_some(unknown)}. "
-            "Add them there, or remove their judgments."
-        )
+def _unknown(ids: list[str], what: str, qrels: Path, file: Path) -> str:
+    return f"{qrels} names {len(ids)} {what} that are not in {file}: {_some(ids)}."
 
 
 def _some(ids: list[str]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from itertools import islice
 
 import bm25s
 import Stemmer
 
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.beir import BeirDataset, without_own
 
 K1 = 1.5
 B = 0.75
@@ -29,7 +30,9 @@ class UnknownLanguageError(Jcv2Error, ValueError):
     """A string is not a language code."""
 
 
-def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dict[str, dict[str, float]]:
+def bm25_run(
+    dataset: BeirDataset, lang: str | None = None, k: int = 100, *, ignore_identical_ids: bool | None = None
+) -> dict[str, dict[str, float]]:
     """Search a test set with BM25 (k1 = 1.5, b = 0.75, Lucene's idf, no stop words).
 
     Args:
@@ -37,6 +40,7 @@ def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dic
         lang: Language that determines the tokenizer, see :func:`tokenizer_for`. If None, that of the test set, or
             English if it has none.
         k: Maximum number of results per query. Documents that share no token with the query are not results.
+        ignore_identical_ids: Which queries' own documents are no results, see :meth:`BeirDataset.own_documents`.
 
     Returns:
         Scores by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`. A query without
@@ -56,12 +60,13 @@ def bm25_run(dataset: BeirDataset, lang: str | None = None, k: int = 100) -> dic
     index = bm25s.BM25(k1=K1, b=B, method="lucene")
     index.index(corpus, show_progress=False)
     ids = list(dataset.corpus)
+    own = dataset.own_documents(ignore_identical_ids)
     for query, text in dataset.queries.items():
         if tokens := tokenize(text):
-            found, scores = index.retrieve([tokens], corpus=ids, k=min(k, len(ids)), show_progress=False)
+            found, scores = index.retrieve([tokens], corpus=ids, k=min(k + bool(own), len(ids)), show_progress=False)
             pairs = zip(found[0].tolist(), scores[0].tolist(), strict=True)
             run[query] = {own_id: score for own_id, score in pairs if score > 0}
-    return run
+    return {query: dict(islice(found.items(), k)) for query, found in without_own(run, own).items()}
 
 
 def tokenizer_for(lang: str) -> Tokenizer:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytrec_eval
 
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.evaluation.beir import BeirDataset, without_own
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from jcv2_plugin.collection.collection import ColbertCollection
-    from jcv2_plugin.evaluation.beir import BeirDataset
 
 Run = Mapping[str, Mapping[str, float]]
 """Scores by query id and document id; higher is better."""
@@ -62,14 +62,14 @@ def evaluate_run(run: Run, qrels: Qrels) -> dict[str, float]:
 
 
 def run_of(scores: Tensor, queries: Sequence[str], documents: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the top 100 documents of each query, as needed for the metrics.
+    """Return the best documents of each query: the 100 that the metrics need, and one for its own document.
 
     Args:
         scores: Scores of shape ``(queries, documents)``.
         queries: Query ids, in row order.
         documents: Document ids, in column order.
     """
-    best = scores.topk(min(_RECALL_DEPTH, len(documents)), dim=1)
+    best = scores.topk(min(_RECALL_DEPTH + 1, len(documents)), dim=1)
     return {
         query: {documents[index]: score for score, index in zip(own, indices, strict=True)}
         for query, own, indices in zip(queries, best.values.tolist(), best.indices.tolist(), strict=True)
@@ -126,6 +126,7 @@ def evaluate_collection(
     *,
     candidates: int | None = None,
     exact: bool | None = True,
+    ignore_identical_ids: bool | None = None,
 ) -> Metrics:
     """Search a stored collection with the queries of a test set, and evaluate the results.
 
@@ -137,6 +138,9 @@ def evaluate_collection(
         candidates: See :meth:`~jcv2_plugin.ColbertCollection.search`.
         exact: See :meth:`~jcv2_plugin.ColbertCollection.search`. By default all documents are ranked, as for published
             figures.
+        ignore_identical_ids: Which queries' own documents are left out of their results, see
+            :meth:`~jcv2_plugin.evaluation.beir.BeirDataset.own_documents`. By default those with the query's id and
+            text, as for published figures.
 
     Raises:
         EvaluationError: If ``k`` is too small for recall@100, or the collection does not contain the corpus.
@@ -149,10 +153,11 @@ def evaluate_collection(
             "a part of it would be too easy. Ingest dataset.documents() to its end."
         )
     run: dict[str, dict[str, float]] = {}
+    own = dataset.own_documents(ignore_identical_ids)
     queries = list(dataset.queries.items())
     for start in range(0, len(queries), _QUERIES_PER_BATCH):
         batch = queries[start : start + _QUERIES_PER_BATCH]
-        found = collection.search_many([text for _, text in batch], k, candidates=candidates, exact=exact)
+        found = collection.search_many([text for _, text in batch], k + bool(own), candidates=candidates, exact=exact)
         for (query, _), hits in zip(batch, found, strict=True):
             run[query] = {hit.id: hit.score for hit in hits}
         if progress is not None:
@@ -163,4 +168,4 @@ def evaluate_collection(
             f"None of the documents found in {collection!r} is one of {dataset.name!r}; found are "
             f"{sorted(ids)[:3]!r}. Ingest dataset.documents(), which keeps their ids."
         )
-    return measure_run(run, dataset.qrels)
+    return measure_run(without_own(run, own), dataset.qrels)

@@ -117,7 +117,9 @@ class TestEval:
                 run(*arguments, *other)
         with ColbertCollection.open(dataset.parent / "kept" / "32") as collection:
             collection.add(["A document of another set."])
-        with pytest.raises(CollectionMismatchError, match="other documents would change the figures"):
+        with pytest.raises(
+            CollectionMismatchError, match="holds 1 other documents than tiny: they would change the figures"
+        ):
             run(*arguments)
 
     def test_with_a_first_stage(self, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +142,24 @@ class TestEval:
         assert run_json(*arguments)["first_stage"] == "none"
         assert asked == [(2, False), (2, False), (None, True)]
 
-    @pytest.mark.parametrize("option", [("--candidates", "2"), ("--collection", "http://host:6333")])
-    def test_what_cannot_be(self, dataset: Path, option: tuple[str, str]) -> None:
-        run("eval", str(dataset), "--model", "mini", *option, code=2)
+    def test_what_cannot_be(self, dataset: Path) -> None:
+        run("eval", str(dataset), "--model", "mini", "--candidates", "2", code=2)
+
+    def test_queries_that_are_documents_and_documents_that_are_missing(self, dataset: Path) -> None:
+        with (dataset / "queries.jsonl").open("a") as file:
+            file.write(json.dumps({"_id": "f", "text": "Rice is cooked in water."}) + "\n")
+        with (dataset / "qrels" / "test.tsv").open("a") as file:
+            file.write("f\ts\t1\n3\tlost\t1\n")
+        arguments = ("eval", str(dataset), "--model", "mini", "--dim", "32", "--bm25")
+        counted = [("own_documents_left_out", 1), ("missing_documents", 1)]
+        lines = [json.loads(line) for line in run(*arguments, "--json").splitlines()]
+        assert [[(key, line[key]) for key, _ in counted] for line in lines] == [counted, counted]
+        ranked = [json.loads(line) for line in run(*arguments, "--json", "--no-ignore-identical-ids").splitlines()]
+        assert [line["own_documents_left_out"] for line in ranked] == [0, 0]
+        assert ranked[0]["mrr@10"] < lines[0]["mrr@10"]
+        said = run(*arguments)
+        assert "Queries that are documents too, left out of their own results: 1" in said
+        assert "Judged documents that the corpus lacks, counted as not found: 1" in said
 
     def test_quality_of_mini_on_real_text(self, data_dir: Path) -> None:
         output = run("eval", str(data_dir / "xquad-en"), "--split", "mini", "--model", "mini", "--dim", "64", "--json")

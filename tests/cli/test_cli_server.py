@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_helpers import MINI, error, run, run_both, run_json, write_rows
@@ -150,6 +152,36 @@ class TestIndex:
         assert (pruned["removed"], pruned["documents"]) == (1, 1)
         assert run_json("index", "docs", "-c", server.url, "--shard-key", "other")["written"] == 1
         assert client.count("documents", shard_key_selector="other").count == 1
+
+
+class TestEval:
+    def test_collections_are_kept_and_used_again(self, folder: Path) -> None:
+        texts = {"s": "The ferry sails at noon.", "f": "Rice is cooked in water."}
+        (folder / "set" / "qrels").mkdir(parents=True)
+        for name, rows in (("corpus", texts), ("queries", {"q": "when does the ship leave?"})):
+            lines = [json.dumps({"_id": own_id, "text": text}) + "\n" for own_id, text in rows.items()]
+            (folder / "set" / f"{name}.jsonl").write_text("".join(lines))
+        (folder / "set" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\ts\t1\n")
+        found = run("eval", "set", "--model", "mini", "--dim", "32", "--dim", "64", "--json")
+        with LoopbackQdrant(api_key="right") as server:
+            with pytest.raises(CollectionAccessError):
+                run("eval", "set", "-c", server.url, "--model", "mini")
+            command = ("eval", "set", "-c", server.url, "--model", "mini", "--api-key", "right")
+            assert run(*command, "--dim", "32", "--dim", "64", "--json") == found
+            at_server: dict[str, Any] = {"location": server.url, "client_options": {"api_key": "right"}}
+            with ColbertCollection.open(**at_server, name="jcv2-eval-64") as collection:
+                assert (collection.count(), collection.dim) == (2, 64)
+            writes = len(server.sent("PUT", "/points"))
+            assert run_json(*command, "--dim", "32")["ndcg@10"] == 1.0
+            assert len(server.sent("PUT", "/points")) == writes
+            with pytest.raises(CollectionMismatchError, match=r"'jcv2-eval-32' at .* created with storage='float16'"):
+                run(*command, "--dim", "32", "--storage", "int8")
+            options: dict[str, Any] = {"first_stage": "none", "long_documents": "truncate"}
+            with ColbertCollection.create(**at_server, name="mine-32", encoder="mini", dim=32, **options) as mine:
+                mine.add(["Another document."])
+                with pytest.raises(CollectionMismatchError, match=r"'mine-32' at .* holds 1 other documents than set"):
+                    run(*command, "--dim", "32", "--name", "mine")
+                assert mine.count() == 1
 
 
 class TestCollections:

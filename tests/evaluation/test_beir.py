@@ -184,11 +184,38 @@ def test_what_is_broken_is_named(folder: Path, change: Callable[[Path], None], m
         BeirDataset.read(folder)
 
 
-def test_unknown_documents_are_counted_and_the_first_named(folder: Path) -> None:
-    append("qrels/test.tsv", "".join(f"q1\tx{number}\t1\n" for number in range(8)))(folder)
-    message = r"names 8 documents that are not in .*corpus\.jsonl: 'x0', 'x1', 'x2', 'x3', 'x4' and 3 more\. Add"
-    with pytest.raises(BeirFormatError, match=message):
+def test_missing_documents_are_counted_and_the_first_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    missing = [f"x{number}" for number in range(8)]
+    append("qrels/test.tsv", "".join(f"q1\t{one}\t1\n" for one in missing))(folder)
+    dataset = BeirDataset.read(folder)
+    assert dataset.missing == tuple(missing)
+    assert dataset.qrels["q1"] == {"d1": 2, **dict.fromkeys(missing, 1)}
+    (said,) = caplog.messages
+    assert "names 8 documents that are not in" in said
+    assert said.endswith("'x0', 'x1', 'x2', 'x3', 'x4' and 3 more. They count as not found, as in published figures.")
+
+
+def test_judgments_of_another_corpus(folder: Path) -> None:
+    write("qrels/test.tsv", HEADER + "q1\tx1\t1\nq2\tx2\t1\n")(folder)
+    with pytest.raises(BeirFormatError, match=r"names 2 documents .*: 'x1', 'x2'\. That is all of them: use the"):
         BeirDataset.read(folder)
+
+
+def test_queries_that_are_documents_too(folder: Path) -> None:
+    queries = [
+        {"_id": "d1", "text": "The  sea is salt."},  # as the document but for its title and a blank
+        {"_id": "d2", "text": "Who asks?"},
+        {"_id": "d3", "text": "Nor here."},
+        {"_id": "d4", "text": "Title alone"},
+        {"_id": "q5", "text": "No title here."},
+    ]
+    (folder / "queries.jsonl").write_text(lines(queries))
+    (folder / "qrels" / "test.tsv").write_text(HEADER + "d1\td2\t1\nd2\td3\t1\nd3\td3\t1\nd4\td4\t0\nq5\td2\t1\n")
+    dataset = BeirDataset.read(folder)
+    # Not d3, which is its own answer.
+    assert dataset.own_documents() == {"d1", "d4"}
+    assert dataset.own_documents(True) == {"d1", "d2", "d3", "d4"}
+    assert dataset.own_documents(False) == frozenset()
 
 
 def test_a_missing_split_names_those_there_are(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder, SearchHit
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.evaluation.beir import BeirDataset, Passage
+from jcv2_plugin.evaluation.bm25 import bm25_run
 from jcv2_plugin.evaluation.metrics import EvaluationError, evaluate_collection, evaluate_run, measure_run
 
 KEYS = ["ndcg@10", "recall@100", "mrr@10"]
@@ -194,6 +195,24 @@ def test_queries_go_in_batches_of_64(dataset: BeirDataset) -> None:
     assert evaluate_collection(watched, many, progress=done.append).mrr_at_10 == 1.0
     assert done == [64, 64, 2]
     assert watched.asked == [(64, 100), (64, 100), (2, 100)]
+
+
+def test_a_query_that_is_a_document_too(collection: ColbertCollection, dataset: BeirDataset) -> None:
+    """As in ArguAna and Quora, whose published figures leave that document out."""
+    ids = ("volcano", "bread")
+    queries = {own_id: CORPUS[own_id].full_text for own_id in ids}
+    # The answer is what comes right behind the query's own document.
+    qrels = {own_id: {collection.search(text, 2)[1].id: 1} for own_id, text in queries.items()}
+    own = replace(dataset, queries=queries, qrels=qrels)
+    assert evaluate_collection(collection, own).as_dict() == dict.fromkeys(KEYS, 1.0)
+    ranked = evaluate_collection(collection, own, ignore_identical_ids=False)
+    assert (ranked.ndcg_at_10, ranked.mrr_at_10) == pytest.approx((1 / math.log2(3), 0.5))
+    altered = replace(own, queries={own_id: f"{text} Why?" for own_id, text in queries.items()})
+    assert evaluate_collection(collection, altered).mrr_at_10 == 0.5
+    assert evaluate_collection(collection, altered, ignore_identical_ids=True).mrr_at_10 == 1.0
+    assert all(query not in found for query, found in bm25_run(own).items())
+    assert all(query in found for query, found in bm25_run(own, ignore_identical_ids=False).items())
+    assert list(bm25_run(own, k=1)["bread"]) == list(bm25_run(own)["bread"])[:1]
 
 
 def test_too_few_results_for_the_recall(collection: ColbertCollection, dataset: BeirDataset) -> None:

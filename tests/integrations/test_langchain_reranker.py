@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 
+import numpy as np
 import pytest
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
@@ -161,7 +162,15 @@ def test_a_model_by_name_is_loaded_once_when_needed(monkeypatch):
     assert len(loaded) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"top_n": 0}, {"top_k": 3}, {"encoder": 3}, {"long_documents": "cut"}])
+def test_numpy_numbers(reranker, mini):
+    own = JinaColbertReranker(encoder=mini, dim=np.int64(64), top_n=np.int32(2))
+    assert own.compress_documents(documents(), QUESTION) == reranker.compress_documents(documents(), QUESTION)[:2]
+    assert '"top_n":2' in own.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_n": 0}, {"top_n": np.float32(1.5)}, {"top_k": 3}, {"encoder": 3}, {"long_documents": "cut"}]
+)
 def test_wrong_fields_are_refused(mini, wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         JinaColbertReranker(**{"encoder": mini, **wrong})

@@ -118,6 +118,7 @@ class TestBadInput:
             ("why?", "One.", {}, InvalidDocumentError, "Give a list of texts"),
             *((query, ["One."], {}, InvalidQueryError, "non-empty str") for query in ("", " ", None, 3)),
             ("", [], {}, InvalidQueryError, "non-empty str"),
+            ("why\ud83d", ["One."], {}, InvalidQueryError, "The query has lone surrogates"),
             ("why?", ["One.", "One.", LONG], {"long_documents": "error"}, DocumentTooLongError, "Document 2 has"),
             ("why?", ["One."], {"dim": 7}, UnknownDimError, "dim=7"),
             ("why?", ["One."], {"long_documents": "cut"}, InvalidOptionError, "long_documents must be one of"),
@@ -140,7 +141,7 @@ class TestBadInput:
     def test_what_is_not(self, mini: JinaColbertEncoder, encoded_texts: list[list[str]]) -> None:
         assert rerank(mini, QUERIES[0], []) == []
         assert encoded_texts == []
-        assert len(rerank(mini, QUERIES[0], ["One.", "One."], dim=DIM, long_documents="error")) == 2
+        assert len(rerank(mini, QUERIES[0], ["One.", "One."], dim=np.int64(DIM), long_documents="error")) == 2
 
     def test_vectors_that_are_not_finite(self, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
         nan = np.full((3, DIM), np.nan, dtype=np.float32)

@@ -19,7 +19,7 @@ from torch import Tensor
 from jcv2_plugin.console import quiet_libraries
 from jcv2_plugin.encoder.model import JinaColbertEncoder
 from jcv2_plugin.errors import InvalidOptionError
-from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.beir import BeirDataset, without_own
 from jcv2_plugin.evaluation.metrics import NDCG, RECALL, measure_run, run_of
 from jcv2_plugin.evaluation.study.base import Cell, Interval, Samples, StudyError, Value
 from jcv2_plugin.evaluation.study.intervals import mean_over_sets, subtract
@@ -194,7 +194,7 @@ class RetrievalStudy:
         """Search the draw and evaluate the run."""
         dataset = self.sampling.dataset(cell.parameters)
         run, values, samples = self.search(cell, dataset)
-        metrics = measure_run(run, dataset.qrels)
+        metrics = measure_run(without_own(run, dataset.own_documents()), dataset.qrels)
         size = {"language": dataset.language, "documents": len(dataset.corpus), "queries": len(dataset.queries)}
         for name in (NDCG, RECALL):
             samples[name] = {query: own[name] for query, own in metrics.per_query.items()}
@@ -233,7 +233,7 @@ class RetrievalStudy:
 
 
 def exact_run(dataset: BeirDataset, queries: Vectors, documents: Vectors) -> Run:
-    """Rank all documents by MaxSim and return the top 100 for each query.
+    """Rank all documents by MaxSim and return the best of each query, see :func:`run_of`.
 
     Args:
         dataset: Test set with the ids of the queries and documents.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jcv2_plugin.evaluation.study.languages import LanguagesStudy
 from jcv2_plugin.evaluation.study.masks import MasksStudy
 from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
 from jcv2_plugin.evaluation.study.retrieval import Draws, Sampling
+from jcv2_trainer.training.dev import DevEvaluator, DevSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,6 +37,26 @@ def sampling(data: Path, *sets: str, **changes: Any) -> Sampling:
 
 def cell(name: str = "one", seed: int = 0, **parameters: Any) -> Cell:
     return Cell({"set": name, "seed": seed, **parameters})
+
+
+def test_a_query_that_is_a_document_too(tmp_path: Path, mini: JinaColbertEncoder) -> None:
+    """Its own document is left out, by a study and by the evaluation during training, as by ``jcv2 eval``."""
+    folder = write_set(tmp_path / "own")
+    text = BeirDataset.read(folder).corpus["d1"].text
+    with (folder / "queries.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "d1", "text": text}) + "\n")
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("d1\td12\t1\n")
+    with ColbertCollection.create(":memory:", encoder=mini, dim=32) as collection:
+        collection.ingest(BeirDataset.read(folder).documents())
+        ranks = [hit.id for hit in collection.search(text, 24)]
+    assert ranks[0] == "d1"
+    measured = MatryoshkaStudy(mini, sampling(tmp_path, "own")).measure(cell("own", dim=32))
+    found = DevEvaluator(DevSet.read(folder), [32]).metrics(mini)[32].per_query["d1"]
+    assert found["ndcg@10"] == measured.samples["ndcg@10"]["d1"]
+    rank = ranks.index("d12")  # of 1 and more, without d1
+    assert found["ndcg@10"] == pytest.approx(1 / math.log2(rank + 1) if rank <= 10 else 0)
+    assert rank <= 10
 
 
 def test_figures_are_those_of_eval(data: Path, tmp_path: Path, mini: JinaColbertEncoder) -> None:

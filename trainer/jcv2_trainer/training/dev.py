@@ -15,7 +15,7 @@ from sentence_transformers.util.similarity import maxsim
 from torch import Tensor
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.evaluation.beir import BeirDataset
+from jcv2_plugin.evaluation.beir import BeirDataset, without_own
 from jcv2_plugin.evaluation.metrics import Metrics, measure_run, run_of
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.datasets_io import split_dev
@@ -32,11 +32,15 @@ _MOST_SOURCES = 50  # listed in the model card
 
 @dataclass(frozen=True)
 class DevSet:
-    """Query texts by id, passage texts by id, and relevance by query id and document id."""
+    """Query texts by id, passage texts by id, and relevance by query id and document id.
+
+    ``own_documents`` are the queries that are passages too, see :meth:`BeirDataset.own_documents`.
+    """
 
     queries: Mapping[str, str]
     documents: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
+    own_documents: frozenset[str] = frozenset()
 
     @classmethod
     def of_rows(
@@ -84,7 +88,7 @@ class DevSet:
             split = "dev" if (path / "qrels" / "dev.tsv").is_file() else "test"
             dataset = BeirDataset.read(path, split=split)
             documents = {key: passage.full_text for key, passage in dataset.corpus.items()}
-            return cls(dict(dataset.queries), documents, dataset.qrels)
+            return cls(dict(dataset.queries), documents, dataset.qrels, dataset.own_documents())
         rows = ({"query": row.query, "positive": row.positive, "negatives": row.negatives} for row in read_rows(path))
         dev = cls.of_rows(rows)
         if not dev.queries:
@@ -125,12 +129,11 @@ class DevEvaluator(BaseEvaluator):
             for dim in self.dims:
                 parts[dim].append(maxsim(queries[dim], documents[dim]).cpu())
         encoder.train(training)
-        return {
-            dim: measure_run(
-                run_of(torch.cat(own, dim=1), list(self.dev.queries), list(self.dev.documents)), self.dev.qrels
-            )
-            for dim, own in parts.items()
-        }
+        found = {}
+        for dim, own in parts.items():
+            run = run_of(torch.cat(own, dim=1), list(self.dev.queries), list(self.dev.documents))
+            found[dim] = measure_run(without_own(run, self.dev.own_documents), self.dev.qrels)
+        return found
 
 
 def metric_name(dim: int) -> str:

@@ -1,0 +1,59 @@
+"""Encoders in a forked child process.
+
+torch's OpenMP threads do not survive a fork, and the first operator that needs them in the child waits for ever. That
+is so even if the model was only loaded before the fork, and for models loaded after it. A child therefore computes with
+one thread, as the workers of torch's ``DataLoader`` do. An accelerator cannot be used in it at all.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+
+from jcv2_plugin.errors import ForkedProcessError
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+_inherited: weakref.WeakSet[JinaColbertEncoder] = weakref.WeakSet()
+"""Encoders that this process has from its parent."""
+_own: weakref.WeakSet[JinaColbertEncoder] = weakref.WeakSet()
+_threads_may_be_lost = False
+
+
+def watch(encoder: JinaColbertEncoder) -> None:
+    """Prepare each child that is forked from now on for this encoder."""
+    global _threads_may_be_lost
+    _threads_may_be_lost = True
+    _own.add(encoder)
+
+
+def check_device(encoder: JinaColbertEncoder) -> None:
+    """Check that an encoder can be used in this process.
+
+    Raises:
+        ForkedProcessError: It is on an accelerator, and was loaded before this process was forked.
+    """
+    if _inherited and encoder in _inherited and encoder.device.type != "cpu":
+        raise ForkedProcessError(
+            f"{encoder.name!r} was loaded on {encoder.device} before process {os.getpid()} was forked from process "
+            f"{os.getppid()}, and an accelerator does not survive a fork. Load the model in each process, after the "
+            "fork, or start the processes with the spawn method."
+        )
+
+
+def _in_child() -> None:
+    if _threads_may_be_lost:
+        torch.set_num_threads(1)
+    for encoder in list(_own):
+        encoder.tokenizer_lock = threading.RLock()  # another thread of the parent may have held it
+        _inherited.add(encoder)
+    _own.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
