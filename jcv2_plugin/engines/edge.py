@@ -35,7 +35,7 @@ from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
 )
-from jcv2_plugin.files import write_atomically
+from jcv2_plugin.files import parse_json, write_atomically
 
 T = TypeVar("T")
 
@@ -340,7 +340,7 @@ def _generation(name: str) -> int:
     if name == _SHARD:
         return 1
     stem, _, number = name.partition("-")
-    return int(number) if stem == _SHARD and number.isdecimal() else 0
+    return int(number) if stem == _SHARD and number.isdecimal() and len(number) < 19 else 0
 
 
 def _pending_file(path: Path, name: str) -> Path:
@@ -415,7 +415,7 @@ def _locked_message(path: Path) -> str:
 
 def _read_description(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "
