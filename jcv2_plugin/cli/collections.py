@@ -33,6 +33,7 @@ from jcv2_plugin.errors import (
     CollectionMismatchError,
     CollectionNotFoundError,
 )
+from jcv2_plugin.files import parse_json
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -175,7 +176,7 @@ def _is_described(folder: Path) -> bool:
 
 def _of_path(name: str, folder: Path) -> _Listed:
     try:
-        raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        raw = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
         schema = CollectionSchema.from_dict(raw, name)
     except (OSError, ValueError, CollectionCorruptError):
         return _Listed(name, None, None, UNREADABLE)
@@ -188,6 +189,8 @@ def _of_path(name: str, folder: Path) -> _Listed:
         return _Listed(name, schema, None, UNREADABLE)
     try:
         return _Listed(name, schema, engine.count(None))
+    except Exception:  # of Edge, whose files are damaged
+        return _Listed(name, schema, None, UNREADABLE)
     finally:
         engine.close()
 

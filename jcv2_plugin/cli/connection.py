@@ -104,13 +104,12 @@ class Connection:
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:
         """Yield a client for operations on the server itself. Its exceptions are translated to ours."""
-        from qdrant_client import QdrantClient
-
+        from jcv2_plugin.engines.deadlines import connect
         from jcv2_plugin.engines.qdrant import address
         from jcv2_plugin.engines.retries import translated_errors
 
         self._prepare()
-        client = QdrantClient(url=self.location, **self.client_options)
+        client = connect(self.location, **self.client_options)
         try:
             with translated_errors(address(client)):
                 yield client

@@ -18,6 +18,7 @@ from jcv2_plugin.filters import equals, metadata_paths
 
 if TYPE_CHECKING:
     from jcv2_plugin.engines.first_stage import FirstStage
+from jcv2_plugin.files import parse_json
 
 _HIGHLIGHT = "bold dark_orange3"
 
@@ -95,7 +96,7 @@ def _readings(key: str, value: str) -> list[Any]:
     """Return the conditions that match a value as text and, if it can be parsed as one, as a number or boolean."""
     readings: list[Any] = [models.FieldCondition(key=key, match=models.MatchValue(value=value))]
     try:
-        parsed = json.loads(value)
+        parsed = parse_json(value)
     except ValueError:
         return readings
     if isinstance(parsed, (bool, int, float)) and abs(parsed) < 2**63:  # Qdrant has no larger integers, nor infinity

@@ -33,6 +33,7 @@ from jcv2_plugin.documents import (
     without_blank,
 )
 from jcv2_plugin.encoder.windows import LongDocuments
+from jcv2_plugin.engines.answers import check_documents, wrong_answer
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, Engine, Matrix, NewCollection, PayloadIndex
 from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -447,12 +448,15 @@ class ColbertCollection:
     def scroll(self, filter: models.Filter | None = None) -> Iterator[StoredDocument]:
         """Iterate over all documents, or those that match a filter, in no particular order."""
         for record in read.scroll(self._state, filter, with_payload=True):
+            check_documents([record], self.engine.title)
             yield StoredDocument.from_payload(record.payload)
 
     def ids(self, filter: models.Filter | None = None) -> Iterator[str]:
         """Iterate over the ids of all documents, or of those that match a filter."""
         for payload in self.payloads([ID_KEY], filter):
-            yield str(payload[ID_KEY])
+            if not isinstance(payload.get(ID_KEY), str):
+                raise wrong_answer(self.engine.title, "A point has no id: it was not written by this package.")
+            yield payload[ID_KEY]
 
     def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
         """Iterate over selected payload keys of all documents, or of those that match a filter.

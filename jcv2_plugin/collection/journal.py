@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from jcv2_plugin.documents import Document
 from jcv2_plugin.errors import CollectionLockedError, Jcv2Error
-from jcv2_plugin.files import write_atomically
+from jcv2_plugin.files import parse_json, write_atomically
 
 _FORMAT = 1
 
@@ -126,7 +126,7 @@ def _read(file: Path) -> tuple[str | None, int]:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError:
                     if run is None:
                         raise
@@ -139,7 +139,7 @@ def _read(file: Path) -> tuple[str | None, int]:
                     seen = max(seen, int(row.get("seen", 0)))
     except FileNotFoundError:
         return None, 0
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise JournalError(
             f"{str(file)!r} is no journal of an ingestion ({type(error).__name__}: {error}). Choose another file, or "
             "delete this one."

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from qdrant_client import QdrantClient
 
 from jcv2_plugin.engines.base import Engine, NewCollection
+from jcv2_plugin.engines.deadlines import connect
 from jcv2_plugin.engines.edge import EdgeEngine, check_free
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -145,7 +146,7 @@ class Location:
         if "auth_token_provider" not in given:
             given.setdefault("api_key", os.environ.get(API_KEY) or None)
         try:
-            return QdrantClient(url=self.url, **given)
+            return connect(self.url, **given)
         except (TypeError, ValueError) as error:
             # The error may quote the URL, which may contain a password.
             shown = without_credentials(self.url)

@@ -18,6 +18,7 @@ from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_e
 from jcv2_plugin.collection.workers import as_devices
 from jcv2_plugin.documents import HASH_KEY, TEXT_KEY, StoredDocument
 from jcv2_plugin.encoder.windows import LongDocuments
+from jcv2_plugin.engines.answers import check_documents
 from jcv2_plugin.engines.base import Engine, Point, Record
 from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -195,6 +196,7 @@ def _fill(
 
 def _documents(engine: Engine) -> Iterator[Any]:
     for record in engine.scroll(None, with_payload=True):
+        check_documents([record], engine.title)
         yield StoredDocument.from_payload(record.payload).as_document()
 
 

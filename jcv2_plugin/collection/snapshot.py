@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +26,16 @@ from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionNotFoundError, Jcv2Error
+from jcv2_plugin.files import parse_json
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
 _FLOATS_A_PART = 8 * 1024 * 1024
+_TEXT_A_PART = 64 * 1024 * 1024
+# A member may be inflated to 1 GiB. Text of more than 64 MiB is not expected to shrink to less than a hundredth.
+_LARGEST_MEMBER = 1024**3
+_SMALL_MEMBER = 64 * 1024**2
+_RATIO = 100
 
 
 class SnapshotError(Jcv2Error, ValueError):
@@ -91,7 +98,7 @@ def read_info(file: Path) -> SnapshotInfo:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            described = json.loads(archive.read(_DESCRIPTION))
+            described = parse_json(_read(archive, _DESCRIPTION))
         known = described["format"] <= SNAPSHOT_FORMAT
         documents, parts, schema = int(described["documents"]), int(described["parts"]), described["schema"]
     except FileNotFoundError as error:
@@ -113,7 +120,7 @@ def check_snapshot(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             there = set(archive.namelist())
-            lost = set(json.loads(archive.read(_DESCRIPTION))["members"]) - there
+            lost = set(parse_json(_read(archive, _DESCRIPTION))["members"]) - there
         surplus = sorted(name for name in there if "/" in name and int(name.partition("/")[0]) >= info.parts)
         ids: set[str] = set()
         documents = 0
@@ -225,13 +232,14 @@ def _open_existing(
 
 def _parts(records: Iterator[Record]) -> Iterator[list[Record]]:
     part: list[Record] = []
-    floats = 0
+    floats = text = 0
     for record in records:
         part.append(record)
         floats += 0 if record.vectors is None else record.vectors.size
-        if floats >= _FLOATS_A_PART:
+        text += len(json.dumps(record.payload))
+        if floats >= _FLOATS_A_PART or text >= _TEXT_A_PART:
             yield part
-            part, floats = [], 0
+            part, floats, text = [], 0, 0
     if part:
         yield part
 
@@ -273,12 +281,28 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> No
         np.lib.format.write_array(cast("io.BytesIO", member), np.ascontiguousarray(array), allow_pickle=False)
 
 
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a member, after checking that it does not inflate to more than one of ours would."""
+    member = archive.getinfo(name)
+    if member.file_size > _LARGEST_MEMBER or member.file_size > max(_SMALL_MEMBER, _RATIO * member.compress_size):
+        raise ValueError(f"{name} would inflate from {member.compress_size:,} to {member.file_size:,} bytes")
+    return archive.read(member)
+
+
 def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    return cast("NDArray[Any]", np.load(io.BytesIO(archive.read(name)), allow_pickle=False))
+    """Read a member that :func:`_write_array` wrote."""
+    content = _read(archive, name)
+    stream = io.BytesIO(content)
+    np.lib.format.read_magic(stream)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    there = len(content) - stream.tell()
+    if fortran or dtype.hasobject or math.prod(shape) * dtype.itemsize != there:
+        raise ValueError(f"{name} has the shape {shape} and type {dtype}, which its {there:,} bytes are not")
+    return cast("NDArray[Any]", np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape))
 
 
 def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
-    rows = [json.loads(line) for line in archive.read(_name(number, "payloads.jsonl")).decode().split("\n") if line]
+    rows = [parse_json(line) for line in _read(archive, _name(number, "payloads.jsonl")).decode().split("\n") if line]
     ends = np.cumsum(_read_array(archive, _name(number, "rows.npy")))[:-1]
     matrices = np.split(_read_array(archive, _name(number, "vectors.npy")).astype(np.float32), ends)
     stages: list[dict[str, StageVector]] = [{} for _ in rows]

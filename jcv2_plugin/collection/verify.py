@@ -13,12 +13,10 @@ from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import (
     HASH_KEY,
     ID_KEY,
-    METADATA_KEY,
-    TEXT_KEY,
     StoredDocument,
     payload_of,
-    point_id,
 )
+from jcv2_plugin.engines.answers import payload_problem
 from jcv2_plugin.engines.base import Matrix, Record
 from jcv2_plugin.engines.first_stage import stage_sizes
 from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
@@ -92,14 +90,9 @@ def verify(
 
 def problem_of(schema: CollectionSchema, record: Record) -> str | None:
     """Return why a point cannot be one of a collection with this schema, or None."""
-    texts = [record.payload.get(key) for key in (ID_KEY, TEXT_KEY)]
-    if not all(isinstance(one, str) and one for one in texts):
-        return f"Point {record.id} has no id or no text: it was not written by this package."
-    if not isinstance(record.payload.get(METADATA_KEY, {}), dict):
-        return f"Point {record.id} has metadata that is not a dict: it was not written by this package."
-    name = f"Document {texts[0]!r} (point {record.id})"
-    if point_id(str(texts[0])) != record.id:
-        return f"{name} is stored under another document's point."
+    if problem := payload_problem(record):
+        return problem
+    name = f"Document {record.payload[ID_KEY]!r} (point {record.id})"
     if record.vectors is None or record.vectors.size == 0:
         return f"{name} has no token vectors."
     if record.vectors.ndim != 2 or record.vectors.shape[1] != schema.dim:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -99,12 +100,21 @@ def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[in
     global _encoder
     # Ignore Ctrl-C: the parent receives it too and stores what is encoded. Do this first, since imports take seconds.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     device, threads = turns.get()
     if threads is not None:
         torch.set_num_threads(threads)
     _encoder = _load(reference, device, options, weights)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent process, which may be killed, and end this one."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _load(reference: str, device: str, options: dict[str, Any], weights: dict[int, str]) -> JinaColbertEncoder:

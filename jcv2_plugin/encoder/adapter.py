@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.files import parse_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -26,9 +27,12 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelLayoutError(f"{folder / name} is missing. Copy the whole adapter again.")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    scale = config["lora_alpha"] / config["r"]
-    tensors = load_file(folder / WEIGHTS)
+    try:
+        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        scale = float(config["lora_alpha"]) / float(config["r"])
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError, SafetensorError) as error:
+        raise ModelLayoutError(f"{folder} is no adapter, or is damaged ({error!r}). Copy it again.") from error
     for name, down in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue

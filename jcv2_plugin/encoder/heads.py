@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
@@ -70,8 +71,8 @@ class MatryoshkaHeads(Module):
         self.normalize = bool(normalize)
         if not self.dims or min(self.dims) < 1 or len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dims must be distinct positive integers, got {self.dims!r}.")
-        self.linears = nn.ModuleDict({str(dim): nn.Linear(self.in_features, dim, bias=False) for dim in self.dims})
-        for dim, weight in (weights or {}).items():
+        given = dict(weights or {})
+        for dim, weight in given.items():
             if dim not in self.dims:
                 raise UnknownDimError(f"A weight was given for dim={dim}, but the heads are {list(self.dims)}.")
             if tuple(weight.shape) != (dim, self.in_features):
@@ -79,6 +80,8 @@ class MatryoshkaHeads(Module):
                     f"The head for dim={dim} needs a weight of shape {(dim, self.in_features)}, got "
                     f"{tuple(weight.shape)}."
                 )
+        self.linears = nn.ModuleDict({str(dim): nn.Linear(self.in_features, dim, bias=False) for dim in self.dims})
+        for dim, weight in given.items():
             self.linears[str(dim)].weight = nn.Parameter(weight.detach().clone())
 
     def resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
@@ -151,12 +154,15 @@ class MatryoshkaHeads(Module):
                 f"{Path(model_name_or_path, subfolder, 'model.safetensors')} is missing, so there are no heads. Copy "
                 "the whole folder again, or save the model anew."
             )
-        expected = {f"linears.{dim}.weight": dim for dim in config["dims"]}
-        tensors = load_file(path)
+        try:
+            expected = {f"linears.{dim}.weight": dim for dim in config["dims"]}
+            tensors = load_file(path)
+        except (OSError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelLayoutError(f"{path} or the config.json beside it is damaged ({error!r}).") from error
         if set(tensors) != set(expected):
             raise ModelLayoutError(f"{path}: expected the tensors {sorted(expected)}, found {sorted(tensors)}.")
         try:
             weights = {dim: tensors[name] for name, dim in expected.items()}
             return cls(**{key: config[key] for key in cls.config_keys if key in config}, weights=weights)
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ModelLayoutError(f"{path}: {error}") from error

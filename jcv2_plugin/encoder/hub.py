@@ -14,8 +14,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.files import parse_json
 
 SAFE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 IGNORED_PATTERNS = ["onnx/*", "openvino/*", "*.onnx_data"]
 # HfHubHTTPError derives from the exception of the HTTP client, which differs between versions of huggingface_hub.
 _TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -48,14 +50,14 @@ def resolve_model(
 
     Raises:
         ModelNotFoundError: If there is no such folder or repository, or the hub cannot be reached.
-        ModelLayoutError: If the folder has only pickled weights.
+        ModelLayoutError: If the folder has pickled weights that would be loaded.
     """
     name = os.fspath(name_or_path)
     if not name.strip():
         raise ModelNotFoundError(f"The model name is empty. {_WAY_OUT}")
     path = Path(name).expanduser()
     if path.is_dir():
-        refuse_pickle_only(path)
+        refuse_pickles(path)
         return ModelSource(name=name, folder=path.resolve())
     if path.is_file():
         raise ModelNotFoundError(f"{name!r} is a file. Pass the folder that contains the model.")
@@ -80,20 +82,40 @@ def resolve_model(
             f"not be downloaded from the hub: {reason}. {_WAY_OUT}"
         ) from error
     folder = Path(snapshot)
-    refuse_pickle_only(folder)
+    refuse_pickles(folder)
     commit = folder.name if len(folder.name) == 40 else revision
     return ModelSource(name=name, folder=folder, revision=commit, is_hub=True)
 
 
-def refuse_pickle_only(folder: Path) -> None:
-    """Reject a folder if it, or a subfolder, has pickled weights without safetensors.
+def refuse_pickles(folder: Path) -> None:
+    """Reject a folder if anything in it, at any depth, would be unpickled when the model is loaded.
+
+    These are weights in a pickle file where the same weights in safetensors are missing or empty, and indexes that name
+    other files than safetensors.
 
     Raises:
         ModelLayoutError: If there is such a file. The message says how to convert it.
     """
-    for weights in [*folder.glob("*.bin"), *folder.glob("*/*.bin"), *folder.glob("*.pt")]:
-        if weights.parent.name not in ("onnx", "openvino") and not list(weights.parent.glob("*.safetensors")):
+    pickles = [*folder.rglob("pytorch_model*"), *folder.rglob("adapter_model*"), *folder.iterdir()]
+    for file in pickles:
+        if file.suffix in _PICKLES and not file.name.startswith("openvino_model") and not _has_safetensors(file):
             raise ModelLayoutError(
-                f"{weights} is a pickle file, which is never loaded. Convert the model to safetensors first, with "
+                f"{file} is a pickle file, which is never loaded. Convert the model to safetensors first, with "
                 "save_pretrained(...) of a current version of transformers or sentence-transformers."
             )
+    for index in folder.rglob("*.safetensors.index.json"):
+        try:
+            names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+            wrong = sorted(name for name in names if not name.endswith(".safetensors") or Path(name).name != name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelLayoutError(f"{index} cannot be read ({error!r:.200}). Download the file again.") from error
+        if wrong:
+            raise ModelLayoutError(f"{index} names {wrong[0]!r}, which is not a safetensors file in its folder.")
+
+
+def _has_safetensors(pickle: Path) -> bool:
+    name = "adapter_model.safetensors" if pickle.name.startswith("adapter_model") else "model.safetensors"
+    return any(
+        file.is_file() and file.stat().st_size > 0
+        for file in (pickle.with_name(name), pickle.with_name(f"{name}.index.json"))
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from jcv2_plugin.encoder.official import (
 )
 from jcv2_plugin.encoder.safetensors_io import file_reader, read_header
 from jcv2_plugin.encoder.shipped import ShippedModel, shipped_model
+from jcv2_plugin.encoder.sizes import MOST_TOKENS, check_length, check_sizes
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
 from jcv2_plugin.errors import Jcv2Error, ModelLayoutError
+from jcv2_plugin.files import parse_json
 
 LOADING_OPTIONS = ("model_kwargs", "processor_kwargs", "config_kwargs", "backend")
 HUB_OPTIONS = ("token", "cache_folder", "local_files_only")
@@ -79,24 +81,54 @@ def load_model(
     source = shipped.source if shipped is not None else resolve_model(name, revision=revision, **hub)
     device = device or get_device_name()
     options = options or {}
-    kwargs = transformer_kwargs(
-        device, options.get("model_kwargs") or {}, None if shipped is not None else source.folder
-    )
-    if shipped is not None:
-        return load_shipped(shipped, kwargs, **hub)
-    if is_official_layout(source.folder):
-        return load_official(source, dims, kwargs, **hub)
+    with layout_errors(source):
+        check_sizes(source.folder)
+        kwargs = transformer_kwargs(
+            device, options.get("model_kwargs") or {}, None if shipped is not None else source.folder
+        )
+        if shipped is not None:
+            return load_shipped(shipped, kwargs, **hub)
+        if is_official_layout(source.folder):
+            loaded = load_official(source, dims, kwargs, **hub)
+        else:
+            options = {**options, "model_kwargs": {**kwargs, "use_safetensors": True}, "local_files_only": True}
+            loaded = load_folder(source, options, device, quantized)
+        _check_lengths(loaded)
+    return loaded
+
+
+@contextmanager
+def layout_errors(source: ModelSource) -> Iterator[None]:
+    """Translate whatever goes wrong in other libraries because of a model's files.
+
+    Raises:
+        ModelLayoutError: Something did.
+    """
     try:
-        options = {**options, "model_kwargs": {**kwargs, "use_safetensors": True}, "local_files_only": True}
-        return load_folder(source, options, device, quantized)
-    except (ValueError, OSError, KeyError, ImportError, AttributeError) as error:
-        if isinstance(error, Jcv2Error):
-            raise
+        yield
+    except (Jcv2Error, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise ModelLayoutError(
-            f"{source.name!r} ({source.folder}) cannot be loaded as a multi-vector model: {error} Supported are the "
-            "layouts of jina-colbert-v2, of this package, and of sentence-transformers' MultiVectorEncoder (its own, "
-            "PyLate's and Stanford's), without remote code."
+            f"{source.name!r} ({source.folder}) cannot be loaded as a multi-vector model: {str(error) or repr(error)} "
+            "Supported are the layouts of jina-colbert-v2, of this package, and of sentence-transformers' "
+            "MultiVectorEncoder (its own, PyLate's and Stanford's), without remote code."
         ) from error
+
+
+def _check_lengths(loaded: LoadedModel) -> None:
+    """Check the lengths to which texts are padded or cut."""
+    transformer: Any = loaded.modules[0]
+    most = getattr(getattr(transformer, "config", None), "max_position_embeddings", None) or MOST_TOKENS
+    expansion = getattr(transformer, "query_expansion", None) or {}
+    lengths = {
+        "query_expansion.length": expansion.get("length"),
+        **{name: getattr(transformer, name, None) for name in ("query_length", "document_length", "max_seq_length")},
+    }
+    check_length("max_position_embeddings", most, 2**24, loaded.source.folder)
+    for name, value in lengths.items():
+        if value is not None:
+            check_length(name, value, most, loaded.source.folder)
 
 
 def load_official(
@@ -137,21 +169,24 @@ def _mask(transformer: Transformer, skiplist: Skiplist | None) -> MultiVectorMas
 def load_folder(source: ModelSource, options: dict[str, Any], device: str, quantized: bool) -> LoadedModel:
     """Load a folder in this package's layout, or in one that sentence-transformers' ``MultiVectorEncoder`` loads."""
     folder = source.folder
-    modules = json.loads(text) if (text := _text(folder / "modules.json")) else []
+    modules = parse_json(text) if (text := _text(folder / "modules.json")) else []
     types = [module["type"] for module in modules]
-    config = json.loads(_text(folder / "config_sentence_transformers.json") or "{}")
+    config = parse_json(_text(folder / "config_sentence_transformers.json") or "{}")
     if modules:
         projects = config.get("model_type") in ("MultiVectorEncoder", "ColBERT") or any(
             name.endswith(".Dense") for name in types
         )
     else:
-        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+        architectures = parse_json((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
         projects = "HF_ColBERT" in (architectures or [])
     if not projects:
         raise ModelLayoutError(
             f"{source.name!r} has no late-interaction projection, and a random one would retrieve noise. Use a ColBERT "
             "model, or train heads first."
         )
+    for module in modules:
+        if not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"modules.json names the path {module['path']!r}, which is outside the folder.")
     card = _text(folder / "README.md")
     if not OWN_MODULES.keys() & set(types):
         plain = MultiVectorEncoder(str(folder), device=device, **options)
@@ -176,8 +211,6 @@ def _load_module(folder: Path, entry: dict[str, Any], options: dict[str, Any], q
         kind = import_from_string(name)
     if not (isinstance(kind, type) and issubclass(kind, Module)):
         raise ValueError(f"modules.json names the class {name!r}, which is not loaded.")
-    if not (folder / entry["path"]).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"modules.json names the path {entry['path']!r}, which is outside the folder.")
     return kind.load(str(folder), subfolder=entry["path"], **options)
 
 

@@ -152,7 +152,8 @@ class JinaColbertEncoder(MultiVectorEncoder):
             cache_folder=cache_folder,
             local_files_only=local_files_only,
         )
-        encoder = cls(modules=loaded.modules, device=device, **loaded.settings({}))
+        with loading.layout_errors(loaded.source):
+            encoder = cls(modules=loaded.modules, device=device, **loaded.settings({}))
         encoder.source, encoder._card = loaded.source, loaded.card
         if (heads := encoder.heads) is None:
             for dim in wanted or ():

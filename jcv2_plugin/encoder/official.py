@@ -28,6 +28,7 @@ from jcv2_plugin.encoder.backbone import text_transformer
 from jcv2_plugin.encoder.hub import HUB_ERRORS, ModelSource
 from jcv2_plugin.encoder.safetensors_io import file_reader, hub_reader, read_header, read_tensor
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
+from jcv2_plugin.files import parse_json
 
 QUERY_MARKER = "[QueryMarker]"
 DOCUMENT_MARKER = "[DocumentMarker]"
@@ -68,7 +69,7 @@ class ColbertMetadata:
             return cls()
         default = cls()
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = parse_json(path.read_text(encoding="utf-8"))
             return cls(
                 query_length=int(raw.get("query_maxlen") or default.query_length),
                 document_length=int(raw.get("doc_maxlen") or default.document_length),
@@ -77,7 +78,7 @@ class ColbertMetadata:
                 query_marker=raw.get("query_token_id"),
                 document_marker=raw.get("doc_token_id"),
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ModelLayoutError(
                 f"{path} is not valid ColBERT metadata ({error}). Download the file again."
             ) from error
@@ -182,7 +183,7 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
         ModelLayoutError: If a file is missing, unreadable or not of this layout.
     """
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelLayoutError(f"{folder}/config.json cannot be read ({error}).") from error
     config = native_config(raw)

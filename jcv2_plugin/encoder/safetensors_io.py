@@ -7,7 +7,7 @@ header ``{name: {dtype, shape, data_offsets}}``, and the data. Two ranged reads 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.files import parse_json
 
 ReadRange = Callable[[int, int], bytes]
 """``read(start, length)`` returns ``length`` bytes from offset ``start``."""
@@ -31,7 +32,8 @@ def file_reader(path: str | Path) -> ReadRange:
     def read(start: int, length: int) -> bytes:
         with Path(path).open("rb") as file:
             file.seek(start)
-            return file.read(length)
+            # No more than there is: the length may come from a damaged header.
+            return file.read(min(length, max(0, os.fstat(file.fileno()).st_size - start)))
 
     return read
 
@@ -77,7 +79,7 @@ def read_header(read: ReadRange, source: str) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(start, "little") if len(start) == 8 else 0
         if not 2 <= length <= _MAX_HEADER_BYTES:
             raise ValueError(f"header length {length}")
-        header = json.loads(read(8, length))
+        header = parse_json(read(8, length))
         if not isinstance(header, dict):
             raise ValueError("the header is no JSON object")
     except (ValueError, UnicodeDecodeError) as error:

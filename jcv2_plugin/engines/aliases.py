@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from qdrant_client import QdrantClient, models
 
 from jcv2_plugin.engines.failures import failure_of
+from jcv2_plugin.engines.retries import completed
 from jcv2_plugin.engines.schema import METADATA_FIELD
 from jcv2_plugin.errors import CollectionError
 
@@ -83,4 +84,4 @@ def point_alias(client: QdrantClient, name: str, physical: str, old: str | None)
         operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name)))
     created = models.CreateAlias(collection_name=physical, alias_name=name)
     operations.append(models.CreateAliasOperation(create_alias=created))
-    client.update_collection_aliases(change_aliases_operations=operations)
+    completed(client.update_collection_aliases)(change_aliases_operations=operations)

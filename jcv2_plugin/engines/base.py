@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
-from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
+from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
 
 PayloadIndex = Literal["keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"]
@@ -58,20 +58,6 @@ class Record:
     score: float = 0.0
     vectors: Matrix | None = None
     stages: Mapping[str, StageVector] = field(default_factory=dict)
-
-
-def record_of(point: Any, score: float = 0.0) -> Record:
-    """Convert an engine's own point to a record. Both engines use the same layout."""
-    vectors: Matrix | None = None
-    stages: dict[str, StageVector] = {}
-    for name, value in (point.vector or {}).items() if isinstance(point.vector, dict) else ():
-        if name == VECTOR_NAME:
-            vectors = np.asarray(value, dtype=np.float32)
-        elif hasattr(value, "indices"):
-            stages[name] = SparseVector(list(value.indices), list(value.values))
-        else:
-            stages[name] = np.asarray(value, dtype=np.float32)
-    return Record(str(point.id), dict(point.payload or {}), float(score), vectors, stages)
 
 
 def by_bytes(points: Sequence[Point], *, most: int, per_float: int) -> Iterator[list[Point]]:

@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 from qdrant_client import models
 
 from jcv2_plugin.engines import forks
-from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes, record_of
+from jcv2_plugin.engines.answers import check_documents, hits_of, records_of
+from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -34,7 +35,7 @@ from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
 )
-from jcv2_plugin.files import write_atomically
+from jcv2_plugin.files import parse_json, write_atomically
 
 T = TypeVar("T")
 
@@ -177,7 +178,7 @@ class EdgeEngine:
         for start in range(0, len(batch), _QUERIES_PER_CALL):
             part = edge.QueryBatchRequest(batch[start : start + _QUERIES_PER_CALL])
             results.extend(self._call(edge.EdgeShard.query_batch, part))
-        return [[record_of(point, score=point.score) for point in found] for found in results]
+        return [hits_of(found, self.title, limit) for found in results]
 
     def retrieve(
         self, ids: Sequence[str], *, with_payload: bool | list[str], with_vectors: bool | list[str]
@@ -185,8 +186,11 @@ class EdgeEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
-        points = self._call(edge.EdgeShard.retrieve, list(ids), with_payload, with_vectors)
-        return [record_of(point) for point in points]
+        points = self._call(edge.EdgeShard.retrieve, list(dict.fromkeys(ids)), with_payload, with_vectors)
+        found = records_of(points, self.title, None, ids)
+        if with_payload is True:
+            check_documents(found, self.title)
+        return found
 
     def scroll(
         self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
@@ -203,7 +207,7 @@ class EdgeEngine:
                 with_vector=with_vectors,
             )
             points, offset = self._call(edge.EdgeShard.scroll, request)
-            yield from (record_of(point) for point in points)
+            yield from records_of(points, self.title, None)
             if offset is None:
                 return
 
@@ -336,7 +340,7 @@ def _generation(name: str) -> int:
     if name == _SHARD:
         return 1
     stem, _, number = name.partition("-")
-    return int(number) if stem == _SHARD and number.isdecimal() else 0
+    return int(number) if stem == _SHARD and number.isdecimal() and len(number) < 19 else 0
 
 
 def _pending_file(path: Path, name: str) -> Path:
@@ -411,7 +415,7 @@ def _locked_message(path: Path) -> str:
 
 def _read_description(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "

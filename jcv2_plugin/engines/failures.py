@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import httpx
-from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from jcv2_plugin.errors import (
@@ -23,10 +25,11 @@ from jcv2_plugin.errors import (
 UNREACHABLE = 0
 UNREADABLE = 200
 """Statuses of our own: no answer, and an answer that is not Qdrant's."""
+UNFINISHED = 202
 TIMEOUT = 504
 TOO_LARGE = 413
 _BUSY = {429, 500, 502, 503}
-_TRANSIENT = {UNREACHABLE, 408, TIMEOUT, *_BUSY}
+_TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
 # Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
 _LONGEST_ASKED_WAIT = 300.0
 _LONGEST_REASON = 600
@@ -68,6 +71,10 @@ _BROKEN = (CollectionError, "See the server's log.")
 _WRONG = (CollectionError, "Check the request, and the versions of the server and qdrant-client.")
 
 
+class UnfinishedWriteError(Exception):
+    """The server took a write, but has not completed it. The argument is the status that it gave."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A failed request: its HTTP status or one of ours, the server's reason, and how many seconds it asks to wait."""
@@ -85,9 +92,10 @@ def failure_of(error: BaseException | None) -> Failure | None:
     """Classify an exception of the client, or return None if it is not a failed request."""
     if isinstance(error, UnexpectedResponse):
         return _of_response(error)
+    if isinstance(error, UnfinishedWriteError):
+        return Failure(UNFINISHED, f"a write is {error}, not completed")
     if isinstance(error, QdrantException):  # of the base class if the client cannot parse Retry-After
-        asked = float(error.retry_after_s) if isinstance(error, ResourceExhaustedResponse) else None
-        return Failure(429, str(error), asked)
+        return Failure(429, str(error), _seconds(getattr(error, "retry_after_s", None)))
     if isinstance(error, grpc.RpcError):
         code, details = (getattr(error, name, lambda: None)() for name in ("code", "details"))
         return Failure(_STATUS_OF_CODE.get(code, 400), str(details or code or error))
@@ -113,8 +121,16 @@ def _of_response(error: UnexpectedResponse) -> Failure:
     # that is too large gets the same status as any wrong one, but in parts it can be stored.
     if status == 429 or (status == 400 and "larger than allowed" in stated):
         status = TOO_LARGE
-    asked = str(error.headers.get("Retry-After", "") if error.headers is not None else "")
-    return Failure(status, stated, float(asked) if asked.isdigit() else None)
+    return Failure(status, stated, _seconds(error.headers.get("Retry-After") if error.headers is not None else None))
+
+
+def _seconds(asked: Any) -> float | None:
+    """Return how long the server asks to wait, or None if it does not say so in seconds."""
+    try:
+        seconds = float(asked)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def _stated_reason(content: bytes) -> str | None:
@@ -123,7 +139,7 @@ def _stated_reason(content: bytes) -> str | None:
         body = json.loads(content)
         status = body.get("status")
         stated = status["error"] if isinstance(status, dict) else body.get("error", status)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         return None
     return stated if isinstance(stated, str) and stated else None
 
@@ -144,6 +160,11 @@ def translated(error: BaseException, where: str) -> CollectionError | None:
         return CollectionError(
             f"What answers at {where} is no Qdrant server, or of another version ({reason}). Check the address, its "
             "port and its path."
+        )
+    if status == UNFINISHED:
+        return CollectionError(
+            f"Qdrant at {where} did not finish in time ({reason}), so it may not be stored. Write it again when the "
+            "server has less to do, or send less at a time."
         )
     if status in (408, TIMEOUT):
         return CollectionError(

@@ -27,6 +27,7 @@ from jcv2_plugin.engines.aliases import (
     next_name,
     point_alias,
 )
+from jcv2_plugin.engines.answers import check_documents, hits_of, records_of, wrong_answer
 from jcv2_plugin.engines.base import (
     Engine,
     NewCollection,
@@ -35,11 +36,10 @@ from jcv2_plugin.engines.base import (
     Record,
     SearchRequest,
     by_bytes,
-    record_of,
 )
 from jcv2_plugin.engines.failures import TOO_LARGE, failure_of, status_of
 from jcv2_plugin.engines.qdrant_config import point_struct, query_request, sparse_vectors_config, vectors_config
-from jcv2_plugin.engines.retries import Retry, translated_errors
+from jcv2_plugin.engines.retries import Retry, completed, translated_errors
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.engines.storage import check_server, oversampling_of, storage_profile
 from jcv2_plugin.errors import (
@@ -47,6 +47,7 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     InvalidOptionError,
+    Jcv2Error,
 )
 
 _SCROLL_PAGE = 1000
@@ -89,6 +90,7 @@ class ClientEngine:
         owns_client: bool,
         retries: int,
         shard_key: str | int | None = None,
+        dim: int | None = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -98,6 +100,7 @@ class ClientEngine:
         self.address = address(client)
         self.title = f"The collection {name!r} {'in' if self.is_local else 'at'} {self.address}"
         self._storage = storage
+        self._dim = dim
         self._shard_key = shard_key
         self._shard_is_there = False
         self._owns_client = owns_client
@@ -154,6 +157,7 @@ class ClientEngine:
             name,
             physical,
             storage=schema.storage,
+            dim=schema.dim,
             owns_client=owns_client,
             retries=options.retries,
             shard_key=options.shard_key,
@@ -198,6 +202,7 @@ class ClientEngine:
         described = engine.describe()
         if isinstance(described, dict):
             engine._storage = str(described.get("storage"))
+            engine._dim = dim if isinstance(dim := described.get("dim"), int) else None
         return engine
 
     def describe(self) -> Any:
@@ -217,7 +222,7 @@ class ClientEngine:
 
         def send(part: Sequence[Point]) -> None:
             structs = [point_struct(point, self._storage, local=self.is_local) for point in part]
-            self._in_shard(self.client.upsert, structs, wait=True)
+            self._in_shard(completed(self.client.upsert), structs, wait=True)
 
         for batch in by_bytes(points, most=_BYTES_PER_REQUEST, per_float=per_float):
             self._in_parts("upsert_max_batchsize", batch, send)
@@ -243,7 +248,9 @@ class ClientEngine:
                 for request in part
             ]
             responses = self._call(self.client.query_batch_points, self.physical, batch)
-            found.extend([record_of(one, score=one.score) for one in response.points] for response in responses)
+            if len(responses) != len(part):
+                raise wrong_answer(self.title, f"{len(responses)} of {len(part)} searches were answered.")
+            found.extend(hits_of(response.points, self.title, limit) for response in responses)
 
         self._in_parts("search_max_batchsize", requests, send)
         return found
@@ -253,10 +260,13 @@ class ClientEngine:
     ) -> list[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         found: list[Record] = []
-        for start in range(0, len(ids), _IDS_PAGE):
-            page = list(ids[start : start + _IDS_PAGE])
+        wanted = list(dict.fromkeys(ids))
+        for start in range(0, len(wanted), _IDS_PAGE):
+            page = wanted[start : start + _IDS_PAGE]
             points = self._in_shard(self.client.retrieve, page, with_payload=with_payload, with_vectors=with_vectors)
-            found.extend(map(record_of, points))
+            found.extend(records_of(points, self.title, self._dim, page))
+        if with_payload is True:
+            check_documents(found, self.title)
         return found
 
     def scroll(
@@ -264,6 +274,7 @@ class ClientEngine:
     ) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         offset: Any = None
+        seen: set[Any] = set()
         while True:
             size = min(
                 _VECTORS_PAGE if with_vectors else _SCROLL_PAGE, self._limits.get("max_query_limit", _SCROLL_PAGE)
@@ -280,19 +291,22 @@ class ClientEngine:
             except CollectionError as error:
                 self._learn("max_query_limit", size, error)
                 continue
-            yield from (record_of(point) for point in points)
+            yield from records_of(points, self.title, self._dim)
             if offset is None:
                 return
+            if offset in seen or not 0 < len(points) <= size:
+                raise wrong_answer(self.title, f"A page has {len(points)} points, and the next begins at {offset!r}.")
+            seen.add(offset)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         for start in range(0, len(ids), _IDS_PAGE):
             selector = models.PointIdsList(points=list(ids[start : start + _IDS_PAGE]))
-            self._in_shard(self.client.delete, selector, wait=True)
+            self._in_shard(completed(self.client.delete), selector, wait=True)
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        self._in_shard(self.client.delete, models.FilterSelector(filter=filter), wait=True)
+        self._in_shard(completed(self.client.delete), models.FilterSelector(filter=filter), wait=True)
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Scrolls to count if strict mode forbids exact counts."""
@@ -311,7 +325,8 @@ class ClientEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Does nothing in local mode, which has no indexes."""
         if not self.is_local:
             schema = models.PayloadSchemaType(kind)
-            self._call(self.client.create_payload_index, self.physical, key, field_schema=schema, wait=True)
+            create = completed(self.client.create_payload_index)
+            self._call(create, self.physical, key, field_schema=schema, wait=True)
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
@@ -359,6 +374,7 @@ class ClientEngine:
             self.name,
             physical,
             storage=schema.storage,
+            dim=schema.dim,
             owns_client=False,
             retries=self._retry.attempts,
             shard_key=self._shard_key,
@@ -464,7 +480,10 @@ class ClientEngine:
         return NewCollection(payload_indexes=indexes, shard_key=self._shard_key, engine_options=layout)
 
     def _count(self, filter: models.Filter | None, *, exact: bool) -> int:
-        return int(self._in_shard(self.client.count, count_filter=filter, exact=exact).count)
+        number = int(self._in_shard(self.client.count, count_filter=filter, exact=exact).count)
+        if number < 0:
+            raise wrong_answer(self.title, f"It has {number} points.")
+        return number
 
     def _in_parts(self, setting: str, items: Sequence[S], send: Callable[[Sequence[S]], None]) -> None:
         """Send items in batches as large as the server accepts. ``setting`` is that limit's name in strict mode."""
@@ -503,7 +522,17 @@ class ClientEngine:
             except ValueError as error:
                 if self.is_local and not self.client.collection_exists(self.physical):
                     raise CollectionNotFoundError(f"{self.title} was not found. Create it first.") from error
-                raise
+                if self.is_local or isinstance(error, Jcv2Error) or failure_of(error) is not None:
+                    raise
+                raise self._unreadable(error) from error
+            except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+                if self.is_local:
+                    raise
+                raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> CollectionError:
+        """Return the error for an answer that the client could not convert to its models."""
+        return wrong_answer(self.title, f"It could not be read ({error!r:.200}).")
 
     def _in_shard(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Read or write points, in the collection's shard if it was opened for one."""

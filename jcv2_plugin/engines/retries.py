@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from qdrant_client import models
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from jcv2_plugin.engines.failures import Failure, failure_of, translated
+from jcv2_plugin.engines.failures import Failure, UnfinishedWriteError, failure_of, translated
 from jcv2_plugin.errors import InvalidOptionError
 
 _LOG = logging.getLogger("jcv2_plugin")
@@ -42,6 +44,18 @@ def translated_errors(where: str) -> Iterator[None]:
         if ours is None:
             raise
         raise ours from error
+
+
+def completed(write: Callable[_P, Any]) -> Callable[_P, None]:
+    """Wrap a write of the client so that it fails, and can be tried again, unless the server has completed it."""
+
+    @functools.wraps(write)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        result = write(*args, **kwargs)
+        if (status := getattr(result, "status", result)) not in (models.UpdateStatus.COMPLETED, True):
+            raise UnfinishedWriteError(str(status))
+
+    return checked
 
 
 def _sleep(seconds: float) -> None:

@@ -134,6 +134,9 @@ class CollectionSchema:
         missing = sorted(names - newer - set(raw))
         wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
         wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
+        wrong += [name for name in ("revision", "skiplist") if not isinstance(raw.get(name), (str, type(None)))]
+        wrong += [name for name in ("query_length",) if not isinstance(raw.get(name), (int, type(None)))]
+        wrong += [name for name in ("format",) if not isinstance(raw.get(name, 1), int)]
         wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
         if missing or wrong:
             raise CollectionCorruptError(
@@ -170,9 +173,9 @@ class CollectionSchema:
             raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {factor!r}.")
         if self.skiplist not in (*SKIPLISTS, "custom", None):
             raise InvalidOptionError(f"skiplist must be one of {SKIPLISTS}, 'custom' or None, got {self.skiplist!r}.")
-        for name in ("dim", "document_length"):
-            if getattr(self, name) < 1:
-                raise InvalidOptionError(f"{name} must be positive, got {getattr(self, name)!r}.")
+        for name in ("dim", "document_length", "query_length"):
+            if (value := getattr(self, name)) is not None and not 1 <= value <= MAX_FLOATS:
+                raise InvalidOptionError(f"{name} must be positive and at most {MAX_FLOATS:,}, got {value!r}.")
         check_first_stage(self.first_stage)
 
     def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Container, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jcv2_plugin.documents import Document
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.files import parse_json
 
 _LAYOUT = "A BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv."
 _HEADER = "query-id\\tcorpus-id\\tscore"
@@ -214,7 +214,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 raise BeirFormatError(f"{where} is not JSON in UTF-8 ({error}). Write one object a line.") from error
             if not isinstance(record, dict):
@@ -314,7 +314,7 @@ def _read_language(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        meta = json.loads(path.read_bytes())
+        meta = parse_json(path.read_bytes())
     except ValueError as error:
         raise BeirFormatError(f"{path} is not JSON in UTF-8 ({error}). Mend it, or remove it.") from error
     language = (meta.get("lang") or meta.get("language")) if isinstance(meta, dict) else None

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_plugin.documents import is_unicode
 from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
 from jcv2_plugin.encoder.windows import LongDocuments
+from jcv2_plugin.errors import InvalidQueryError
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -150,8 +152,11 @@ def explain(
         query_vectors: Vectors of the query, if known, of shape ``(tokens, dim)``.
 
     Raises:
+        InvalidQueryError: The query or the text is not Unicode.
         ValueError: The given vectors do not belong to this text and model.
     """
+    if not all(map(is_unicode, (query, text))):
+        raise InvalidQueryError("The query or the text has lone surrogates, so it is not Unicode. Decode it again.")
     dim = encoder.resolve_dim(dim)
     if query_vectors is None:
         query_vectors = encoder.query_vectors([query], dim)[0]

@@ -103,7 +103,7 @@ class TestConnection:
     def test_grpc(self, url: str, server: LoopbackQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
         with LoopbackGrpc(server) as wire:
             monkeypatch.setattr(
-                "jcv2_plugin.collection.location.QdrantClient", functools.partial(QdrantClient, grpc_port=wire.port)
+                "jcv2_plugin.engines.deadlines.QdrantClient", functools.partial(QdrantClient, grpc_port=wire.port)
             )
             assert not server.sent("GRPC")
             assert run_json("search", "-c", url, "harbour 7", "-k", "1", "--grpc")[0]["id"] == "7"

@@ -15,6 +15,8 @@ from collection_samples import DIM
 from qdrant_client import QdrantClient
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.cli.collections import UNREADABLE, _of_folder
+from jcv2_plugin.collection import snapshot
 from jcv2_plugin.collection.snapshot import SnapshotError
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
@@ -168,3 +170,72 @@ def test_a_folder_whose_creation_was_interrupted_is_created_again(
     with ColbertCollection.create(tmp_path / "new", encoder=mini, dim=DIM) as collection:
         collection.add(TEXTS)
         assert collection.count() == 20
+
+
+def claimed(shape: tuple[int, ...]) -> Callable[[bytes], bytes]:
+    """An array whose header claims another shape than its bytes have."""
+
+    def edit(content: bytes) -> bytes:
+        written = io.BytesIO()
+        np.lib.format.write_array_header_1_0(written, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return written.getvalue() + content[-16:]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("member", "edit", "message"),
+    [
+        ("000000/payloads.jsonl", lambda content: content + b" " * (200 << 20), "would inflate from"),
+        ("snapshot.json", lambda content: content + b" " * (200 << 20), "would inflate from"),
+        ("000000/vectors.npy", claimed((10**12, DIM)), "has the shape"),
+        ("000000/rows.npy", claimed((10**15,)), "has the shape"),
+        ("000000/rows.npy", lambda content: b"\x80\x04N.", "damaged"),
+        ("000000/payloads.jsonl", lambda content: b"[" * 200_000, "nested too deeply"),
+        ("snapshot.json", lambda content: b"[" * 200_000, "nested too deeply"),
+        ("snapshot.json", lambda content: content.replace(b'"documents": 20', b'"documents": 1e400'), "damaged"),
+        ("snapshot.json", described(dim=10**30), "at most"),
+        ("snapshot.json", described(query_length="x"), "unreadable"),
+        ("snapshot.json", described(revision=["x"]), "unreadable"),
+    ],
+)
+def test_sizes_that_are_not_there_are_not_allocated(
+    file: Path, there: Path, tmp_path: Path, member: str, edit: Callable[[bytes], bytes], message: str
+) -> None:
+    with (
+        zipfile.ZipFile(file) as whole,
+        zipfile.ZipFile(tmp_path / "edited", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        for name in whole.namelist():
+            content = whole.read(name)
+            archive.writestr(name, edit(content) if name == member else content)
+    with pytest.raises((SnapshotError, CollectionCorruptError), match=message) as caught:
+        ColbertCollection.restore(tmp_path / "edited", there, overwrite=True)
+    assert str(tmp_path / "edited") in str(caught.value)
+    with ColbertCollection.open(there) as collection:
+        assert list(collection.ids()) == ["here"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 200_000, b"\xff\xfe", b"", b"1e400", b'{"shard": "shard-' + b"9" * 5000 + b'"}', b'{"format": "x"}'],
+)
+def test_a_description_that_is_none(there: Path, content: bytes) -> None:
+    """It is an error that names the file, and one line in the list of collections."""
+    (there / "jcv2.json").write_bytes(content)
+    with pytest.raises(CollectionCorruptError, match=r"jcv2\.json|there"):
+        ColbertCollection.open(there)
+    [listed] = _of_folder(str(there))
+    assert listed.state == UNREADABLE
+
+
+def test_text_that_is_large_is_cut_into_parts(
+    mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no member grows beyond what may be read."""
+    monkeypatch.setattr(snapshot, "_TEXT_A_PART", 1000)
+    with ColbertCollection.create(":memory:", encoder=mini, dim=DIM) as collection:
+        collection.add(TEXTS[:6], ids=list("abcdef"), metadata=[{"x": "y" * 400}] * 6)
+        assert collection.snapshot(tmp_path / "s").parts == 3
+    with ColbertCollection.restore(tmp_path / "s", tmp_path / "again") as again:
+        assert sorted(again.ids()) == list("abcdef")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +141,44 @@ def test_what_names_no_device() -> None:
     for given in wrong:
         with pytest.raises(InvalidOptionError, match="workers must be"):
             as_devices(given)
+
+
+PARENT = """
+import sys, time
+from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.collection.workers import EncoderPool
+
+if __name__ == "__main__":
+    pool = EncoderPool(JinaColbertEncoder.from_pretrained(sys.argv[1], device="cpu"), ["cpu"])
+    pool.submit(["a text"], 32, "split", 1.0).result()
+    print(*pool._pool._processes, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """As the parent is killed, which leaves it no time to end them."""
+    model = official_checkpoint.write_checkpoint(tmp_path / "model", dim=DIM)
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py"), str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        parent.kill()
+    for _ in range(100):
+        if not is_running(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker is still there")
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # One that has ended, and that nobody has asked for its status.
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -167,7 +167,7 @@ class TestAddresses:
                 super().__init__(**options)
                 made.append(self)
 
-        monkeypatch.setattr("jcv2_plugin.collection.location.QdrantClient", Noted)
+        monkeypatch.setattr("jcv2_plugin.engines.deadlines.QdrantClient", Noted)
         for act in (lambda: loopback.open(name="x"), lambda: loopback.open(dim=64), lambda: loopback.create(mini)):
             with pytest.raises(CollectionError):
                 act()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from jcv2_plugin.encoder.backbone import text_transformer
 from jcv2_plugin.encoder.batching import occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
-from jcv2_plugin.encoder.hub import refuse_pickle_only
+from jcv2_plugin.encoder.hub import refuse_pickles
 from jcv2_plugin.encoder.shipped import shipped_model, shipped_names
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
 
@@ -40,7 +40,7 @@ def load_backbone(name_or_folder: str) -> Transformer:
             f"{name_or_folder!r} is neither a folder nor a shipped model ({', '.join(shipped_names())}). "
             "Give the folder of a transformers model (config.json, model.safetensors, tokenizer)."
         )
-    refuse_pickle_only(folder)
+    refuse_pickles(folder)
     try:
         return text_transformer(folder, {})
     except (OSError, ValueError, KeyError, ImportError) as error:

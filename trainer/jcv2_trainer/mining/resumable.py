@@ -25,7 +25,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.files import write_atomically
+from jcv2_plugin.files import parse_json, write_atomically
 from jcv2_trainer.data.check import KINDS, row_faults
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.records import data_files, normalise, read_entries, sound_record
@@ -139,7 +139,7 @@ class ResumableOutput:
         self.partial, self.state, self.lock, self.scratch = (
             out.with_name(out.name + suffix) for suffix in (".partial", ".partial.json", ".partial.lock", ".index")
         )
-        self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.identity: dict[str, Any] = parse_json(json.dumps(identity))
         self.rows = self.resumed_at = 0
         self.counts: Counter[str] = Counter()
         self._file: IO[bytes]
@@ -169,11 +169,11 @@ class ResumableOutput:
 
     def _go_on(self) -> None:
         try:
-            state = json.loads(self.state.read_text(encoding="utf-8"))
+            state = parse_json(self.state.read_text(encoding="utf-8"))
             begun, done, size = dict(state["identity"]), int(state["rows"]), int(state["bytes"])
             counts = Counter({str(name): int(count) for name, count in state["counts"].items()})
             written = self.partial.stat().st_size
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise OutputError(
                 f"The run cannot be resumed, because {self.partial} or {self.state.name} cannot be read ({error}). "
                 f"{_ANEW}"

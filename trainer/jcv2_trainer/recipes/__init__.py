@@ -60,7 +60,7 @@ def load_recipe(
 def _read(path: Path, kind: type[Recipe]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read ({error}). A recipe is YAML with one field a line.") from error
     values = {} if values is None else values
     if not isinstance(values, dict):

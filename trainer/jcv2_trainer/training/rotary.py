@@ -8,7 +8,6 @@ unchanged. The result has never seen rotary positions, and needs masked-language
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
-from jcv2_plugin.encoder.hub import refuse_pickle_only
+from jcv2_plugin.encoder.hub import refuse_pickles
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.files import new_folder
+from jcv2_plugin.files import new_folder, parse_json
 
 ACCEPTED = ("bert", "camembert", "roberta", "xlm-roberta")
 """Values of ``model_type`` that can be converted: post-norm encoders with absolute positions."""
@@ -159,9 +158,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a folder. Give the folder of a transformers model (config.json, model.safetensors, "
             "tokenizer)."
         )
-    refuse_pickle_only(folder)
+    refuse_pickles(folder)
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelLayoutError(
             f"{folder}/config.json cannot be read ({error}). Give the folder of a transformers model."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jcv2_plugin.evaluation.study import environment
-from jcv2_plugin.files import write_atomically
+from jcv2_plugin.files import parse_json, write_atomically
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.mining.resumable import difference
 from jcv2_trainer.processes import is_first_process
@@ -83,7 +83,7 @@ class RunFolder:
         """
         path = self.folder / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
         except ValueError as error:
             raise TrainingError(f"{path} is damaged ({error}). Start anew with --force.") from error
 

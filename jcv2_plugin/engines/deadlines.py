@@ -1,0 +1,91 @@
+"""A deadline for the whole answer of a server. The timeouts of the HTTP client are for each read."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+from qdrant_client import QdrantClient
+
+DEFAULT_TIMEOUT = 5
+"""Seconds that a server has to answer, unless another timeout is given."""
+_SLOWEST = 100_000
+"""Bytes a second at which an answer must at least arrive: what has arrived is more time for the rest."""
+
+
+def connect(url: str, **options: Any) -> QdrantClient:
+    """Create a client whose timeout is for a whole answer, over REST as over gRPC.
+
+    Args:
+        url: The server.
+        options: Keyword arguments of ``QdrantClient``.
+    """
+    client = QdrantClient(url=url, **{"timeout": DEFAULT_TIMEOUT, **options})
+    http = client.http.client._client
+    for transport in (http._transport, *http._mounts.values()):
+        pool = getattr(transport, "_pool", None)
+        if isinstance(backend := getattr(pool, "_network_backend", None), httpcore.NetworkBackend):
+            pool._network_backend = _Backend(backend)  # type: ignore[union-attr]
+    return client
+
+
+class _Backend(httpcore.NetworkBackend):
+    """Opens connections with a deadline."""
+
+    def __init__(self, inner: httpcore.NetworkBackend) -> None:
+        self._inner = inner
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
+
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.connect_unix_socket(path, timeout, socket_options))
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection whose reads after a write share one timeout."""
+
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+        self._until: float | None = None
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if timeout is None:
+            return self._inner.read(max_bytes)
+        now = time.monotonic()
+        self._until = now + timeout if self._until is None else self._until
+        if now >= self._until:
+            raise httpcore.ReadTimeout("timed out")
+        content = self._inner.read(max_bytes, self._until - now)
+        self._until += len(content) / _SLOWEST
+        return content
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._until = None
+        self._inner.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
