@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 from typing_extensions import Unpack
 
 from jcv2_plugin.checks import check_query
-from jcv2_plugin.collection import migrate, read, search, verify, write
+from jcv2_plugin.collection import migrate, read, repair, search, verify, write
 from jcv2_plugin.collection.asynchronous import in_thread, pages_in_thread
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, IngestReport
 from jcv2_plugin.collection.journal import IngestJournal
@@ -266,6 +266,25 @@ class ColbertCollection:
             file, parsed, overwrite=overwrite, client_options=client_options, options=options, progress=progress
         )
         return cls(engine, schema, None)
+
+    @classmethod
+    def repair(
+        cls, path: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None
+    ) -> repair.RepairReport:
+        """Repair a folder that cannot be opened because its write-ahead log cannot be read.
+
+        Copies the documents into a new shard without the log, and nothing is encoded. Documents that were added,
+        changed or deleted after the folder was last closed may be missing or be as they were: add them again. If the
+        folder can be opened, nothing is changed. A repair that was interrupted is repeated by the same call.
+
+        Args:
+            path: Folder of the collection.
+            progress: Called periodically with the number of documents read since the last call.
+
+        Raises:
+            CollectionCorruptError: More than the log is damaged. The log is back in its place.
+        """
+        return repair.repair(Path(path).expanduser().absolute(), progress)
 
     def close(self) -> None:
         """Close the collection and release its folder or client. Calling it again has no effect."""

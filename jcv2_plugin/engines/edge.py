@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ T = TypeVar("T")
 DESCRIPTION = "jcv2.json"
 _SHARD = "shard"
 _LOCK = "lock"
+_LOG = "wal"
 # Edge holds the GIL during a call, so other threads and event loops wait for it to finish.
 _QUERIES_PER_CALL = 8
 _SCROLL_PAGE = 1000
@@ -107,8 +109,14 @@ class EdgeEngine:
         return cls(path, _SHARD, shard, lock, schema.storage)
 
     @classmethod
-    def open(cls, path: Path) -> EdgeEngine:
+    def open(cls, path: Path, *, without_log: bool = False) -> EdgeEngine:
         """Open the collection in a folder.
+
+        Args:
+            path: The folder.
+            without_log: Set the write-ahead log aside first, to copy the points into a successor. Until that is
+                adopted, ``jcv2.json`` says that a repair is unfinished: Edge would ignore most writes, see
+                :func:`_load_without_log`.
 
         Raises:
             CollectionNotFoundError: The folder contains no collection.
@@ -135,7 +143,8 @@ class EdgeEngine:
                 if old != name and not _pending_file(path, old).exists():
                     _remove_shard(path, old)
             storage = described.get("storage") if isinstance(described, dict) else None
-            return cls(path, name, _load_shard(path, name), lock, str(storage))
+            shard = _load_without_log(path, name, described) if without_log else _load_shard(path, name)
+            return cls(path, name, shard, lock, str(storage))
         except BaseException:
             lock.release()
             raise
@@ -375,8 +384,31 @@ def _load_shard(path: Path, name: str) -> Any:
         if "WouldBlock" in str(error):
             raise CollectionLockedError(_locked_message(path)) from error
         raise CollectionCorruptError(
-            f"The shard in {str(path / name)!r} cannot be loaded: {error}. Restore it from a backup."
+            f"The shard in {str(path / name)!r} cannot be loaded: {error}. If it is the write-ahead log (WAL) that cannot "
+            f"be read, repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a "
+            "backup."
         ) from error
+
+
+def _load_without_log(path: Path, name: str, described: Any) -> Any:
+    """Load a shard after its write-ahead log was set aside, or put the log back if that does not help.
+
+    Edge numbers operations by the log. With a new one it starts at 1 again, and ignores updates and deletions of points
+    that have higher numbers. So such a shard may only be read.
+    """
+    if unfinished(path) not in ("", "repair"):
+        CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
+    log, aside = path / name / _LOG, path / name / f"{_LOG}.unreadable"
+    write_atomically(path / DESCRIPTION, json.dumps({**described, "unfinished": "repair"}, indent=2) + "\n")
+    if not aside.exists():
+        log.rename(aside)
+    try:
+        return _load_shard(path, name)
+    except BaseException:
+        shutil.rmtree(log, ignore_errors=True)
+        aside.rename(log)
+        write_atomically(path / DESCRIPTION, json.dumps({**described, "unfinished": ""}, indent=2) + "\n")
+        raise
 
 
 def _acquire(path: Path) -> FileLock:
