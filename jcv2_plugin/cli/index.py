@@ -21,7 +21,16 @@ from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import WantedForFiles, open_target
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.journal import IngestJournal
-from jcv2_plugin.collection.sources import FILE_KEY, STDIN_NAME, PassageReader, SourceError, SourceFile, find_files
+from jcv2_plugin.collection.sources import (
+    DEFAULT_CHUNK_TOKENS,
+    DEFAULT_MAX_MIB,
+    FILE_KEY,
+    STDIN_NAME,
+    PassageReader,
+    SourceError,
+    SourceFile,
+    find_files,
+)
 from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
 from jcv2_plugin.documents import ID_KEY, Document
 from jcv2_plugin.errors import InvalidDocumentError
@@ -40,7 +49,12 @@ def index(
     ],
     connection: WritingConnection,
     wanted: WantedForFiles,
-    chunk_tokens: Annotated[int, typer.Option(help="Maximum size of a passage, in tokens.")] = 200,
+    chunk_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum size of a passage, in tokens.")
+    ] = DEFAULT_CHUNK_TOKENS,
+    max_mib: Annotated[
+        int, typer.Option(min=1, help="Maximum size of a text file, and of a line of .jsonl.", metavar="MIB")
+    ] = DEFAULT_MAX_MIB,
     workers: Workers = 0,
     journal: Annotated[
         Path | None,
@@ -64,13 +78,14 @@ def index(
     if journal is None and not connection.is_server:
         journal = connection.folder / JOURNAL
     try:
-        opened = open_target(connection, wanted)
+        # The reader refuses passages larger than the model's window: before a collection is created.
+        opened = open_target(connection, wanted, lambda encoder: PassageReader(encoder, chunk_tokens, max_mib))
     except KeyboardInterrupt:
         remark("Stopped before anything was stored.")
         raise
     with opened, closing(SeenIds()) as seen:
         quiet_libraries()
-        stream = DocumentStream(PassageReader(opened.encoder, chunk_tokens), files, seen, strict=strict)
+        stream = DocumentStream(PassageReader(opened.encoder, chunk_tokens, max_mib), files, seen, strict=strict)
         try:
             result = _index(opened, stream, paths if prune else None, journal, workers)
         except (KeyboardInterrupt, SourceError, InvalidDocumentError):

@@ -38,7 +38,7 @@ from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
 from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
-from jcv2_plugin.filters import check_filter
+from jcv2_plugin.filters import check_filter, check_payload_key
 
 if TYPE_CHECKING:
     # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
@@ -438,8 +438,9 @@ class ColbertCollection:
         Qdrant's strict mode requires this for filtered fields.
 
         Raises:
-            InvalidOptionError: The index type is unknown.
+            InvalidOptionError: The key or the index type is invalid.
         """
+        check_payload_key(key)
         if kind not in PAYLOAD_INDEXES:
             raise InvalidOptionError(f"A payload index is one of {PAYLOAD_INDEXES}, got {kind!r} for {key!r}.")
         self._state.run(lambda current: current.engine.create_payload_index(key, kind))

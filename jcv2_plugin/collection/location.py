@@ -97,10 +97,7 @@ class Location:
                 raise InvalidOptionError(
                     f"{str(self.path)!r} is a folder. Collection options and shard keys are for Qdrant servers."
                 )
-            engine = EdgeEngine.create(self.path, schema, overwrite=overwrite)
-            for key, kind in options.payload_indexes.items():
-                engine.create_payload_index(key, kind)
-            return engine
+            return EdgeEngine.create(self.path, schema, overwrite=overwrite, indexes=options.payload_indexes)
         client = self._connect(client_options)
         try:
             return ClientEngine.create(

@@ -12,7 +12,7 @@ import json
 import shlex
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,11 +35,12 @@ from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionNotFoundError,
 )
-from jcv2_plugin.files import write_atomically
+from jcv2_plugin.files import temporary_for, write_atomically
 
 T = TypeVar("T")
 
 DESCRIPTION = "jcv2.json"
+DELETION = "deletion"
 _SHARD = "shard"
 _LOCK = "lock"
 _LOG = "wal"
@@ -52,8 +53,14 @@ _BYTES_PER_UPDATE = 16 * 1024 * 1024
 
 
 def is_edge_collection(path: Path) -> bool:
-    """Return whether a folder looks like an Edge collection of this package."""
-    return (path / DESCRIPTION).exists() or (path / _SHARD).exists()
+    """Return whether a folder is a collection of this package, or what is left of one without its description."""
+    if (path / DESCRIPTION).exists():
+        return True
+    try:
+        entries = [entry for entry in path.iterdir() if not _is_trace(entry.name)]
+        return bool(entries) and all(_is_shard(entry) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class EdgeEngine:
@@ -80,7 +87,14 @@ class EdgeEngine:
         return given_up
 
     @classmethod
-    def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
+    def create(
+        cls,
+        path: Path,
+        schema: CollectionSchema,
+        *,
+        overwrite: bool = False,
+        indexes: Mapping[str, PayloadIndex] | None = None,
+    ) -> EdgeEngine:
         """Create a folder with an empty shard. Until it is complete, ``jcv2.json`` says that it is unfinished.
 
         Raises:
@@ -101,12 +115,14 @@ class EdgeEngine:
             for old in _shards(path):
                 _remove_shard(path, old)
             _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
-            shard = _new_shard(path, _SHARD, schema)
+            engine = cls(path, _SHARD, _new_shard(path, _SHARD, schema), lock, schema.storage)
+            for key, kind in (indexes or {}).items():
+                engine.create_payload_index(key, kind)
             _write_schema(path / DESCRIPTION, schema, shard=_SHARD)
         except BaseException:
             lock.release()
             raise
-        return cls(path, _SHARD, shard, lock, schema.storage)
+        return engine
 
     @classmethod
     def open(cls, path: Path, *, without_log: bool = False) -> EdgeEngine:
@@ -134,7 +150,7 @@ class EdgeEngine:
             described = _read_description(path / DESCRIPTION)
             name = described.get("shard") if isinstance(described, dict) else None
             name = name if isinstance(name, str) and _generation(name) else _SHARD
-            if unfinished(path) == "creation":
+            if unfinished(path) in ("creation", DELETION):
                 CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
@@ -314,7 +330,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     Raises:
         CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
     """
-    if not path.exists() or (path.is_dir() and all(entry.name == _LOCK for entry in path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(_is_trace(entry.name) for entry in path.iterdir())):
         return
     if not path.is_dir() or not is_edge_collection(path):
         raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
@@ -323,6 +339,16 @@ def check_free(path: Path, *, overwrite: bool) -> None:
             f"There is already a collection in {str(path)!r}. Open it, choose another folder, or set overwrite to "
             "replace it."
         )
+
+
+def _is_trace(name: str) -> bool:
+    """Return whether a file may be left of a creation that was killed at once."""
+    return name == _LOCK or temporary_for(name) == DESCRIPTION
+
+
+def _is_shard(folder: Path) -> bool:
+    names = {_LOG, f"{_LOG}.unreadable", "segments", "edge_config.json"}
+    return _generation(folder.name) > 0 and not folder.is_symlink() and {one.name for one in folder.iterdir()} <= names
 
 
 def unfinished(path: Path) -> str:
@@ -384,9 +410,8 @@ def _load_shard(path: Path, name: str) -> Any:
         if "WouldBlock" in str(error):
             raise CollectionLockedError(_locked_message(path)) from error
         raise CollectionCorruptError(
-            f"The shard in {str(path / name)!r} cannot be loaded: {error}. If it is the write-ahead log (WAL) that cannot "
-            f"be read, repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a "
-            "backup."
+            f"The shard in {str(path / name)!r} cannot be loaded: {error}. If that is its write-ahead log (WAL), "
+            f"repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a backup."
         ) from error
 
 
@@ -447,7 +472,7 @@ def _read_description(file: Path) -> Any:
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "
-            "from a backup, or overwrite the collection with a new one."
+            "from a backup, overwrite the collection with a new one, or drop it."
         ) from error
     except (OSError, ValueError) as error:
         raise CollectionCorruptError(
