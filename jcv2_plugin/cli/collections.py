@@ -22,6 +22,7 @@ from jcv2_plugin.cli.connection import JOURNAL, Connection, OptionalConnection
 from jcv2_plugin.cli.lazy import with_shared_options
 from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import err, out, print_table, remark
+from jcv2_plugin.console import name as shown_name
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.edge import DELETION, DESCRIPTION, EdgeEngine, is_edge_collection
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
@@ -77,7 +78,7 @@ def list_collections(
     table = Table("name", "model", "dim", "storage", "first stage", "documents", "", box=None)
     for one in found:
         *values, state = ("" if value is None else str(value) for value in one.to_dict().values())
-        table.add_row(*map(Text, values), Text(state, "yellow"))
+        table.add_row(*map(shown_name, values), Text(state, "yellow"))
     print_table(table)
 
 
@@ -90,7 +91,7 @@ def info(connection: Connection, as_json: Json = False) -> None:
         return
     table = Table.grid(padding=(0, 2))
     for key, value in described.items():
-        table.add_row(key, Text(str(value)))
+        table.add_row(key, shown_name(str(value)))
     print_table(table)
 
 
@@ -209,7 +210,7 @@ def _drop_folder(connection: Connection, *, yes: bool) -> None:
         others = _remove(folder, lock)
     remark(f"Dropped {connection.title}.")
     if others:
-        remark(f"The folder is kept, because it also contains {', '.join(others)}.")
+        remark(f"The folder is kept, because it also contains {', '.join(map(shown_name, others))}.")
 
 
 def _drop_on_server(client: QdrantClient, connection: Connection, *, yes: bool) -> None:

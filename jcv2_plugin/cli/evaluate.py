@@ -15,7 +15,8 @@ from rich.table import Table
 
 from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.console import print_table, progress_bar, quiet_libraries
+from jcv2_plugin.collection.location import looks_like_server, without_credentials
+from jcv2_plugin.console import name, print_table, progress_bar, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.errors import CollectionMismatchError
 from jcv2_plugin.evaluation.beir import BeirDataset
@@ -54,9 +55,10 @@ class Evaluated:
                 "Without a first stage there are no candidates. Add --first-stage hybrid, or another one.",
                 param_hint="--candidates",
             )
-        if self.collection is not None and "://" in self.collection:
+        if self.collection is not None and looks_like_server(self.collection):
             raise typer.BadParameter(
-                f"{self.collection!r} is not a folder. Collections for evaluation are kept in folders only.",
+                f"{without_credentials(self.collection)!r} is not a folder. Collections for evaluation are kept "
+                "in folders only.",
                 param_hint="--collection",
             )
 
@@ -97,7 +99,7 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps({"model": "bm25", "dataset": read.name, **figures}))
     if not as_json:
-        _print_table(f"{read.name}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
+        _print_table(f"{name(read.name)}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
 
 
 def _settings(options: Evaluated) -> str:
@@ -155,5 +157,5 @@ def _collection(encoder: JinaColbertEncoder, dim: int, options: Evaluated) -> It
 def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
     table = Table("", *METRICS, title=title, title_justify="left")
     for label, figures in rows:
-        table.add_row(label, *(f"{figures[key]:.4f}" for key in METRICS))
+        table.add_row(name(label), *(f"{figures[key]:.4f}" for key in METRICS))
     print_table(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 import time
@@ -31,7 +30,7 @@ from jcv2_plugin.collection.sources import (
     SourceFile,
     find_files,
 )
-from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
 from jcv2_plugin.documents import ID_KEY, Document
 from jcv2_plugin.errors import InvalidDocumentError
 
@@ -128,7 +127,7 @@ def _index(
 
 def _print(result: dict[str, Any], collection: ColbertCollection, *, as_json: bool) -> None:
     if as_json:
-        out.print_json(json.dumps(result), indent=None)
+        typer.echo(to_json(result))
         return
     rate = result["written"] / result["seconds"] if result["seconds"] else 0.0
     remark(

@@ -11,7 +11,7 @@ import typer
 from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import Device, Json
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.console import message, out, progress_bar, quiet_libraries, remark
 
 
 def verify(
@@ -45,7 +45,7 @@ def verify(
             soft_wrap=True,
         )
         for problem in report.problems:
-            out.print(f"- {problem}", markup=False, soft_wrap=True)
+            out.print(message(f"- {problem}"), soft_wrap=True)
         found = len(report.problems)
         out.print("No problems." if not found else "1 problem." if found == 1 else f"{found} problems.")
     if not report.ok:

@@ -243,7 +243,7 @@ class TestUpkeep:
 
 
 def refuse_after(server: LoopbackQdrant, times: int, path: str) -> object:
-    """A check of keys that lets so many writes pass, and lets all further ones fail."""
+    """A check of keys that lets so many writes pass, and lets the next one fail."""
     from loopback_qdrant import Recorded
 
     check, passed = server.check_key, []
@@ -253,6 +253,6 @@ def refuse_after(server: LoopbackQdrant, times: int, path: str) -> object:
         if request.method == "PUT" and request.path.endswith(path):
             passed.append(request)
             if len(passed) == times:
-                server.fail(times=9, status=400, path_contains=path)
+                server.fail(status=400, path_contains=path)
 
     return checked
