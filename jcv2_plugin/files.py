@@ -123,6 +123,20 @@ def is_disk_full(error: BaseException) -> bool:
     return _NO_SPACE.search(str(error)) is not None
 
 
+def check_space(folder: Path, need: int) -> None:
+    """Check that the disk of a folder has so many bytes free, for what would crash the process if it were full.
+
+    Raises:
+        DiskFullError: It has fewer.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise DiskFullError(
+            f"The disk of {str(folder)!r} has {free / 2**20:,.0f} MiB free, and {need / 2**20:,.0f} MiB are needed. "
+            "Nothing of this step was written. Free some space, or use a folder on another disk."
+        )
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:

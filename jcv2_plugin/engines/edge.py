@@ -34,8 +34,9 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionLockedError,
     CollectionNotFoundError,
+    DiskFullError,
 )
-from jcv2_plugin.files import temporary_for, write_atomically
+from jcv2_plugin.files import check_space, is_disk_full, temporary_for, write_atomically
 
 T = TypeVar("T")
 
@@ -50,6 +51,10 @@ _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
 # An update is one write-ahead log record, and several copies of it are in memory during the write.
 _BYTES_PER_UPDATE = 16 * 1024 * 1024
+# Edge maps sparse files of 32 MiB, and a full disk ends the process by a signal when it writes to them. Measured: opening
+# takes up to 2 MB, an update twice its bytes (the log and the segment), optimising the whole shard again and two files.
+_SPACE = 16 * 1024 * 1024
+_SPACE_TO_CREATE = _SPACE_TO_OPTIMIZE = 64 * 1024 * 1024
 
 
 def is_edge_collection(path: Path) -> bool:
@@ -111,6 +116,7 @@ class EdgeEngine:
         lock = _acquire(path)
         try:
             check_free(path, overwrite=overwrite)  # again, now under the lock
+            check_space(path, _SPACE_TO_CREATE)
             (path / DESCRIPTION).unlink(missing_ok=True)
             for old in _shards(path):
                 _remove_shard(path, old)
@@ -159,6 +165,7 @@ class EdgeEngine:
                 if old != name and not _pending_file(path, old).exists():
                     _remove_shard(path, old)
             storage = described.get("storage") if isinstance(described, dict) else None
+            check_space(path, _SPACE)
             shard = _load_without_log(path, name, described) if without_log else _load_shard(path, name)
             return cls(path, name, shard, lock, str(storage))
         except BaseException:
@@ -180,6 +187,7 @@ class EdgeEngine:
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes writes durable."""
         for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
+            check_space(self.path, _SPACE + 2 * sum(point.vectors.nbytes for point in batch))
             operation = edge.UpdateOperation.upsert_points(
                 [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
             )
@@ -262,6 +270,8 @@ class EdgeEngine:
     def optimize(self) -> None:
         """Merge segments and drop deleted points. Blocks until done."""
         self._call(edge.EdgeShard.flush)
+        files = (file.stat() for file in (self.path / self._name).rglob("*") if file.is_file())
+        check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
         self._call(edge.EdgeShard.optimize)
 
     def successor(self, schema: CollectionSchema) -> Engine:
@@ -409,6 +419,11 @@ def _load_shard(path: Path, name: str) -> Any:
     except Exception as error:
         if "WouldBlock" in str(error):
             raise CollectionLockedError(_locked_message(path)) from error
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"The disk of {str(path)!r} is full, and Qdrant Edge writes to a collection's folder even to read it. "
+                "Free some space. The collection itself is intact."
+            ) from error
         raise CollectionCorruptError(
             f"The shard in {str(path / name)!r} cannot be loaded: {error}. If that is its write-ahead log (WAL), "
             f"repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a backup."
