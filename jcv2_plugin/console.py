@@ -1,18 +1,63 @@
-"""Terminal output: one console for results, one for progress and messages, plus tables and progress bars."""
+"""Terminal output: one console for results, one for progress and messages, plus tables and progress bars.
+
+Whatever documents, files and servers contain, the terminal gets it as text: control characters are shown as escapes.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# C0 (but for tabs and line feeds), DEL, C1, marks that reorder text, other line ends, halves of surrogate pairs.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_MOST_OF_A_NAME = 200
+
+
+def clean(text: str) -> str:
+    """Return text with visible escapes, such as ``\\x1b``, for what would control the terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def name(text: str) -> str:
+    """Return an id or another name as one line of a sane length, see :func:`clean`."""
+    line = clean(text).replace("\n", "\\n").replace("\t", "\\t")
+    return line if len(line) <= _MOST_OF_A_NAME else line[:_MOST_OF_A_NAME] + "…"
+
+
+def message(text: str) -> str:
+    """Return a message that may quote foreign text: its further lines are indented, so that none looks like ours."""
+    return clean(text).replace("\n", "\n    ")
+
+
+def to_json(value: Any) -> str:
+    """Return JSON with readable letters, and with escapes for what would control the terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class CleanConsole(Console):
+    """A console that shows foreign text as it is: without markup, emoji codes or control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render, and clean what is rendered. Control sequences of rich itself stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(clean(segment.text), segment.style)
+
+
+out = CleanConsole()
+err = CleanConsole(stderr=True)
 
 # Wide enough that nothing is wrapped or truncated in a pipe.
 _WIDTH_IN_A_PIPE = 10_000
@@ -37,7 +82,7 @@ def quiet_client() -> None:
 
 def remark(text: str) -> None:
     """Print a message to stderr without wrapping it, so that paths can be copied."""
-    err.print(text, markup=False, soft_wrap=True)
+    err.print(message(text), soft_wrap=True)
 
 
 def print_table(table: Table) -> None:
@@ -45,7 +90,7 @@ def print_table(table: Table) -> None:
     if out.is_terminal:
         out.print(table)
     else:
-        Console(highlight=False, width=_WIDTH_IN_A_PIPE).print(table)
+        CleanConsole(width=_WIDTH_IN_A_PIPE).print(table)
 
 
 class Advance(Protocol):
@@ -58,7 +103,8 @@ class Advance(Protocol):
 @contextmanager
 def progress_bar(label: str, total: int | None) -> Iterator[Advance]:
     """Show a progress bar on a terminal and nothing in a pipe, and yield a function that advances it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
+    description, count = (TextColumn(one, markup=False) for one in ("{task.description}", "{task.fields[count]}"))
+    columns = (description, BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         progress.add_task(label, total=total, count="")
         (task,) = progress.tasks

@@ -79,6 +79,10 @@ class ServerBusyError(CollectionError):
     """The server is temporarily unable to handle a request (rate limit, overload, unavailable shard)."""
 
 
+class DiskFullError(Jcv2Error, OSError):
+    """The disk is full. What was stored before is unchanged."""
+
+
 class MissingPackageError(Jcv2Error, ImportError):
     """A feature needs a package that one of our extras installs."""
 

@@ -1,25 +1,68 @@
-"""Write files and folders atomically."""
+"""Write files and folders that are either complete or absent, whoever else writes to the same place.
+
+Until it is complete, a file or folder ``NAME`` is beside its place as ``.NAME-<random>.tmp``. It is created
+exclusively, so that no link is followed, and locked, so that the next writer can tell what a killed process left and
+delete it.
+"""
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from jcv2_plugin.errors import DiskFullError, Jcv2Error
+
+try:
+    import fcntl
+except ImportError:  # Windows, where no file in use can be deleted
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\.(.+)-[0-9a-f]{16}\.(tmp|old)", re.DOTALL)
+_NO_SPACE = re.compile(r"no space left|os error 28\b|disk quota|not enough space|PytorchStreamWriter", re.IGNORECASE)
 
 
 def write_atomically(file: Path, content: str) -> None:
     """Replace a file's content atomically: readers see the old or the new content, even after a crash."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    with new_file(file) as stream:
+        stream.write(content.encode())
+
+
+@contextmanager
+def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a new file that becomes ``path`` on success, and is deleted on failure.
+
+    Args:
+        path: The file. If it is a link, the link is replaced.
+        replace: Replace an existing file.
+
+    Raises:
+        FileExistsError: Without ``replace``: there is a file at the end.
+        DiskFullError: The disk is full.
+    """
+    _sweep(path)
+    with _naming(path):
+        temporary, stream = _create(path)
+        try:
+            with stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+                if fcntl is not None:  # while it is locked
+                    _rename_file(temporary, path, replace)
+            if fcntl is None:  # an open file cannot be renamed
+                _rename_file(temporary, path, replace)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def check_new_folder(path: Path) -> None:
@@ -33,28 +76,159 @@ def check_new_folder(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to ``path`` on success.
+def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield a new folder that becomes ``path`` on success, and is deleted on failure.
 
-    If the block raises, the temporary folder is deleted. ``path`` itself never exists half-filled.
+    Args:
+        path: The folder. Its parents are created.
+        may_replace: Called with ``path`` at the start and before it is replaced. Raises if it must not be. By default,
+            only an empty folder is replaced.
 
     Raises:
-        FileExistsError: If the path exists and is not an empty folder.
+        FileExistsError: Without ``may_replace``: the path exists and is not an empty folder.
+        DiskFullError: The disk is full.
     """
     path = path.expanduser().resolve()
-    check_new_folder(path)
+    check = may_replace or check_new_folder
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    _sweep(path)
+    check(path)
+    staging = _beside(path, "tmp")
+    staging.mkdir()
+    lock = _hold(staging)
     try:
-        yield staging
-        check_new_folder(path)  # again: filling it may have taken hours
-        if path.exists():
-            path.rmdir()
-        staging.rename(path)
-        path.chmod(0o755)  # mkdtemp makes it private to its owner
+        with _naming(path):
+            yield staging
+            check(path)  # again: filling it may have taken hours
+            _rename_folder(staging, path, replaces=may_replace is not None)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def temporary_for(name: str) -> str | None:
+    """Return the name of the file or folder that a temporary one is for, or None if it is not a temporary one."""
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error means that the disk is full, or the user's share of it."""
+    if isinstance(error, Jcv2Error):
+        return isinstance(error, DiskFullError)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return _NO_SPACE.search(str(error)) is not None
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Check that the disk of a folder has so many bytes free, for what would crash the process if it were full.
+
+    Raises:
+        DiskFullError: It has fewer.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise DiskFullError(
+            f"The disk of {str(folder)!r} has {free / 2**20:,.0f} MiB free, and {need / 2**20:,.0f} MiB are needed. "
+            "Nothing of this step was written. Free some space, or use a folder on another disk."
+        )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        raise DiskFullError(
+            f"The disk is full: {str(path)!r} could not be written, and is as it was. Free some space, or choose "
+            "another disk."
+        ) from error
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}-{secrets.token_hex(8)}.{kind}")
+
+
+def _create(path: Path) -> tuple[Path, IO[bytes]]:
+    temporary = _beside(path, "tmp")
+    stream = temporary.open("xb")
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
+            if not os.fstat(stream.fileno()).st_nlink:  # deleted by another process, which was faster
+                stream.close()
+                return _create(path)
+    return temporary, stream
+
+
+def _hold(path: Path) -> int | None:
+    """Lock a file or folder until the descriptor is closed. Return None if it is in use, or cannot be locked."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed processes left of a file or folder, and put back what was about to be replaced."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        if temporary_for(left.name) != path.name:
+            continue
+        with suppress(OSError):
+            if left.suffix == ".old" and not path.exists():
+                left.rename(path)
+            elif (lock := _hold(left)) is not None:
+                try:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                finally:
+                    os.close(lock)
+
+
+def _rename_file(temporary: Path, path: Path, replace: bool) -> None:
+    if replace:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename, fails if the file exists
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(f"{str(path)!r} exists. Choose another name.") from None
+        temporary.replace(path)
+    else:
+        temporary.unlink()
+
+
+def _rename_folder(staging: Path, path: Path, *, replaces: bool) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        if not replaces:
+            raise
+        old = _beside(path, "old")
+        path.rename(old)
+        try:
+            staging.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    staging.rename(path)
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 from qdrant_client import models
 
 from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, json_value
-from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, UnsupportedFilterError
+from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, UnsupportedFilterError
 
 _PLAIN_NAME = re.compile(r"[\w-]+")
 _PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
+_STEP = r'(?:[\w-]+|"[^"]+")(?:\[\d*\])*'
+_PAYLOAD_KEY = re.compile(rf"{_STEP}(?:\.{_STEP})*")
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _EXACT_BELOW = 2**53
 
@@ -43,6 +45,19 @@ def metadata_paths(key: str) -> list[str]:
     """
     literal, path = metadata_path([key]), f"{METADATA_KEY}.{key}"
     return [literal, path] if literal != path and _PLAIN_PATH.fullmatch(key) else [literal]
+
+
+def check_payload_key(key: str) -> None:
+    """Check that Qdrant can index a payload key, before anything is created.
+
+    Raises:
+        InvalidOptionError: It is not a path of names, such as ``metadata.topic`` or ``metadata."a name"``.
+    """
+    if not isinstance(key, str) or not _PAYLOAD_KEY.fullmatch(key):
+        raise InvalidOptionError(
+            f"{key!r:.200} is not a payload key. Write it as metadata.topic, and names with other characters than "
+            """letters, digits, _ and - in quotation marks: metadata."the topic"."""
+        )
 
 
 def _quoted(name: object) -> str:

@@ -15,8 +15,10 @@ def main() -> None:
     try:
         app()
     except (Jcv2Error, OSError) as error:
-        from rich.console import Console
-        from rich.markup import escape
+        from rich.text import Text
 
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        from jcv2_plugin.console import CleanConsole, message
+
+        said = Text.assemble(("error:", "bold red"), " ", message(str(error)))
+        CleanConsole(stderr=True).print(said, soft_wrap=True)
         sys.exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -23,8 +22,9 @@ from jcv2_plugin.cli.connection import JOURNAL, Connection, OptionalConnection
 from jcv2_plugin.cli.lazy import with_shared_options
 from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import err, out, print_table, remark
+from jcv2_plugin.console import name as shown_name
 from jcv2_plugin.engines.aliases import collection_names
-from jcv2_plugin.engines.edge import DESCRIPTION, EdgeEngine
+from jcv2_plugin.engines.edge import DELETION, DESCRIPTION, EdgeEngine, is_edge_collection
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -32,18 +32,19 @@ from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionMismatchError,
     CollectionNotFoundError,
+    CollectionUnfinishedError,
 )
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import parse_json, temporary_for, write_atomically
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 IN_USE = "in use"
 UNREADABLE = "unreadable"
+UNFINISHED = "unfinished"
 _LOCK = "lock"
-_DROPPED = ".dropped"
-_SHARD = re.compile(rf"shard(-\d+)?({re.escape(_DROPPED)})?")
-# All files of a collection except the description and the lock, which are deleted last.
+_SHARD = re.compile(r"shard(-\d+)?(\.dropped)?")  # .dropped: of a deletion by version 0.1 that was interrupted
+# All files of a collection except the description and the lock, which are deleted last; also those of version 0.1.
 _OURS = re.compile(
     rf"{re.escape(DESCRIPTION)}\.tmp|shard-\d+\.pending\.json(\.tmp)?|{re.escape(JOURNAL)}(\.tmp|\.lock)?"
 )
@@ -77,7 +78,7 @@ def list_collections(
     table = Table("name", "model", "dim", "storage", "first stage", "documents", "", box=None)
     for one in found:
         *values, state = ("" if value is None else str(value) for value in one.to_dict().values())
-        table.add_row(*map(Text, values), Text(state, "yellow"))
+        table.add_row(*map(shown_name, values), Text(state, "yellow"))
     print_table(table)
 
 
@@ -90,7 +91,7 @@ def info(connection: Connection, as_json: Json = False) -> None:
         return
     table = Table.grid(padding=(0, 2))
     for key, value in described.items():
-        table.add_row(key, Text(str(value)))
+        table.add_row(key, shown_name(str(value)))
     print_table(table)
 
 
@@ -143,9 +144,13 @@ def _on_server(client: QdrantClient, name: str, names: Mapping[str, str]) -> _Li
     documents = client.count(physical, exact=True).count
     try:
         schema = CollectionSchema.from_dict(metadata[METADATA_FIELD], f"The collection {name!r}")
-    except CollectionCorruptError:
-        return _Listed(name, None, documents, UNREADABLE)
+    except CollectionCorruptError as error:
+        return _Listed(name, None, documents, _state_of(error))
     return _Listed(name, schema, documents, _generation(name, names) if name == physical else None)
+
+
+def _state_of(error: Exception) -> str:
+    return UNFINISHED if isinstance(error, CollectionUnfinishedError) else UNREADABLE
 
 
 def _generation(physical: str, names: Mapping[str, str]) -> str | None:
@@ -163,23 +168,26 @@ def _of_folder(location: str) -> Iterator[_Listed]:
     root = Path(location).expanduser()
     if not root.is_dir():
         raise CollectionNotFoundError(f"There is no folder {str(root)!r}. Check the path.")
-    if _is_described(root):
+    if _is_collection(root):
         yield _of_path(location, root)
     for folder in sorted(root.iterdir()):
-        if folder.is_dir() and _is_described(folder):
+        if folder.is_dir() and _is_collection(folder):
             yield _of_path(str(Path(location) / folder.name), folder)
 
 
-def _is_described(folder: Path) -> bool:
-    return os.path.isfile(folder / DESCRIPTION)  # Path.is_file raises if the folder cannot be read
+def _is_collection(folder: Path) -> bool:
+    try:
+        return is_edge_collection(folder)
+    except OSError:  # the folder cannot be read
+        return False
 
 
 def _of_path(name: str, folder: Path) -> _Listed:
     try:
         raw = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
         schema = CollectionSchema.from_dict(raw, name)
-    except (OSError, ValueError, CollectionCorruptError):
-        return _Listed(name, None, None, UNREADABLE)
+    except (OSError, ValueError, CollectionCorruptError) as error:
+        return _Listed(name, None, None, _state_of(error))
     try:
         # Counting requires opening the collection, which fails if it is already open elsewhere.
         engine = EdgeEngine.open(folder)
@@ -204,7 +212,7 @@ def _drop_folder(connection: Connection, *, yes: bool) -> None:
         others = _remove(folder, lock)
     remark(f"Dropped {connection.title}.")
     if others:
-        remark(f"The folder is kept, because it also contains {', '.join(others)}.")
+        remark(f"The folder is kept, because it also contains {', '.join(map(shown_name, others))}.")
 
 
 def _drop_on_server(client: QdrantClient, connection: Connection, *, yes: bool) -> None:
@@ -260,7 +268,7 @@ def _confirm(connection: Connection, found: _Listed, *, yes: bool) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[FileLock]:
-    if not _is_described(folder):
+    if not _is_collection(folder):
         raise CollectionNotFoundError(
             f"There is no collection in {str(folder)!r}: it has no file {DESCRIPTION}. Check the path."
         )
@@ -277,16 +285,22 @@ def _locked(folder: Path) -> Iterator[FileLock]:
         lock.release()
 
 
+def _is_ours(name: str) -> bool:
+    target = temporary_for(name)
+    return target == DESCRIPTION or _OURS.fullmatch(target or name) is not None
+
+
 def _remove(folder: Path, lock: FileLock) -> list[str]:
     """Delete a collection whose lock is held, and its folder if it is empty then. Return the names of other files.
 
-    If the process is killed, the rest cannot be opened as a collection, and the deletion can be repeated: a shard is
-    renamed before it is deleted, and the description is deleted last.
+    If the process is killed, the rest says that its deletion is unfinished, and the deletion can be repeated: the
+    description says so first, and is deleted last.
     """
+    write_atomically(folder / DESCRIPTION, json.dumps({"unfinished": DELETION}) + "\n")
     for entry in list(folder.iterdir()):
         if _SHARD.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry.rename(entry.with_name(entry.name.removesuffix(_DROPPED) + _DROPPED)))
-        elif _OURS.fullmatch(entry.name) and not entry.is_dir():
+            shutil.rmtree(entry)
+        elif _is_ours(entry.name) and not entry.is_dir():
             entry.unlink()
     (folder / DESCRIPTION).unlink()
     try:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from jcv2_plugin.collection.location import DEFAULT_NAME, check_url, without_credentials
+from jcv2_plugin.collection.location import DEFAULT_NAME, check_location, without_credentials
 from jcv2_plugin.console import quiet_client, remark
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class Connection:
     retries: int | None = None  # an option of WritingConnection
 
     def __post_init__(self) -> None:
-        if self.is_server:
-            check_url(self.location)
+        check_location(self.location)
 
     @property
     def is_server(self) -> bool:
@@ -98,8 +97,9 @@ class Connection:
     def _prepare(self) -> None:
         quiet_client()
         parts = urlsplit(self.location)
-        if self.api_key and parts.scheme == "http" and parts.hostname not in _THIS_MACHINE:
-            remark(f"warning: the API key is sent to {parts.hostname} unencrypted. Use https:// if the server has it.")
+        secret = "API key" if self.api_key else "password" if parts.password else None
+        if secret and parts.scheme == "http" and parts.hostname not in _THIS_MACHINE:
+            remark(f"warning: the {secret} is sent to {parts.hostname} unencrypted. Use https:// if the server has it.")
 
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from jcv2_plugin.cli.connection import WritingConnection
 from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.console import print_table, progress_bar, quiet_libraries
+from jcv2_plugin.console import name, print_table, progress_bar, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.evaluation.beir import BeirDataset
@@ -132,7 +132,7 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps({"model": "bm25", **of_set, **figures}))
     if not as_json:
-        _print_table(f"{read.name}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
+        _print_table(f"{name(read.name)}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
         if own:
             typer.echo(f"Queries that are documents too, left out of their own results: {own}")
         if read.missing:
@@ -195,5 +195,5 @@ def _collection(
 def _print_table(title: str, rows: list[tuple[str, dict[str, float]]]) -> None:
     table = Table("", *METRICS, title=title, title_justify="left")
     for label, figures in rows:
-        table.add_row(label, *(f"{figures[key]:.4f}" for key in METRICS))
+        table.add_row(name(label), *(f"{figures[key]:.4f}" for key in METRICS))
     print_table(table)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jcv2_plugin.cli.connection import OptionalConnection
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.console import out, quiet_libraries
+from jcv2_plugin.console import name, out, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.scoring import explanation as explanations
 from jcv2_plugin.scoring.explanation import Explanation
@@ -63,7 +63,7 @@ def _print_explanation(explanation: Explanation, title: str) -> None:
             # Oranges of the 256-colour palette, from light to dark.
             colour = ("color(223)", "color(216)", "color(209)", "color(202)")[min(int(4 * share / strongest), 3)]
             passage.stylize(f"black on {colour}", token.start, token.end)
-    out.print(Text.assemble((f"{explanation.score:.2f}", "cyan"), "  ", (title, "green")))
+    out.print(Text.assemble((f"{explanation.score:.2f}", "cyan"), "  ", (name(title), "green")))
     out.print(passage, soft_wrap=not out.is_terminal)
     out.print()
     table = Table("query token", "matched", "similarity", "", box=None)
@@ -74,8 +74,8 @@ def _print_explanation(explanation: Explanation, title: str) -> None:
         surface = found.token if found.is_special else explanation.text[found.start : found.end]
         bar = "█" * round(max(match.similarity, 0.0) * 20)
         table.add_row(
-            Text(explanation.query[match.query.start : match.query.end]),
-            Text(surface),
+            name(explanation.query[match.query.start : match.query.end]),
+            name(surface),
             f"{match.similarity:.3f}",
             bar,
         )

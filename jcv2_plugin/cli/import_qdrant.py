@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,8 +17,9 @@ from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import Wanted, open_target
 from jcv2_plugin.collection import qdrant_import
 from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.location import without_credentials
 from jcv2_plugin.collection.qdrant_import import ImportReport, load_layout, source_engine
-from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
 from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
 
 _LOCAL_DESCRIPTION = "meta.json"
@@ -35,7 +35,8 @@ def source_server(url: str, api_key: str | None, target: Connection) -> Connecti
     server = Connection(url, api_key=api_key, timeout=target.timeout, grpc=target.grpc)
     if not server.is_server:
         raise typer.BadParameter(
-            f"{url!r} is not the URL of a server. Write it as http://host:6333.", param_hint="--from-url"
+            f"{without_credentials(url)!r} is not the URL of a server. Write it as http://host:6333.",
+            param_hint="--from-url",
         )
     if api_key is None and server.shown == target.shown:
         server = replace(server, api_key=target.api_key)
@@ -135,7 +136,7 @@ def _options(given: Sequence[str]) -> dict[str, str]:
 def _print(report: ImportReport, target: ColbertCollection, seconds: float, *, as_json: bool) -> None:
     documents = target.count()
     if as_json:
-        out.print_json(json.dumps({**asdict(report), "documents": documents, "seconds": seconds}), indent=None)
+        typer.echo(to_json({**asdict(report), "documents": documents, "seconds": seconds}))
     else:
         rate = report.written / seconds if seconds else 0.0
         remark(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 import time
@@ -21,8 +20,17 @@ from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import WantedForFiles, open_target
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.journal import IngestJournal
-from jcv2_plugin.collection.sources import FILE_KEY, STDIN_NAME, PassageReader, SourceError, SourceFile, find_files
-from jcv2_plugin.console import out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.collection.sources import (
+    DEFAULT_CHUNK_TOKENS,
+    DEFAULT_MAX_MIB,
+    FILE_KEY,
+    STDIN_NAME,
+    PassageReader,
+    SourceError,
+    SourceFile,
+    find_files,
+)
+from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
 from jcv2_plugin.documents import ID_KEY, Document
 from jcv2_plugin.errors import InvalidDocumentError
 
@@ -40,7 +48,12 @@ def index(
     ],
     connection: WritingConnection,
     wanted: WantedForFiles,
-    chunk_tokens: Annotated[int, typer.Option(help="Maximum size of a passage, in tokens.")] = 200,
+    chunk_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum size of a passage, in tokens.")
+    ] = DEFAULT_CHUNK_TOKENS,
+    max_mib: Annotated[
+        int, typer.Option(min=1, help="Maximum size of a text file, and of a line of .jsonl.", metavar="MIB")
+    ] = DEFAULT_MAX_MIB,
     workers: Workers = 0,
     journal: Annotated[
         Path | None,
@@ -64,13 +77,14 @@ def index(
     if journal is None and not connection.is_server:
         journal = connection.folder / JOURNAL
     try:
-        opened = open_target(connection, wanted)
+        # The reader refuses passages larger than the model's window: before a collection is created.
+        opened = open_target(connection, wanted, lambda encoder: PassageReader(encoder, chunk_tokens, max_mib))
     except KeyboardInterrupt:
         remark("Stopped before anything was stored.")
         raise
     with opened, closing(SeenIds()) as seen:
         quiet_libraries()
-        stream = DocumentStream(PassageReader(opened.encoder, chunk_tokens), files, seen, strict=strict)
+        stream = DocumentStream(PassageReader(opened.encoder, chunk_tokens, max_mib), files, seen, strict=strict)
         try:
             result = _index(opened, stream, paths if prune else None, journal, workers)
         except (KeyboardInterrupt, SourceError, InvalidDocumentError):
@@ -113,7 +127,7 @@ def _index(
 
 def _print(result: dict[str, Any], collection: ColbertCollection, *, as_json: bool) -> None:
     if as_json:
-        out.print_json(json.dumps(result), indent=None)
+        typer.echo(to_json(result))
         return
     rate = result["written"] / result["seconds"] if result["seconds"] else 0.0
     remark(

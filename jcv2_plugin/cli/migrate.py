@@ -59,6 +59,12 @@ def migrate(
             remark("Stopped. The collection is unchanged. Run the command again to continue.")
             raise
         schema = opened.schema
+        if not report.needed:
+            remark(
+                f"There is nothing to do: {report.documents} documents are already at {schema.dim} dims of "
+                f"{schema.model}, storage {schema.storage}, first stage {schema.first_stage}."
+            )
+            return
         kept = "" if report.old is None else f" The old collection is kept as {report.old}."
         remark(
             f"{report.documents} documents are now at {schema.dim} dims of {schema.model}, storage {schema.storage}, "

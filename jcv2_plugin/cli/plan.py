@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device, Json
 from jcv2_plugin.collection import planning
@@ -104,7 +105,7 @@ def _print(workload: Workload, made: Plan, speed: float | None) -> None:
     table.add_column("in memory", justify="right")
     for name, amount in made.disk.items():
         table.add_row(name, size(amount), size(made.memory[name]) if name in made.memory else "")
-    table.add_row("[bold]one copy", f"[bold]{size(made.total_disk)}", f"[bold]{size(made.total_memory)}")
+    table.add_row(*(Text(cell, "bold") for cell in ("one copy", size(made.total_disk), size(made.total_memory))))
     pooled = f", pooled by {workload.pool_factor:g}" if workload.pool_factor > 1 else ""
     nodes = f"with {workload.replicas} of each: {made.nodes} nodes"
     shards = f"shards: 1 ({made.limited_by}); {nodes}"

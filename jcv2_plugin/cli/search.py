@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import Json
-from jcv2_plugin.console import out, quiet_libraries
+from jcv2_plugin.console import name, out, quiet_libraries, to_json
 from jcv2_plugin.documents import SearchHit
 from jcv2_plugin.filters import equals, metadata_paths
 
@@ -59,7 +58,7 @@ def search(
         )
         if as_json:
             rows = [{"id": hit.id, "score": hit.score, "text": hit.text, "metadata": hit.metadata} for hit in hits]
-            typer.echo(json.dumps(rows, ensure_ascii=False))
+            typer.echo(to_json(rows))
             return
         if not hits:
             out.print("No document matches." if opened.count() else "The collection is empty.")
@@ -69,7 +68,7 @@ def search(
 
 
 def _print_hit(rank: int, hit: SearchHit) -> None:
-    out.print(Text.assemble((f"{rank}. ", "bold"), (f"{hit.score:.2f}", "cyan"), "  ", (hit.id, "green")))
+    out.print(Text.assemble((f"{rank}. ", "bold"), (f"{hit.score:.2f}", "cyan"), "  ", (name(hit.id), "green")))
     passage = Text(hit.text.strip())
     offset = len(hit.text) - len(hit.text.lstrip())
     for start, end in hit.explanation.matched_spans() if hit.explanation is not None else ():

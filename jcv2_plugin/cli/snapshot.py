@@ -30,23 +30,14 @@ def restore(
 ) -> None:
     """Restore a collection from a snapshot, in a folder or on a server."""
     info = read_info(file)
-    begun = False
     title = connection.title
     try:
         with progress_bar("Restoring", info.documents) as advance:
-
-            def stored(documents: int) -> None:
-                nonlocal begun
-                begun = True
-                advance(documents)
-
             ColbertCollection.restore(
-                file, connection.location, overwrite=overwrite, progress=stored, **connection.arguments
+                file, connection.location, overwrite=overwrite, progress=advance, **connection.arguments
             ).close()
-    except BaseException as error:
-        if begun or isinstance(error, KeyboardInterrupt):
-            complete = "is not" if begun else "may not be"
-            remark(f"Stopped: {title} {complete} complete. Run the command again with --overwrite.")
+    except KeyboardInterrupt:
+        remark(f"Stopped. Run the command again to restore {title}.")
         raise
     if not connection.is_server:
         # A journal left here belongs to the collection that was replaced.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from qdrant_client import models
@@ -18,8 +19,11 @@ from jcv2_plugin.documents import ID_KEY, TEXT_KEY
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
 from jcv2_plugin.engines.qdrant import ClientEngine
-from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
-from jcv2_plugin.filters import metadata_paths
+from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.filters import check_payload_key, metadata_paths
+
+if TYPE_CHECKING:
+    from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 _METADATA = "metadata."
 _FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)
@@ -66,7 +70,12 @@ class Wanted(Settings):
                 )
             # As with --where, keys refer to metadata.
             known = key in _FIELDS or key.startswith(_METADATA)
-            indexes[key if known else metadata_paths(key)[-1]] = kind
+            path = key if known else metadata_paths(key)[-1]
+            try:
+                check_payload_key(path)
+            except InvalidOptionError as error:
+                raise typer.BadParameter(str(error), param_hint="--payload-index") from error
+            indexes[path] = kind
         return indexes
 
     def server_options(self) -> dict[str, Any]:
@@ -105,8 +114,15 @@ class WantedForFiles(Wanted):
     by_file: bool = True
 
 
-def open_target(connection: Connection, wanted: Wanted) -> ColbertCollection:
+def open_target(
+    connection: Connection, wanted: Wanted, check: Callable[[JinaColbertEncoder], object] = lambda encoder: None
+) -> ColbertCollection:
     """Open the collection, or create it if it does not exist.
+
+    Args:
+        connection: Where it is.
+        wanted: Its settings.
+        check: Called with the encoder of a new collection before it is created. Raises if it must not be.
 
     Raises:
         CollectionMismatchError: If it exists, but does not match the options.
@@ -115,7 +131,7 @@ def open_target(connection: Connection, wanted: Wanted) -> ColbertCollection:
     try:
         collection = connection.open(device=wanted.device, shard_key=wanted.shard)
     except CollectionNotFoundError:
-        collection = _create(connection, wanted)
+        return _create(connection, wanted, check)
     try:
         _check_same(collection, connection, wanted)
         for key, kind in wanted.indexes().items():
@@ -126,7 +142,7 @@ def open_target(connection: Connection, wanted: Wanted) -> ColbertCollection:
     return collection
 
 
-def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
+def _create(connection: Connection, wanted: Wanted, check: Callable[[JinaColbertEncoder], object]) -> ColbertCollection:
     quiet_libraries()
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
@@ -136,12 +152,14 @@ def _create(connection: Connection, wanted: Wanted) -> ColbertCollection:
         device=wanted.device,
         document_length=wanted.document_length,
     )
+    check(encoder)
     # Options that are not given use the defaults of create().
     given: dict[str, Any] = {name: getattr(wanted, name) for name in ("storage", "first_stage", "pool_factor")}
     return ColbertCollection.create(
         connection.location,
         encoder=encoder,
         dim=wanted.dim,
+        payload_indexes=wanted.indexes(),
         shard_key=wanted.shard,
         collection_options=wanted.server_options(),
         **{option: value for option, value in given.items() if value is not None},

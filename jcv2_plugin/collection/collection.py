@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 from typing_extensions import Unpack
 
 from jcv2_plugin.checks import check_query
-from jcv2_plugin.collection import migrate, read, search, verify, write
+from jcv2_plugin.collection import migrate, read, repair, search, verify, write
 from jcv2_plugin.collection.asynchronous import in_thread, pages_in_thread
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, IngestReport
 from jcv2_plugin.collection.journal import IngestJournal
@@ -39,7 +39,7 @@ from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
 from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
-from jcv2_plugin.filters import check_filter
+from jcv2_plugin.filters import check_filter, check_payload_key
 
 if TYPE_CHECKING:
     # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
@@ -268,6 +268,25 @@ class ColbertCollection:
         )
         return cls(engine, schema, None)
 
+    @classmethod
+    def repair(
+        cls, path: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None
+    ) -> repair.RepairReport:
+        """Repair a folder that cannot be opened because its write-ahead log cannot be read.
+
+        Copies the documents into a new shard without the log, and nothing is encoded. Documents that were added,
+        changed or deleted after the folder was last closed may be missing or be as they were: add them again. If the
+        folder can be opened, nothing is changed. A repair that was interrupted is repeated by the same call.
+
+        Args:
+            path: Folder of the collection.
+            progress: Called periodically with the number of documents read since the last call.
+
+        Raises:
+            CollectionCorruptError: More than the log is damaged. The log is back in its place.
+        """
+        return repair.repair(Path(path).expanduser().absolute(), progress)
+
     def close(self) -> None:
         """Close the collection and release its folder or client. Calling it again has no effect."""
         self._state.close()
@@ -420,8 +439,9 @@ class ColbertCollection:
         Qdrant's strict mode requires this for filtered fields.
 
         Raises:
-            InvalidOptionError: The index type is unknown.
+            InvalidOptionError: The key or the index type is invalid.
         """
+        check_payload_key(key)
         if kind not in PAYLOAD_INDEXES:
             raise InvalidOptionError(f"A payload index is one of {PAYLOAD_INDEXES}, got {kind!r} for {key!r}.")
         self._state.run(lambda current: current.engine.create_payload_index(key, kind))

@@ -24,7 +24,7 @@ MEMORY = ":memory:"
 API_KEY = "QDRANT_API_KEY"
 """Environment variable with the server's API key, used if none is passed."""
 
-_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}|[^\s/]*:\S*@[\w.-]+(:\d+)?/?")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ class Location:
             text = os.fspath(location)
             if text == MEMORY or "://" in text:
                 url = text
-            elif _HOST_AND_PORT.fullmatch(text):
-                raise InvalidOptionError(f"{text!r} looks like a server's address: write it as 'http://{text}'.")
             else:
+                check_location(text)
                 path = text
         if url is not None and url != MEMORY:
             check_url(url)
@@ -98,10 +97,7 @@ class Location:
                 raise InvalidOptionError(
                     f"{str(self.path)!r} is a folder. Collection options and shard keys are for Qdrant servers."
                 )
-            engine = EdgeEngine.create(self.path, schema, overwrite=overwrite)
-            for key, kind in options.payload_indexes.items():
-                engine.create_payload_index(key, kind)
-            return engine
+            return EdgeEngine.create(self.path, schema, overwrite=overwrite, indexes=options.payload_indexes)
         client = self._connect(client_options)
         try:
             return ClientEngine.create(
@@ -179,8 +175,25 @@ def check_url(url: str) -> None:
         )
 
 
+def check_location(location: str) -> None:
+    """Check a folder or a server's URL, before a model is loaded.
+
+    Raises:
+        InvalidOptionError: It is an invalid URL, or a server's address without ``http://``. No password is shown.
+    """
+    if "://" in location:
+        check_url(location)
+    elif looks_like_server(location):
+        shown = without_credentials(location)
+        raise InvalidOptionError(f"{shown!r} looks like a server's address: write it as 'http://{shown}'.")
+
+
 def without_credentials(url: str) -> str:
-    """Return a URL without its user name and password."""
-    scheme, separator, rest = url.rpartition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    """Return a URL without its user name and password, which may contain any character."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def looks_like_server(location: str) -> bool:
+    """Return whether a location is a URL, or a server's address without ``http://``, which is no folder."""
+    return "://" in location or _HOST_AND_PORT.fullmatch(location) is not None

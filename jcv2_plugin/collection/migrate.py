@@ -43,12 +43,14 @@ class MigrationReport:
         encoded: Documents that were encoded again.
         copied: Documents whose vectors were copied.
         old: Name of the old collection on the server, if it was kept.
+        needed: False if the collection was like that already, and nothing was done.
     """
 
     documents: int = 0
     encoded: int = 0
     copied: int = 0
     old: str | None = None
+    needed: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class Target:
     long_documents: LongDocuments | None = None
 
     def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, JinaColbertEncoder | None]:
-        """Return the new schema and its encoder.
+        """Return the new schema, which may be that of the collection, and its encoder.
 
         Raises:
-            InvalidOptionError: Nothing would change.
+            InvalidOptionError: Nothing is to change.
             UnknownDimError: The model has no projection head for the dimension.
         """
         old = current.schema
@@ -82,11 +84,8 @@ class Target:
             first_stage=_or(self.first_stage, old.first_stage),
             pool_factor=_or(self.pool_factor, old.pool_factor),
         )
-        if {**new.to_dict(), "format": 0} == {**old.to_dict(), "format": 0}:
-            raise InvalidOptionError(
-                f"{current.engine.title} is like that already: {new.model} at dim={new.dim}, storage={new.storage!r}, "
-                f"first_stage={new.first_stage!r}. Say what is to change."
-            )
+        if self == Target():
+            raise InvalidOptionError(f"Say what is to change in {current.engine.title}: dim, storage, ...")
         return new, encoder
 
     def _encoder(self, current: OpenCollection) -> JinaColbertEncoder:
@@ -137,6 +136,9 @@ def _migrate(
     current = state.current
     schema, encoder = target.resolve(current)
     as_devices(workers)  # validate before anything is created
+    if {**schema.to_dict(), "format": 0} == {**current.schema.to_dict(), "format": 0}:
+        # As when a migration was stopped after it replaced the collection, and is repeated.
+        return MigrationReport(documents=current.engine.count(None), needed=False)
     successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
     report = MigrationReport()
     try:

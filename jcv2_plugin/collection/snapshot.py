@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionNotFoundError, Jcv2Error
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import new_file, parse_json
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
@@ -59,13 +58,15 @@ def write_snapshot(
     Raises:
         SnapshotError: The file already exists.
     """
-    if file.exists():
+    if file.exists() or file.is_symlink():
         raise SnapshotError(f"{str(file)!r} is there already. Choose another name, or remove it.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
+    documents = parts = 0
     try:
-        documents = parts = 0
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with (
+            new_file(file, replace=False) as stream,
+            zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
             for number, records in enumerate(_parts(engine.scroll(None, with_payload=True, with_vectors=True))):
                 _write_part(archive, number, records, schema)
                 documents += len(records)
@@ -81,13 +82,11 @@ def write_snapshot(
                 "schema": schema.to_dict(),
             }
             archive.writestr(_DESCRIPTION, json.dumps(described, indent=2))
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
         return info
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except FileExistsError as error:
+        raise SnapshotError(
+            f"{str(file)!r} was written meanwhile by another process, whose snapshot is kept. Choose another name."
+        ) from error
 
 
 def read_info(file: Path) -> SnapshotInfo:

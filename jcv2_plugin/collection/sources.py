@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bs4 import BeautifulSoup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -28,6 +30,8 @@ STDIN = "-"
 STDIN_NAME = "stdin"
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "venv"})
 DEFAULT_CHUNK_TOKENS = 200
+DEFAULT_MAX_MIB = 64
+_MIB = 2**20
 FILE_KEY = "_file"
 """Payload key with the name of the file a document was read from, independent of its metadata."""
 
@@ -48,6 +52,11 @@ class SourceFile:
     def is_jsonl(self) -> bool:
         """Whether the file contains one document per line rather than a text to split."""
         return self.is_stdin or self.path.suffix.lower() == JSONL_SUFFIX
+
+    @property
+    def title(self) -> str:
+        """Name of the file in messages."""
+        return self.name if self.is_stdin else str(self.path)
 
     def size(self) -> int:
         """Return the file size in bytes, or 0 if unknown."""
@@ -124,14 +133,19 @@ class PassageReader:
     Args:
         encoder: Encoder whose tokens are counted.
         chunk_tokens: Maximum size of a passage in tokens, at most the model's window.
+        max_mib: Maximum size of a text file, and of a JSON line, in MiB. No more than this is read at once.
 
     Attributes:
         bytes_read: Bytes read from all files so far, for progress reports.
     """
 
-    def __init__(self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
+    def __init__(
+        self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, max_mib: int = DEFAULT_MAX_MIB
+    ) -> None:
         if chunk_tokens < 1:
             raise SourceError(f"chunk_tokens must be positive, got {chunk_tokens}.")
+        if max_mib < 1:
+            raise SourceError(f"max_mib must be positive, got {max_mib}.")
         window = encoder.content_length
         if chunk_tokens > window:
             raise SourceError(
@@ -141,28 +155,37 @@ class PassageReader:
         count = token_counter(encoder.plain_tokenizer)
         self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
         self._plain = TextSplitter.from_callback(count, chunk_tokens)
+        self._max_mib = max_mib
         self.bytes_read = 0
 
     def read(self, file: SourceFile) -> Iterator[Document]:
         """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
 
         Raises:
-            SourceError: The file is not a regular file, or its name or text is not UTF-8 (raised immediately), or a
-                JSON line is invalid (raised when it is reached).
+            SourceError: The file is not a regular file, a text is too large, or its name or text is not UTF-8 (raised
+                immediately), or a JSON line is too long or invalid (raised when it is reached).
         """
         if not is_unicode(file.name):
             raise SourceError(f"{file.name!r} is not UTF-8, so it cannot be part of an id. Rename it.")
         if not file.is_stdin and file.path.exists() and not file.path.is_file():
             raise SourceError(f"{str(file.path)!r} is not a regular file.")
         if file.is_jsonl:
-            return _rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file)
+            return _rows(self._lines(file), file)
         self.bytes_read += file.size()
-        return self._passages(file, _text_of(file))
+        return self._passages(file, _text_of(file, self._max_mib))
 
-    def _counted(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        for line in lines:
-            self.bytes_read += len(line)
-            yield line
+    def _lines(self, file: SourceFile) -> Iterator[bytes]:
+        with nullcontext(sys.stdin.buffer) if file.is_stdin else _opened(file.path) as stream:
+            number = 0
+            while line := stream.readline(self._max_mib * _MIB + 1):
+                number += 1
+                if len(line) > self._max_mib * _MIB:
+                    raise SourceError(
+                        f"{file.title}:{number}: the line is longer than {self._max_mib} MiB. Write one document per "
+                        "line, or raise the limit (--max-mib)."
+                    )
+                self.bytes_read += len(line)
+                yield line
 
     def _passages(self, file: SourceFile, text: str) -> Iterator[Document]:
         splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
@@ -182,9 +205,13 @@ class PassageReader:
             )
 
 
-def _text_of(file: SourceFile) -> str:
+def _text_of(file: SourceFile, max_mib: int) -> str:
     try:
-        text = file.path.read_text(encoding="utf-8-sig")
+        with file.path.open("rb") as stream:
+            content = stream.read(max_mib * _MIB + 1)
+        if len(content) > max_mib * _MIB:
+            raise SourceError(f"{file.path} is larger than {max_mib} MiB. Split it, or raise the limit (--max-mib).")
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out.") from error
     return html_text(text) if file.path.suffix.lower() in (".html", ".htm") else text
@@ -199,18 +226,15 @@ def html_text(page: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _opened(path: Path) -> IO[bytes]:
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error}). Make it readable, or leave it out.") from error
-    with file:
-        yield from file
 
 
 def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
     """Yield the documents of JSON Lines in BEIR format (``_id``, ``title``, ``text``) or ``{id, text, metadata}``."""
-    where = file.name if file.is_stdin else str(file.path)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -218,7 +242,7 @@ def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
             document = _row_document(json.loads(line.decode("utf-8-sig")), file.name)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SourceError(
-                f"{where}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
+                f"{file.title}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
                 f"({type(error).__name__}: {error})."
             ) from error
         # BEIR corpora contain a few empty documents.

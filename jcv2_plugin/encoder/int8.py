@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.errors import MissingPackageError, ModelLayoutError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import new_file, parse_json
 
 Result = TypeVar("Result")
 
@@ -66,9 +66,8 @@ class Int8Model:
         folder.mkdir(parents=True, exist_ok=True)
         made_from = json.dumps({"weights": self.made_from}).encode()
         for name, content in ((_GRAPH, self.graph), (_WEIGHTS, self.weights), (_MADE_FROM, made_from)):
-            temporary = folder / f"{name}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            with new_file(folder / name) as stream:
+                stream.write(content)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the float32 hidden states of tokenised texts on the CPU. Thread-safe.

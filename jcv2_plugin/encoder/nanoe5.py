@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import struct
 from collections.abc import Iterator
 from importlib import metadata
@@ -78,8 +77,6 @@ def e5_small_folder() -> Path | None:
         if not target.is_dir():
             with FileLock(folder / "lock"):
                 if not target.is_dir():
-                    for unfinished in folder.glob(f".{target.name}-*"):  # left by a killed process
-                        shutil.rmtree(unfinished, ignore_errors=True)
                     convert(path, target)
     except (OSError, ValueError) as error:  # huggingface_hub raises ValueError if a file is in the folder's place
         raise ModelLayoutError(

@@ -14,6 +14,7 @@ from qdrant_client import models
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
+from jcv2_plugin.filters import check_payload_key
 
 PayloadIndex = Literal["keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"]
 PAYLOAD_INDEXES: tuple[PayloadIndex, ...] = get_args(PayloadIndex)
@@ -100,11 +101,13 @@ class NewCollection:
         """Check the options that apply to every engine.
 
         Raises:
-            InvalidOptionError: ``retries`` is not a positive integer, or a payload index type is unknown.
+            InvalidOptionError: ``retries`` is not a positive integer, or a payload index's key or type is
+                invalid.
         """
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 1:
             raise InvalidOptionError(f"retries must be a positive integer (1 tries once), got {self.retries!r}.")
         for key, kind in self.payload_indexes.items():
+            check_payload_key(key)
             if kind not in PAYLOAD_INDEXES:
                 raise InvalidOptionError(f"payload_indexes: {key!r} must be one of {PAYLOAD_INDEXES}, got {kind!r}.")
 

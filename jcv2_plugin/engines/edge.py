@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,25 +35,39 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionLockedError,
     CollectionNotFoundError,
+    DiskFullError,
 )
-from jcv2_plugin.files import parse_json, write_atomically
+from jcv2_plugin.files import check_space, is_disk_full, parse_json, temporary_for, write_atomically
 
 T = TypeVar("T")
 
 DESCRIPTION = "jcv2.json"
+DELETION = "deletion"
 _SHARD = "shard"
 _LOCK = "lock"
+_LOG = "wal"
 # Edge holds the GIL during a call, so other threads and event loops wait for it to finish.
 _QUERIES_PER_CALL = 8
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
 # An update is one write-ahead log record, and several copies of it are in memory during the write.
 _BYTES_PER_UPDATE = 16 * 1024 * 1024
+# Edge maps sparse files of 32 MiB, and a full disk ends the process by a signal when it writes to them. Measured:
+# opening takes up to 2 MB, an update twice its bytes (the log and the segment), optimising the whole shard again and
+# two files.
+_SPACE = 16 * 1024 * 1024
+_SPACE_TO_CREATE = _SPACE_TO_OPTIMIZE = 64 * 1024 * 1024
 
 
 def is_edge_collection(path: Path) -> bool:
-    """Return whether a folder looks like an Edge collection of this package."""
-    return (path / DESCRIPTION).exists() or (path / _SHARD).exists()
+    """Return whether a folder is a collection of this package, or what is left of one without its description."""
+    if (path / DESCRIPTION).exists():
+        return True
+    try:
+        entries = [entry for entry in path.iterdir() if not _is_trace(entry.name)]
+        return bool(entries) and all(_is_shard(entry) for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class EdgeEngine:
@@ -79,7 +94,14 @@ class EdgeEngine:
         return given_up
 
     @classmethod
-    def create(cls, path: Path, schema: CollectionSchema, *, overwrite: bool = False) -> EdgeEngine:
+    def create(
+        cls,
+        path: Path,
+        schema: CollectionSchema,
+        *,
+        overwrite: bool = False,
+        indexes: Mapping[str, PayloadIndex] | None = None,
+    ) -> EdgeEngine:
         """Create a folder with an empty shard. Until it is complete, ``jcv2.json`` says that it is unfinished.
 
         Raises:
@@ -96,20 +118,29 @@ class EdgeEngine:
         lock = _acquire(path)
         try:
             check_free(path, overwrite=overwrite)  # again, now under the lock
+            check_space(path, _SPACE_TO_CREATE)
             (path / DESCRIPTION).unlink(missing_ok=True)
             for old in _shards(path):
                 _remove_shard(path, old)
             _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
-            shard = _new_shard(path, _SHARD, schema)
+            engine = cls(path, _SHARD, _new_shard(path, _SHARD, schema), lock, schema.storage)
+            for key, kind in (indexes or {}).items():
+                engine.create_payload_index(key, kind)
             _write_schema(path / DESCRIPTION, schema, shard=_SHARD)
         except BaseException:
             lock.release()
             raise
-        return cls(path, _SHARD, shard, lock, schema.storage)
+        return engine
 
     @classmethod
-    def open(cls, path: Path) -> EdgeEngine:
+    def open(cls, path: Path, *, without_log: bool = False) -> EdgeEngine:
         """Open the collection in a folder.
+
+        Args:
+            path: The folder.
+            without_log: Set the write-ahead log aside first, to copy the points into a successor. Until that is
+                adopted, ``jcv2.json`` says that a repair is unfinished: Edge would ignore most writes, see
+                :func:`_load_without_log`.
 
         Raises:
             CollectionNotFoundError: The folder contains no collection.
@@ -127,7 +158,7 @@ class EdgeEngine:
             described = _read_description(path / DESCRIPTION)
             name = described.get("shard") if isinstance(described, dict) else None
             name = name if isinstance(name, str) and _generation(name) else _SHARD
-            if unfinished(path) == "creation":
+            if unfinished(path) in ("creation", DELETION):
                 CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
@@ -136,7 +167,9 @@ class EdgeEngine:
                 if old != name and not _pending_file(path, old).exists():
                     _remove_shard(path, old)
             storage = described.get("storage") if isinstance(described, dict) else None
-            return cls(path, name, _load_shard(path, name), lock, str(storage))
+            check_space(path, _SPACE)
+            shard = _load_without_log(path, name, described) if without_log else _load_shard(path, name)
+            return cls(path, name, shard, lock, str(storage))
         except BaseException:
             lock.release()
             raise
@@ -156,6 +189,7 @@ class EdgeEngine:
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes writes durable."""
         for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
+            check_space(self.path, _SPACE + 2 * sum(point.vectors.nbytes for point in batch))
             operation = edge.UpdateOperation.upsert_points(
                 [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
             )
@@ -241,6 +275,8 @@ class EdgeEngine:
     def optimize(self) -> None:
         """Merge segments and drop deleted points. Blocks until done."""
         self._call(edge.EdgeShard.flush)
+        files = (file.stat() for file in (self.path / self._name).rglob("*") if file.is_file())
+        check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
         self._call(edge.EdgeShard.optimize)
 
     def successor(self, schema: CollectionSchema) -> Engine:
@@ -309,7 +345,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     Raises:
         CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
     """
-    if not path.exists() or (path.is_dir() and all(entry.name == _LOCK for entry in path.iterdir())):
+    if not path.exists() or (path.is_dir() and all(_is_trace(entry.name) for entry in path.iterdir())):
         return
     if not path.is_dir() or not is_edge_collection(path):
         raise CollectionExistsError(f"{str(path)!r} exists and is no collection. Choose another folder.")
@@ -318,6 +354,16 @@ def check_free(path: Path, *, overwrite: bool) -> None:
             f"There is already a collection in {str(path)!r}. Open it, choose another folder, or set overwrite to "
             "replace it."
         )
+
+
+def _is_trace(name: str) -> bool:
+    """Return whether a file may be left of a creation that was killed at once."""
+    return name == _LOCK or temporary_for(name) == DESCRIPTION
+
+
+def _is_shard(folder: Path) -> bool:
+    names = {_LOG, f"{_LOG}.unreadable", "segments", "edge_config.json"}
+    return _generation(folder.name) > 0 and not folder.is_symlink() and {one.name for one in folder.iterdir()} <= names
 
 
 def unfinished(path: Path) -> str:
@@ -378,9 +424,36 @@ def _load_shard(path: Path, name: str) -> Any:
     except Exception as error:
         if "WouldBlock" in str(error):
             raise CollectionLockedError(_locked_message(path)) from error
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"The disk of {str(path)!r} is full, and Qdrant Edge writes to a collection's folder even to read it. "
+                "Free some space. The collection itself is intact."
+            ) from error
         raise CollectionCorruptError(
-            f"The shard in {str(path / name)!r} cannot be loaded: {error}. Restore it from a backup."
+            f"The shard in {str(path / name)!r} cannot be loaded: {error}. If that is its write-ahead log (WAL), "
+            f"repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a backup."
         ) from error
+
+
+def _load_without_log(path: Path, name: str, described: Any) -> Any:
+    """Load a shard after its write-ahead log was set aside, or put the log back if that does not help.
+
+    Edge numbers operations by the log. With a new one it starts at 1 again, and ignores updates and deletions of points
+    that have higher numbers. So such a shard may only be read.
+    """
+    if unfinished(path) not in ("", "repair"):
+        CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
+    log, aside = path / name / _LOG, path / name / f"{_LOG}.unreadable"
+    write_atomically(path / DESCRIPTION, json.dumps({**described, "unfinished": "repair"}, indent=2) + "\n")
+    if not aside.exists():
+        log.rename(aside)
+    try:
+        return _load_shard(path, name)
+    except BaseException:
+        shutil.rmtree(log, ignore_errors=True)
+        aside.rename(log)
+        write_atomically(path / DESCRIPTION, json.dumps({**described, "unfinished": ""}, indent=2) + "\n")
+        raise
 
 
 def _acquire(path: Path) -> FileLock:
@@ -419,7 +492,7 @@ def _read_description(file: Path) -> Any:
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "
-            "from a backup, or overwrite the collection with a new one."
+            "from a backup, overwrite the collection with a new one, or drop it."
         ) from error
     except (OSError, ValueError) as error:
         raise CollectionCorruptError(

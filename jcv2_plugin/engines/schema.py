@@ -37,6 +37,8 @@ _REMEDIES = {
     "skiplist": "Load the encoder with skiplist={!r}.",
 }
 
+_REPEAT = "Repeat that, or drop the collection."
+
 
 @dataclass(frozen=True)
 class CollectionSchema:
@@ -55,7 +57,8 @@ class CollectionSchema:
         format: Format of the stored schema.
         first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`.
         pool_factor: Token pooling factor: about one vector is stored per ``pool_factor`` document tokens.
-        unfinished: What is being done to the collection before it can be used: ``"creation"`` or ``"restoration"``.
+        unfinished: What is being done to the collection before it can be used: ``"creation"``,
+            ``"restoration"``, ``"repair"`` or ``"deletion"``.
     """
 
     model: str
@@ -126,8 +129,9 @@ class CollectionSchema:
                 f"{title} has format {raw['format']}, this version reads up to {FORMAT}. Upgrade jcv2-plugin."
             )
         if raw.get("unfinished"):
+            remedy = "Repeat it: jcv2 verify --repair." if raw["unfinished"] == "repair" else _REPEAT
             raise CollectionUnfinishedError(
-                f"{title} is unfinished: its {raw['unfinished']} was interrupted. Repeat that, or drop the collection."
+                f"{title} is unfinished: its {raw['unfinished']!s:.40} was interrupted. {remedy}"
             )
         names = {one.name for one in fields(cls)} - {"unfinished"}
         newer = set(_NEWER_TYPES) if raw.get("format") == 1 else set()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import error, jcv2, run, run_both, run_json
+from cli_helpers import MINI, error, jcv2, run, run_both, run_json
 from typer.main import get_command
 
 from jcv2_plugin import ColbertCollection
@@ -196,3 +196,38 @@ class TestErrors:
         failed = jcv2("search", "-c", "nowhere", "anything", cwd=indexed)
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr.startswith("error: There is no collection in")
+
+
+HOSTILE = "x\x1b[31m\x9b\u202e\n2. 9.99  forged"
+
+
+def test_documents_do_not_control_the_terminal(folder: Path) -> None:
+    text = "The harbour \x1b]0;title\x07 \u202e at noon. [red]h[/zz]"
+    row = {"id": HOSTILE, "text": text, "metadata": {"m": HOSTILE}}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    run("index", "rows.jsonl", "-c", "[red]h[/zz]", *MINI)
+    for command in (("search", "harbour"), ("search", "harbour", "--json"), ("explain", "harbour"), ("info",)):
+        shown = run(*command, "-c", "[red]h[/zz]")
+        assert not [char for char in shown if not char.isprintable() and char != "\n"]
+        assert "forged" not in [line[9:] for line in shown.splitlines() if line.startswith("2. 9.99")]
+    assert run_json("search", "harbour", "-c", "[red]h[/zz]")[0]["id"] == HOSTILE
+    assert "[red]h[/zz].html" in run("explain", "harbour", "-c", "[red]h[/zz]", "--html", "[red]h[/zz].html")
+    assert "\x1b" not in error("search", "x", "-c", "no\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://user:pa/ss@host:x", "user:pass@host:6333", "user:pass@host", "http://u:a://pass@host:x"]
+)
+@pytest.mark.parametrize("command", [("search", "x"), ("info",), ("index", "docs"), ("collections", "list")])
+def test_passwords_are_not_printed(folder: Path, address: str, command: tuple[str, ...]) -> None:
+    said = error(*command, "-c", address)
+    assert "ss@" not in said
+    assert "pass" not in said
+    assert "pa/" not in said
+    assert "host" in said
+
+
+def test_the_errors_of_eval_print_no_password(folder: Path) -> None:
+    for address in ("http://user:pass@host:6333", "user:pass@host:6333"):
+        said = run_both("eval", "docs", "-c", address, code=2)[1]
+        assert "pass" not in said.replace("param", "")

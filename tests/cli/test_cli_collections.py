@@ -13,7 +13,12 @@ from cli_helpers import MINI, PROGRAM, error, run, run_both, run_json
 
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionLockedError, CollectionNotFoundError
+from jcv2_plugin.errors import (
+    CollectionCorruptError,
+    CollectionLockedError,
+    CollectionNotFoundError,
+    CollectionUnfinishedError,
+)
 
 
 class TestList:
@@ -124,10 +129,35 @@ class TestDrop:
             assert collection.count() == 30
 
     def test_a_drop_that_was_killed_can_be_repeated(self, rows: Path) -> None:
-        (rows / "store" / "shard").rename(rows / "store" / "shard.dropped")
+        (rows / "store" / "shard").rename(rows / "store" / "shard.dropped")  # as version 0.1 did
         error("info", "-c", "store")
         run("collections", "drop", "-c", "store", "--yes")
         assert not (rows / "store").exists()
+
+    @pytest.mark.parametrize("step", ["shutil.rmtree", "pathlib.Path.unlink"])
+    def test_a_drop_that_is_killed_is_said_to_be_unfinished(
+        self, rows: Path, step: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*arguments: object, **options: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step, stop)
+            run("collections", "drop", "-c", "store", "--yes", code=130)
+        for command in (("info", "-c"), ("search", "harbour", "-c"), ("index", "docs", "-c"), ("verify", "-c")):
+            with pytest.raises(CollectionUnfinishedError, match="deletion was interrupted"):
+                run(*command, "store")
+        assert [one["state"] for one in run_json("collections", "list", ".")] == ["unfinished"]
+        run("collections", "drop", "-c", "store", "--yes")
+        assert not (rows / "store").exists()
+
+    def test_what_a_creation_leaves_that_is_killed_at_once(self, folder: Path) -> None:
+        (folder / "half" / "shard").mkdir(parents=True)
+        with pytest.raises(CollectionCorruptError, match="or drop it"):
+            run("index", "docs", "-c", "half", *MINI)
+        assert [one["name"] for one in run_json("collections", "list", ".")] == ["half"]
+        run("collections", "drop", "-c", "half", "--yes")
+        run("index", "docs", "-c", "half", *MINI)
 
     def test_the_name_is_free_again(self, rows: Path) -> None:
         run("collections", "drop", "-c", "store", "--yes")

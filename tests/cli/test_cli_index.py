@@ -198,6 +198,25 @@ class TestNewCollections:
         assert "KEY=TYPE" in run_both("index", "docs", "-c", "store", *MINI, "--payload-index", given, code=2)[1]
         assert not (folder / "store").exists()
 
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            (("--payload-index", "metadata.a[=keyword"), "'metadata.a[' is not a payload key"),
+            (("--payload-index", "metadata.=keyword"), "'metadata.' is not a payload key"),
+            (("--chunk-tokens", "0"), "chunk-tokens"),
+            (("--max-mib", "0"), "max-mib"),
+        ],
+    )
+    def test_a_wrong_option_leaves_no_collection(self, folder: Path, option: tuple[str, str], said: str) -> None:
+        printed = run_both("index", "docs", "-c", "store", *MINI, *option, code=2)[1]
+        assert said in " ".join(printed.replace("│", " ").split())
+        assert not (folder / "store").exists()
+
+    def test_passages_larger_than_the_window_leave_no_collection(self, folder: Path) -> None:
+        with pytest.raises(SourceError, match="do not fit the model's window"):
+            run("index", "docs", "-c", "store", *MINI, "--chunk-tokens", "5000")
+        assert not (folder / "store").exists()
+
     @pytest.mark.parametrize("option", [("--shards", "2"), ("--replicas", "2"), ("--shard-key", "a")])
     def test_a_folder_has_no_shards(self, folder: Path, option: tuple[str, str]) -> None:
         assert "is a folder" in run_both("index", "docs", "-c", "store", *MINI, *option, code=2)[1]

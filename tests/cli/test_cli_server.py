@@ -22,6 +22,7 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionMismatchError,
     CollectionNotFoundError,
+    CollectionUnfinishedError,
     InvalidOptionError,
 )
 
@@ -257,22 +258,24 @@ class TestUpkeep:
         run("restore", "folder.snapshot", "-c", url, "--overwrite")
         assert run_json("verify", "-c", url, "--sample", "30")["ok"]
 
-    def test_a_restore_that_fails_halfway_says_so(
+    def test_a_restore_that_fails_halfway_is_unfinished_until_it_is_repeated(
         self, url: str, server: LoopbackQdrant, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("jcv2_plugin.collection.snapshot._FLOATS_A_PART", 3000)
         run("snapshot", "-c", url, "documents.snapshot")
-        monkeypatch.setattr(server, "check_key", refuse_after(server, 2, "/points"))
-        said: list[str] = []
-        monkeypatch.setattr("jcv2_plugin.cli.snapshot.remark", said.append)
-        with pytest.raises(CollectionError):
-            run("restore", "documents.snapshot", "-c", url, "--name", "half", "--retries", "1")
-        title = f"the collection 'half' at {url}"
-        assert said == [f"Stopped: {title} is not complete. Run the command again with --overwrite."]
+        restore = ("restore", "documents.snapshot", "-c", url, "--name", "half", "--retries", "1")
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "check_key", refuse_after(server, 2, "/points"))
+            with pytest.raises(CollectionError):
+                run(*restore)
+        with pytest.raises(CollectionUnfinishedError, match="restoration was interrupted"):
+            run("info", "-c", url, "--name", "half")
+        run(*restore)
+        assert run_json("verify", "-c", url, "--name", "half")["ok"]
 
 
 def refuse_after(server: LoopbackQdrant, times: int, path: str) -> object:
-    """A check of keys that lets so many writes pass, and lets all further ones fail."""
+    """A check of keys that lets so many writes pass, and lets the next one fail."""
     from loopback_qdrant import Recorded
 
     check, passed = server.check_key, []
@@ -282,6 +285,6 @@ def refuse_after(server: LoopbackQdrant, times: int, path: str) -> object:
         if request.method == "PUT" and request.path.endswith(path):
             passed.append(request)
             if len(passed) == times:
-                server.fail(times=9, status=400, path_contains=path)
+                server.fail(status=400, path_contains=path)
 
     return checked

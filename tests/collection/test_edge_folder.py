@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from jcv2_plugin.errors import (
     CollectionLockedError,
     CollectionMismatchError,
     CollectionNotFoundError,
+    DiskFullError,
     ModelNotFoundError,
 )
 
@@ -179,4 +181,42 @@ class TestDamage:
     def test_a_lost_shard(self, folder: Path) -> None:
         shutil.rmtree(folder / "shard")
         with pytest.raises(CollectionCorruptError, match="is missing"):
+            ColbertCollection.open(folder)
+
+
+class TestFullDisk:
+    """Beyond the checks, a full disk ends the process by a signal: Edge writes through memory maps."""
+
+    @pytest.fixture
+    def free(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Bytes that are free, to be changed."""
+        left = [2**40]
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=left[0]))
+        return left
+
+    def test_each_step_says_what_it_needs(
+        self, folder: Path, mini: JinaColbertEncoder, tmp_path: Path, free: list[int]
+    ) -> None:
+        with ColbertCollection.open(folder) as collection:
+            free[0] = 2**20
+            for step in (lambda: collection.add(["More."], ids=["more"]), collection.optimize):
+                with pytest.raises(DiskFullError, match=f"The disk of '{folder}' has 1 MiB free"):
+                    step()
+            assert collection.count() == 2
+        with pytest.raises(DiskFullError, match="16 MiB are needed"):
+            ColbertCollection.open(folder)
+        with pytest.raises(DiskFullError, match="64 MiB are needed"):
+            ColbertCollection.create(tmp_path / "new", encoder=mini, dim=64)
+        free[0] = 2**40
+        with ColbertCollection.open(folder) as collection:
+            assert collection.verify(sample=2).ok
+        ColbertCollection.create(tmp_path / "new", encoder=mini, dim=64).close()
+
+    def test_it_is_not_called_corruption(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(path: str) -> None:
+            raise RuntimeError("Service runtime error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("jcv2_plugin.engines.edge.edge.EdgeShard", SimpleNamespace(load=full))
+        with pytest.raises(DiskFullError, match="The collection itself is intact"):
             ColbertCollection.open(folder)

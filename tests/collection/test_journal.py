@@ -214,3 +214,18 @@ class TestInAnIngestion:
         with ColbertCollection.create(":memory:", encoder=mini, dim=32) as other:
             report = other.ingest(texts, batch_documents=4, journal=file)
             assert (report.written, report.unchanged, other.count()) == (8, 0, 8)
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("")
+    for name in ("journal", "journal.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    with IngestJournal.open(tmp_path / "journal") as journal:
+        journal.named([Document("A text.")])
+        journal.stored(1)
+    assert (tmp_path / "victim").read_text() == ""
+    (tmp_path / "journal").unlink()
+    (tmp_path / "journal.lock").unlink(missing_ok=True)
+    (tmp_path / "journal.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="links"):
+        IngestJournal.open(tmp_path / "journal")

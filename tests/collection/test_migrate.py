@@ -174,14 +174,15 @@ class TestWhatChanges:
 def test_what_is_refused(place: Place, collection: ColbertCollection) -> None:
     """What it is already, and options that are none: an empty or zero one is not taken for one that is left out."""
     same: list[dict[str, Any]] = [
-        {},
         {"dim": DIM},
         {"first_stage": "hybrid", "storage": "float16", "pool_factor": 1},
         {"encoder": "mini", "long_documents": "split"},
     ]
     for options in same:
-        with pytest.raises(InvalidOptionError, match=r"is like that already: mini at dim=32"):
-            collection.migrate(**options)
+        report = collection.migrate(**options)
+        assert (report.needed, report.documents) == (False, collection.count())
+    with pytest.raises(InvalidOptionError, match="Say what is to change"):
+        collection.migrate()
     wrong: list[dict[str, Any]] = [
         {"storage": "float8"},
         {"storage": "", "dim": 64},

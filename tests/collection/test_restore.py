@@ -23,7 +23,9 @@ from jcv2_plugin.errors import (
     CollectionCorruptError,
     CollectionError,
     CollectionExistsError,
+    CollectionNotFoundError,
     CollectionUnfinishedError,
+    InvalidOptionError,
 )
 
 TEXTS = [f"Document number {number} about rivers." for number in range(20)]
@@ -153,6 +155,19 @@ def test_a_new_collection_is_unfinished_until_all_is_restored(engine: str, file:
         assert collection.verify(sample=3).ok
     with pytest.raises(CollectionExistsError):
         ColbertCollection.restore(file, **location)
+
+
+@pytest.mark.parametrize("engine", ["folder", "client"])
+def test_a_payload_index_that_cannot_be_made_leaves_no_collection(
+    mini: JinaColbertEncoder, engine: str, tmp_path: Path
+) -> None:
+    location: dict[str, Any] = (
+        {"path": tmp_path / "new"} if engine == "folder" else {"client": QdrantClient(":memory:")}
+    )
+    with pytest.raises(InvalidOptionError, match=r"'metadata\.a\[' is not a payload key"):
+        ColbertCollection.create(**location, encoder=mini, dim=DIM, payload_indexes={"metadata.a[": "keyword"})
+    with pytest.raises(CollectionNotFoundError):
+        ColbertCollection.open(**location)
 
 
 def test_a_folder_whose_creation_was_interrupted_is_created_again(

@@ -35,6 +35,7 @@ from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import Matrix, Point
 from jcv2_plugin.engines.first_stage import SparseVector
 from jcv2_plugin.errors import CollectionCorruptError, CollectionExistsError
+from jcv2_plugin.files import temporary_for
 
 ITEMS = [
     *documents(40),
@@ -202,7 +203,7 @@ class TestWriting:
         monkeypatch.setattr(snapshots, "_FLOATS_A_PART", 8000)
 
         def stop() -> None:
-            assert [one.name for one in tmp_path.iterdir()] == ["snapshot.tmp"]
+            assert [temporary_for(one.name) for one in tmp_path.iterdir()] == ["snapshot"]
             raise error
 
         with pytest.raises(type(error)):
@@ -210,6 +211,22 @@ class TestWriting:
         assert list(tmp_path.iterdir()) == []
         edge.snapshot(tmp_path / "snapshot")
         assert [one.name for one in tmp_path.iterdir()] == ["snapshot"]
+
+    def test_two_at_one_file(self, edge: ColbertCollection, tmp_path: Path) -> None:
+        def meanwhile(documents: int) -> None:
+            (tmp_path / "s.snap").write_text("the other one")
+
+        with pytest.raises(SnapshotError, match="written meanwhile by another process"):
+            edge.snapshot(tmp_path / "s.snap", progress=meanwhile)
+        assert [one.read_text() for one in tmp_path.iterdir()] == ["the other one"]
+
+    def test_no_link_is_followed(self, edge: ColbertCollection, tmp_path: Path) -> None:
+        for name in ("s.snap.tmp", "dangling"):
+            (tmp_path / name).symlink_to(tmp_path / "victim")
+        edge.snapshot(tmp_path / "s.snap")
+        with pytest.raises(SnapshotError, match="is there already"):
+            edge.snapshot(tmp_path / "dangling")
+        assert not (tmp_path / "victim").exists()
 
     @both_engines
     def test_writers_wait_and_readers_do_not(

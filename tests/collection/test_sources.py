@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ class TestPassages:
             PassageReader(mini, chunk_tokens=299)
         with pytest.raises(SourceError, match="must be positive"):
             PassageReader(mini, chunk_tokens=0)
+
+    def test_a_text_larger_than_the_limit_is_not_read(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        path = tmp_path / "large.txt"
+        with path.open("wb") as file:
+            file.truncate(3 * 2**30)  # takes no space
+        tracemalloc.start()
+        with pytest.raises(SourceError, match=r"large.txt is larger than 1 MiB.*--max-mib"):
+            PassageReader(mini, max_mib=1).read(SourceFile(path, "large.txt"))
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+        tracemalloc.stop()
+
+    def test_a_line_longer_than_the_limit_is_not_read(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_text('{"id": "a", "text": "A text."}\n')
+        with path.open("ab") as file:
+            file.truncate(3 * 2**30)
+        tracemalloc.start()
+        rows = PassageReader(mini, max_mib=1).read(SourceFile(path, "rows.jsonl"))
+        assert next(rows).id == "a"
+        with pytest.raises(SourceError, match=r"rows.jsonl:2: the line is longer than 1 MiB"):
+            next(rows)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+        tracemalloc.stop()
 
     def test_files_that_are_not_text(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         (tmp_path / "latin.txt").write_bytes("Größe".encode("latin-1"))

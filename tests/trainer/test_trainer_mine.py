@@ -407,6 +407,20 @@ def test_a_run_does_not_go_on_with_another_input_or_other_settings(change, setti
     assert len(read(out)) == len(read(data))
 
 
+def test_no_link_is_followed(data, corpus, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out.jsonl.gz.packing").symlink_to(victim)
+    mine(data, tmp_path / "out.jsonl.gz", Bm25Source(corpus), recipe())
+    for name in ("out.jsonl.partial", "out.jsonl.partial.json"):
+        (tmp_path / name).symlink_to(victim)
+        for options in ({"resume": True}, {"force": True}):
+            with pytest.raises(OutputError, match="is a link"):
+                mine(data, tmp_path / "out.jsonl", Bm25Source(corpus), recipe(), **options)
+        (tmp_path / name).unlink()
+    assert victim.read_text() == "precious"
+
+
 def test_what_is_left_of_a_run_may_be_damaged(data, corpus, tmp_path):
     out, source = tmp_path / "out.jsonl", Bm25Source(corpus)
     with pytest.raises(Stopped):

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
+from jcv2_plugin.files import new_folder
 from jcv2_trainer.cli.app import app
-from jcv2_trainer.folders import replacing
 from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, second_moment
 
 TEXTS = [
@@ -186,12 +186,12 @@ def test_the_old_heads_come_back_when_the_new_cannot_replace_them(tmp_path, monk
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if self.name == "new":
+        if self.suffix == ".tmp":
             raise PermissionError(f"not allowed: {target}")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(PermissionError), replacing(out) as folder:
+    with pytest.raises(PermissionError), new_folder(out, lambda path: None) as folder:
         (folder / "config.json").write_text("new")
     assert (out / "config.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]

@@ -26,7 +26,7 @@ from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.training.dev import DevSet
 from jcv2_trainer.training.requests import Request
-from jcv2_trainer.training.runs import RunFolder
+from jcv2_trainer.training.runs import REPORT, RunFolder, sole_writer
 from jcv2_trainer.training.train import train
 from jcv2_trainer.training.trainer import (
     STATE,
@@ -344,13 +344,42 @@ def test_a_finished_run_whose_result_was_not_written_is_resumed_without_a_step(m
 
     with monkeypatch.context() as patched:
         patched.setattr(JinaColbertEncoder, "save_pretrained", full)
-        with pytest.raises(TrainingError, match=r"could not be written \(No space.*--resume"):
+        with pytest.raises(TrainingError, match=r"is full .*out' could not be written.*--resume"):
             train(request)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(MatryoshkaLateInteractionLoss, "_pass", None)
     resumed = train(replace(request, resume=True))
     assert (resumed.steps, len(resumed.after)) == (3, 2)
     assert "already contains a trained model" in CliRunner().invoke(app, command(request)).output
+
+
+def test_two_at_one_output(model, data, tmp_path):
+    request = request_for(model, data, tmp_path / "out")
+    with sole_writer(request.out), pytest.raises(TrainingError, match="Another training is writing to"):
+        train(request)
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_result_that_came_meanwhile_is_kept(model, data, tmp_path, monkeypatch):
+    request = request_for(model, data, tmp_path / "out")
+
+    def meanwhile(*args: Any, **kwargs: Any) -> None:
+        request.out.mkdir()
+        (request.out / REPORT).write_text("{}")
+
+    monkeypatch.setattr("jcv2_trainer.training.train.write_card", meanwhile)
+    with pytest.raises(TrainingError, match="already contains a trained model"):
+        train(request)
+    assert (request.out / REPORT).read_text() == "{}"
+
+
+def test_a_run_folder_from_a_stranger_is_not_written_through(model, data, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "out.run").mkdir()
+    (tmp_path / "out.run" / "log.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(TrainingError, match=r"log\.jsonl is a link"):
+        train(request_for(model, data, tmp_path / "out"))
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path, monkeypatch):

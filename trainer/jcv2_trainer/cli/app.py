@@ -77,15 +77,15 @@ def check(
 
     The exit status is 1 if there are errors (warnings do not count), and 2 if a file cannot be read.
     """
-    from rich.console import Console
+    from jcv2_plugin.console import CleanConsole, message
 
-    console = Console(highlight=False)
+    console = CleanConsole()
     status = 0
     for path in files:
         try:
             report = check_file(path, max_findings)
         except DataError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {message(str(error))}", err=True)
             status = 2
             continue
         if as_json:

@@ -31,7 +31,9 @@ def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]
     try:
         yield
     except (Jcv2Error, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        from jcv2_plugin.console import message
+
+        typer.echo(f"error: {message(str(error))}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         if stopped is None:

@@ -11,10 +11,10 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.files import new_folder
 from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.data.reading import sample_texts
-from jcv2_trainer.folders import replacing
 from jcv2_trainer.recipes.settings import Assembly, Dims
 
 _HEADS_FILES = {"config.json", "model.safetensors"}
@@ -86,7 +86,7 @@ def _principal_heads(
     The exit status is 2 if the heads cannot be fitted or written.
     """
     wanted = _parse_dims(dims)
-    with failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
+    with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         queries, positives = sample_texts(data, texts, seed, lang)
         quiet_libraries()
         from jcv2_trainer.heads.principal import load_backbone, prompts_of, refuse_large
@@ -134,7 +134,7 @@ def _heads(
     backbone), so a CPU trains all heads in minutes. The exit status is 2 if they cannot be trained or written.
     """
     wanted = _parse_dims(dims)
-    with failing_politely(), replacing(out, partial(_refuse_occupied, force=force)) as folder:
+    with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         quiet_libraries()
         from jcv2_trainer.heads.frozen import FrozenTexts, TokenStates, dev_ndcg, moment_of, train_heads, whitened_heads
         from jcv2_trainer.heads.principal import load_backbone, principal_heads, prompts_of, refuse_large

@@ -20,12 +20,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.files import parse_json, write_atomically
+from jcv2_plugin.files import new_file, parse_json, write_atomically
 from jcv2_trainer.data.check import KINDS, row_faults
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.records import data_files, normalise, read_entries, sound_record
@@ -157,14 +157,17 @@ class ResumableOutput:
         write_atomically(self.state, json.dumps({"version": _VERSION, "identity": self.identity, **progress}, indent=1))
 
     def _begin(self, resume: bool, force: bool) -> None:
-        there = any(path.exists() for path in (self.partial, self.state, self.scratch))
+        parts = (self.partial, self.state, self.scratch)
+        if links := [path for path in parts if path.is_symlink()]:
+            raise OutputError(f"{links[0]} is a link, which would be written through. Remove it.")
+        there = any(path.exists() for path in parts)
         if there and resume:
             self._go_on()
             return
         if there and not force:
             raise OutputError(f"{self.partial} is an unfinished run. Continue it with --resume, or {_ANEW.lower()}")
         self._remove()
-        self._file = self.partial.open("wb")
+        self._file = self.partial.open("xb")
         self._note()
 
     def _go_on(self) -> None:
@@ -195,15 +198,12 @@ class ResumableOutput:
     def _finish(self) -> None:
         self._file.close()
         if (opener := _OPENERS.get(self.out.suffix.lower())) is not None:
-            packed = self.out.with_name(self.out.name + ".packing")
-            try:
-                with self.partial.open("rb") as source, opener(packed, "wb") as target:
-                    shutil.copyfileobj(source, target)
-                with packed.open("rb+") as whole:
-                    os.fsync(whole.fileno())
-                packed.replace(self.out)
-            finally:
-                packed.unlink(missing_ok=True)
+            with (
+                new_file(self.out) as packed,
+                self.partial.open("rb") as source,
+                opener(packed, "wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
         else:
             self.partial.replace(self.out)
         self._remove()
@@ -313,13 +313,13 @@ def short_of_memory(batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def _open_zstd(path: Path, mode: str) -> Any:
+def _open_zstd(file: IO[bytes], mode: str) -> Any:
     import zstandard
 
-    return zstandard.open(path, mode)
+    return zstandard.open(cast("BinaryIO", file), mode)
 
 
-_OPENERS: dict[str, Callable[[Path, str], Any]] = {
+_OPENERS: dict[str, Callable[[IO[bytes], str], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.skiplist import skiplist_words
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError
+from jcv2_plugin.files import new_folder
 from jcv2_trainer.data.reading import sample_texts
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.folders import replacing
 from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, refuse_large, second_moment
 from jcv2_trainer.recipes.settings import PAPER_DIMS, Assembly
 from jcv2_trainer.training.card import TAGS, listed
@@ -110,7 +111,7 @@ def assemble(
         added_tokens=added,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
     )
-    with replacing(out) as folder:
+    with new_folder(out, partial(refuse_taken, force=force)) as folder:
         encoder.save_pretrained(str(folder), create_model_card=False)
         (folder / "README.md").write_text(_card(report), encoding="utf-8")
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")

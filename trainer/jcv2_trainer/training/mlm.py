@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer_callback import PrinterCallback
 
 from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.files import new_folder
 from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, tokenizer_digest
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.folders import replacing
 from jcv2_trainer.mining.resumable import is_out_of_memory
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
 from jcv2_trainer.training.rotary import load_masked_lm, read_config
-from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, versions
+from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, sole_writer, versions
 from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
@@ -107,8 +108,22 @@ def train_mlm(
         DataError: A file cannot be read, or there is too little text.
         TrainingError: ``out`` is taken, there is no such run to resume, or memory runs out.
     """
-    model, out = model.expanduser(), out.expanduser().absolute()
+    out = out.expanduser().absolute()
     refuse_taken(out, force)
+    with sole_writer(out):
+        return _train_mlm(texts, model.expanduser(), out, settings, resume=resume, force=force, on_step=on_step)
+
+
+def _train_mlm(
+    texts: Sequence[Path],
+    model: Path,
+    out: Path,
+    settings: MlmRecipe,
+    *,
+    resume: bool,
+    force: bool,
+    on_step: Callable[[int, int], object] | None,
+) -> MlmReport:
     network, tokenizer = _load(model, settings)
     files = text_files(texts)
     arguments = _arguments(out.with_name(f"{out.name}.run"), settings)
@@ -148,7 +163,7 @@ def train_mlm(
         trainer.remove_callback(PrinterCallback)
         _run(trainer, dev_rows, run, report, stop, resume)
     if report.finished and trainer.is_world_process_zero():
-        with replacing(run.out) as folder:
+        with new_folder(run.out, partial(refuse_taken, force=force)) as folder:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from jcv2_plugin.evaluation.study import environment
-from jcv2_plugin.files import parse_json, write_atomically
+from jcv2_plugin.files import is_disk_full, parse_json, write_atomically
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.mining.resumable import difference
 from jcv2_trainer.processes import is_first_process
@@ -51,6 +54,8 @@ class RunFolder:
         out = out.expanduser().absolute()
         folder = out.with_name(f"{out.name}.run")
         refuse_taken(out, force)
+        if links := [path for path in folder.glob("*") if path.is_symlink() and not path.is_dir()]:
+            raise TrainingError(f"{links[0]} is a link, which would be written through. Remove it.")
         if not resume and checkpoints(folder) and not force:
             raise TrainingError(
                 f"{folder} is an unfinished run. Continue it with --resume, or start anew with --force."
@@ -94,6 +99,39 @@ class RunFolder:
     def clear(self) -> None:
         """Delete the folder, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Keep other trainings from writing to the same folder meanwhile.
+
+    Raises:
+        TrainingError: Another one is running, or the disk is full.
+    """
+    out = out.expanduser().absolute()
+    if not is_first_process():
+        yield
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f"{out.name}.run.lock")
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TrainingError(f"Another training is writing to {out}. Wait for it, or choose another --out.") from error
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise TrainingError(
+            f"The disk of {out}.run, where the checkpoints are, or of {out} is full ({error}). Free some space, and "
+            "continue with --resume."
+        ) from error
+    finally:
+        with suppress(OSError):  # on Windows, it cannot be deleted while it is locked
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def refuse_taken(out: Path, force: bool) -> None:

@@ -8,23 +8,23 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from sentence_transformers import MultiVectorEncoderTrainingArguments
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.files import new_folder
 from jcv2_trainer.data.collator import PackedCollator
 from jcv2_trainer.data.datasets_io import training_dataset
 from jcv2_trainer.data.rows import OnBad
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.folders import replacing
 from jcv2_trainer.loss.calibration import best_scale
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.mining.resumable import is_out_of_memory
@@ -36,7 +36,7 @@ from jcv2_trainer.training.lora import save_lora
 from jcv2_trainer.training.prepare import finish, interpolate, prepare
 from jcv2_trainer.training.report import TrainingReport
 from jcv2_trainer.training.requests import Request
-from jcv2_trainer.training.runs import REPORT, RunFolder
+from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, sole_writer
 from jcv2_trainer.training.trainer import (
     STATE,
     ColbertTrainer,
@@ -64,7 +64,8 @@ def train(request: Request) -> TrainingReport:
         Jcv2Error: The model cannot be loaded.
     """
     try:
-        return _train(request)
+        with sole_writer(request.out):
+            return _train(request)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise TrainingError(memory_hint(request.settings)) from error
@@ -105,7 +106,7 @@ def _train(request: Request) -> TrainingReport:
         if evaluator is not None:
             measured = {} if start else _of_the_best(trainer, encoder.dims)
             report.after = measured or evaluator.ndcg(encoder)
-        _write(encoder, report, run, settings)
+        _write(encoder, report, run, request)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -298,19 +299,15 @@ def memory_hint(settings: TrainingRecipe) -> str:
     return f"Memory ran out. Try, in this order: {found}. Then start again with --force."
 
 
-def _write(encoder: JinaColbertEncoder, report: TrainingReport, run: RunFolder, settings: TrainingRecipe) -> None:
+def _write(encoder: JinaColbertEncoder, report: TrainingReport, run: RunFolder, request: Request) -> None:
     if broken := [name for name, one in encoder.named_parameters() if not bool(one.isfinite().all())]:
         raise TrainingError(f"Training led to numbers in {broken[0]!r} that are not finite. Lower the learning rates.")
-    with replacing(run.out if report.finished else run.folder / "model") as folder:
-        if settings.lora:
+    out = run.out if report.finished else run.folder / "model"
+    with new_folder(out, partial(refuse_taken, force=request.force or not report.finished)) as folder:
+        if request.settings.lora:
             save_lora(encoder.backbone.model, folder / "adapter")
-        finish(encoder, settings)
-        try:
-            encoder.save_pretrained(str(folder), create_model_card=False)
-        except SafetensorError as error:
-            raise TrainingError(
-                f"{run.out} could not be written ({error}). Free some space, and use --resume."
-            ) from error
+        finish(encoder, request.settings)
+        encoder.save_pretrained(str(folder), create_model_card=False)
         write_card(folder, report)
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     if report.finished:
