@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bs4 import BeautifulSoup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -127,6 +127,7 @@ class PassageReader:
 
     Attributes:
         bytes_read: Bytes read from all files so far, for progress reports.
+        blank: Ids of the JSON lines left out because they have no text.
     """
 
     def __init__(self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> None:
@@ -142,20 +143,21 @@ class PassageReader:
         self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
         self._plain = TextSplitter.from_callback(count, chunk_tokens)
         self.bytes_read = 0
+        self.blank: list[str] = []
 
     def read(self, file: SourceFile) -> Iterator[Document]:
         """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
 
         Raises:
-            SourceError: The file is not a regular file, or its name or text is not UTF-8 (raised immediately), or a
-                JSON line is invalid (raised when it is reached).
+            SourceError: The file is not a readable regular file, or its name or text is not UTF-8 (raised immediately),
+                or a JSON line is invalid (raised when it is reached).
         """
         if not is_unicode(file.name):
             raise SourceError(f"{file.name!r} is not UTF-8, so it cannot be part of an id. Rename it.")
         if not file.is_stdin and file.path.exists() and not file.path.is_file():
             raise SourceError(f"{str(file.path)!r} is not a regular file.")
         if file.is_jsonl:
-            return _rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file)
+            return self._with_text(_rows(self._counted(sys.stdin.buffer if file.is_stdin else _lines(file.path)), file))
         self.bytes_read += file.size()
         return self._passages(file, _text_of(file))
 
@@ -163,6 +165,13 @@ class PassageReader:
         for line in lines:
             self.bytes_read += len(line)
             yield line
+
+    def _with_text(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            if document.text.strip():
+                yield document
+            else:
+                self.blank.append(str(document.id))
 
     def _passages(self, file: SourceFile, text: str) -> Iterator[Document]:
         splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
@@ -204,6 +213,10 @@ def _lines(path: Path) -> Iterator[bytes]:
         file = path.open("rb")
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error}). Make it readable, or leave it out.") from error
+    return _closing(file)
+
+
+def _closing(file: BinaryIO) -> Iterator[bytes]:
     with file:
         yield from file
 
@@ -221,15 +234,15 @@ def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
                 f"{where}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
                 f"({type(error).__name__}: {error})."
             ) from error
-        # BEIR corpora contain a few empty documents.
-        if document.text.strip():
-            yield document
+        yield document
 
 
 def _row_document(row: Any, file: str) -> Document:
     if not isinstance(row, dict):
         raise TypeError(f"the line is {type(row).__name__}, not an object")
-    metadata = dict(row.get("metadata") or {})
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise TypeError(f"'metadata' is {type(metadata).__name__}, not an object")
     text = row["text"]
     if not isinstance(text, str):
         raise TypeError(f"'text' is {type(text).__name__}, not a string")
@@ -239,6 +252,6 @@ def _row_document(row: Any, file: str) -> Document:
     if "_id" in row:
         title = row.get("title") or ""
         if title:
-            metadata["title"] = title
+            metadata = {**metadata, "title": title}
         text = f"{title} {text}".strip()
     return Document(text, str(own_id), {"source": file, **metadata}, {FILE_KEY: file})

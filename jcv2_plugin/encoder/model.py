@@ -17,7 +17,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from tokenizers import Tokenizer
 from torch import nn
 
-from jcv2_plugin.encoder import loading
+from jcv2_plugin.encoder import forks, loading
 from jcv2_plugin.encoder.batching import default_tokens_per_batch, occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
@@ -71,6 +71,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         self._card: str | None = None
         self._tokens_per_batch: int | None = None
         self.tokenizer_lock = threading.RLock()
+        forks.watch(self)
         if model_name_or_path is not None:
             hub = {name: kwargs[name] for name in loading.HUB_OPTIONS if kwargs.get(name) is not None}
             options = {name: kwargs[name] for name in loading.LOADING_OPTIONS if kwargs.get(name) is not None}
@@ -213,6 +214,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "tokenizer_lock": threading.RLock()})  # type: ignore[no-untyped-call]
+        forks.watch(self)
 
     # Model
 
