@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import numbers
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -178,9 +179,13 @@ def without_blank(documents: Sequence[Document], on_blank: OnBlank = "skip") -> 
 def warn_of_blank(ids: Sequence[str]) -> None:
     """Log which documents were left out because they have no text, if any."""
     if ids:
-        names = ", ".join(ids[:20]) + (", ..." if len(ids) > 20 else "")
-        documents = "1 document" if len(ids) == 1 else f"{len(ids)} documents"
-        logger.warning("Left out %s without text: %s. on_blank='error' refuses them.", documents, names)
+        logger.warning("%s on_blank='error' refuses them.", left_out(ids))
+
+
+def left_out(ids: Sequence[str]) -> str:
+    """Say which documents were left out because they have no text."""
+    names = ", ".join(ids[:20]) + (", ..." if len(ids) > 20 else "")
+    return f"Left out {len(ids)} document{'s' if len(ids) > 1 else ''} without text: {names}."
 
 
 def validate(documents: Sequence[Document]) -> list[Document]:
@@ -276,7 +281,7 @@ def _json_number(value: float, where: str) -> float:
 def _json_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, item in value.items():
-        if isinstance(key, bool) or not isinstance(key, (str, int)):
+        if isinstance(key, bool) or not isinstance(key, (str, numbers.Integral)):
             raise InvalidDocumentError(f"{where}: key {key!r:.60} is {type(key).__name__}, not str. Rename it.")
         name = json_value(str(key), f"{where}: key {key!a:.60}")
         if name in found:
@@ -289,7 +294,7 @@ def _json_other(value: Any, where: str, depth: int) -> Any:
     """Convert a value that is none of JSON's types."""
     plain = None
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy, which is not imported for this
-        plain = str(value) if value.dtype.kind == "M" else value.tolist()
+        plain = _array(value)
     elif isinstance(value, os.PathLike):
         plain = os.fspath(value)
     else:
@@ -301,6 +306,24 @@ def _json_other(value: Any, where: str, depth: int) -> Any:
             "str or a number, or leave it out."
         )
     return json_value(plain, where, depth)
+
+
+def _array(value: Any) -> Any:
+    """Convert an array or a scalar of numpy, pandas or PyTorch."""
+    kind = getattr(value.dtype, "kind", "")  # PyTorch's types have none
+    if kind not in ("M", "m"):
+        return value.tolist()
+    if getattr(value, "ndim", 0):
+        return list(value)
+    text = str(value)
+    if text == "NaT":
+        return None
+    if kind == "m" or "T" in text:  # a time: as Python's, unless that has no such fraction or year
+        with suppress(TypeError):
+            micro = value.astype(f"{kind}8[us]")
+            if micro == value and not isinstance(micro.item(), int):
+                return micro.item()
+    return text
 
 
 def is_unicode(text: str) -> bool:

@@ -14,6 +14,7 @@ from llama_index.core.vector_stores.types import (
 )
 from qdrant_client import models
 
+from jcv2_plugin.collection.read import id_list
 from jcv2_plugin.documents import MAX_DEPTH, point_id
 from jcv2_plugin.errors import UnsupportedFilterError
 from jcv2_plugin.filters import Bound, check_filter, compares, equals, metadata_paths
@@ -59,7 +60,7 @@ def query_filter(query: VectorStoreQuery, further: models.Filter | None = None) 
 
 def source_filter(ref_doc_ids: Sequence[str]) -> models.Filter:
     """Match the nodes of source documents. A node without a source is its own, as in LlamaIndex's pipelines."""
-    match = models.MatchAny(any=list(ref_doc_ids))
+    match = models.MatchAny(any=id_list(ref_doc_ids))
     unnamed = models.FieldCondition(key=SOURCE_KEY, match=models.MatchValue(value=NO_SOURCE))
     own: list[Any] = [node_filter(ref_doc_ids), models.Filter(should=[unnamed, _is_empty(SOURCE_KEY)])]
     return models.Filter(should=[models.FieldCondition(key=SOURCE_KEY, match=match), models.Filter(must=own)])
@@ -69,7 +70,7 @@ def node_filter(node_ids: Sequence[str] | None) -> models.Filter | None:
     """Match nodes by id. Return None for None."""
     if node_ids is None:
         return None
-    return models.Filter(must=[models.HasIdCondition(has_id=[point_id(one) for one in node_ids])])
+    return models.Filter(must=[models.HasIdCondition(has_id=[point_id(one) for one in id_list(node_ids)])])
 
 
 def both(*filters: models.Filter | None) -> models.Filter | None:

@@ -94,7 +94,11 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         """Lock held while nodes are written or deleted. Hold it to read and write atomically.
 
         It is shared by all stores over the same open collection.
+
+        Raises:
+            ForkedProcessError: The collection was opened in the parent of this process, which may hold the lock.
         """
+        _ = self._collection.current
         with _locks_lock:
             return _locks.setdefault(self._collection, threading.RLock())
 

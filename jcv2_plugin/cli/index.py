@@ -31,7 +31,7 @@ from jcv2_plugin.collection.sources import (
     find_files,
 )
 from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
-from jcv2_plugin.documents import ID_KEY, Document
+from jcv2_plugin.documents import ID_KEY, Document, left_out
 from jcv2_plugin.errors import InvalidDocumentError
 
 _FILES_A_FILTER = 30
@@ -113,9 +113,12 @@ def _index(
             workers=workers,
         )
     removed = stream.remove_stale(collection, pruned)
+    if stream.blank:
+        remark(left_out(stream.blank))
     return {
         "files": len(stream.files),
         "skipped_files": stream.skipped,
+        "blank": len(stream.blank),
         "written": report.written,
         "unchanged": report.unchanged,
         "removed": removed,
@@ -211,6 +214,11 @@ class DocumentStream:
             return None
         read = min(self._reader.bytes_read / self._bytes, 1.0)
         return max(round(self._documents / read), self._documents)
+
+    @property
+    def blank(self) -> list[str]:
+        """Ids of the documents left out because they have no text."""
+        return self._reader.blank
 
     def __iter__(self) -> Iterator[Document]:
         for file in self._all:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -98,6 +99,8 @@ def _readings(key: str, value: str) -> list[Any]:
         parsed = parse_json(value)
     except ValueError:
         return readings
-    if isinstance(parsed, (bool, int, float)) and abs(parsed) < 2**63:  # Qdrant has no larger integers, nor infinity
+    if isinstance(parsed, int) and not -(2**63) <= parsed < 2**63:  # Qdrant has no such integers, nor infinity
+        return readings
+    if isinstance(parsed, (int, float)) and math.isfinite(parsed):
         readings.append(equals(key, parsed))
     return readings

@@ -42,12 +42,14 @@ def id_list(ids: Iterable[str]) -> list[str]:
     """Return the ids as a list, after checking them.
 
     Raises:
-        InvalidDocumentError: An id is not a string, or a single string is given instead of a list.
+        InvalidDocumentError: An id is not a string of valid Unicode, or a single string is given instead of a list.
     """
     if isinstance(ids, str):
         raise InvalidDocumentError(f"Give a list of ids, not the single string {ids!r}.")
     listed = list(ids)
     for one in listed:
-        if not isinstance(one, str) or not is_unicode(one):
+        if not isinstance(one, str):
             raise InvalidDocumentError(f"Ids are str, got {type(one).__name__}: {one!a:.60}.")
+        if not is_unicode(one):
+            raise InvalidDocumentError(f"The id {one!a:.60} has lone surrogates, so it is not Unicode.")
     return listed

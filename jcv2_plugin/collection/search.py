@@ -12,7 +12,8 @@ from typing import TypedDict
 
 from qdrant_client import models
 
-from jcv2_plugin.checks import check_query_vectors, in_batches
+from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
+from jcv2_plugin.collection.read import id_list
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
 from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
@@ -118,7 +119,8 @@ def search_mmr(
 
 def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix | None) -> Explanation:
     """Explain the score of one document."""
-    found = current.engine.retrieve([point_id(id)], with_payload=True, with_vectors=False)
+    check_query(query)
+    found = current.engine.retrieve([point_id(one) for one in id_list([id])], with_payload=True, with_vectors=False)
     if not found:
         raise InvalidDocumentError(f"{current.engine.title} has no document {id!r}.")
     vectors = [query_vectors] if query_vectors is not None else _query_vectors(current, [query])

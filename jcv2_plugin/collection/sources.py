@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -137,6 +137,7 @@ class PassageReader:
 
     Attributes:
         bytes_read: Bytes read from all files so far, for progress reports.
+        blank: Ids of the JSON lines left out because they have no text.
     """
 
     def __init__(
@@ -157,25 +158,28 @@ class PassageReader:
         self._plain = TextSplitter.from_callback(count, chunk_tokens)
         self._max_mib = max_mib
         self.bytes_read = 0
+        self.blank: list[str] = []
 
     def read(self, file: SourceFile) -> Iterator[Document]:
         """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
 
         Raises:
-            SourceError: The file is not a regular file, a text is too large, or its name or text is not UTF-8 (raised
-                immediately), or a JSON line is too long or invalid (raised when it is reached).
+            SourceError: The file is not a readable regular file, a text is too large, or its name or text is not UTF-8
+                (raised immediately), or a JSON line is too long or invalid (raised when it is reached).
         """
         if not is_unicode(file.name):
             raise SourceError(f"{file.name!r} is not UTF-8, so it cannot be part of an id. Rename it.")
         if not file.is_stdin and file.path.exists() and not file.path.is_file():
             raise SourceError(f"{str(file.path)!r} is not a regular file.")
         if file.is_jsonl:
-            return _rows(self._lines(file), file)
+            # Opened here, so that a file that cannot be read is known before anything is stored.
+            opened = nullcontext(sys.stdin.buffer) if file.is_stdin else _opened(file.path)
+            return self._with_text(_rows(self._lines(file, opened), file))
         self.bytes_read += file.size()
         return self._passages(file, _text_of(file, self._max_mib))
 
-    def _lines(self, file: SourceFile) -> Iterator[bytes]:
-        with nullcontext(sys.stdin.buffer) if file.is_stdin else _opened(file.path) as stream:
+    def _lines(self, file: SourceFile, opened: AbstractContextManager[IO[bytes]]) -> Iterator[bytes]:
+        with opened as stream:
             number = 0
             while line := stream.readline(self._max_mib * _MIB + 1):
                 number += 1
@@ -186,6 +190,13 @@ class PassageReader:
                     )
                 self.bytes_read += len(line)
                 yield line
+
+    def _with_text(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            if document.text.strip():
+                yield document
+            else:
+                self.blank.append(str(document.id))
 
     def _passages(self, file: SourceFile, text: str) -> Iterator[Document]:
         splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
@@ -245,15 +256,15 @@ def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
                 f"{file.title}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
                 f"({type(error).__name__}: {error})."
             ) from error
-        # BEIR corpora contain a few empty documents.
-        if document.text.strip():
-            yield document
+        yield document
 
 
 def _row_document(row: Any, file: str) -> Document:
     if not isinstance(row, dict):
         raise TypeError(f"the line is {type(row).__name__}, not an object")
-    metadata = dict(row.get("metadata") or {})
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise TypeError(f"'metadata' is {type(metadata).__name__}, not an object")
     text = row["text"]
     if not isinstance(text, str):
         raise TypeError(f"'text' is {type(text).__name__}, not a string")
@@ -263,6 +274,6 @@ def _row_document(row: Any, file: str) -> Document:
     if "_id" in row:
         title = row.get("title") or ""
         if title:
-            metadata["title"] = title
+            metadata = {**metadata, "title": title}
         text = f"{title} {text}".strip()
     return Document(text, str(own_id), {"source": file, **metadata}, {FILE_KEY: file})

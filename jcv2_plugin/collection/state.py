@@ -96,14 +96,13 @@ class CollectionState:
     """What the methods of a :class:`~jcv2_plugin.ColbertCollection` share: the open collection and its locks.
 
     Attributes:
-        writing: Held by one writer at a time, so that a migration or snapshot sees each write completely or not at all.
         migrating: Held by a running migration.
     """
 
     def __init__(self, current: OpenCollection) -> None:
         self._current = current
         self._process = os.getpid()
-        self.writing = threading.RLock()
+        self._writing = threading.RLock()
         self.migrating = threading.Lock()
         self._following = threading.Lock()
 
@@ -124,6 +123,16 @@ class CollectionState:
     @current.setter
     def current(self, current: OpenCollection) -> None:
         self._current = current
+
+    @property
+    def writing(self) -> threading.RLock:
+        """Held by one writer at a time, so that a migration or snapshot sees each write completely or not at all.
+
+        Raises:
+            ForkedProcessError: See :attr:`current`. The lock may be held by a thread that the fork did not copy.
+        """
+        _ = self.current
+        return self._writing
 
     def close(self) -> None:
         """Close the engine. This has no effect in a forked child, where it is the parent's."""

@@ -37,7 +37,7 @@ def _in_child() -> None:
         for one in engine.abandon():
             # Never freed, since that would close or unlock it.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
-    _close_files_below([str(engine.path) for engine in engines])
+    _close_files_below([os.path.realpath(engine.path) for engine in engines])
 
 
 def _close_files_below(folders: list[str]) -> None:

@@ -13,7 +13,7 @@ from typer.main import get_command
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.cli import app
 from jcv2_plugin.cli.lazy import LazyCommand
-from jcv2_plugin.errors import CollectionMismatchError
+from jcv2_plugin.errors import CollectionMismatchError, UnsupportedFilterError
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -40,18 +40,20 @@ class TestSearch:
 
     def test_where(self, indexed: Path) -> None:
         metadata = {
-            "text": "3", "number": 3, "fraction": 1.5, "true": True, "date": "2020", "big": "1e999",
+            "text": "3", "number": 3, "fraction": 1.5, "true": True, "date": "2020", "big": "1e999", "least": -(2**63),
             "a b": "x", "rdfs:label": "x", "a/b": 7, "a.b": "dotted", "c": {"d": "nested"}, "ü-1": "x",
         }  # fmt: skip
         row = {"id": "typed", "text": "A row with metadata of all types.", "metadata": metadata}
         (indexed / "typed.jsonl").write_text(json.dumps(row))
         run("index", "typed.jsonl", "-c", "store")
-        matching = ["text=3", "number=3", "fraction=1.5", "true=true", "date=2020", "big=1e999"]
+        matching = ["text=3", "number=3", "fraction=1.5", "true=true", "date=2020", "big=1e999", f"least={-(2**63)}"]
         matching += ["a b=x", "rdfs:label=x", "a/b=7", "a.b=dotted", "c.d=nested", "ü-1=x"]
         conditions = [part for one in matching for part in ("--where", one)]
         assert [hit["id"] for hit in run_json("search", "-c", "store", "a row", *conditions)] == ["typed"]
         for condition in ("number=4", "a.b=x"):
             assert run_json("search", "-c", "store", "a row", "--where", condition) == [], condition
+        with pytest.raises(UnsupportedFilterError, match="not exact for 1e\\+300"):
+            run("search", "-c", "store", "a row", "--where", "number=1e300")
         for condition in ("nonsense", "=x", 'a"b=x'):
             assert "KEY=VALUE" in run_both("search", "-c", "store", "anything", "--where", condition, code=2)[1]
 

@@ -286,8 +286,16 @@ class TestWhatCannotBeRead:
         with pytest.raises(SourceError, match=r"no file or folder 'gone\.jsonl'"):
             run("index", "gone.jsonl", "-c", "store", *MINI)
         (folder / "docs" / "gone.jsonl").symlink_to("nowhere")
+        assert "skipped: docs/gone.jsonl cannot be read" in run_both("index", "docs", "-c", "store", *MINI)[1]
         with pytest.raises(SourceError, match=r"docs/gone\.jsonl cannot be read"):
-            run("index", "docs", "-c", "store", *MINI)
+            run("index", "docs", "-c", "store", "--strict")
+
+    def test_rows_without_text_are_counted_and_named(self, folder: Path) -> None:
+        rows = [{"id": str(number), "text": text} for number, text in enumerate(("a text", "", " \n", "another"))]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert "Left out 2 documents without text: 1, 2." in run_both("index", "rows.jsonl", "-c", "store", *MINI)[1]
+        again = run_json("index", "rows.jsonl", "-c", "store")
+        assert (again["unchanged"], again["blank"], again["removed"]) == (2, 2, 0)
 
 
 class TestStopped:

@@ -56,6 +56,64 @@ os.kill(child, 9)
 os.waitpid(child, 0)
 """
 
+BUSY_FORK = """
+import os, signal, sys, threading
+import torch
+from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, rerank
+from jcv2_plugin.errors import ForkedProcessError
+from llama_index.core.schema import TextNode
+from llama_index_jcv2 import JinaColbertVectorStore
+
+torch.set_num_threads(4)
+encoder = JinaColbertEncoder.from_pretrained("mini")
+os.mkdir(sys.argv[1] + "/real")
+os.symlink("real", sys.argv[1] + "/link")
+folder = sys.argv[1] + "/link/collection"
+collection = ColbertCollection.create(folder, encoder=encoder, dim=64)
+rerank(encoder, "tokens", [f"Document {number}. " * 50 for number in range(32)], dim=64)
+store = JinaColbertVectorStore(collection)
+writing, forked, encoding = threading.Event(), threading.Event(), threading.Event()
+
+def documents():
+    with encoder.tokenizer_lock, store.write_lock:
+        writing.set()
+        forked.wait()
+    yield "A text."
+
+thread = threading.Thread(target=lambda: collection.ingest(documents()))
+thread.start()
+writing.wait()
+done, told = os.pipe()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    refused = 0
+    for call in (
+        lambda: collection.add(["New."]),
+        lambda: collection.ingest(["New."]),
+        lambda: collection.delete(["a"]),
+        lambda: store.add([TextNode(text="New.")]),
+    ):
+        try:
+            call()
+        except ForkedProcessError:
+            refused += 1
+    with ColbertCollection.create(":memory:", encoder=encoder, dim=64) as own:
+        own.add([f"Document {number}. " * 50 for number in range(32)])
+        refused += own.count()
+    os.write(told, bytes([refused]))
+    signal.pause()  # an idle child
+os.close(told)
+assert os.read(done, 1) == bytes([36])
+forked.set()
+thread.join()
+collection.close()
+with ColbertCollection.open(folder) as collection:
+    assert collection.count() == 1
+os.kill(child, 9)
+os.waitpid(child, 0)
+"""
+
 READ_ONLY = """
 import os, sys
 import jcv2_plugin.collection.collection, jcv2_plugin.engines.edge
@@ -77,6 +135,13 @@ else:
 def test_a_forked_child_refuses_and_leaves_its_parent_unharmed(where: str, tmp_path: Path) -> None:
     location = where if where == ":memory:" else str(tmp_path / "collection")
     subprocess.run([sys.executable, "-c", FORK, location], check=True, timeout=100)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_forked_during_a_write_neither_waits_nor_keeps_the_folder(tmp_path: Path) -> None:
+    """Its parent's threads hold locks, PyTorch has started threads, and the folder is given by a link."""
+    pytest.importorskip("llama_index.core")
+    subprocess.run([sys.executable, "-c", BUSY_FORK, str(tmp_path)], check=True, timeout=100)
 
 
 @pytest.fixture

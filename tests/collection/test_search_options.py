@@ -17,7 +17,7 @@ from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder, SearchH
 from jcv2_plugin.collection import search as searching
 from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import Matrix, SearchRequest
-from jcv2_plugin.errors import InvalidQueryError
+from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 
 ITEMS = documents(60)
 LONG = Document("The tide comes in, and the ferry waits in the harbour. " * 60, "long")
@@ -136,6 +136,15 @@ class TestWithExplanation:
         assert hit.id == "long"
         assert hit.explanation.document_tokens[-2].end == len(LONG.text.rstrip())
         assert hit.explanation.score == pytest.approx(hit.score, abs=0.2 if storage == "turbo4" else 1e-2)
+
+    def test_queries_and_ids_are_checked_as_elsewhere(self, create: Create) -> None:
+        collection = create(5)
+        for query in ("", " ", None, "\ud800"):
+            with pytest.raises(InvalidQueryError, match=r"non-empty|lone surrogates"):
+                collection.explain(query, "d1")  # type: ignore[arg-type]
+        for id in (None, 5, "\ud800"):
+            with pytest.raises(InvalidDocumentError, match=r"Ids are str, got|lone surrogates"):
+                collection.explain(QUERIES[0], id)  # type: ignore[arg-type]
 
     @both_engines
     @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "deleted"])

@@ -169,13 +169,12 @@ class TestReading:
         next(documents)
         assert reader.bytes_read - before == len(rows.splitlines(keepends=True)[0])
 
-    def test_a_text_is_read_at_once_and_rows_when_they_come(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_read_is_refused_at_once(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         reader = PassageReader(mini)
         with pytest.raises(SourceError, match="cannot be read as UTF-8"):
             reader.read(SourceFile(tmp_path / "gone.md", "gone.md"))
-        rows = reader.read(SourceFile(tmp_path / "gone.jsonl", "gone.jsonl"))
         with pytest.raises(SourceError, match=r"gone\.jsonl cannot be read .* Make it readable, or leave it out"):
-            next(rows)
+            reader.read(SourceFile(tmp_path / "gone.jsonl", "gone.jsonl"))
 
     def test_rows_that_are_too_deep(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         path = write(tmp_path / "deep.jsonl", '{"id": "1", "text": ' + "[" * 200_000)

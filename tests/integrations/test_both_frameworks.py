@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.indexing import InMemoryRecordManager, index
 from llama_index.core import Document as LlamaIndexDocument
@@ -86,6 +87,10 @@ def test_what_json_has_no_type_for_is_stored_as_qdrants_client_does(collection: 
         "day": dt.date(2024, 5, 31),
         "moment": dt.datetime(2024, 5, 31, 12, tzinfo=dt.timezone.utc),
         "numpy": np.datetime64("2024-05-31"),
+        "times": np.array(["2024-05-31T12:00", "2024-05-31T12:00:00.000000001"], "M8[ns]"),
+        "lasted": [np.timedelta64(5, "s"), np.timedelta64(5, "s").astype("m8[ns]"), np.timedelta64(5, "Y")],
+        "torch": [torch.tensor(3), torch.tensor([0.5])],
+        "keys": {np.int64(3): "x"},
         "uuid": uuid.UUID(int=3),
         "price": decimal.Decimal("1.50"),
         "set": {"b", "a"},
@@ -103,6 +108,10 @@ def test_what_json_has_no_type_for_is_stored_as_qdrants_client_does(collection: 
         "day": "2024-05-31",
         "moment": "2024-05-31T12:00:00Z",
         "numpy": "2024-05-31",
+        "times": ["2024-05-31T12:00:00", "2024-05-31T12:00:00.000000001"],
+        "lasted": ["PT5S", "PT5S", "5 years"],
+        "torch": [3, [0.5]],
+        "keys": {"3": "x"},
         "uuid": "00000000-0000-0000-0000-000000000003",
         "price": "1.50",
         "set": ["a", "b"],

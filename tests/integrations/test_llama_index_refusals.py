@@ -51,3 +51,10 @@ def test_a_refusal_names_the_source_document(mini):
     ):
         with pytest.raises(error, match=r"^Source document 'bad': "):
             JinaColbertIndex.from_documents([Document(text="tea"), wrong], encoder=mini, long_documents="error")
+
+
+@pytest.mark.parametrize("id", [None, 5, "\ud800"])
+def test_ids_are_checked_wherever_they_are_given(store, id):
+    for call in (store.delete, lambda one: store.delete_nodes([one]), lambda one: store.get_nodes([one])):
+        with pytest.raises(InvalidDocumentError, match=r"Ids are str, got|lone surrogates"):
+            call(id)
