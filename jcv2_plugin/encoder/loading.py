@@ -31,7 +31,7 @@ from jcv2_plugin.encoder.safetensors_io import file_reader, read_header
 from jcv2_plugin.encoder.shipped import ShippedModel, shipped_model
 from jcv2_plugin.encoder.sizes import MOST_TOKENS, check_length, check_sizes
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
-from jcv2_plugin.errors import Jcv2Error, ModelLayoutError
+from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelLayoutError
 from jcv2_plugin.files import parse_json
 
 LOADING_OPTIONS = ("model_kwargs", "processor_kwargs", "config_kwargs", "backend")
@@ -80,6 +80,12 @@ def load_model(
     shipped = shipped_model(name)
     source = shipped.source if shipped is not None else resolve_model(name, revision=revision, **hub)
     device = device or get_device_name()
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise InvalidOptionError(
+            f"The device {device!r} cannot be used here: {error}. Use 'cpu', or leave the device out."
+        ) from error
     options = options or {}
     with layout_errors(source):
         check_sizes(source.folder)

@@ -15,6 +15,7 @@ from collection_samples import DIM, QUERIES, Create, both_engines, contents, doc
 
 from jcv2_plugin import ColbertCollection, Document
 from jcv2_plugin.collection import asynchronous
+from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.base import Point
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 
@@ -114,7 +115,7 @@ async def test_the_loop_waits_for_one_engine_call_at_most(create: Create) -> Non
     engine: Any = collection.engine
     engine.upsert(
         [
-            Point(f"00000000-0000-0000-0000-{number:012}", matrix, {"_id": str(number), "page_content": "x"})
+            Point(point_id(str(number)), matrix, {"_id": str(number), "page_content": "x"})
             for number, matrix in enumerate(rows)
         ]
     )

@@ -8,7 +8,6 @@ import shutil
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -39,6 +38,7 @@ from qdrant_client import QdrantClient, models
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.collection import migrate as migration
+from jcv2_plugin.documents import point_id
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.base import Candidates, Matrix, NewCollection, Point, SearchRequest
 from jcv2_plugin.engines.qdrant import ClientEngine
@@ -520,9 +520,10 @@ class TestSeveralObjects:
         query = SearchRequest(rows, Candidates({"pooled": rows[0]}, 10))
 
         def work(engine: Any, start: int) -> None:
-            for id in (str(uuid.UUID(int=number)) for number in range(start, start + 40)):
-                engine.upsert([Point(id, rows, {"_id": id, "page_content": "A text."}, {"pooled": rows[0]})])
-                if id[-1] in "05af":
+            for number in range(start, start + 40):
+                id, payload = point_id(str(number)), {"_id": str(number), "page_content": "A text."}
+                engine.upsert([Point(id, rows, payload, {"pooled": rows[0]})])
+                if number % 4 == 0:
                     engine.delete([id])
                 engine.search([SearchRequest(rows), query], 10, filter=None, score_threshold=None)
                 list(engine.scroll(None, with_payload=True))

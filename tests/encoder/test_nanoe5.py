@@ -246,7 +246,7 @@ def test_two_processes_at_once_convert_once_and_leave_the_package_alone(
 @pytest.mark.parametrize(
     ("failure", "seen_as", "message"),
     [
-        (OSError(28, "No space left on device"), ModelLayoutError, "No space left on device.*HF_ASSETS_CACHE"),
+        (OSError(28, "No space left on device"), ModelLayoutError, "The disk is full.*HF_ASSETS_CACHE"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
     ids=["the disk is full", "Ctrl-C"],

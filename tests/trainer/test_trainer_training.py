@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.errors import InvalidOptionError
 from jcv2_trainer.cli.app import app
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.errors import TrainingError
@@ -453,7 +454,7 @@ def test_data_and_settings_that_do_not_fit(model, tmp_path, rows, stage, changes
 
 def test_a_device_or_heads_that_are_not_there(model, data, tmp_path):
     if not torch.cuda.is_available():
-        with pytest.raises(TrainingError, match="device 'cuda'"):
+        with pytest.raises(InvalidOptionError, match="device 'cuda' cannot be used"):
             train(replace(request_for(model, data, tmp_path / "out"), device="cuda"))
     config = BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     BertModel(config).save_pretrained(tmp_path / "bert")
