@@ -102,10 +102,10 @@ class TestEval:
         return tiny
 
     def test_errors_print_no_password(self, dataset: Path) -> None:
-        for address in ("http://user:pass@nowhere.invalid:6333", "user:pass@nowhere.invalid:6333"):
+        for address in ("http://user:s3cret@nowhere.invalid:6333", "user:s3cret@nowhere.invalid:6333"):
             said = error("eval", str(dataset), "-c", address, "--model", "mini", "--retries", "1")
             assert "nowhere.invalid" in said
-            assert "pass" not in said
+            assert "s3cret" not in said
 
     def test_json_has_a_line_for_each_dim(self, dataset: Path) -> None:
         output = run("eval", str(dataset), "--model", "mini", "--dim", "64", "--dim", "128", "--bm25", "--json")
