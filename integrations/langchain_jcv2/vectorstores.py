@@ -194,7 +194,7 @@ class JinaColbertVectorStore(VectorStore):
             ids: An id for each text. None generates random ids.
             batch_size: Accepted because LangChain's ``index`` passes it, and ignored: the collection batches by tokens
                 and bytes.
-            on_blank: ``"skip"`` leaves out texts without a word, such as empty pages of a PDF, and logs a warning.
+            on_blank: ``"skip"`` leaves out blank texts, such as empty pages of a PDF, and logs a warning.
                 ``"error"`` refuses the call.
             **kwargs: Rejected.
 

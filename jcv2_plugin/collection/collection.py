@@ -355,7 +355,7 @@ class ColbertCollection:
             texts: Texts or :class:`Document` objects.
             ids: Id of each text. None generates random ids.
             metadata: Metadata dict of each text.
-            on_blank: ``"skip"`` leaves out texts without words, such as empty pages of a PDF, and logs a warning with
+            on_blank: ``"skip"`` leaves out blank texts, such as empty pages of a PDF, and logs a warning with
                 their ids. ``"error"`` refuses the call.
 
         Returns:
