@@ -80,9 +80,9 @@ def _least(config: dict[str, Any]) -> int:
     dims = config.get("dims")
     outputs = sum(one for one in dims if isinstance(one, int)) if isinstance(dims, list) else size("out_features")
     hidden = size(*_HIDDEN)
-    # Rotary positions have no table, so their number is only bounded by check_length.
-    rotary = config.get("position_embedding_type") == "rotary" or any("rope" in str(key) for key in config)
-    positions = 0 if rotary else size("max_position_embeddings")
+    positions = size("max_position_embeddings")
+    if config.get("position_embedding_type") == "rotary" or any("rope" in str(key) for key in config):
+        positions = max(0, positions - MOST_TOKENS)  # rotary positions have no table of weights
     rows = size("vocab_size", "n_vocab") + size("type_vocab_size") + positions
     layers = size(*_LAYERS) * hidden * (hidden + size(*_INNER))
     return max(size("in_features") * outputs, layers + rows * (size("embedding_size") or hidden))
