@@ -588,7 +588,8 @@ class ColbertCollection:
 
         If only ``storage`` or ``first_stage`` changes, vectors are copied, unless the new storage is more precise. All
         other changes encode the texts again: projection heads are not weight-tied, so 64-dimensional vectors are not
-        the first half of 128-dimensional ones.
+        the first half of 128-dimensional ones. If nothing would change, nothing is done, see
+        :attr:`MigrationReport.needed`.
 
         Args:
             dim: New Matryoshka dimension.
@@ -603,7 +604,7 @@ class ColbertCollection:
             progress: Called periodically with the number of documents processed since the last call.
 
         Raises:
-            InvalidOptionError: Nothing would change.
+            InvalidOptionError: An option is invalid.
             UnknownDimError: The model has no projection head for ``dim``.
             CollectionError: A migration is already running, or other processes write faster than documents are
                 encoded.
