@@ -125,12 +125,9 @@ def store(collection: ColbertCollection, documents: list[Document], vectors: lis
 def _points(collection: ColbertCollection, documents: list[Document], vectors: list[Matrix]) -> Iterator[list[Point]]:
     for start in range(0, len(documents), 256):
         part = slice(start, start + 256)
+        matrices = [np.asarray(matrix) for matrix in vectors[part]]
+        stages = collection.current.stage_vectors([one.text for one in documents[part]], matrices)
         yield [
-            Point(
-                point_id(str(document.id)),
-                np.asarray(matrix),
-                payload_of(document),
-                collection.current.stage_vectors(document.text, matrix),
-            )
-            for document, matrix in zip(documents[part], vectors[part], strict=True)
+            Point(point_id(str(document.id)), matrix, payload_of(document), own)
+            for document, matrix, own in zip(documents[part], matrices, stages, strict=True)
         ]

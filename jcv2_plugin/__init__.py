@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.heads import MatryoshkaHeads
     from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.encoder.quantization import quantize
+    from jcv2_plugin.engines.first_stage import DenseParams, FirstStage, SparseParams, SparseVector
+    from jcv2_plugin.engines.model_stages import SentenceTransformerStage, SparseEncoderStage
     from jcv2_plugin.engines.schema import CollectionSchema
     from jcv2_plugin.scoring.explanation import Explanation, TokenMatch, explain
     from jcv2_plugin.scoring.rerank import RerankResult, rerank
@@ -38,6 +40,12 @@ _HOMES = {
     "explain": "scoring.explanation",
     "MatryoshkaHeads": "encoder.heads",
     "CollectionSchema": "engines.schema",
+    "DenseParams": "engines.first_stage",
+    "FirstStage": "engines.first_stage",
+    "SparseParams": "engines.first_stage",
+    "SparseVector": "engines.first_stage",
+    "SentenceTransformerStage": "engines.model_stages",
+    "SparseEncoderStage": "engines.model_stages",
     "ImportReport": "collection.qdrant_import",
     "import_qdrant": "collection.qdrant_import",
     "quantize": "encoder.quantization",
@@ -48,8 +56,10 @@ _HOMES = {
 __all__ = [
     "ColbertCollection",
     "CollectionSchema",
+    "DenseParams",
     "Document",
     "Explanation",
+    "FirstStage",
     "ImportReport",
     "IngestReport",
     "JinaColbertEncoder",
@@ -57,6 +67,10 @@ __all__ = [
     "RerankResult",
     "SearchHit",
     "SearchOptions",
+    "SentenceTransformerStage",
+    "SparseEncoderStage",
+    "SparseParams",
+    "SparseVector",
     "StoredDocument",
     "TokenMatch",
     "__version__",

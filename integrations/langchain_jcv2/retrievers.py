@@ -16,7 +16,6 @@ from typing_extensions import Self
 from jcv2_plugin import ColbertCollection, SearchHit
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
-from jcv2_plugin.engines.first_stage import FirstStage
 from langchain_jcv2.documents import MATCHES_KEY, Positive, scores_of, search_options, to_langchain, token_matches
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 from langchain_jcv2.vectorstores import JinaColbertVectorStore, K
@@ -60,7 +59,7 @@ class JinaColbertRetriever(BaseRetriever):
     candidates: Positive | None = None
     """Number of first-stage candidates. Defaults to 300, but at least ``4 * k``."""
 
-    first_stage: FirstStage | None = None
+    first_stage: str | None = None
     """First stage to use instead of the collection's, out of those it stores. ``"none"`` ranks all documents."""
 
     with_explanation: bool = False

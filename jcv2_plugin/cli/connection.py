@@ -88,11 +88,14 @@ class Connection:
         return {"name": self.name, "client_options": self.client_options, **retries}
 
     def open(self, **options: Any) -> ColbertCollection:
-        """Open the collection, with further options of ``ColbertCollection.open``."""
+        """Open the collection, with further options of ``ColbertCollection.open``.
+
+        A first stage of the user's own is done without, since a command has no objects: searches are exact.
+        """
         from jcv2_plugin.collection.collection import ColbertCollection
 
         self._prepare()
-        return ColbertCollection.open(self.location, **options, **self.arguments)
+        return ColbertCollection.open(self.location, first_stage="none", **options, **self.arguments)
 
     def _prepare(self) -> None:
         quiet_client()

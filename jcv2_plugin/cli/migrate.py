@@ -13,7 +13,7 @@ from jcv2_plugin.console import progress_bar, quiet_libraries, remark
 from jcv2_plugin.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from jcv2_plugin.engines.first_stage import FirstStage
+    from jcv2_plugin.engines.first_stage import FirstStageName
     from jcv2_plugin.engines.storage import Storage
 
 
@@ -49,7 +49,7 @@ def migrate(
                     dim=new.dim,
                     encoder=new.model,
                     storage=cast("Storage | None", new.storage),
-                    first_stage=cast("FirstStage | None", new.first_stage),
+                    first_stage=cast("FirstStageName | None", new.first_stage),
                     pool_factor=new.pool_factor,
                     keep_old=keep_old,
                     workers=workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from qdrant_client import models
@@ -14,11 +14,8 @@ from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import name, out, quiet_libraries, to_json
 from jcv2_plugin.documents import SearchHit
-from jcv2_plugin.filters import equals, metadata_paths
-
-if TYPE_CHECKING:
-    from jcv2_plugin.engines.first_stage import FirstStage
 from jcv2_plugin.files import parse_json
+from jcv2_plugin.filters import equals, metadata_paths
 
 _HIGHLIGHT = "bold dark_orange3"
 
@@ -54,7 +51,7 @@ def search(
             filter=selected,
             candidates=candidates,
             exact=exact or None,
-            first_stage=cast("FirstStage | None", first_stage),
+            first_stage=first_stage,
             with_explanation=not as_json,
         )
         if as_json:

@@ -18,8 +18,8 @@ from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.location import DEFAULT_NAME, Location
 from jcv2_plugin.collection.migrate import MigrationReport, Target
 from jcv2_plugin.collection.search import CheckedOptions, SearchOptions
-from jcv2_plugin.collection.snapshot import SnapshotInfo, check_snapshot, restore_snapshot, write_snapshot
-from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder, load_for
+from jcv2_plugin.collection.snapshot import SnapshotInfo, check_snapshot, read_info, restore_snapshot, write_snapshot
+from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder, load_for, own_stages
 from jcv2_plugin.collection.verify import VerificationReport
 from jcv2_plugin.documents import (
     ID_KEY,
@@ -35,7 +35,7 @@ from jcv2_plugin.documents import (
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.answers import check_documents, wrong_answer
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, Engine, Matrix, NewCollection, PayloadIndex
-from jcv2_plugin.engines.first_stage import FirstStage
+from jcv2_plugin.engines.first_stage import ChosenStages, FirstStage, FirstStageLike
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
 from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
@@ -69,9 +69,14 @@ class ColbertCollection:
     """
 
     def __init__(
-        self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None = None
+        self,
+        engine: Engine,
+        schema: CollectionSchema,
+        encoder: JinaColbertEncoder | None,
+        device: str | None = None,
+        own_stages: Mapping[str, FirstStage] | None = None,
     ) -> None:
-        self._state = CollectionState(OpenCollection(engine, schema, encoder, device))
+        self._state = CollectionState(OpenCollection(engine, schema, encoder, device, own_stages))
 
     def __enter__(self) -> ColbertCollection:
         return self
@@ -98,7 +103,7 @@ class ColbertCollection:
         client: QdrantClient | None = None,
         name: str = DEFAULT_NAME,
         storage: Storage = "float16",
-        first_stage: FirstStage = "hybrid",
+        first_stage: FirstStageLike = "hybrid",
         pool_factor: float = 1.0,
         long_documents: LongDocuments = "split",
         payload_indexes: Mapping[str, PayloadIndex] | None = None,
@@ -124,7 +129,8 @@ class ColbertCollection:
                 ``"turbo4"`` (a quarter and an eighth, also on disk). See docs/compression.md for the trade-offs.
             first_stage: How candidates for MaxSim are found: ``"hybrid"`` (``pooled`` and ``bm25``, merged by
                 reciprocal rank fusion), ``"pooled"`` (mean of the token vectors), ``"bm25"`` (words) or
-                ``"none"`` (MaxSim over all documents). See docs/two-stage.md.
+                ``"none"`` (MaxSim over all documents). Or a stage of your own, see :class:`~jcv2_plugin.FirstStage`,
+                or a list of several. See docs/two-stage.md.
             pool_factor: Token pooling factor for documents: neighbouring token vectors are merged until about one in
                 ``pool_factor`` is left. 1 disables pooling.
             long_documents: How to handle documents longer than the encoder's ``document_length``: ``"split"`` encodes
@@ -148,6 +154,7 @@ class ColbertCollection:
         """
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
         parsed.check_can_create(overwrite=overwrite)
+        stages = ChosenStages.of(first_stage)
         if isinstance(encoder, (str, os.PathLike)):
             encoder = load_encoder(encoder, dims=dim)
         schema = CollectionSchema.describe(
@@ -155,12 +162,13 @@ class ColbertCollection:
             encoder.resolve_dim(dim),
             long_documents,
             storage,
-            first_stage=first_stage,
+            first_stage=stages.name,
+            stage_options=stages.options,
             pool_factor=pool_factor,
         )
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
         engine = parsed.create(schema, overwrite=overwrite, client_options=client_options, options=options)
-        return cls(engine, schema, encoder)
+        return cls(engine, schema, encoder, own_stages=stages.own)
 
     @classmethod
     def open(
@@ -174,6 +182,7 @@ class ColbertCollection:
         client: QdrantClient | None = None,
         name: str = DEFAULT_NAME,
         device: str | None = None,
+        first_stage: FirstStageLike | None = None,
         shard_key: str | int | None = None,
         retries: int = NewCollection.retries,
         client_options: Mapping[str, Any] | None = None,
@@ -189,13 +198,16 @@ class ColbertCollection:
             client: See :meth:`create`.
             name: See :meth:`create`.
             device: Device for a model that is loaded here.
+            first_stage: The first stage of your own that the collection was created with. ``"none"`` opens it without
+                the object: searches are exact, and documents can be deleted, but not added.
             shard_key: See :meth:`create`. None searches all shards.
             retries: See :meth:`create`.
             client_options: See :meth:`create`.
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
-            CollectionMismatchError: The collection was created with another model or dimension.
+            CollectionMismatchError: The collection was created with another model or dimension, or with a first stage
+                of your own that is not given.
             CollectionCorruptError: The stored schema is unreadable.
             CollectionLockedError: The folder is open elsewhere.
         """
@@ -208,11 +220,12 @@ class ColbertCollection:
                     f"{engine.title} holds vectors of dim={schema.dim}, not {dim}. Open it without dim, or create "
                     "a new collection: heads are not weight-tied, so stored vectors cannot be cut down."
                 )
+            own = own_stages(schema, first_stage, engine.title)
             if isinstance(encoder, (str, os.PathLike)):
                 encoder = load_for(schema, os.fspath(encoder), device)
             if encoder is not None:
                 schema.check_encoder(encoder, engine.title)
-            return cls(engine, schema, encoder, device)
+            return cls(engine, schema, encoder, device, own)
         except BaseException:
             engine.close()
             raise
@@ -227,6 +240,7 @@ class ColbertCollection:
         url: str | None = None,
         client: QdrantClient | None = None,
         name: str = DEFAULT_NAME,
+        first_stage: FirstStageLike = "none",
         overwrite: bool = False,
         payload_indexes: Mapping[str, PayloadIndex] | None = None,
         shard_key: str | int | None = None,
@@ -247,6 +261,7 @@ class ColbertCollection:
             url: See :meth:`create`.
             client: See :meth:`create`.
             name: See :meth:`create`.
+            first_stage: See :meth:`open`. By default, a first stage of your own is done without.
             overwrite: See :meth:`create`.
             payload_indexes: See :meth:`create`.
             shard_key: See :meth:`create`.
@@ -257,16 +272,18 @@ class ColbertCollection:
 
         Raises:
             SnapshotError: The file is not a snapshot or is damaged.
+            CollectionMismatchError: The snapshot has another first stage. Nothing is created or replaced.
             CollectionExistsError: See :meth:`create`.
         """
         file = Path(snapshot)
         check_snapshot(file)
+        own = own_stages(read_info(file).schema, first_stage, f"The snapshot {str(file)!r}")
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
         engine, schema = restore_snapshot(
             file, parsed, overwrite=overwrite, client_options=client_options, options=options, progress=progress
         )
-        return cls(engine, schema, None)
+        return cls(engine, schema, None, own_stages=own)
 
     @classmethod
     def repair(
@@ -497,8 +514,8 @@ class ColbertCollection:
         Args:
             query: Query text.
             k: Number of documents to return.
-            **options: ``filter``, ``score_threshold``, ``candidates``, ``exact``, ``first_stage`` and
-                ``with_explanation``, see :class:`~jcv2_plugin.SearchOptions`.
+            **options: ``filter``, ``score_threshold``, ``candidates``, ``exact``, ``first_stage``, ``rrf_k``,
+                ``rrf_weights`` and ``with_explanation``, see :class:`~jcv2_plugin.SearchOptions`.
 
         Raises:
             InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
@@ -572,7 +589,7 @@ class ColbertCollection:
         dim: int | None = None,
         encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
         storage: Storage | None = None,
-        first_stage: FirstStage | None = None,
+        first_stage: FirstStageLike | None = None,
         pool_factor: float | None = None,
         long_documents: LongDocuments | None = None,
         keep_old: bool = False,

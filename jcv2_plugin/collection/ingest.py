@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jcv2_plugin.checks import cut_by_length, in_batches
 from jcv2_plugin.collection.checks import check_lengths, check_stored
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.state import OpenCollection
-from jcv2_plugin.collection.workers import EncoderPool, as_devices
+from jcv2_plugin.collection.workers import Encoded, EncoderPool, as_devices
 from jcv2_plugin.documents import (
     HASH_KEY,
     Document,
@@ -26,6 +26,7 @@ from jcv2_plugin.documents import (
     warn_of_blank,
 )
 from jcv2_plugin.engines.base import Engine, Matrix, Point
+from jcv2_plugin.engines.first_stage import StageVector
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.windows import TokenizedTexts
@@ -89,6 +90,7 @@ def points_of(
     new: Sequence[NewDocument],
     tokenized: TokenizedTexts | None = None,
     vectors: Sequence[Matrix] | None = None,
+    own: Sequence[Mapping[str, StageVector]] | None = None,
 ) -> list[Point]:
     """Encode documents and return them as points. All are checked before any is stored.
 
@@ -97,6 +99,7 @@ def points_of(
         new: Documents.
         tokenized: Their texts with their tokens, from :func:`~jcv2_plugin.collection.checks.check_lengths`.
         vectors: Their token vectors, if they are already encoded.
+        own: Their vectors by the user's own first stages, if they are already encoded.
     """
     schema = current.schema
     texts = current.encoder.tokenized(one.document.text for one in new) if tokenized is None else tokenized
@@ -104,9 +107,10 @@ def points_of(
         vectors = current.encoder.document_vectors(texts, schema.dim, schema.long_documents, schema.pool_factor)
     for one, matrix in zip(new, vectors, strict=True):
         check_stored(matrix, schema.dim, f"Document {one.document.id!r}")
+    stages = current.stage_vectors([one.document.text for one in new], vectors, texts.ids, own)
     return [
-        Point(one.point_id, matrix, one.payload, current.stage_vectors(one.document.text, matrix, tokens))
-        for one, matrix, tokens in zip(new, vectors, texts.ids, strict=True)
+        Point(one.point_id, matrix, one.payload, vectors_of_one)
+        for one, matrix, vectors_of_one in zip(new, vectors, stages, strict=True)
     ]
 
 
@@ -118,7 +122,7 @@ class _Batch:
     blank: int
     new: list[NewDocument]
     tokenized: TokenizedTexts | None = None
-    vectors: Future[list[Matrix]] | None = None
+    vectors: Future[Encoded] | None = None
 
 
 class Ingestion:
@@ -149,7 +153,7 @@ class Ingestion:
 
     def run(self, documents: Iterable[str | Document], batch_documents: int) -> IngestReport:
         """Ingest all documents of the iterable."""
-        pool = EncoderPool(self._current.encoder, self._devices) if self._devices else None
+        pool = EncoderPool(self._current.encoder, self._devices, self._current.own) if self._devices else None
         with (
             pool if pool is not None else nullcontext(),
             # On an error or Ctrl-C, exiting waits until all submitted batches are stored.
@@ -196,8 +200,8 @@ class Ingestion:
     def _store(self, store: ThreadPoolExecutor, batch: _Batch) -> None:
         points: list[Point] = []
         if batch.new:
-            vectors = None if batch.vectors is None else batch.vectors.result()
-            points = points_of(self._current, batch.new, batch.tokenized, vectors)
+            vectors, own = (None, None) if batch.vectors is None else batch.vectors.result()
+            points = points_of(self._current, batch.new, batch.tokenized, vectors, own)
         self._storing.append((batch, store.submit(self._current.engine.upsert, points)))
         while len(self._storing) > _STORES_AHEAD or (self._storing and self._storing[0][1].done()):
             self._finish_one()

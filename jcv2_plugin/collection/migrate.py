@@ -7,7 +7,7 @@ again, since projection heads are not weight-tied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ from jcv2_plugin.documents import HASH_KEY, TEXT_KEY, StoredDocument
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.answers import check_documents
 from jcv2_plugin.engines.base import Engine, Point, Record
-from jcv2_plugin.engines.first_stage import FirstStage
+from jcv2_plugin.engines.first_stage import ChosenStages, FirstStage, FirstStageLike, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage, storage_profile
 from jcv2_plugin.errors import CollectionError, InvalidOptionError
@@ -60,18 +60,24 @@ class Target:
     encoder: JinaColbertEncoder | str | None = None
     dim: int | None = None
     storage: Storage | None = None
-    first_stage: FirstStage | None = None
+    first_stage: FirstStageLike | None = None
     pool_factor: float | None = None
     long_documents: LongDocuments | None = None
 
-    def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, JinaColbertEncoder | None]:
-        """Return the new schema, which may be that of the collection, and its encoder.
+    def resolve(
+        self, current: OpenCollection
+    ) -> tuple[CollectionSchema, JinaColbertEncoder | None, Mapping[str, FirstStage]]:
+        """Return the new schema, which may be that of the collection, its encoder and the user's own first stages.
 
         Raises:
             InvalidOptionError: Nothing is to change.
             UnknownDimError: The model has no projection head for the dimension.
         """
         old = current.schema
+        stage, options, own = old.first_stage, old.stage_options, current.own
+        if self.first_stage is not None and self.first_stage != old.first_stage:
+            chosen = ChosenStages.of(self.first_stage)
+            stage, options, own = chosen.name, chosen.options, dict(chosen.own)
         encoder = self._encoder(current)
         # A new model uses its own default dim unless it has a projection head for the old one.
         kept = old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None)
@@ -81,12 +87,13 @@ class Target:
             encoder.resolve_dim(dim),
             _or(self.long_documents, old.long_documents),
             _or(self.storage, old.storage),
-            first_stage=_or(self.first_stage, old.first_stage),
+            first_stage=stage,
+            stage_options=options,
             pool_factor=_or(self.pool_factor, old.pool_factor),
         )
         if self == Target():
             raise InvalidOptionError(f"Say what is to change in {current.engine.title}: dim, storage, ...")
-        return new, encoder
+        return new, encoder, own
 
     def _encoder(self, current: OpenCollection) -> JinaColbertEncoder:
         old = current.schema
@@ -134,12 +141,14 @@ def _migrate(
 ) -> MigrationReport:
     state.run(lambda current: current.engine.size())  # follow the name if the collection was replaced
     current = state.current
-    schema, encoder = target.resolve(current)
+    schema, encoder, own = target.resolve(current)
     as_devices(workers)  # validate before anything is created
     if {**schema.to_dict(), "format": 0} == {**current.schema.to_dict(), "format": 0}:
         # As when a migration was stopped after it replaced the collection, and is repeated.
         return MigrationReport(documents=current.engine.count(None), needed=False)
-    successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
+    # Checked before the successor is created.
+    OpenCollection(current.engine, schema, None, None, own).check_own(_to_encode(current.schema, schema))
+    successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device, own)
     report = MigrationReport()
     try:
         _fill(current, successor, report, progress, workers)
@@ -218,7 +227,7 @@ def _copy(current: OpenCollection, successor: OpenCollection, progress: Callable
         missing = [one.id for one in batch if stored.get(one.id, "") != one.payload.get(HASH_KEY)]
         for ids in in_batches(missing, _COPIED_AT_A_TIME):
             records = current.engine.retrieve(ids, with_payload=True, with_vectors=True)
-            points = [_point(successor, one) for one in records if one.vectors is not None]
+            points = _points(current.schema, successor, records)
             successor.engine.upsert(points)
             copied += len(points)
         if progress is not None:
@@ -226,10 +235,26 @@ def _copy(current: OpenCollection, successor: OpenCollection, progress: Callable
     return copied
 
 
-def _point(successor: OpenCollection, record: Record) -> Point:
-    assert record.vectors is not None
-    stages = successor.stage_vectors(str(record.payload.get(TEXT_KEY, "")), record.vectors)
-    return Point(record.id, record.vectors, record.payload, stages)
+def _to_encode(old: CollectionSchema, new: CollectionSchema) -> set[str]:
+    """Return the user's own first stages that have to encode the texts. The vectors of others are copied."""
+    kept = {name for name, params in new.stage_options.items() if old.stage_options.get(name) == params}
+    return set(new.stage_options) - (kept if _can_copy(old, new) else set())
+
+
+def _points(old: CollectionSchema, successor: OpenCollection, records: Sequence[Record]) -> list[Point]:
+    found = [(one, one.vectors) for one in records if one.vectors is not None]
+    texts = [str(record.payload.get(TEXT_KEY, "")) for record, _ in found]
+    kept = [record.stages for record, _ in found]
+    new = _to_encode(old, successor.schema)
+    new.update(name for name in successor.schema.stage_options if any(name not in stages for stages in kept))
+    own: list[dict[str, StageVector]] = [
+        {name: encoded[name] if name in new else stages[name] for name in successor.schema.stage_options}
+        for stages, encoded in zip(kept, successor.own_vectors(texts, new), strict=True)
+    ]
+    stages = successor.stage_vectors(texts, [matrix for _, matrix in found], own=own)
+    return [
+        Point(record.id, matrix, record.payload, more) for (record, matrix), more in zip(found, stages, strict=True)
+    ]
 
 
 def _remove_deleted(old: Engine, new: Engine) -> int:

@@ -33,6 +33,7 @@ _FOREIGN = {
     "embed_model": "encoder=... (a multi-vector model, loaded or by name)",
     "distance": "nothing: late interaction is ranked by MaxSim",
     "retrieval_mode": "first_stage='hybrid', 'pooled', 'bm25' or 'none'",
+    "sparse_embedding": "first_stage=SparseEncoderStage(...) or an object of your own",
 }
 """Option names of the frameworks' Qdrant stores, and what to use here instead."""
 _LOCATION_OPTIONS = ("location", "path", "url", "client")
@@ -129,7 +130,10 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
     if _has_location(options):
         known = inspect.signature(ColbertCollection.open).parameters
         try:
-            return ColbertCollection.open(**{name: value for name, value in options.items() if name in known})
+            given = {name: value for name, value in options.items() if name in known}
+            if isinstance(given.get("first_stage"), str):
+                del given["first_stage"]  # like the storage, it is of a new collection
+            return ColbertCollection.open(**given)
         except CollectionNotFoundError:
             pass
     return create(**options)

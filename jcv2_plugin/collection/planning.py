@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from jcv2_plugin.collection.search import CANDIDATES
-from jcv2_plugin.engines.first_stage import FIRST_STAGES, FirstStage, stage_sizes
+from jcv2_plugin.engines.first_stage import FIRST_STAGES, DenseParams, FirstStageName, stage_params
 from jcv2_plugin.engines.schema import MAX_FLOATS
 from jcv2_plugin.engines.storage import STORAGES, Storage, storage_profile
 from jcv2_plugin.errors import InvalidOptionError
@@ -78,7 +78,7 @@ class Workload:
     tokens: float
     dim: int
     storage: Storage = "float16"
-    first_stage: FirstStage = "hybrid"
+    first_stage: FirstStageName = "hybrid"
     pool_factor: float = 1.0
     text_bytes: float | None = None
     replicas: int = 1
@@ -160,8 +160,10 @@ def plan(workload: Workload, sizes: Mapping[str, Any] | None = None) -> Plan:
     if storage_profile(workload.storage).quantized:
         copy = math.ceil(vectors * _line(sizes["int8_copy_bytes"], workload.dim))
         disk["int8 copy"] = memory["int8 copy"] = copy
-    for name, size in stage_sizes(workload.first_stage, workload.dim).items():
-        each = sizes["bm25_bytes_a_token"] * workload.tokens if size is None else _line(sizes["dense_bytes"], size)
+    for name, params in stage_params(workload.first_stage, workload.dim).items():
+        each = sizes["bm25_bytes_a_token"] * workload.tokens
+        if isinstance(params, DenseParams):
+            each = _line(sizes["dense_bytes"], params.size)
         disk[name] = memory[name] = math.ceil(documents * each)
     text = workload.text_bytes or sizes["payload_bytes_a_token"] * workload.tokens
     disk["texts and metadata"] = math.ceil(documents * text)

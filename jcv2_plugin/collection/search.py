@@ -6,9 +6,9 @@ import math
 import numbers
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from qdrant_client import models
 
@@ -16,8 +16,8 @@ from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
 from jcv2_plugin.collection.read import id_list
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
-from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
-from jcv2_plugin.engines.first_stage import FIRST_STAGES, STAGE_NAMES, FirstStage
+from jcv2_plugin.engines.base import RRF_K, Candidates, Fusion, Matrix, Record, SearchRequest
+from jcv2_plugin.engines.first_stage import stage_names
 from jcv2_plugin.engines.schema import VECTOR_NAME
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 from jcv2_plugin.filters import check_filter
@@ -50,9 +50,13 @@ class SearchOptions(TypedDict, total=False):
             Defaults to 300, or ``4 * k`` if that is larger.
         exact: True ranks all documents, False always uses the first stage. By default, this depends on the size of the
             collection.
-        first_stage: First stage for this search, one that the collection stores: a ``"hybrid"`` collection also has
-            ``"pooled"`` and ``"bm25"``. It is used whatever the size of the collection. ``"none"`` ranks all documents,
-            like ``exact=True``.
+        first_stage: Name of the first stage for this search, one that the collection stores: a ``"hybrid"`` collection
+            also has ``"pooled"`` and ``"bm25"``, and your own stages have theirs. It is used whatever the size of the
+            collection. ``"none"`` ranks all documents, like ``exact=True``.
+        rrf_k: Constant of the reciprocal rank fusion that merges the candidates of several stages, 2 by default. With
+            a larger one, the first ranks count for less. Uses the first stage whatever the size of the collection.
+        rrf_weights: Weight of each stage in the fusion by its name, such as ``{"bm25": 0.5}``. Others have 1. Uses the
+            first stage whatever the size of the collection.
         with_explanation: Add the token-by-token comparison with the query to each hit, see
             :meth:`ColbertCollection.explain`. The vectors of all hits are read together.
     """
@@ -61,7 +65,9 @@ class SearchOptions(TypedDict, total=False):
     score_threshold: float | None
     candidates: int | None
     exact: bool | None
-    first_stage: FirstStage | None
+    first_stage: str | None
+    rrf_k: int | None
+    rrf_weights: Mapping[str, float] | None
     with_explanation: bool
 
 
@@ -73,7 +79,9 @@ class CheckedOptions:
     score_threshold: float | None = None
     candidates: int | None = None
     exact: bool | None = None
-    first_stage: FirstStage | None = None
+    first_stage: str | None = None
+    rrf_k: int | None = None
+    rrf_weights: Mapping[str, float] | None = None
     with_explanation: bool = False
 
     @classmethod
@@ -92,7 +100,21 @@ class CheckedOptions:
         check_filter(given.filter)
         least = None if given.score_threshold is None else _number(given.score_threshold, "score_threshold")
         candidates = None if given.candidates is None else _positive(given.candidates, "candidates")
-        return replace(given, score_threshold=least, candidates=candidates)
+        if given.first_stage is not None and not isinstance(given.first_stage, str):
+            raise InvalidQueryError(
+                f"A search takes the name of a stored first stage, got {given.first_stage!r:.80}. Objects are for "
+                "create and open."
+            )
+        k = None if given.rrf_k is None else _positive(given.rrf_k, "rrf_k")
+        weights = None if given.rrf_weights is None else _weights(given.rrf_weights)
+        return replace(given, score_threshold=least, candidates=candidates, rrf_k=k, rrf_weights=weights)
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """The fusion that was asked for, or None for the default."""
+        if self.rrf_k is None and self.rrf_weights is None:
+            return None
+        return Fusion(self.rrf_k or RRF_K, self.rrf_weights or {})
 
 
 def search(current: OpenCollection, queries: Sequence[str], k: int, options: CheckedOptions) -> list[list[SearchHit]]:
@@ -163,11 +185,10 @@ def _hits(
     limit = _candidates(current, k, options)
     requests = [SearchRequest(matrix) for matrix in vectors]
     if limit is not None:
-        names = STAGE_NAMES[options.first_stage or current.schema.first_stage]
-        stages = [stage for stage in current.stages if stage.name in names]
+        names = stage_names(options.first_stage or current.schema.first_stage)
         requests = [
-            SearchRequest(matrix, Candidates({stage.name: stage.query(query, matrix) for stage in stages}, limit))
-            for query, matrix in zip(queries, vectors, strict=True)
+            SearchRequest(matrix, Candidates(stages, limit, options.fusion))
+            for matrix, stages in zip(vectors, current.query_stages(names, queries, vectors), strict=True)
         ]
     found = current.engine.search(requests, k, filter=options.filter, score_threshold=options.score_threshold)
     return [[_hit(record, len(matrix)) for record in records] for records, matrix in zip(found, vectors, strict=True)]
@@ -178,6 +199,8 @@ def _candidates(current: OpenCollection, k: int, options: CheckedOptions) -> int
     candidates, exact, first_stage = options.candidates, options.exact, options.first_stage
     if first_stage is not None:
         _check_first_stage(current, first_stage, candidates, exact)
+    if (fusion := options.fusion) is not None:
+        _check_fusion(current, fusion, first_stage, exact)
     if exact or first_stage == "none":
         return None
     if current.schema.first_stage == "none":
@@ -187,17 +210,17 @@ def _candidates(current: OpenCollection, k: int, options: CheckedOptions) -> int
                 "and exact, or migrate the collection to a first stage such as hybrid."
             )
         return None
-    auto = exact is None and candidates is None and first_stage is None
-    if auto and (not current.engine.first_stage_pays or current.size() <= EXACT_UP_TO):
+    auto = exact is None and candidates is None and first_stage is None and fusion is None
+    if auto and (not current.engine.first_stage_pays or current.lacks_stages or current.size() <= EXACT_UP_TO):
         return None
     return max(candidates or max(CANDIDATES, CANDIDATES_PER_RESULT * k), k)
 
 
-def _check_first_stage(
-    current: OpenCollection, first_stage: FirstStage, candidates: int | None, exact: bool | None
-) -> None:
+def _check_first_stage(current: OpenCollection, first_stage: str, candidates: int | None, exact: bool | None) -> None:
     stored = current.schema.first_stage
-    has = [one for one in FIRST_STAGES if set(STAGE_NAMES[one]) <= set(STAGE_NAMES[stored])]
+    names = stage_names(stored)
+    hybrid = [one for one in ("hybrid", stored) if len(stage_names(one)) > 1 and set(stage_names(one)) <= set(names)]
+    has = list(dict.fromkeys(["none", *names, *hybrid]))
     if first_stage not in has:
         raise InvalidQueryError(
             f"{current.engine.title} has the first stage {stored!r}, so a search can use {has}, not "
@@ -211,6 +234,29 @@ def _check_first_stage(
         raise InvalidQueryError(
             f"exact=True ranks all documents, so first_stage={first_stage!r} would not be used. Give one of the two."
         )
+
+
+def _check_fusion(current: OpenCollection, fusion: Fusion, first_stage: str | None, exact: bool | None) -> None:
+    names = stage_names(first_stage or current.schema.first_stage)
+    if exact or len(names) < 2:
+        found = "is exact" if exact or not names else f"uses the first stage {names[0]!r} alone"
+        raise InvalidQueryError(
+            f"rrf_k and rrf_weights are for merging the candidates of several stages, and this search {found}. Leave "
+            "them out."
+        )
+    if unknown := sorted(set(fusion.weights) - set(names)):
+        raise InvalidQueryError(f"rrf_weights has {unknown}, but the stages are {list(names)}.")
+    if not any(weight > 0 for weight in fusion.of(dict.fromkeys(names)) or [1.0]):
+        raise InvalidQueryError(f"rrf_weights={dict(fusion.weights)} are all 0. Give at least one stage some weight.")
+
+
+def _weights(given: Any) -> dict[str, float]:
+    if not isinstance(given, Mapping):
+        raise InvalidQueryError(f"rrf_weights must be a dict of weights by the name of a stage, got {given!r:.80}.")
+    weights = {str(name): _number(weight, f"rrf_weights[{name!r}]") for name, weight in given.items()}
+    if wrong := [name for name, weight in weights.items() if not 0 <= weight < math.inf]:
+        raise InvalidQueryError(f"rrf_weights[{wrong[0]!r}] must be 0 or more, got {weights[wrong[0]]!r}.")
+    return weights
 
 
 def _hit(record: Record, query_vectors: int) -> SearchHit:

@@ -22,7 +22,7 @@ from qdrant_client import models
 from jcv2_plugin.collection.location import Location
 from jcv2_plugin.collection.verify import problem_of
 from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
-from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
+from jcv2_plugin.engines.first_stage import DenseParams, SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionNotFoundError, Jcv2Error
 from jcv2_plugin.files import new_file, parse_json
@@ -146,7 +146,7 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
     ids.add(point.id)
     if problem := problem_of(schema, Record(point.id, point.payload, vectors=point.vectors)):
         return problem
-    sizes = stage_sizes(schema.first_stage, schema.dim)
+    sizes = {name: one.size if isinstance(one, DenseParams) else None for name, one in schema.stages.items()}
     for name, vector in point.stages.items():
         if name not in sizes:
             return f"Point {point.id} has a vector {name!r}, which first_stage={schema.first_stage!r} does not have."

@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jcv2_plugin.engines.base import Engine
-from jcv2_plugin.engines.first_stage import Stage, StageVector, build_stages
+from jcv2_plugin.engines.first_stage import (
+    ChosenStages,
+    FirstStage,
+    Stage,
+    StageVector,
+    build_stages,
+    encode_own,
+    stage_names,
+)
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionError, CollectionNotFoundError, ForkedProcessError
+from jcv2_plugin.errors import (
+    CollectionError,
+    CollectionMismatchError,
+    CollectionNotFoundError,
+    ForkedProcessError,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +42,15 @@ class OpenCollection:
     """An open collection. A migration does not modify it but replaces it with a new one."""
 
     def __init__(
-        self, engine: Engine, schema: CollectionSchema, encoder: JinaColbertEncoder | None, device: str | None
+        self,
+        engine: Engine,
+        schema: CollectionSchema,
+        encoder: JinaColbertEncoder | None,
+        device: str | None,
+        own: Mapping[str, FirstStage] | None = None,
     ) -> None:
         self.engine = engine
+        self.own = dict(own or {})
         self.schema = schema
         self.device = device
         self._encoder = encoder
@@ -67,18 +86,88 @@ class OpenCollection:
 
     @property
     def stages(self) -> list[Stage]:
-        """Stages of the first stage, created on first use."""
+        """Built-in stages of the first stage, created on first use."""
         with self._lock:
             if self._stages is None:
                 schema = self.schema
-                self._stages = build_stages(schema.first_stage, self.encoder) if schema.first_stage != "none" else []
+                built_in = schema.stages.keys() - schema.stage_options.keys()
+                self._stages = build_stages(schema.first_stage, self.encoder) if built_in else []
             return self._stages
 
+    @property
+    def lacks_stages(self) -> bool:
+        """Whether the collection was opened without an object of its first stage."""
+        return not self.schema.stage_options.keys() <= self.own.keys()
+
+    def check_own(self, names: Collection[str] | None = None) -> None:
+        """Check that the objects of the user's own first stages are there: all, or those of the names.
+
+        Raises:
+            CollectionMismatchError: One is not.
+        """
+        for name, params in self.schema.stage_options.items():
+            if name not in self.own and (names is None or name in names):
+                raise CollectionMismatchError(
+                    f"{self.engine.title} was created with your own first stage {name!r} ({params}), and is open "
+                    f"without its object. Open it with ColbertCollection.open(..., first_stage=...), given the object "
+                    f"of that name. Without it, exact searches work, but no document can be added."
+                )
+
     def stage_vectors(
-        self, text: str, vectors: NDArray[np.float32], tokens: list[int] | None = None
-    ) -> dict[str, StageVector]:
-        """Return the first-stage vectors to store for a document. ``tokens`` saves tokenising the text again."""
-        return {stage.name: stage.document(text, vectors, tokens) for stage in self.stages}
+        self,
+        texts: Sequence[str],
+        vectors: Sequence[NDArray[np.float32]],
+        tokens: Sequence[list[int]] | None = None,
+        own: Sequence[Mapping[str, StageVector]] | None = None,
+    ) -> list[dict[str, StageVector]]:
+        """Return the first-stage vectors to store for documents, by name.
+
+        Args:
+            texts: Texts of the documents.
+            vectors: Their token vectors, each of shape ``(tokens, dim)``.
+            tokens: Their token ids, which saves tokenising the texts again.
+            own: Their vectors by the user's own stages, if known, see :meth:`own_vectors`.
+
+        Raises:
+            CollectionMismatchError: See :meth:`check_own`.
+            InvalidVectorError: A stage of the user's own returns something else than its vectors.
+        """
+        found: list[dict[str, StageVector]] = [
+            {stage.name: stage.document(text, matrix, None if tokens is None else tokens[position])
+             for stage in self.stages}
+            for position, (text, matrix) in enumerate(zip(texts, vectors, strict=True))
+        ]  # fmt: skip
+        for stages, more in zip(found, self.own_vectors(texts) if own is None else own, strict=True):
+            stages.update(more)
+        return found
+
+    def own_vectors(self, texts: Sequence[str], names: Collection[str] | None = None) -> list[dict[str, StageVector]]:
+        """Return the vectors of documents by the user's own stages, all or those of the names, one dict per text.
+
+        Raises:
+            CollectionMismatchError: See :meth:`check_own`.
+            InvalidVectorError: A stage returns something else than its vectors.
+        """
+        self.check_own(names)
+        chosen = [stage for name, stage in self.own.items() if names is None or name in names]
+        return own_vectors(chosen, texts)
+
+    def query_stages(
+        self, names: Collection[str], queries: Sequence[str], vectors: Sequence[NDArray[np.float32]]
+    ) -> list[dict[str, StageVector]]:
+        """Return the first-stage vectors of queries, by name, in the order of ``names``.
+
+        Raises:
+            CollectionMismatchError: See :meth:`check_own`.
+            InvalidVectorError: A stage returns something else than its vectors.
+        """
+        self.check_own(names)
+        own = {name: encode_own(self.own[name], queries, "query") for name in names if name in self.own}
+        built_in = {stage.name: stage for stage in self.stages}
+        return [
+            {name: own[name][position] if name in own else built_in[name].query(query, matrix) for name in names}
+            for position, (query, matrix) in enumerate(zip(queries, vectors, strict=True))
+        ]
 
     def size(self) -> int:
         """Return the approximate number of documents, cached for 30 seconds."""
@@ -167,8 +256,55 @@ class CollectionState:
             if moved is None:
                 return False
             schema = CollectionSchema.from_dict(moved.describe(), moved.title)
-            self.current = OpenCollection(moved, schema, current.encoder_for(schema), current.device)
+            own = {
+                name: current.own[name]
+                for name, params in schema.stage_options.items()
+                if name in current.own and current.own[name].params == params
+            }
+            self.current = OpenCollection(moved, schema, current.encoder_for(schema), current.device, own)
             return True
+
+
+def own_vectors(stages: Sequence[FirstStage], texts: Sequence[str]) -> list[dict[str, StageVector]]:
+    """Return the vectors of documents by the user's own stages, one dict per text.
+
+    Raises:
+        InvalidVectorError: A stage returns something else than its vectors.
+    """
+    encoded = {stage.name: encode_own(stage, texts, "document") for stage in stages}
+    return [{name: vectors[position] for name, vectors in encoded.items()} for position in range(len(texts))]
+
+
+def own_stages(schema: CollectionSchema, first_stage: Any, title: str) -> dict[str, FirstStage]:
+    """Return the objects to open a collection with, by name.
+
+    Args:
+        schema: The collection's schema.
+        first_stage: What the user gave: None, ``"none"`` to do without the objects, or what ``create`` takes.
+        title: The collection's title.
+
+    Raises:
+        InvalidOptionError: The value is no first stage.
+        CollectionMismatchError: The collection has another first stage, or its object is not given.
+    """
+    stored = schema.stage_options
+    if first_stage == "none" or (first_stage is None and not stored):
+        return {}
+    made = " and ".join(f"{name!r} ({params})" for name, params in stored.items())
+    remedy = (
+        f"Open it with first_stage= the object with the name and params of {made}, or with first_stage='none' to do "
+        "without it: searches are exact then, and no document can be added."
+        if stored
+        else f"Leave out first_stage, or migrate the collection. It was created with {schema.first_stage!r}."
+    )
+    if first_stage is None:
+        raise CollectionMismatchError(f"{title} was created with your own first stage {made}. {remedy}")
+    chosen = ChosenStages.of(first_stage)
+    given = " and ".join(f"{name!r} ({params})" for name, params in chosen.options.items()) or repr(chosen.name)
+    fits = chosen.options == dict(stored) and (stored or chosen.name == schema.first_stage)
+    if not fits or not set(stage_names(chosen.name)) <= schema.stages.keys():
+        raise CollectionMismatchError(f"{title} does not have the first stage {given}. {remedy}")
+    return dict(chosen.own)
 
 
 def load_encoder(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:

@@ -18,11 +18,13 @@ from jcv2_plugin.documents import (
 )
 from jcv2_plugin.engines.answers import payload_problem
 from jcv2_plugin.engines.base import Matrix, Record
-from jcv2_plugin.engines.first_stage import stage_sizes
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.engines.storage import storage_profile
 
 _MOST_NAMED = 20
+_STAGE_ERROR = 1e-2
+"""Maximum of 1 - cosine between vectors of the user's own first stage: models differ by batch and device."""
 
 
 @dataclass
@@ -79,12 +81,13 @@ def verify(
             f"{report.documents} documents are counted, {report.read} can be read. If nobody was writing, restore "
             "a snapshot or add them again."
         )
-    for name in stage_sizes(current.schema.first_stage, current.schema.dim):
+    for name in current.schema.stages:
         without = models.Filter(must_not=[models.HasVectorCondition(has_vector=name)])
         if missing := current.engine.count(without):
             report.note(f"{missing} documents have no {name!r} vector, so the first stage cannot find them.")
     if chosen:
         _compare(current, chosen, report)
+        _compare_own(current, chosen, report)
     return report
 
 
@@ -131,6 +134,38 @@ def _compare(current: OpenCollection, records: list[Record], report: Verificatio
         report.worst = max(report.worst, error)
         if error > most:
             report.note(f"{name}: its vectors are not those of its text (1 - cosine is up to {error:.2g}).")
+
+
+def _compare_own(current: OpenCollection, records: list[Record], report: VerificationReport) -> None:
+    """Compare the vectors of the user's own first stages, where their objects are at hand."""
+    names = current.schema.stage_options.keys() & current.own.keys()
+    texts = [StoredDocument.from_payload(record.payload).text for record in records]
+    for record, fresh in zip(records, current.own_vectors(texts, names), strict=True):
+        for name in sorted(fresh.keys() & record.stages.keys()):
+            if (error := 1 - _cosine(record.stages[name], fresh[name])) > _STAGE_ERROR:
+                document = StoredDocument.from_payload(record.payload).id
+                report.note(
+                    f"Document {document!r}: its {name!r} vector is not what the first stage makes of its text (1 - "
+                    f"cosine is {error:.2g}). The object may be of another model."
+                )
+
+
+def _cosine(stored: StageVector, fresh: StageVector) -> float:
+    left, right = _numbers(stored), _numbers(fresh)
+    norms = _norm(left) * _norm(right)
+    if not norms:
+        return float(left == right)
+    return sum(value * right.get(place, 0.0) for place, value in left.items()) / norms
+
+
+def _numbers(vector: StageVector) -> dict[int, float]:
+    if isinstance(vector, SparseVector):
+        return dict(zip(vector.indices, vector.values, strict=True))
+    return dict(enumerate(vector.tolist()))
+
+
+def _norm(numbers: dict[int, float]) -> float:
+    return float(np.linalg.norm(list(numbers.values())))
 
 
 def _largest_error(stored: Matrix, fresh: Matrix) -> float:

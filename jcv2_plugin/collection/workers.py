@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jcv2_plugin.collection.state import own_vectors
 from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelNotFoundError
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.encoder.windows import LongDocuments
     from jcv2_plugin.engines.base import Matrix
+    from jcv2_plugin.engines.first_stage import FirstStage, StageVector
+
+Encoded: TypeAlias = "tuple[list[Matrix], list[dict[str, StageVector]]]"
+"""Token vectors of texts, and their vectors by the user's own first stages."""
 
 
 class WorkerError(Jcv2Error):
@@ -50,10 +56,16 @@ class EncoderPool:
     """Pool of encoder processes, used as a context manager.
 
     Each process loads the model from its original source, which is faster than sending the weights and needs no shared
-    memory.
+    memory. First stages of the user's own are pickled.
+
+    Raises:
+        InvalidOptionError: A first stage cannot be pickled.
     """
 
-    def __init__(self, encoder: JinaColbertEncoder, devices: Sequence[str]) -> None:
+    def __init__(
+        self, encoder: JinaColbertEncoder, devices: Sequence[str], own: Mapping[str, FirstStage] | None = None
+    ) -> None:
+        pickled = [_pickled(stage) for stage in (own or {}).values()]
         self._saved: tempfile.TemporaryDirectory[str] | None = None
         reference, options = encoder.reference, encoder.loading_options()
         if encoder.source is None or encoder.skiplist == "custom":
@@ -67,12 +79,15 @@ class EncoderPool:
             turns.put((device, max(1, (os.cpu_count() or 1) // on_cpu) if device == "cpu" else None))
         weights = {dim: encoder.head_fingerprint(dim) for dim in encoder.dims}
         self._pool = ProcessPoolExecutor(
-            len(devices), mp_context=context, initializer=_start, initargs=(turns, reference, options, weights)
+            len(devices),
+            mp_context=context,
+            initializer=_start,
+            initargs=(turns, reference, options, weights, pickled),
         )
 
     def submit(
         self, texts: Sequence[str], dim: int, long_documents: LongDocuments, pool_factor: float
-    ) -> Future[list[Matrix]]:
+    ) -> Future[Encoded]:
         """Submit texts to be encoded by the next free process."""
         return self._pool.submit(_encode, list(texts), dim, long_documents, pool_factor)
 
@@ -92,12 +107,25 @@ class EncoderPool:
             ) from error
 
 
+def _pickled(stage: FirstStage) -> bytes:
+    try:
+        return pickle.dumps(stage)
+    except Exception as error:  # of any kind: objects may define how they are pickled
+        raise InvalidOptionError(
+            f"The first stage {stage.name!r} cannot be sent to the workers, because it cannot be pickled: {error} Give "
+            "it a __getstate__ that leaves that out, or ingest with workers=0."
+        ) from error
+
+
 _encoder: Any = None
+_own: list[Any] = []
 
 
-def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[int, str]) -> None:
-    """Initialise a new process: take a device and load the model onto it."""
-    global _encoder
+def _start(
+    turns: Any, reference: str, options: dict[str, Any], weights: dict[int, str], pickled: Sequence[bytes]
+) -> None:
+    """Initialise a new process: take a device and load the model onto it, and the user's own first stages."""
+    global _encoder, _own
     # Ignore Ctrl-C: the parent receives it too and stores what is encoded. Do this first, since imports take seconds.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -106,6 +134,9 @@ def _start(turns: Any, reference: str, options: dict[str, Any], weights: dict[in
     device, threads = turns.get()
     if threads is not None:
         torch.set_num_threads(threads)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # for the first stages, which may choose it themselves
+    _own = [pickle.loads(stage) for stage in pickled]
     _encoder = _load(reference, device, options, weights)
 
 
@@ -132,6 +163,6 @@ def _load(reference: str, device: str, options: dict[str, Any], weights: dict[in
     return encoder
 
 
-def _encode(texts: list[str], dim: int, long_documents: LongDocuments, pool_factor: float) -> list[Matrix]:
+def _encode(texts: list[str], dim: int, long_documents: LongDocuments, pool_factor: float) -> Encoded:
     encoded: list[Matrix] = _encoder.document_vectors(texts, dim, long_documents, pool_factor)
-    return encoded
+    return encoded, own_vectors(_own, texts)

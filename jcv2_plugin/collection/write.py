@@ -14,14 +14,17 @@ from jcv2_plugin.documents import Document, OnBlank
 
 def add(current: OpenCollection, documents: Sequence[Document]) -> None:
     """Encode and store documents that are new or have changed. All are checked before any is encoded."""
+    current.check_own()
     current.engine.begin_writing()
     new = [one for batch in in_batches(documents, BATCH_DOCUMENTS) for one in changed(current.engine, batch)]
     if not new:
         return
     tokenized = check_lengths([one.document for one in new], current.schema, current.encoder)
+    own = current.own_vectors([one.document.text for one in new])  # all are checked before any is stored
     for start in range(0, len(new), BATCH_DOCUMENTS):
         stop = start + BATCH_DOCUMENTS
-        current.engine.upsert(points_of(current, new[start:stop], tokenized.part(start, stop)))
+        part = points_of(current, new[start:stop], tokenized.part(start, stop), own=own[start:stop])
+        current.engine.upsert(part)
     current.has_changed()
 
 
@@ -38,6 +41,7 @@ def ingest(
     """Add documents from an iterable of any length, batch by batch."""
 
     def begin(current: OpenCollection) -> OpenCollection:
+        current.check_own()
         current.engine.begin_writing()
         current.engine.size()  # follow the name if the collection was replaced
         return current

@@ -25,7 +25,13 @@ def wrong_answer(where: str, problem: str) -> CollectionError:
     )
 
 
-def records_of(points: Sequence[Any], where: str, dim: int | None, ids: Collection[str] | None = None) -> list[Record]:
+def records_of(
+    points: Sequence[Any],
+    where: str,
+    dim: int | None,
+    ids: Collection[str] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> list[Record]:
     """Convert an engine's own points to records. Both engines use the same layout.
 
     Args:
@@ -33,11 +39,12 @@ def records_of(points: Sequence[Any], where: str, dim: int | None, ids: Collecti
         where: The engine's title.
         dim: Dimension of the collection's vectors, if known.
         ids: Ids that were asked for, if the request named them.
+        sizes: Dimension of each vector that has another one, by its name.
 
     Raises:
         CollectionError: Points occur twice or were not asked for, or a vector is of another kind or size.
     """
-    records = [_record(point, where, dim) for point in points]
+    records = [_record(point, where, dim, sizes or {}) for point in points]
     # With custom sharding, several shards can contain the same id.
     if len({(record.id, getattr(one, "shard_key", None)) for record, one in zip(records, points, strict=True)}) < len(
         records
@@ -90,7 +97,7 @@ def payload_problem(record: Record) -> str | None:
     return None
 
 
-def _record(point: Any, where: str, dim: int | None) -> Record:
+def _record(point: Any, where: str, dim: int | None, sizes: Mapping[str, int]) -> Record:
     found = point.vector if isinstance(point.vector, Mapping) else {}
     try:
         vectors = {name: _vector(value) for name, value in found.items()}
@@ -98,8 +105,9 @@ def _record(point: Any, where: str, dim: int | None) -> Record:
         raise wrong_answer(where, f"The vectors of point {point.id} are unreadable: {error}.") from error
     matrix = vectors.pop(VECTOR_NAME, None)
     for name, value, axes in ((VECTOR_NAME, matrix, 2), *((name, value, 1) for name, value in vectors.items())):
-        if isinstance(value, np.ndarray) and (value.ndim != axes or (dim is not None and value.shape[-1] != dim)):
-            size = "" if dim is None else f" in a collection of dim={dim}"
+        wanted = sizes.get(name, dim)
+        if isinstance(value, np.ndarray) and (value.ndim != axes or wanted not in (None, value.shape[-1])):
+            size = "" if wanted is None else f" in a collection of {'dim' if wanted == dim else 'size'}={wanted}"
             raise wrong_answer(where, f"Point {point.id} has a vector {name!r} of shape {value.shape}{size}.")
     return Record(str(point.id), dict(point.payload or {}), vectors=matrix, stages=vectors)  # type: ignore[arg-type]
 

@@ -34,12 +34,32 @@ class Point:
     stages: Mapping[str, StageVector] = field(default_factory=dict)
 
 
+RRF_K = 2
+"""Default constant of reciprocal rank fusion, Qdrant's own."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Reciprocal rank fusion: a point scores ``1 / (k - 1 + rank / weight)`` for each vector, ranks counted from 1.
+
+    Weights are by the vector's name, 1 where none is given. Points found only by vectors of weight 0 come last.
+    """
+
+    k: int = RRF_K
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, stages: Mapping[str, Any]) -> list[float] | None:
+        """Return the weight of each stage in order, or None if no weights are given."""
+        return [float(self.weights.get(name, 1.0)) for name in stages] if self.weights else None
+
+
 @dataclass(frozen=True)
 class Candidates:
     """First-stage query: the top ``limit`` points, by reciprocal rank fusion if there are several vectors."""
 
     stages: Mapping[str, StageVector]
     limit: int
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import qdrant_edge as edge
 
-from jcv2_plugin.engines.base import Matrix, Point, SearchRequest
-from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
+from jcv2_plugin.engines.base import Fusion, Matrix, Point, SearchRequest
+from jcv2_plugin.engines.first_stage import SparseParams, SparseVector, StageVector
 from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.engines.storage import storage_profile
 
@@ -21,7 +21,6 @@ _DATATYPES = {
 # Qdrant's defaults, which the binding requires explicitly.
 _EF_CONSTRUCT = 100
 _FULL_SCAN_KB = 10_000
-_RRF_K = 2
 _NO_GRAPH = edge.HnswIndexConfig(m=0, ef_construct=_EF_CONSTRUCT, full_scan_threshold=_FULL_SCAN_KB)
 _GRAPH = edge.HnswIndexConfig(m=16, ef_construct=_EF_CONSTRUCT, full_scan_threshold=_FULL_SCAN_KB)
 
@@ -45,11 +44,12 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
         )
     }
     sparse = {}
-    for name, size in stage_sizes(schema.first_stage, schema.dim).items():
-        if size is None:
-            sparse[name] = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)
+    for name, params in schema.stages.items():
+        if isinstance(params, SparseParams):
+            sparse[name] = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf if params.idf else None)
         else:
-            vectors[name] = edge.EdgeVectorParams(size=size, distance=edge.Distance.Dot, hnsw_config=_GRAPH)
+            distance = getattr(edge.Distance, params.distance.capitalize())
+            vectors[name] = edge.EdgeVectorParams(size=params.size, distance=distance, hnsw_config=_GRAPH)
     return edge.EdgeConfig(vectors=vectors, sparse_vectors=sparse or None)
 
 
@@ -82,7 +82,9 @@ def edge_query(
         ]
         prefetches = stages
         if len(stages) > 1:
-            fused: Any = edge.Fusion.Rrf(k=_RRF_K)  # the type stubs declare it as a separate class
+            fusion = request.candidates.fusion or Fusion()
+            # The type stubs declare it as a separate class.
+            fused: Any = edge.Fusion.Rrf(k=fusion.k, weights=fusion.of(request.candidates.stages))
             prefetches = [edge.Prefetch(limit=most, prefetches=stages, query=fused, filter=filter)]
     params: edge.SearchParams | None = None
     if oversampling is not None:
@@ -107,4 +109,4 @@ def _rows(matrix: Matrix) -> Any:
 
 
 def _stage(vector: StageVector) -> Any:
-    return edge.SparseVector(vector.indices, vector.values) if isinstance(vector, SparseVector) else vector
+    return edge.SparseVector(list(vector.indices), list(vector.values)) if isinstance(vector, SparseVector) else vector

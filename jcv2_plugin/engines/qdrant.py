@@ -41,7 +41,7 @@ from jcv2_plugin.engines.failures import TOO_LARGE, failure_of, status_of
 from jcv2_plugin.engines.qdrant_config import point_struct, query_request, sparse_vectors_config, vectors_config
 from jcv2_plugin.engines.retries import Retry, completed, translated_errors
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
-from jcv2_plugin.engines.storage import check_server, oversampling_of, storage_profile
+from jcv2_plugin.engines.storage import check_server, oversampling_of, storage_profile, version_of
 from jcv2_plugin.errors import (
     CollectionError,
     CollectionExistsError,
@@ -57,6 +57,8 @@ _IDS_PAGE = 10_000
 _BYTES_PER_REQUEST = 24 * 1024 * 1024
 _BYTES_PER_FLOAT = 21
 _BYTES_PER_ROUNDED_FLOAT = 11
+
+_FUSION_OPTIONS_SINCE = (1, 17)
 
 _LOG = logging.getLogger("jcv2_plugin")
 _GUARDS: WeakKeyDictionary[QdrantClient, threading.RLock] = WeakKeyDictionary()
@@ -90,7 +92,7 @@ class ClientEngine:
         owns_client: bool,
         retries: int,
         shard_key: str | int | None = None,
-        dim: int | None = None,
+        described: Any = None,
     ) -> None:
         self.client = client
         self.name = name
@@ -100,7 +102,8 @@ class ClientEngine:
         self.address = address(client)
         self.title = f"The collection {name!r} {'in' if self.is_local else 'at'} {self.address}"
         self._storage = storage
-        self._dim = dim
+        self._dim, self._sizes = _sizes_of(described)
+        self._fuses: bool | None = True if self.is_local else None  # not known before it is asked
         self._shard_key = shard_key
         self._shard_is_there = False
         self._owns_client = owns_client
@@ -157,7 +160,7 @@ class ClientEngine:
             name,
             physical,
             storage=schema.storage,
-            dim=schema.dim,
+            described=schema.to_dict(),
             owns_client=owns_client,
             retries=options.retries,
             shard_key=options.shard_key,
@@ -202,7 +205,7 @@ class ClientEngine:
         described = engine.describe()
         if isinstance(described, dict):
             engine._storage = str(described.get("storage"))
-            engine._dim = dim if isinstance(dim := described.get("dim"), int) else None
+            engine._dim, engine._sizes = _sizes_of(described)
         return engine
 
     def describe(self) -> Any:
@@ -237,6 +240,8 @@ class ClientEngine:
     ) -> list[list[Record]]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         self._check_name()
+        if any(one.candidates is not None and one.candidates.fusion is not None for one in requests):
+            self._check_fusion()
         oversampling = None if self.is_local else oversampling_of(self._storage)
         found: list[list[Record]] = []
 
@@ -264,7 +269,7 @@ class ClientEngine:
         for start in range(0, len(wanted), _IDS_PAGE):
             page = wanted[start : start + _IDS_PAGE]
             points = self._in_shard(self.client.retrieve, page, with_payload=with_payload, with_vectors=with_vectors)
-            found.extend(records_of(points, self.title, self._dim, page))
+            found.extend(records_of(points, self.title, self._dim, page, self._sizes))
         if with_payload is True:
             check_documents(found, self.title)
         return found
@@ -291,7 +296,7 @@ class ClientEngine:
             except CollectionError as error:
                 self._learn("max_query_limit", size, error)
                 continue
-            yield from records_of(points, self.title, self._dim)
+            yield from records_of(points, self.title, self._dim, sizes=self._sizes)
             if offset is None:
                 return
             if offset in seen or not 0 < len(points) <= size:
@@ -374,7 +379,7 @@ class ClientEngine:
             self.name,
             physical,
             storage=schema.storage,
-            dim=schema.dim,
+            described=schema.to_dict(),
             owns_client=False,
             retries=self._retry.attempts,
             shard_key=self._shard_key,
@@ -539,6 +544,17 @@ class ClientEngine:
         shard = {} if self.is_local else {"shard_key_selector": self._shard_key}
         return self._call(function, self.physical, *args, **kwargs, **shard)
 
+    def _check_fusion(self) -> None:
+        """Raise if the server is too old for k and weights of the fusion, which it would ignore."""
+        if self._fuses is None:
+            found = version_of(str(self._call(self.client.info).version))
+            self._fuses = found is None or found >= _FUSION_OPTIONS_SINCE
+        if not self._fuses:
+            raise InvalidOptionError(
+                f"rrf_k and rrf_weights need Qdrant {'.'.join(map(str, _FUSION_OPTIONS_SINCE))} or later, and the "
+                f"server at {self.address} is older. Leave them out, or upgrade the server."
+            )
+
     def _check_name(self) -> None:
         """Raise if a migration has made the name of this collection, which had no alias, an alias of another."""
         if self._unaliased:
@@ -546,6 +562,16 @@ class ClientEngine:
             self._unaliased = aliases is not None
             if aliases is not None and self.name in aliases:
                 raise CollectionNotFoundError(f"{self.title} has been migrated. Open it again.")
+
+
+def _sizes_of(described: Any) -> tuple[int | None, dict[str, int]]:
+    """Return the dimension of a collection's token vectors and those of its own stages, from its unchecked schema."""
+    if not isinstance(described, dict):
+        return None, {}
+    dim, options = described.get("dim"), described.get("stage_options")
+    found = options.items() if isinstance(options, dict) else ()
+    sizes = {name: one["size"] for name, one in found if isinstance(one, dict) and isinstance(one.get("size"), int)}
+    return dim if isinstance(dim, int) else None, sizes
 
 
 def _check_options(client: QdrantClient, options: Mapping[str, Any]) -> None:

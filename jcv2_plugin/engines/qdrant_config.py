@@ -8,7 +8,7 @@ import numpy as np
 from qdrant_client import models
 
 from jcv2_plugin.engines.base import Matrix, Point, SearchRequest
-from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
+from jcv2_plugin.engines.first_stage import DenseParams, SparseParams, SparseVector, StageVector
 from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.engines.storage import storage_profile
 
@@ -35,20 +35,18 @@ def vectors_config(schema: CollectionSchema) -> dict[str, models.VectorParams]:
             on_disk=True if profile.quantized else None,
         )
     }
-    for name, size in _stage_sizes(schema).items():
-        if size is not None:
-            vectors[name] = models.VectorParams(size=size, distance=models.Distance.DOT)
+    for name, params in schema.stages.items():
+        if isinstance(params, DenseParams):
+            distance = models.Distance[params.distance.upper()]
+            vectors[name] = models.VectorParams(size=params.size, distance=distance)
     return vectors
 
 
 def sparse_vectors_config(schema: CollectionSchema) -> dict[str, models.SparseVectorParams] | None:
     """Return the configuration of the first stage's sparse vector, if any."""
-    names = [name for name, size in _stage_sizes(schema).items() if size is None]
-    return {name: models.SparseVectorParams(modifier=models.Modifier.IDF) for name in names} or None
-
-
-def _stage_sizes(schema: CollectionSchema) -> dict[str, int | None]:
-    return stage_sizes(schema.first_stage, schema.dim)
+    found = {name: params for name, params in schema.stages.items() if isinstance(params, SparseParams)}
+    idf = models.Modifier.IDF
+    return {name: models.SparseVectorParams(modifier=idf if one.idf else None) for name, one in found.items()} or None
 
 
 def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStruct:
@@ -59,7 +57,7 @@ def point_struct(point: Point, storage: str, *, local: bool) -> models.PointStru
     """
     vectors: dict[str, Any] = {VECTOR_NAME: _matrix(point.vectors, storage, local=local)}
     for name, vector in point.stages.items():
-        if local or storage == "float32" or isinstance(vector, SparseVector):
+        if local or storage == "float32" or isinstance(vector, SparseVector) or not _is_normalized(vector):
             vectors[name] = _stage(vector)
         else:
             vectors[name] = _rounded(vector)
@@ -73,6 +71,10 @@ def _matrix(vectors: Matrix, storage: str, *, local: bool) -> list[list[float]]:
     return rows
 
 
+def _is_normalized(vector: Matrix) -> bool:
+    return abs(float(np.linalg.norm(vector)) - 1) < 1e-3
+
+
 def _rounded(vectors: Matrix) -> list[Any]:
     rounded: list[Any] = np.round(vectors.astype(np.float64), _DECIMALS).tolist()
     return rounded
@@ -80,7 +82,7 @@ def _rounded(vectors: Matrix) -> list[Any]:
 
 def _stage(vector: StageVector) -> Any:
     if isinstance(vector, SparseVector):
-        return models.SparseVector(indices=vector.indices, values=vector.values)
+        return models.SparseVector(indices=list(vector.indices), values=list(vector.values))
     return vector.tolist()
 
 
@@ -129,5 +131,7 @@ def _prefetch(request: SearchRequest, limit: int, filter: models.Filter | None) 
     ]
     if len(stages) == 1:
         return stages
-    fused = models.FusionQuery(fusion=models.Fusion.RRF)
+    fused: Any = models.FusionQuery(fusion=models.Fusion.RRF)
+    if (fusion := request.candidates.fusion) is not None:
+        fused = models.RrfQuery(rrf=models.Rrf(k=fusion.k, weights=fusion.of(request.candidates.stages)))
     return [models.Prefetch(prefetch=list(stages), query=fused, limit=most, filter=filter)]

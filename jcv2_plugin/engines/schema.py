@@ -7,12 +7,20 @@ and determines which encoders can be used with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from jcv2_plugin.encoder.skiplist import SKIPLISTS
 from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
-from jcv2_plugin.engines.first_stage import FIRST_STAGES, FirstStage, check_first_stage
+from jcv2_plugin.engines.first_stage import (
+    BUILT_IN,
+    StageParams,
+    check_first_stage,
+    params_from_dict,
+    params_to_dict,
+    stage_names,
+    stage_params,
+)
 from jcv2_plugin.engines.storage import Storage, storage_profile
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -30,7 +38,7 @@ VECTOR_NAME = "colbert"
 METADATA_FIELD = "jcv2"
 MAX_FLOATS = 1024 * 1024
 """A multivector must have fewer floats (rows x dim). A hard limit of Qdrant that local engines do not enforce."""
-_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "pool_factor": (int, float)}
+_NEWER_TYPES: dict[str, Any] = {"first_stage": str, "pool_factor": (int, float), "stage_options": dict}
 _REMEDIES = {
     "document_length": "Load the encoder with document_length={!r}.",
     "query_length": "Set the backbone's query_expansion to a length of {!r}.",
@@ -55,10 +63,12 @@ class CollectionSchema:
         long_documents: How documents longer than the window are handled.
         storage: How vectors are stored, see :mod:`jcv2_plugin.engines.storage`.
         format: Format of the stored schema.
-        first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`.
+        first_stage: How candidates for MaxSim are found, see :mod:`jcv2_plugin.engines.first_stage`. Several stages are
+            joined by ``+``.
         pool_factor: Token pooling factor: about one vector is stored per ``pool_factor`` document tokens.
         unfinished: What is being done to the collection before it can be used: ``"creation"``,
             ``"restoration"``, ``"repair"`` or ``"deletion"``.
+        stage_options: Parameters of first stages of the user's own, by name.
     """
 
     model: str
@@ -71,9 +81,15 @@ class CollectionSchema:
     long_documents: LongDocuments
     storage: Storage
     format: int = FORMAT
-    first_stage: FirstStage = "none"
+    first_stage: str = "none"
     pool_factor: float = 1.0
     unfinished: str = ""
+    stage_options: Mapping[str, StageParams] = field(default_factory=dict, hash=False)
+
+    @property
+    def stages(self) -> dict[str, StageParams]:
+        """Parameters of each vector that the first stage stores, by name."""
+        return stage_params(self.first_stage, self.dim, self.stage_options)
 
     @classmethod
     def describe(
@@ -83,7 +99,8 @@ class CollectionSchema:
         long_documents: LongDocuments,
         storage: Storage,
         *,
-        first_stage: FirstStage = "none",
+        first_stage: str = "none",
+        stage_options: Mapping[str, StageParams] | None = None,
         pool_factor: float = 1.0,
     ) -> CollectionSchema:
         """Build the schema of a new collection.
@@ -103,13 +120,14 @@ class CollectionSchema:
             storage=storage,
             first_stage=first_stage,
             pool_factor=pool_factor,
+            stage_options=dict(stage_options or {}),
         )
         schema.check_values()
         return replace(schema, pool_factor=float(pool_factor))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as stored."""
-        return {**asdict(self), "stage_options": {}}  # version 0.1 requires the field
+        return {**asdict(self), "stage_options": params_to_dict(self.stage_options)}
 
     @classmethod
     def from_dict(cls, raw: Any, title: str) -> CollectionSchema:
@@ -133,7 +151,7 @@ class CollectionSchema:
             raise CollectionUnfinishedError(
                 f"{title} is unfinished: its {raw['unfinished']!s:.40} was interrupted. {remedy}"
             )
-        names = {one.name for one in fields(cls)} - {"unfinished"}
+        names = {one.name for one in fields(cls)} - {"unfinished", "stage_options"}
         newer = set(_NEWER_TYPES) if raw.get("format") == 1 else set()
         missing = sorted(names - newer - set(raw))
         wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
@@ -147,14 +165,16 @@ class CollectionSchema:
                 f"{title}: the collection's description is damaged (missing {missing}, unreadable {wrong}). "
                 "Restore it from a backup, or create the collection anew."
             )
-        if (stage := raw.get("first_stage", "none")) not in FIRST_STAGES:
+        stage, options = raw.get("first_stage", "none"), raw.get("stage_options") or {}
+        if not set(stage_names(stage)) <= {*BUILT_IN, *options}:
             raise CollectionCorruptError(
                 f"{title} uses the first stage {stage!r}, which this version does not have. Open it with jcv2-plugin "
                 "0.1, and migrate it with collection.migrate(first_stage='hybrid') or jcv2 migrate --first-stage "
                 "hybrid. Nothing is encoded again. Restore a snapshot with 0.1 too, migrate, and create a new snapshot."
             )
-        schema = cls(**{name: raw[name] for name in names if name in raw})
+        given = {name: raw[name] for name in names if name in raw}
         try:
+            schema = cls(**given, stage_options=params_from_dict(options))
             schema.check_values()
         except InvalidOptionError as error:
             raise CollectionCorruptError(
@@ -180,7 +200,7 @@ class CollectionSchema:
         for name in ("dim", "document_length", "query_length"):
             if (value := getattr(self, name)) is not None and not 1 <= value <= MAX_FLOATS:
                 raise InvalidOptionError(f"{name} must be positive and at most {MAX_FLOATS:,}, got {value!r}.")
-        check_first_stage(self.first_stage)
+        check_first_stage(self.first_stage, self.stage_options)
 
     def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
         """Check that an encoder's vectors are comparable with the stored ones.

@@ -68,6 +68,12 @@ def oversampling_of(storage: str) -> float | None:
     return profile.oversampling if profile is not None and profile.quantized else None
 
 
+def version_of(version: str) -> tuple[int, int] | None:
+    """Return the major and minor version of a server, or None if the text is not a version."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def check_server(storage: str, version: str, where: str) -> None:
     """Check that a server has the datatype of a storage profile.
 
@@ -79,8 +85,8 @@ def check_server(storage: str, version: str, where: str) -> None:
     Raises:
         InvalidOptionError: The server is too old.
     """
-    needed, found = storage_profile(storage).server, re.match(r"(\d+)\.(\d+)", version)
-    if found and (there := (int(found[1]), int(found[2]))) < needed:
+    needed, there = storage_profile(storage).server, version_of(version)
+    if there is not None and there < needed:
         known = [name for name, profile in _PROFILES.items() if profile.server <= there]
         raise InvalidOptionError(
             f"storage={storage!r} needs Qdrant {needed[0]}.{needed[1]} or later, but the server at {where} is "
