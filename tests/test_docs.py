@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant
+from stage_samples import dense_model, sparse_model
 from typer.main import get_command
 
 import jcv2_plugin.cli
@@ -51,6 +52,7 @@ def reader_has(tmp_path: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """The names that a page says are the reader's."""
     with LoopbackQdrant() as server, LoopbackGrpc(server) as wire:
         yield {
+            "two-stage.md": {"dense_model": dense_model(), "sparse_model": sparse_model()},
             "server.md": {"url": server.url, "grpc_port": wire.port},
             "migrating.md": {"ragatouille_index": str(write_ragatouille_index(tmp_path / "theirs"))},
         }

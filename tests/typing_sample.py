@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ import llama_index_jcv2
 from jcv2_plugin import (
     ColbertCollection,
     CollectionSchema,
+    DenseParams,
     Document,
     Explanation,
+    FirstStage,
     ImportReport,
     IngestReport,
     JinaColbertEncoder,
@@ -34,6 +36,10 @@ from jcv2_plugin import (
     RerankResult,
     SearchHit,
     SearchOptions,
+    SentenceTransformerStage,
+    SparseEncoderStage,
+    SparseParams,
+    SparseVector,
     StoredDocument,
     TokenMatch,
     explain,
@@ -94,6 +100,30 @@ def finding(collection: ColbertCollection) -> Iterator[str]:
     again: list[Document] = [one.as_document() for one in [*stored, *collection.scroll(ROOM)]]
     yield from (one.text for one in again)
     yield from collection.ids(ROOM)
+
+
+class Lengths:
+    """A first stage of the user's own, which follows the protocol by its parts."""
+
+    name = "lengths"
+    params = SparseParams(idf=True)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[SparseVector]:
+        return [SparseVector([len(text)], [1.0]) for text in texts]
+
+    encode_queries = encode_documents
+
+
+def first_stages(encoder: JinaColbertEncoder) -> list[SearchHit]:
+    own: FirstStage = Lengths()
+    dense: FirstStage = SentenceTransformerStage("a/model", truncate_dim=64)
+    stages = ["bm25", own, dense, SparseEncoderStage("a/sparse-model", name="sparse")]
+    assert dense.params == DenseParams(64, "cosine")
+    ColbertCollection.create("house", encoder=encoder, first_stage=own).close()
+    with ColbertCollection.create("house", encoder=encoder, first_stage=["bm25", own, dense]) as collection:
+        collection.migrate(first_stage=Lengths())
+        assert stages
+        return collection.search("a", rrf_k=60, rrf_weights={"bm25": 0.5})
 
 
 async def finding_without_blocking(collection: ColbertCollection) -> AsyncIterator[str]:

@@ -158,6 +158,8 @@ class JinaColbertRetriever(BaseRetriever):
     def _take_fields(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Pop the retriever's fields from the options and validate them, before a collection is created or opened."""
         own = set(cls.model_fields) - {"name", "collection"}
+        if not isinstance(options.get("first_stage"), (str, type(None))):
+            own -= {"first_stage"}  # an object is the collection's
         fields = {name: options.pop(name) for name in sorted(own & options.keys())}
         blank = cls.model_construct()
         for name, value in fields.items():

@@ -98,7 +98,10 @@ class JinaColbertRetriever(BaseRetriever):
             CollectionNotFoundError: The collection does not exist.
             TypeError: Options for opening are given with an open collection.
         """
-        own = {name: options.pop(name) for name in retriever_options() & set(options)}
+        taken = retriever_options() & set(options)
+        if not isinstance(options.get("first_stage"), (str, type(None))):
+            taken -= {"first_stage"}  # an object is the collection's
+        own = {name: options.pop(name) for name in taken}
         opened = open_collection(collection, **options)
         try:
             return cls(opened, **own)
