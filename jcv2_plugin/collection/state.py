@@ -300,8 +300,10 @@ def own_stages(schema: CollectionSchema, first_stage: Any, title: str) -> dict[s
     if first_stage is None:
         raise CollectionMismatchError(f"{title} was created with your own first stage {made}. {remedy}")
     chosen = ChosenStages.of(first_stage)
-    given = " and ".join(f"{name!r} ({params})" for name, params in chosen.options.items()) or repr(chosen.name)
-    fits = chosen.options == dict(stored) and (stored or chosen.name == schema.first_stage)
+    options = chosen.options
+    names = stage_names(chosen.name) if options else (chosen.name,)
+    given = " and ".join(f"{name!r} ({options[name]})" if name in options else repr(name) for name in names)
+    fits = options == dict(stored) and (stored or chosen.name == schema.first_stage)
     if not fits or not set(stage_names(chosen.name)) <= schema.stages.keys():
         raise CollectionMismatchError(f"{title} does not have the first stage {given}. {remedy}")
     return dict(chosen.own)
