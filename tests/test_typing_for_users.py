@@ -16,7 +16,8 @@ PACKAGES = ("jcv2_plugin", "langchain_jcv2", "llama_index_jcv2", "jcv2_trainer")
 WRONG = """\
 import jcv2_plugin, jcv2_trainer, langchain_jcv2, llama_index_jcv2
 jcv2_plugin.ColbertCollection.create("folder", encoder=7)
-jcv2_plugin.ColbertCollection.open("folder").search("a", first_stage="dense")
+jcv2_plugin.ColbertCollection.create("folder", encoder="mini", first_stage="dense")
+jcv2_plugin.ColbertCollection.open("folder").search("a", first_stage=7)
 jcv2_plugin.ColbertCollection.open("folder").search("a")[0].id + 1
 jcv2_plugin.Document(text=7)
 jcv2_plugin.import_qdrant("http://localhost:6333", "a", "b", "langchain")

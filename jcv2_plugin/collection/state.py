@@ -110,7 +110,7 @@ class OpenCollection:
                 raise CollectionMismatchError(
                     f"{self.engine.title} was created with your own first stage {name!r} ({params}), and is open "
                     f"without its object. Open it with ColbertCollection.open(..., first_stage=...), given the object "
-                    f"of that name. Without it, exact searches work, but no document can be added."
+                    "of that name. Without it, exact searches work, but no document can be added."
                 )
 
     def stage_vectors(
@@ -132,11 +132,11 @@ class OpenCollection:
             CollectionMismatchError: See :meth:`check_own`.
             InvalidVectorError: A stage of the user's own returns something else than its vectors.
         """
+        ids: Sequence[list[int] | None] = [None] * len(texts) if tokens is None else tokens
         found: list[dict[str, StageVector]] = [
-            {stage.name: stage.document(text, matrix, None if tokens is None else tokens[position])
-             for stage in self.stages}
-            for position, (text, matrix) in enumerate(zip(texts, vectors, strict=True))
-        ]  # fmt: skip
+            {stage.name: stage.document(text, matrix, own_ids) for stage in self.stages}
+            for text, matrix, own_ids in zip(texts, vectors, ids, strict=True)
+        ]
         for stages, more in zip(found, self.own_vectors(texts) if own is None else own, strict=True):
             stages.update(more)
         return found

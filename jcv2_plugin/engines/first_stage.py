@@ -385,7 +385,8 @@ def _checked_sparse(vector: Any, what: str) -> SparseVector:
         raise InvalidVectorError(f"{what} has an index more than once.")
     if not np.isfinite(values).all():
         raise InvalidVectorError(f"{what} is not finite (NaN or infinite values).")
-    return SparseVector(indices.tolist(), values.tolist())
+    order = np.argsort(indices)
+    return SparseVector(indices[order].tolist(), values[order].tolist())
 
 
 def build_stages(first_stage: str, encoder: JinaColbertEncoder) -> list[Stage]:
