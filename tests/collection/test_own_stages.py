@@ -168,7 +168,7 @@ class TestReopening:
         assert described["stage_options"] == {"letters": {"size": SIZE, "distance": "dot"}}
         with ColbertCollection.open(folder, encoder=mini, first_stage=Letters()) as collection:
             collection.add(["The ferry sails at noon."], ids=["ferry"])
-            assert collection.search("The ferry sails at noon.", k=1, candidates=1)[0].id == "ferry"
+            assert collection.search("The ferry sails at noon.", k=1, candidates=6)[0].id == "ferry"
             assert collection.verify().problems == []
 
     @pytest.mark.parametrize(
