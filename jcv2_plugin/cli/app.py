@@ -58,4 +58,6 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from jcv2_plugin.console import clean_logs
+
+    clean_logs()

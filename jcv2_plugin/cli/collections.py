@@ -21,7 +21,7 @@ from rich.text import Text
 from jcv2_plugin.cli.connection import JOURNAL, Connection, OptionalConnection
 from jcv2_plugin.cli.lazy import with_shared_options
 from jcv2_plugin.cli.options import Json
-from jcv2_plugin.console import err, out, print_table, remark
+from jcv2_plugin.console import err, out, print_table, remark, to_json
 from jcv2_plugin.console import name as shown_name
 from jcv2_plugin.engines.aliases import collection_names
 from jcv2_plugin.engines.edge import DELETION, DESCRIPTION, EdgeEngine, is_edge_collection
@@ -33,8 +33,9 @@ from jcv2_plugin.errors import (
     CollectionMismatchError,
     CollectionNotFoundError,
     CollectionUnfinishedError,
+    Jcv2Error,
 )
-from jcv2_plugin.files import parse_json, temporary_for, write_atomically
+from jcv2_plugin.files import read_json, temporary_for, write_atomically
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -70,7 +71,7 @@ def list_collections(
     else:
         found = list(_of_folder(connection.location))
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in found]))
+        typer.echo(to_json([one.to_dict() for one in found]))
         return
     if not found:
         out.print(f"There is no collection in {connection.shown}.", markup=False, soft_wrap=True)
@@ -87,7 +88,7 @@ def info(connection: Connection, as_json: Json = False) -> None:
     with connection.open() as opened:
         described = {**opened.schema.to_dict(), "documents": opened.count()}
     if as_json:
-        typer.echo(json.dumps(described))
+        typer.echo(to_json(described))
         return
     table = Table.grid(padding=(0, 2))
     for key, value in described.items():
@@ -184,7 +185,7 @@ def _is_collection(folder: Path) -> bool:
 
 def _of_path(name: str, folder: Path) -> _Listed:
     try:
-        raw = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        raw = read_json(folder / DESCRIPTION)
         schema = CollectionSchema.from_dict(raw, name)
     except (OSError, ValueError, CollectionCorruptError) as error:
         return _Listed(name, None, None, _state_of(error))
@@ -193,11 +194,11 @@ def _of_path(name: str, folder: Path) -> _Listed:
         engine = EdgeEngine.open(folder)
     except CollectionLockedError:
         return _Listed(name, schema, None, IN_USE)
-    except (CollectionError, OSError):
+    except (Jcv2Error, OSError):
         return _Listed(name, schema, None, UNREADABLE)
     try:
         return _Listed(name, schema, engine.count(None))
-    except Exception:  # of Edge, whose files are damaged
+    except Jcv2Error:
         return _Listed(name, schema, None, UNREADABLE)
     finally:
         engine.close()

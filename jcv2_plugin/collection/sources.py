@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from jcv2_plugin.documents import Document, is_unicode
 from jcv2_plugin.encoder.windows import token_counter
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.files import parse_json
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -250,8 +250,8 @@ def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
         if not line.strip():
             continue
         try:
-            document = _row_document(json.loads(line.decode("utf-8-sig")), file.name)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            document = _row_document(parse_json(line.decode("utf-8-sig")), file.name)
+        except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{file.title}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
                 f"({type(error).__name__}: {error})."

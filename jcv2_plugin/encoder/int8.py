@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.errors import MissingPackageError, ModelLayoutError
-from jcv2_plugin.files import new_file, parse_json
+from jcv2_plugin.files import new_file, read_json
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ class Int8Model:
             ModelLayoutError: If a file is missing or unreadable.
         """
         try:
-            made_from = parse_json((folder / _MADE_FROM).read_text(encoding="utf-8"))["weights"]
+            made_from = read_json(folder / _MADE_FROM)["weights"]
             return cls((folder / _GRAPH).read_bytes(), (folder / _WEIGHTS).read_bytes(), str(made_from))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLayoutError(

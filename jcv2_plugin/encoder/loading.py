@@ -32,7 +32,7 @@ from jcv2_plugin.encoder.shipped import ShippedModel, shipped_model
 from jcv2_plugin.encoder.sizes import MOST_TOKENS, check_length, check_sizes
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
 from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelLayoutError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import parse_json, read_json, read_settings
 
 LOADING_OPTIONS = ("model_kwargs", "processor_kwargs", "config_kwargs", "backend")
 HUB_OPTIONS = ("token", "cache_folder", "local_files_only")
@@ -183,7 +183,7 @@ def load_folder(source: ModelSource, options: dict[str, Any], device: str, quant
             name.endswith(".Dense") for name in types
         )
     else:
-        architectures = parse_json((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+        architectures = read_json(folder / "config.json").get("architectures")
         projects = "HF_ColBERT" in (architectures or [])
     if not projects:
         raise ModelLayoutError(
@@ -204,7 +204,7 @@ def load_folder(source: ModelSource, options: dict[str, Any], device: str, quant
 
 
 def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return read_settings(path) if path.is_file() else None
 
 
 def _load_module(folder: Path, entry: dict[str, Any], options: dict[str, Any], quantized: bool) -> Any:

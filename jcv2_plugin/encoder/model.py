@@ -35,6 +35,7 @@ from jcv2_plugin.encoder.windows import (
     plain_tokenizer,
 )
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
+from jcv2_plugin.files import filled_folder
 
 _NO_CAP = 2**31
 _LEAST_TOKENS = 256  # per batch when few texts are spread over several threads; smaller batches are mostly overhead
@@ -170,20 +171,24 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model with all heads, so that :meth:`from_pretrained` can load it.
 
+        It is written beside the folder, or to a temporary folder in it if it exists, and then moved.
+
         Args:
-            path: Folder to write; created if it does not exist.
+            path: Folder to write; created if it does not exist. Files of the same names in it are replaced.
             *args: Passed to sentence-transformers' ``save_pretrained``.
             **kwargs: Passed to sentence-transformers' ``save_pretrained``.
 
         Raises:
             ValueError: If ``safe_serialization=False``, which would write pickle.
+            FileExistsError: If a folder in an existing folder is a link.
         """
         if kwargs.get("safe_serialization") is False:
             raise ValueError("safe_serialization=False would write pickle, which this package never reads.")
-        super().save_pretrained(str(path), *args, **kwargs)
-        card = Path(path) / "README.md"
-        if self._card is not None and card.exists() and "generated_from_trainer" not in self.model_card_data.tags:
-            card.write_text(self._card, encoding="utf-8")
+        with filled_folder(Path(path)) as folder:
+            super().save_pretrained(str(folder), *args, **kwargs)
+            card = folder / "README.md"
+            if self._card is not None and card.exists() and "generated_from_trainer" not in self.model_card_data.tags:
+                card.write_text(self._card, encoding="utf-8")
 
     def export(self, path: str | os.PathLike[str], dim: int | None = None) -> None:
         """Export the model with one head to a folder that plain sentence-transformers and PyLate can load."""

@@ -26,6 +26,7 @@ from jcv2_plugin.engines.answers import check_documents, hits_of, records_of
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
+from jcv2_plugin.engines.failures import edge_errors
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
@@ -35,9 +36,9 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionLockedError,
     CollectionNotFoundError,
-    DiskFullError,
+    Jcv2Error,
 )
-from jcv2_plugin.files import check_space, is_disk_full, parse_json, temporary_for, write_atomically
+from jcv2_plugin.files import check_space, read_json, temporary_for, write_atomically
 
 T = TypeVar("T")
 
@@ -189,11 +190,16 @@ class EdgeEngine:
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes writes durable."""
         for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
+            self._upsert(batch)
+
+    def _upsert(self, batch: Sequence[Point]) -> None:
+        with edge_errors(self.title):
             check_space(self.path, _SPACE + 2 * sum(point.vectors.nbytes for point in batch))
-            operation = edge.UpdateOperation.upsert_points(
+        self._update(
+            lambda: edge.UpdateOperation.upsert_points(
                 [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
             )
-            self._call(edge.EdgeShard.update, operation)
+        )
 
     def search(
         self,
@@ -207,11 +213,13 @@ class EdgeEngine:
         if not requests:
             return []
         edge_filter = to_edge_filter(filter)
-        batch = [edge_query(request, limit, edge_filter, score_threshold, self._oversampling) for request in requests]
-        results: list[Any] = []
-        for start in range(0, len(batch), _QUERIES_PER_CALL):
-            part = edge.QueryBatchRequest(batch[start : start + _QUERIES_PER_CALL])
-            results.extend(self._call(edge.EdgeShard.query_batch, part))
+
+        def answer(part: Sequence[SearchRequest]) -> Any:
+            batch = [edge_query(one, limit, edge_filter, score_threshold, self._oversampling) for one in part]
+            return self._call(lambda shard: shard.query_batch(edge.QueryBatchRequest(batch)))
+
+        starts = range(0, len(requests), _QUERIES_PER_CALL)
+        results = [one for start in starts for one in answer(requests[start : start + _QUERIES_PER_CALL])]
         return [hits_of(found, self.title, limit) for found in results]
 
     def retrieve(
@@ -220,7 +228,7 @@ class EdgeEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
-        points = self._call(edge.EdgeShard.retrieve, list(dict.fromkeys(ids)), with_payload, with_vectors)
+        points = self._call(lambda shard: shard.retrieve(list(dict.fromkeys(ids)), with_payload, with_vectors))
         found = records_of(points, self.title, None, ids)
         if with_payload is True:
             check_documents(found, self.title)
@@ -231,8 +239,8 @@ class EdgeEngine:
     ) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter = to_edge_filter(filter)
-        offset = None
-        while True:
+
+        def page(offset: Any) -> Any:
             request = edge.ScrollRequest(
                 offset=offset,
                 limit=_VECTORS_PAGE if with_vectors else _SCROLL_PAGE,
@@ -240,7 +248,11 @@ class EdgeEngine:
                 with_payload=with_payload,
                 with_vector=with_vectors,
             )
-            points, offset = self._call(edge.EdgeShard.scroll, request)
+            return self._call(lambda shard: shard.scroll(request))
+
+        offset = None
+        while True:
+            points, offset = page(offset)
             yield from records_of(points, self.title, None)
             if offset is None:
                 return
@@ -248,25 +260,29 @@ class EdgeEngine:
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if ids:
-            self._call(edge.EdgeShard.update, edge.UpdateOperation.delete_points(list(ids)))
+            self._update(lambda: edge.UpdateOperation.delete_points(list(ids)))
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter: Any = to_edge_filter(filter)
-        self._call(edge.EdgeShard.update, edge.UpdateOperation.delete_points_by_filter(edge_filter))
+        self._update(lambda: edge.UpdateOperation.delete_points_by_filter(edge_filter))
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return int(self._call(edge.EdgeShard.count, edge.CountRequest(exact=True, filter=to_edge_filter(filter))))
+        request = edge.CountRequest(exact=True, filter=to_edge_filter(filter))
+        return int(self._call(lambda shard: shard.count(request)))
 
     def size(self) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return int(self._call(edge.EdgeShard.info).points_count)
+        return int(self._call(lambda shard: shard.info()).points_count)
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         index = getattr(edge.PayloadSchemaType, kind.capitalize())
-        self._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index))
+        self._index(key, index)
+
+    def _index(self, key: str, index: Any) -> None:
+        self._update(lambda: edge.UpdateOperation.create_field_index(key, index))
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always None: an open folder cannot be replaced."""
@@ -274,10 +290,11 @@ class EdgeEngine:
 
     def optimize(self) -> None:
         """Merge segments and drop deleted points. Blocks until done."""
-        self._call(edge.EdgeShard.flush)
-        files = (file.stat() for file in (self.path / self._name).rglob("*") if file.is_file())
-        check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
-        self._call(edge.EdgeShard.optimize)
+        self._call(lambda shard: shard.flush())
+        with edge_errors(self.title):
+            files = (file.stat() for file in (self.path / self._name).rglob("*") if file.is_file())
+            check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
+        self._call(lambda shard: shard.optimize())
 
     def successor(self, schema: CollectionSchema) -> Engine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The successor is in the same folder, under the same lock.
@@ -285,7 +302,7 @@ class EdgeEngine:
         It gets the same payload indexes.
         """
         name = f"{_SHARD}-{_generation(self._name) + 1}"
-        indexes = self._call(edge.EdgeShard.info).payload_schema
+        indexes = self._call(lambda shard: shard.info()).payload_schema
         for old in _shards(self.path):
             if old not in (self._name, name):
                 _remove_shard(self.path, old)
@@ -296,20 +313,21 @@ class EdgeEngine:
             _write_schema(_pending_file(self.path, name), schema)
         made = EdgeEngine(self.path, name, shard, self._lock, schema.storage, schema)
         for key, index in indexes.items():
-            made._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index.data_type))
+            made._index(key, index.data_type)
         return made
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always removes the old shard: nobody else can have it open."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
             raise CollectionError(f"{self.title} can only adopt what its own successor() created.")
-        successor._call(edge.EdgeShard.flush)
+        successor._call(lambda shard: shard.flush())
         _write_schema(self.path / DESCRIPTION, successor._pending, shard=successor._name)
         successor._pending = None
         _pending_file(self.path, successor._name).unlink(missing_ok=True)
         with self._closing:
             shard, self._shard = self._shard, None
-        shard.close()
+        with edge_errors(self.title):
+            shard.close()
         _remove_shard(self.path, self._name)
         return None
 
@@ -318,22 +336,27 @@ class EdgeEngine:
         with self._closing:
             shard, self._shard = self._shard, None
         if shard is not None:
-            try:
-                shard.flush()
-            finally:
+            with edge_errors(self.title):
                 try:
-                    shard.close()
+                    shard.flush()
                 finally:
-                    if self._pending is None:
-                        self._lock.release()
+                    try:
+                        shard.close()
+                    finally:
+                        if self._pending is None:
+                            self._lock.release()
 
-    def _call(self, method: Callable[..., T], *arguments: Any) -> T:
-        """Call a method of the shard. Raise if the shard is closed, even by another thread during the call."""
+    def _update(self, operation: Callable[[], Any]) -> None:
+        self._call(lambda shard: shard.update(operation()))
+
+    def _call(self, act: Callable[[Any], T]) -> T:
+        """Act on the shard. Raise if it is closed, even by another thread meanwhile, and translate Edge's errors."""
         shard = self._shard
         if shard is not None:
             try:
-                return method(shard, *arguments)
-            except Exception:
+                with edge_errors(self.title):
+                    return act(shard)
+            except Jcv2Error:
                 if self._shard is not None:
                     raise
         raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
@@ -395,7 +418,8 @@ def _pending_file(path: Path, name: str) -> Path:
 
 def _new_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
     (path / name).mkdir()
-    return edge.EdgeShard.create(str(path / name), edge_config(schema))
+    with edge_errors(f"The shard in {str(path / name)!r} cannot be created"):
+        return edge.EdgeShard.create(str(path / name), edge_config(schema))
 
 
 def _unfinished_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
@@ -419,20 +443,17 @@ def _write_schema(file: Path, schema: CollectionSchema, **more: str) -> None:
 
 
 def _load_shard(path: Path, name: str) -> Any:
-    try:
-        return edge.EdgeShard.load(str(path / name))
-    except Exception as error:
-        if "WouldBlock" in str(error):
-            raise CollectionLockedError(_locked_message(path)) from error
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"The disk of {str(path)!r} is full, and Qdrant Edge writes to a collection's folder even to read it. "
-                "Free some space. The collection itself is intact."
-            ) from error
-        raise CollectionCorruptError(
-            f"The shard in {str(path / name)!r} cannot be loaded: {error}. If that is its write-ahead log (WAL), "
-            f"repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a backup."
-        ) from error
+    repair = (
+        f"If that is its write-ahead log (WAL), repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. "
+        "Otherwise restore it from a backup."
+    )
+    with edge_errors(f"The shard in {str(path / name)!r} cannot be loaded", (CollectionCorruptError, repair)):
+        try:
+            return edge.EdgeShard.load(str(path / name))
+        except Exception as error:
+            if "WouldBlock" in str(error):
+                raise CollectionLockedError(_locked_message(path)) from error
+            raise
 
 
 def _load_without_log(path: Path, name: str, described: Any) -> Any:
@@ -488,7 +509,7 @@ def _locked_message(path: Path) -> str:
 
 def _read_description(file: Path) -> Any:
     try:
-        return parse_json(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "
