@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import shutil
 import threading
@@ -167,6 +168,7 @@ class EdgeEngine:
                 # Left by a migration that was interrupted after the switch to its shard.
                 if old != name and not _pending_file(path, old).exists():
                     _remove_shard(path, old)
+            _refuse_links(path / name)
             storage = described.get("storage") if isinstance(described, dict) else None
             check_space(path, _SPACE)
             shard = _load_without_log(path, name, described) if without_log else _load_shard(path, name)
@@ -402,6 +404,21 @@ def _shards(path: Path) -> list[str]:
     """Return the names of the shards in a folder, including those of unfinished migrations."""
     names = [entry.name for entry in path.iterdir() if entry.is_dir()]
     return sorted(name for name in names if name == _SHARD or _generation(name) > 1)
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a shard with links: Edge would write through them to files elsewhere.
+
+    Raises:
+        CollectionAccessError: There is one.
+    """
+    for root, folders, files in os.walk(folder):
+        for name in ("", *folders, *files):
+            if os.path.islink(link := os.path.join(root, name) if name else root):
+                raise CollectionAccessError(
+                    f"{link!r} is a link, and Qdrant Edge would write to the file that it points to. Copy the "
+                    "collection with the files themselves (cp -rL) if you trust it, and open the copy."
+                )
 
 
 def _generation(name: str) -> int:

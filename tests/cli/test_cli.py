@@ -233,3 +233,23 @@ def test_passwords_are_not_printed(folder: Path, address: str, command: tuple[st
     assert "pass" not in said
     assert "pa/" not in said
     assert "host" in said
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://host:6333?api-key=s3cret", "http://host/p#s3cret", "http://u:s3?cret@host", "host:6333?api-key=s3cret",
+     "http://host?key=a@s3cret", "http://u:p@host?api-key=s3cret"],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [("search", "x"), ("index", "docs"), ("collections", "list")])
+def test_queries_of_urls_are_not_printed(folder: Path, address: str, command: tuple[str, ...]) -> None:
+    said = error(*command, "-c", address)
+    assert "s3cret" not in said
+    assert "cret" not in said.replace("secret", "")
+
+
+def test_a_key_that_cannot_be_sent_is_not_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("s3cret\n", "s3cret\u00e9", "s3 cret"):
+        monkeypatch.setenv("QDRANT_API_KEY", key)
+        said = error("collections", "list", "-c", "http://127.0.0.1:9")
+        assert "cannot be sent" in said
+        assert "s3" not in said

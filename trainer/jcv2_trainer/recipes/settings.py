@@ -104,7 +104,7 @@ class TrainingRecipe(Recipe):
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the epochs.")
-    learning_rate: float = Field(4e-4, gt=0, le=1, description="Learning rate of the backbone, or of its LoRA matrices.")
+    learning_rate: float = Field(4e-4, gt=0, le=1, description="Learning rate of the backbone, or of LoRA.")
     head_learning_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of the heads.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay of AdamW.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rates rise.")

@@ -44,6 +44,7 @@ from jcv2_trainer.training.trainer import (
     LogLines,
     StopOnSignal,
     check_finite,
+    finite,
     load_trainable,
     reports,
     trainable,
@@ -107,7 +108,8 @@ def _train(request: Request) -> TrainingReport:
         interpolate(encoder, start, settings.interpolation)
         if evaluator is not None:
             measured = {} if start else _of_the_best(trainer, encoder.dims)
-            report.after = measured or evaluator.ndcg(encoder)
+            with finite(encoder, report.steps):
+                report.after = measured or evaluator.ndcg(encoder)
         _write(encoder, report, run, request)
     trainer.accelerator.wait_for_everyone()
     return report

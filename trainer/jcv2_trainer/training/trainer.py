@@ -6,7 +6,8 @@ import os
 import signal
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,8 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, unless weights are not finite: the evaluation would blame a text for it."""
-        check_finite(self.model, self.state.global_step)
-        try:
+        with finite(self.model, self.state.global_step):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        except (EvaluationError, InvalidVectorError) as error:  # finite weights whose products are not
-            raise blown_up("output of the model", self.state.global_step) from error
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -110,6 +108,20 @@ def check_finite(model: nn.Module, step: int) -> None:
     for name, one in model.named_parameters():
         if one.requires_grad and not bool(one.isfinite().all()):
             raise blown_up(f"weight {name!r}", step)
+
+
+@contextmanager
+def finite(model: nn.Module, step: int) -> Iterator[None]:
+    """Check the trained parameters, and translate errors of an evaluation that their products were not finite.
+
+    Raises:
+        TrainingError: See :func:`blown_up`.
+    """
+    check_finite(model, step)
+    try:
+        yield
+    except (EvaluationError, InvalidVectorError) as error:
+        raise blown_up("output of the model", step) from error
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
