@@ -48,7 +48,7 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
         FileExistsError: Without ``replace``: there is a file at the end.
         DiskFullError: The disk is full.
     """
-    _sweep(path)
+    sweep(path)
     with _naming(path):
         temporary, stream = _create(path)
         try:
@@ -91,7 +91,7 @@ def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) ->
     path = path.expanduser().resolve()
     check = may_replace or check_new_folder
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    sweep(path)
     check(path)
     staging = _beside(path, "tmp")
     staging.mkdir()
@@ -180,7 +180,7 @@ def _hold(path: Path) -> int | None:
     return descriptor
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Delete what killed processes left of a file or folder, and put back what was about to be replaced."""
     for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
         if temporary_for(left.name) != path.name:

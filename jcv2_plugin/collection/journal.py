@@ -69,7 +69,9 @@ class IngestJournal:
             journal._path, journal._lock = file, lock
             if header is None:
                 # Write atomically: with a truncated header the file would not be recognised as a journal.
-                write_atomically(file, json.dumps({"journal": _FORMAT, "run": str(journal._run)}))
+                write_atomically(
+                    file, json.dumps({"journal": _FORMAT, "run": str(journal._run), "check": _check(journal._run)})
+                )
             journal._file = file.open("a", encoding="utf-8")
             # Terminate a truncated last line, if any.
             journal._file.write("\n")
@@ -118,6 +120,11 @@ class IngestJournal:
         self.close()
 
 
+def _check(run: uuid.UUID) -> str:
+    """Return a check sum: documents would be stored twice if the run's id were changed unnoticed."""
+    return uuid.uuid5(run, "journal").hex[:8]
+
+
 def _read(file: Path) -> tuple[str | None, int]:
     """Return the run's id and the number of stored documents. The id is None if the file is missing or empty."""
     run: str | None = None
@@ -135,6 +142,8 @@ def _read(file: Path) -> tuple[str | None, int]:
                     if row["journal"] > _FORMAT:
                         raise ValueError("it is of a newer version of this package")
                     run = str(uuid.UUID(row["run"]))
+                    if row.get("check", _check(uuid.UUID(run))) != _check(uuid.UUID(run)):
+                        raise ValueError("its first line was changed")
                 elif isinstance(row, dict):
                     seen = max(seen, int(row.get("seen", 0)))
     except FileNotFoundError:
