@@ -55,7 +55,7 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     """
     if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
         raise OSError(f"{str(path)!r} is not a regular file, and is not replaced by one. Choose another name.")
-    _sweep(path)
+    sweep(path)
     with _naming(path):
         temporary, stream = _create(path)
         try:
@@ -98,6 +98,7 @@ def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) ->
     path = path.expanduser().resolve()
     check = may_replace or check_new_folder
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     check(path)
     with _staging(path) as staging:
         yield staging
@@ -136,7 +137,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
     """Yield a new, locked folder beside ``path``, which the caller renames or empties. It is deleted on failure."""
-    _sweep(path)
+    sweep(path)
     staging = _beside(path, "tmp")
     staging.mkdir()
     lock = _hold(staging)
@@ -222,7 +223,7 @@ def _hold(path: Path) -> int | None:
     return descriptor
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Delete what killed processes left of a file or folder, and put back what was about to be replaced."""
     for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
         if temporary_for(left.name) != path.name:

@@ -160,3 +160,16 @@ def test_the_options_named_in_a_text_exist(page: Path) -> None:
     for code in re.findall(r"`([^`]+)`", text):
         for option in re.findall(r"(?:^|\s)(--[a-z][a-z0-9-]*)", OTHERS_COMMANDS.sub("", code)):
             assert option in ALL_OPTIONS, option
+
+
+def test_every_promise_has_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| (?!what )", line)]
+    assert len(rows) > 30
+    for row in rows:
+        found = re.search(r"`(tests/[\w/]+\.py)::([\w:]+)` \|$", row)
+        assert found, row
+        body = ast.parse((ROOT / found[1]).read_text(encoding="utf-8")).body
+        for name in found[2].split("::"):
+            [defined] = [one for one in body if isinstance(one, (ast.ClassDef, ast.FunctionDef)) and one.name == name]
+            body = defined.body

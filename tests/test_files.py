@@ -121,13 +121,13 @@ def test_a_folder_that_is_filled_keeps_other_files_and_follows_no_link(tmp_path:
     assert sorted(str(one.relative_to(folder)) for one in folder.rglob("*")) == [
         "config.json", "other.txt", "sub", "sub/a"]  # fmt: skip
     assert (folder / "config.json").read_text() == "new"
-    with pytest.raises(ValueError), filled_folder(folder) as staging:
+    with pytest.raises(ValueError, match="half"), filled_folder(folder) as staging:  # noqa: PT012
         (staging / "config.json").write_text("half")
-        raise ValueError
+        raise ValueError("half")
     assert (folder / "config.json").read_text() == "new"
     shutil.rmtree(folder / "sub")
     (folder / "sub").symlink_to(tmp_path)
-    with pytest.raises(FileExistsError, match="is a link"), filled_folder(folder) as staging:
+    with pytest.raises(FileExistsError, match="is a link"), filled_folder(folder) as staging:  # noqa: PT012
         (staging / "sub").mkdir()
         (staging / "sub" / "victim").write_text("yours")
     assert victim.read_text() == "mine"

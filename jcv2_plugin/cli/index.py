@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from qdrant_client import models
 
-from jcv2_plugin.cli.connection import JOURNAL, WritingConnection
+from jcv2_plugin.cli.connection import WritingConnection
 from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import WantedForFiles, open_target
 from jcv2_plugin.collection.collection import ColbertCollection
@@ -32,6 +32,7 @@ from jcv2_plugin.collection.sources import (
 )
 from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
 from jcv2_plugin.documents import ID_KEY, Document, left_out
+from jcv2_plugin.engines.edge import JOURNAL
 from jcv2_plugin.errors import InvalidDocumentError
 
 _FILES_A_FILTER = 30

@@ -19,7 +19,13 @@ from jcv2_plugin.documents import ID_KEY, TEXT_KEY
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
 from jcv2_plugin.engines.qdrant import ClientEngine
-from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.errors import (
+    CollectionExistsError,
+    CollectionMismatchError,
+    CollectionNotFoundError,
+    CollectionUnfinishedError,
+    InvalidOptionError,
+)
 from jcv2_plugin.filters import check_payload_key, metadata_paths
 
 if TYPE_CHECKING:
@@ -117,7 +123,7 @@ class WantedForFiles(Wanted):
 def open_target(
     connection: Connection, wanted: Wanted, check: Callable[[JinaColbertEncoder], object] = lambda encoder: None
 ) -> ColbertCollection:
-    """Open the collection, or create it if it does not exist.
+    """Open the collection, or create it if it does not exist or its creation was interrupted.
 
     Args:
         connection: Where it is.
@@ -132,6 +138,11 @@ def open_target(
         collection = connection.open(device=wanted.device, shard_key=wanted.shard)
     except CollectionNotFoundError:
         return _create(connection, wanted, check)
+    except CollectionUnfinishedError as error:
+        try:
+            return _create(connection, wanted, check)
+        except CollectionExistsError:  # it was not its creation that was interrupted
+            raise error from None
     try:
         _check_same(collection, connection, wanted)
         for key, kind in wanted.indexes().items():

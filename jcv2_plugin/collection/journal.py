@@ -68,7 +68,10 @@ class IngestJournal:
             journal = cls(header, seen)
             journal._path, journal._lock = file, lock
             # Written anew: its last line may be cut short, and a link would be written through.
-            lines = ({"journal": _FORMAT, "run": str(journal._run)}, {"seen": seen})
+            lines = (
+                {"journal": _FORMAT, "run": str(journal._run), "check": _check(journal._run)},
+                {"seen": seen},
+            )
             write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
             journal._file = file.open("a", encoding="utf-8")
             return journal
@@ -116,6 +119,11 @@ class IngestJournal:
         self.close()
 
 
+def _check(run: uuid.UUID) -> str:
+    """Return a check sum: documents would be stored twice if the run's id were changed unnoticed."""
+    return uuid.uuid5(run, "journal").hex[:8]
+
+
 def _read(file: Path) -> tuple[str | None, int]:
     """Return the run's id and the number of stored documents. The id is None if the file is missing or empty."""
     run: str | None = None
@@ -132,6 +140,8 @@ def _read(file: Path) -> tuple[str | None, int]:
                 if row["journal"] > _FORMAT:
                     raise ValueError("it is of a newer version of this package")
                 run = str(uuid.UUID(row["run"]))
+                if row.get("check", _check(uuid.UUID(run))) != _check(uuid.UUID(run)):
+                    raise ValueError("its first line was changed")
             elif isinstance(row, dict):
                 seen = max(seen, int(row.get("seen", 0)))
     except FileNotFoundError:

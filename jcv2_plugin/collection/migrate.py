@@ -138,8 +138,10 @@ def _migrate(
     as_devices(workers)  # validate before anything is created
     if {**schema.to_dict(), "format": 0} == {**current.schema.to_dict(), "format": 0}:
         # As when a migration was stopped after it replaced the collection, and is repeated.
+        if not keep_old:
+            current.engine.drop_replaced()
         return MigrationReport(documents=current.engine.count(None), needed=False)
-    successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device)
+    successor = OpenCollection(current.engine.successor(schema, keep_old=keep_old), schema, encoder, current.device)
     report = MigrationReport()
     try:
         _fill(current, successor, report, progress, workers)
@@ -151,8 +153,11 @@ def _migrate(
             state.current = successor
             try:
                 report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
-            except BaseException:
+            except BaseException as error:
                 state.current = current
+                if not isinstance(error, Exception):
+                    # By Ctrl-C: it may have been replaced. What is written to it from now on would be lost.
+                    current.engine.close()
                 raise
     except BaseException:
         successor.engine.close()  # kept, so that a repeated migration can resume

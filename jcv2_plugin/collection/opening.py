@@ -17,7 +17,12 @@ from jcv2_plugin.collection.state import load_encoder
 from jcv2_plugin.documents import Document, OnBlank, validate, without_blank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    CollectionUnfinishedError,
+    InvalidOptionError,
+)
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -117,7 +122,7 @@ def _loaded(encoder: JinaColbertEncoder | str | os.PathLike[str] | None, dim: in
 
 
 def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:
-    """Open the collection, or create it if it does not exist.
+    """Open the collection, or create it if it does not exist or its creation was interrupted.
 
     Args:
         create: Function that creates the collection from the options.
@@ -132,6 +137,11 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
             return ColbertCollection.open(**{name: value for name, value in options.items() if name in known})
         except CollectionNotFoundError:
             pass
+        except CollectionUnfinishedError as error:
+            try:
+                return create(**options)
+            except CollectionExistsError:  # it was not its creation that was interrupted
+                raise error from None
     return create(**options)
 
 

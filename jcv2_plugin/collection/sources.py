@@ -74,7 +74,7 @@ def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = F
 
     Raises:
         SourceError: A path does not exist, a file type is not supported, or a folder has no files to index (unless
-            ``allow_empty``).
+            ``allow_empty``), or a folder below cannot be read.
     """
     files: dict[str, SourceFile] = {}
     for given in paths:
@@ -115,7 +115,14 @@ def source_name(path: str | os.PathLike[str]) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+    def fail(error: OSError) -> None:
+        # With --prune, the documents of its files would be deleted.
+        raise SourceError(
+            f"{error.filename} cannot be read ({error.strerror}), so its files are unknown. Make it readable, or name "
+            "the other files and folders instead."
+        ) from error
+
+    for root, folders, names in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
         yield from (Path(root) / name for name in names if not name.startswith("."))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import threading
@@ -28,7 +29,8 @@ from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, Search
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
 from jcv2_plugin.engines.failures import edge_errors
-from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.engines.first_stage import STAGE_NAMES
+from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
     CollectionAccessError,
@@ -39,15 +41,21 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
     Jcv2Error,
 )
-from jcv2_plugin.files import check_space, read_json, temporary_for, write_atomically
+from jcv2_plugin.files import check_space, parse_json, read_json, temporary_for, write_atomically
 
 T = TypeVar("T")
 
 DESCRIPTION = "jcv2.json"
 DELETION = "deletion"
+JOURNAL = "ingest.journal"
+"""Default journal of ``jcv2 index``, in a collection's folder."""
 _SHARD = "shard"
 _LOCK = "lock"
 _LOG = "wal"
+# All files of a collection except the description and the lock, also those of version 0.1.
+_OURS = re.compile(
+    rf"{re.escape(DESCRIPTION)}\.tmp|shard-\d+\.pending\.json(\.tmp)?|{re.escape(JOURNAL)}(\.tmp|\.lock)?"
+)
 # Edge holds the GIL during a call, so other threads and event loops wait for it to finish.
 _QUERIES_PER_CALL = 8
 _SCROLL_PAGE = 1000
@@ -67,9 +75,17 @@ def is_edge_collection(path: Path) -> bool:
         return True
     try:
         entries = [entry for entry in path.iterdir() if not _is_trace(entry.name)]
-        return bool(entries) and all(_is_shard(entry) for entry in entries)
+        shards = [entry for entry in entries if _is_shard(entry)]
+        # An empty folder of that name may be anyone's, unless there is nothing else.
+        return bool(shards) and (len(shards) == len(entries) or any(any(one.iterdir()) for one in shards))
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a file of a collection's folder is ours, other than the description and the lock."""
+    target = temporary_for(name)
+    return target == DESCRIPTION or _OURS.fullmatch(target or name) is not None
 
 
 class EdgeEngine:
@@ -121,10 +137,9 @@ class EdgeEngine:
         try:
             check_free(path, overwrite=overwrite)  # again, now under the lock
             check_space(path, _SPACE_TO_CREATE)
-            (path / DESCRIPTION).unlink(missing_ok=True)
+            _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
             for old in _shards(path):
                 _remove_shard(path, old)
-            _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
             engine = cls(path, _SHARD, _new_shard(path, _SHARD, schema), lock, schema.storage)
             for key, kind in (indexes or {}).items():
                 engine.create_payload_index(key, kind)
@@ -152,8 +167,10 @@ class EdgeEngine:
         """
         path = path.expanduser().absolute()
         if not is_edge_collection(path):
+            left = sorted(one.name for one in path.iterdir() if _is_trace(one.name)) if path.is_dir() else []
+            only = f", only what is left of one: {left}" if left else ""
             raise CollectionNotFoundError(
-                f"There is no collection in {str(path)!r}. Create one first, or check the path."
+                f"There is no collection in {str(path)!r}{only}. Create one first, or check the path."
             )
         lock = _acquire(path)
         try:
@@ -164,13 +181,11 @@ class EdgeEngine:
                 CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
-            for old in _shards(path):
-                # Left by a migration that was interrupted after the switch to its shard.
-                if old != name and not _pending_file(path, old).exists():
-                    _remove_shard(path, old)
             _refuse_links(path / name)
+            if _is_described(path, name, described):
+                _remove_leftovers(path, name)
             storage = described.get("storage") if isinstance(described, dict) else None
-            check_space(path, _SPACE)
+            check_space(path, _SPACE + _holes(path / name))
             shard = _load_without_log(path, name, described) if without_log else _load_shard(path, name)
             return cls(path, name, shard, lock, str(storage))
         except BaseException:
@@ -298,7 +313,10 @@ class EdgeEngine:
             check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
         self._call(lambda shard: shard.optimize())
 
-    def successor(self, schema: CollectionSchema) -> Engine:
+    def drop_replaced(self) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. :meth:`open` has done so."""
+
+    def successor(self, schema: CollectionSchema, *, keep_old: bool = False) -> Engine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The successor is in the same folder, under the same lock.
 
         It gets the same payload indexes.
@@ -325,11 +343,11 @@ class EdgeEngine:
         successor._call(lambda shard: shard.flush())
         _write_schema(self.path / DESCRIPTION, successor._pending, shard=successor._name)
         successor._pending = None
-        _pending_file(self.path, successor._name).unlink(missing_ok=True)
         with self._closing:
-            shard, self._shard = self._shard, None
+            shard, self._shard = self._shard, None  # what is written to it from now on would be lost
         with edge_errors(self.title):
             shard.close()
+        _pending_file(self.path, successor._name).unlink(missing_ok=True)
         _remove_shard(self.path, self._name)
         return None
 
@@ -382,13 +400,15 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _is_trace(name: str) -> bool:
-    """Return whether a file may be left of a creation that was killed at once."""
-    return name == _LOCK or temporary_for(name) == DESCRIPTION
+    """Return whether a file holds no documents, and may be left of a collection that is gone or not yet there."""
+    return name == _LOCK or is_ours(name)
 
 
 def _is_shard(folder: Path) -> bool:
     names = {_LOG, f"{_LOG}.unreadable", "segments", "edge_config.json"}
-    return _generation(folder.name) > 0 and not folder.is_symlink() and {one.name for one in folder.iterdir()} <= names
+    if _generation(folder.name) < 1 or folder.is_symlink() or not folder.is_dir():
+        return False
+    return {one.name for one in folder.iterdir()} <= names
 
 
 def unfinished(path: Path) -> str:
@@ -455,6 +475,20 @@ def _remove_shard(path: Path, name: str) -> None:
     shutil.rmtree(path / name, ignore_errors=True)
 
 
+def _holes(shard: Path) -> int:
+    """Return how many bytes a file system in memory allocates when the holes of a shard's files are only read."""
+    device = os.stat(shard).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}" if hasattr(os, "major") else ""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return 0
+    if not any(f" {number} " in line and " - tmpfs " in line for line in mounts):
+        return 0
+    files = (file.stat() for file in shard.rglob("*") if file.is_file())
+    return sum(max(one.st_size - one.st_blocks * 512, 0) for one in files)
+
+
 def _write_schema(file: Path, schema: CollectionSchema, **more: str) -> None:
     write_atomically(file, json.dumps({**schema.to_dict(), **more}, indent=2) + "\n")
 
@@ -471,6 +505,36 @@ def _load_shard(path: Path, name: str) -> Any:
             if "WouldBlock" in str(error):
                 raise CollectionLockedError(_locked_message(path)) from error
             raise
+
+
+def _is_described(path: Path, name: str, described: Any) -> bool:
+    """Return whether a description can be read. Then its shard must be as it says.
+
+    Raises:
+        CollectionCorruptError: The shard is another one.
+    """
+    try:
+        schema = CollectionSchema.from_dict({**described, "unfinished": ""}, "")
+        config = parse_json((path / name / "edge_config.json").read_text(encoding="utf-8"))
+        dim = config["vectors"][VECTOR_NAME]["size"]
+        stages = {*config["vectors"], *(config.get("sparse_vectors") or {})} - {VECTOR_NAME}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CollectionCorruptError):  # said later
+        return False
+    if (dim, stages) != (schema.dim, set(STAGE_NAMES[schema.first_stage])):
+        raise CollectionCorruptError(
+            f"{str(path / DESCRIPTION)!r} is damaged: it says dim={schema.dim} and first_stage={schema.first_stage!r}, "
+            f"and {str(path / name)!r} has dim={dim} and the vectors {sorted(stages)}. Restore the file from a backup."
+        )
+    return True
+
+
+def _remove_leftovers(path: Path, name: str) -> None:
+    """Delete what a migration left that was interrupted after the switch to its shard."""
+    for old in _shards(path):
+        if old != name and not _pending_file(path, old).exists():
+            _remove_shard(path, old)
+    if _pending_file(path, name).exists():
+        _pending_file(path, name).unlink()
 
 
 def _load_without_log(path: Path, name: str, described: Any) -> Any:

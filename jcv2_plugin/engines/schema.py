@@ -28,6 +28,8 @@ FORMAT = 2
 """Format of the stored schema. Format 1, without first stage and token pooling, can still be read."""
 VECTOR_NAME = "colbert"
 METADATA_FIELD = "jcv2"
+REPLACES_FIELD = "jcv2_replaces"
+"""Metadata of a collection on a server: the name of the one that it replaces and that is deleted then."""
 MAX_FLOATS = 1024 * 1024
 """A multivector must have fewer floats (rows x dim). A hard limit of Qdrant that local engines do not enforce."""
 _NEWER_TYPES: dict[str, Any] = {"first_stage": str, "pool_factor": (int, float)}
@@ -136,11 +138,11 @@ class CollectionSchema:
         names = {one.name for one in fields(cls)} - {"unfinished"}
         newer = set(_NEWER_TYPES) if raw.get("format") == 1 else set()
         missing = sorted(names - newer - set(raw))
-        wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
+        wrong = [name for name in ("dim", "document_length") if type(raw.get(name)) is not int]
         wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
         wrong += [name for name in ("revision", "skiplist") if not isinstance(raw.get(name), (str, type(None)))]
-        wrong += [name for name in ("query_length",) if not isinstance(raw.get(name), (int, type(None)))]
-        wrong += [name for name in ("format",) if not isinstance(raw.get(name, 1), int)]
+        wrong += [name for name in ("query_length",) if type(raw.get(name)) not in (int, type(None))]
+        wrong += [name for name in ("format",) if type(raw.get(name, 1)) is not int]
         wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
         if missing or wrong:
             raise CollectionCorruptError(

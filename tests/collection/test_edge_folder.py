@@ -19,6 +19,7 @@ import pytest
 from official_checkpoint import write_checkpoint
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.cli.collections import UNREADABLE, _of_folder
 from jcv2_plugin.engines.base import Point, SearchRequest
 from jcv2_plugin.errors import (
     CollectionAccessError,
@@ -184,6 +185,34 @@ class TestDamage:
             ColbertCollection.open(folder)
         with ColbertCollection.create(folder, encoder=mini, overwrite=True) as collection:
             assert collection.count() == 0
+
+    @pytest.mark.parametrize("beside", ["ingest.journal", "ingest.journal.lock", "shard-2.pending.json", "notes.txt"])
+    def test_a_lost_description(self, folder: Path, beside: str) -> None:
+        """Whatever lies beside the shard: the documents are not said not to be there."""
+        content = (folder / "jcv2.json").read_text()
+        (folder / "jcv2.json").unlink()
+        (folder / beside).write_text("")
+        with pytest.raises(CollectionCorruptError, match=r"jcv2\.json' is missing.*or drop it"):
+            ColbertCollection.open(folder)
+        assert [one.state for one in _of_folder(str(folder.parent))] == [UNREADABLE]
+        (folder / "jcv2.json").write_text(content)
+        with ColbertCollection.open(folder) as collection:
+            assert collection.count() == 2
+
+    def test_what_is_left_of_one_without_documents(self, folder: Path, mini: JinaColbertEncoder) -> None:
+        (folder / "ingest.journal").write_text("")
+        (folder / "jcv2.json").unlink()
+        shutil.rmtree(folder / "shard")
+        with pytest.raises(CollectionNotFoundError, match=r"only what is left of one: .*'ingest\.journal'"):
+            ColbertCollection.open(folder)
+        ColbertCollection.create(folder, encoder=mini, dim=64).close()
+
+    @pytest.mark.parametrize("change", [{"dim": 32}, {"first_stage": "none"}, {"first_stage": "bm25"}])
+    def test_a_description_of_another_shard(self, folder: Path, change: dict[str, Any]) -> None:
+        file = folder / "jcv2.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+        with pytest.raises(CollectionCorruptError, match=r"jcv2\.json' is damaged: it says dim="):
+            ColbertCollection.open(folder)
 
     def test_a_lost_shard(self, folder: Path) -> None:
         shutil.rmtree(folder / "shard")
