@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 import numpy as np
@@ -86,9 +87,13 @@ def check_number(value: Any, name: str) -> float:
         InvalidQueryError: It is not a number. A bool, a str and NaN are none.
     """
     # numbers.Real includes numpy's scalars
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or math.isnan(value):
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if math.isnan(number):
         raise InvalidQueryError(f"{name} must be a number, got {value!r:.60}.")
-    return float(value)
+    return number
 
 
 def check_flag(value: Any, name: str) -> bool:
