@@ -27,10 +27,10 @@ from jcv2_plugin.documents import (
     OnBlank,
     SearchHit,
     StoredDocument,
+    accepted,
     as_documents,
     point_id,
-    validate,
-    without_blank,
+    warn_of_blank,
 )
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.answers import check_documents, wrong_answer
@@ -365,7 +365,8 @@ class ColbertCollection:
             InvalidDocumentError: An id is duplicated, metadata is not JSON, ... Nothing was written.
             DocumentTooLongError: A document exceeds a limit of the model or of Qdrant. Nothing was written.
         """
-        documents = validate(without_blank(as_documents(texts, ids, metadata), on_blank))
+        documents, blank = accepted(as_documents(texts, ids, metadata), on_blank)
+        warn_of_blank(blank)
         self._state.write(lambda current: write.add(current, documents))
         return [str(document.id) for document in documents]
 

@@ -18,11 +18,10 @@ from jcv2_plugin.documents import (
     HASH_KEY,
     Document,
     OnBlank,
+    accepted,
     as_documents,
     payload_of,
     point_id,
-    split_blank,
-    validate,
     warn_of_blank,
 )
 from jcv2_plugin.engines.base import Engine, Matrix, Point
@@ -180,12 +179,13 @@ class Ingestion:
             raise
 
     def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:
-        current = self._current
+        current, seen = self._current, 0
         for items in cut_by_length(in_batches(documents, size)):
             named = self._journal.named(as_documents(items))
-            kept, blank = split_blank(named, self._on_blank)
+            kept, blank = accepted(named, self._on_blank, seen)
+            seen += len(items)
             self._blank += blank
-            new = changed(current.engine, validate(kept), self._in_flight())
+            new = changed(current.engine, kept, self._in_flight())
             texts = check_lengths([one.document for one in new], current.schema, current.encoder) if new else None
             yield _Batch(len(items), len(blank), new, texts)
 

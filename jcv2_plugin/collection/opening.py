@@ -14,7 +14,7 @@ from jcv2_plugin.collection.checks import check_lengths
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
 from jcv2_plugin.collection.state import load_encoder
-from jcv2_plugin.documents import Document, OnBlank, validate, without_blank
+from jcv2_plugin.documents import Document, OnBlank, accepted, warn_of_blank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import (
@@ -94,14 +94,15 @@ def create_filled(
     Args:
         documents: Documents to store.
         create: Function that creates the collection from the options.
-        on_blank: See :func:`~jcv2_plugin.documents.without_blank`.
+        on_blank: See :func:`~jcv2_plugin.documents.accepted`.
         **options: See :func:`create_collection`.
 
     Raises:
         InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
     """
     _refuse_foreign(options)  # before a model is loaded
-    checked = validate(without_blank(documents, on_blank))
+    checked, blank = accepted(documents, on_blank)
+    warn_of_blank(blank)
     encoder = options["encoder"] = _loaded(options.get("encoder"), options.get("dim"))
     dim, long_documents = encoder.resolve_dim(options.get("dim")), options.get("long_documents", "split")
     schema = CollectionSchema.describe(encoder, dim, long_documents, options.get("storage", "float16"))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-import operator
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +9,7 @@ from typing import TypedDict
 
 from qdrant_client import models
 
-from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
+from jcv2_plugin.checks import check_flag, check_number, check_positive, check_query, check_query_vectors, in_batches
 from jcv2_plugin.collection.read import id_list
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
@@ -90,9 +87,15 @@ class CheckedOptions:
             )
         given = cls(**options)
         check_filter(given.filter)
-        least = None if given.score_threshold is None else _number(given.score_threshold, "score_threshold")
-        candidates = None if given.candidates is None else _positive(given.candidates, "candidates")
-        return replace(given, score_threshold=least, candidates=candidates)
+        return replace(
+            given,
+            score_threshold=None
+            if given.score_threshold is None
+            else check_number(given.score_threshold, "score_threshold"),
+            candidates=None if given.candidates is None else check_positive(given.candidates, "candidates"),
+            exact=None if given.exact is None else check_flag(given.exact, "exact"),
+            with_explanation=check_flag(given.with_explanation, "with_explanation"),
+        )
 
 
 def search(current: OpenCollection, queries: Sequence[str], k: int, options: CheckedOptions) -> list[list[SearchHit]]:
@@ -135,7 +138,7 @@ def check_k(k: int) -> int:
     Raises:
         InvalidQueryError: It is not a positive integer.
     """
-    return _positive(k, "k")
+    return check_positive(k, "k")
 
 
 def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, float]:
@@ -144,8 +147,8 @@ def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, flo
     Raises:
         InvalidQueryError: ``fetch_k`` is not positive, or ``lambda_mult`` is not between 0 and 1.
     """
-    fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, _positive(fetch_k, "fetch_k"))
-    trade_off = _number(lambda_mult, "lambda_mult")
+    fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, check_positive(fetch_k, "fetch_k"))
+    trade_off = check_number(lambda_mult, "lambda_mult")
     if not 0 <= trade_off <= 1:
         raise InvalidQueryError(
             f"lambda_mult must be between 0 (maximum diversity) and 1 (relevance only), got {lambda_mult!r}."
@@ -269,22 +272,3 @@ def _with_vectors(
             known.update(zip((point_id(hit.id) for hit in missing), encoded, strict=True))
         for hit in batch:
             yield hit, known[point_id(hit.id)]
-
-
-def _number(value: float, name: str) -> float:
-    # numbers.Real includes numpy's scalars
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
-        raise InvalidQueryError(f"{name} must be a number, got {value!r}.")
-    return float(value)
-
-
-def _positive(value: int, name: str) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 1:
-        raise InvalidQueryError(f"{name} must be a positive integer, got {value!r}.")
-    if number >= 2**31:  # engines handle larger values differently
-        raise InvalidQueryError(f"{name} must be below 2**31, got {value!r}.")
-    return number

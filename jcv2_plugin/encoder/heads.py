@@ -26,11 +26,15 @@ from jcv2_plugin.files import new_file, write_atomically
 
 
 def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
-    """Return one or several dimensions as a tuple of ints. numpy integers are accepted."""
+    """Return one or several dimensions as a tuple of ints. numpy integers are accepted.
+
+    Raises:
+        UnknownDimError: They are not integers.
+    """
     try:
-        return (operator.index(dim),)  # type: ignore[arg-type]
+        return tuple(map(operator.index, dim if isinstance(dim, Iterable) else (dim,)))
     except TypeError:
-        return tuple(operator.index(one) for one in dim)  # type: ignore[union-attr]
+        raise UnknownDimError(f"dim must be an integer, or several of them, got {dim!r:.60}.") from None
 
 
 class MatryoshkaHeads(Module):

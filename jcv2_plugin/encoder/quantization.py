@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from jcv2_plugin.documents import has_text
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer, in_own_thread
 from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
@@ -150,7 +151,7 @@ def _draw(texts: Iterable[str], samples: int) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
-        if not text.strip():
+        if not has_text(text):
             continue
         seen += 1
         if len(drawn) < samples:

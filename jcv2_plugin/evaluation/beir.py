@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import Document, has_text
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import numbered_lines, parse_json, read_json
 
@@ -257,7 +257,7 @@ def _read_queries(path: Path, wanted: Container[str]) -> dict[str, str]:
             continue
         if own_id in queries:
             raise BeirFormatError(f"{where}: the id {own_id!r} comes twice. Remove one.")
-        if not text.strip():
+        if not has_text(text):
             raise BeirFormatError(
                 f"{where}: the query {own_id!r} has judgments but no text. Write it, or remove its judgments."
             )
