@@ -33,7 +33,7 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Search only documents with this metadata. Repeatable. A value in quotation marks is a text: 'code=\"7\"'.",
+            help="Search only documents with this metadata. Repeatable. In quotes, a value is a text: 'code=\"7\"'.",
         ),
     ] = None,
     candidates: Annotated[

@@ -19,13 +19,8 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from jcv2_plugin.documents import Document, checked, has_text, is_unicode
 from jcv2_plugin.encoder.windows import token_counter
-<<<<<<< HEAD
-from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.files import parse_json
-=======
 from jcv2_plugin.errors import InvalidDocumentError, Jcv2Error
 from jcv2_plugin.files import parse_json
->>>>>>> strangers
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
@@ -121,13 +116,8 @@ def find_files(
         not_entered: Filled with the folders that were not entered. If None, a folder that cannot be read is an error.
 
     Raises:
-<<<<<<< HEAD
-        SourceError: A path does not exist, a file type is not supported, or a folder has no files to index (unless
-            ``allow_empty``), or a folder below cannot be read.
-=======
         SourceError: A path does not exist or cannot be read, a file type is not supported, or a folder has no files to
             index.
->>>>>>> strangers
     """
     left_out = NotEntered() if not_entered is None else not_entered
     files: dict[str, SourceFile] = {}
@@ -176,18 +166,6 @@ def source_name(path: str | os.PathLike[str]) -> str:
     return (real.relative_to(here) if real.is_relative_to(here) else real).as_posix()
 
 
-<<<<<<< HEAD
-def _walk(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        # With --prune, the documents of its files would be deleted.
-        raise SourceError(
-            f"{error.filename} cannot be read ({error.strerror}), so its files are unknown. Make it readable, or name "
-            "the other files and folders instead."
-        ) from error
-
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
-=======
 def _walk(folder: Path, left_out: NotEntered) -> Iterator[Path]:
     def note(error: OSError) -> None:
         left_out.unread[os.path.realpath(error.filename)] = error
@@ -199,7 +177,6 @@ def _walk(folder: Path, left_out: NotEntered) -> Iterator[Path]:
         links = {name: path for name in wanted if os.path.islink(path := os.path.join(root, name))}
         left_out.linked.update((os.path.realpath(path), Path(path)) for path in links.values())
         folders[:] = [name for name in wanted if name not in links]
->>>>>>> strangers
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
