@@ -315,7 +315,7 @@ class TestFormat1:
 
 class TestBm25:
     def test_weights_are_okapis(self, mini: JinaColbertEncoder) -> None:
-        stage = Bm25Stage(plain_tokenizer(mini.tokenizer))
+        stage = Bm25Stage(mini.tokenized)
         texts = ["rice rice rice and water", "water " * 400, "the ferry sails", "Rice, cooked in WATER."]
         tokens = [mini.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"] for text in texts]
         none = np.empty((0, DIM), dtype=np.float32)
