@@ -1,4 +1,4 @@
-"""A server of encoders over real sockets, by the protocol of ``jcv2_plugin.encoder.protocol``, and its misbehaviours."""
+"""A server of encoders over real sockets, by ``jcv2_plugin.encoder.protocol``, and its misbehaviours."""
 
 from __future__ import annotations
 
@@ -167,12 +167,6 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"detail": "Not Found"})
 
 
-def with_rows(answer: Any, change: Callable[[np.ndarray[Any, Any]], Any]) -> Any:
-    """Change the rows of the text that comes first."""
-    answer["data"][-1]["embeddings"] = change(np.array(answer["data"][-1]["embeddings"]))
-    return answer
-
-
 def hang(handler: Handler, answer: Any) -> bool:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
     for _ in range(30):  # a byte now and then
@@ -203,3 +197,13 @@ def changed(change: Callable[[Any], Any]) -> Callable[[Handler, Any], bool]:
         return True
 
     return misbehave
+
+
+def rows_are(change: Callable[[np.ndarray[Any, Any]], Any]) -> Callable[[Handler, Any], bool]:
+    """Change the rows of the text that comes first."""
+
+    def first(answer: Any) -> Any:
+        answer["data"][-1]["embeddings"] = change(np.array(answer["data"][-1]["embeddings"]))
+        return answer
+
+    return changed(first)

@@ -68,9 +68,8 @@ class JinaColbertReranker(BaseDocumentCompressor):
     @field_validator("encoder")
     @classmethod
     def _a_model(cls, value: Any) -> Any:
-        if not isinstance(value, (str, os.PathLike)):
-            if not is_encoder(value):
-                raise ValueError(f"a model is an encoder or the name of one, not {type(value).__name__}")
+        if not isinstance(value, (str, os.PathLike)) and not is_encoder(value):
+            raise ValueError(f"a model is an encoder or the name of one, not {type(value).__name__}")
         return value
 
     def compress_documents(

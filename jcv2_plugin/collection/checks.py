@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.windows import TokenizedTexts
 
 
-def check_lengths(
-    documents: Sequence[Document], schema: CollectionSchema, encoder: Encoder
-) -> TokenizedTexts | None:
+def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: Encoder) -> TokenizedTexts | None:
     """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
 
     Returns:

@@ -40,7 +40,7 @@ from jcv2_plugin.engines.base import PAYLOAD_INDEXES, Engine, Matrix, NewCollect
 from jcv2_plugin.engines.first_stage import FirstStage, choose_first_stage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
-from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
+from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError
 from jcv2_plugin.filters import check_filter, check_payload_key
 
 if TYPE_CHECKING:

@@ -29,9 +29,7 @@ T = TypeVar("T")
 class OpenCollection:
     """An open collection. A migration does not modify it but replaces it with a new one."""
 
-    def __init__(
-        self, engine: Engine, schema: CollectionSchema, encoder: Encoder | None, device: str | None
-    ) -> None:
+    def __init__(self, engine: Engine, schema: CollectionSchema, encoder: Encoder | None, device: str | None) -> None:
         self.engine = engine
         self.schema = schema
         self.device = device

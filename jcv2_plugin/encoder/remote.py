@@ -77,9 +77,9 @@ class RemoteEncoder:
         url: Address of the server.
         model: Name of the model. It may be left out if the server has one only.
         dim: Default dimension. If None, the model's own. Needed if the server does not tell its dimensions.
-        api_key: Key. If None, that in ``JCV2_API_KEY`` (for Jina's API ``JINA_API_KEY``), unless ``JCV2_ENCODER_URL`` is set
-            and another address. It is sent to ``url`` only, and kept out of messages, logs, saved state and pickles: a copy in another process takes that of its
-            environment.
+        api_key: Key. If None, that in ``JCV2_API_KEY`` (for Jina's API ``JINA_API_KEY``), unless ``JCV2_ENCODER_URL``
+            is set to another address. It is sent to ``url`` only, and kept out of messages, logs, saved state and
+            pickles: a copy in another process takes that of its environment.
         document_length: Window for documents. If None, that of the server, or 8,000 if it does not tell.
         embedding_type: How vectors are sent: ``"base64"`` (float16, a fifth of the size) or ``"float"`` (float32 in
             decimals). If None, base64 where the server offers it.
@@ -306,7 +306,7 @@ class RemoteEncoder:
         return self.dims[0] if dim is None else dim
 
     def head_fingerprint(self, dim: int) -> str:
-        """Return the fingerprint of the weights for ``dim``. If the server tells none, the server's and model's name."""
+        """Return the fingerprint of the weights for ``dim``, or the server's and model's name if it tells none."""
         return (self.facts.fingerprints or {}).get(str(dim)) or f"{UNKNOWN_WEIGHTS}{self.reference}"
 
     @property
@@ -613,7 +613,7 @@ def check_address(url: str) -> tuple[str, str]:
         shown = f"{url.partition('://')[0]}://{url.partition('://')[2].rpartition('@')[2]}" if "://" in url else url
         raise InvalidOptionError(f"{shown!r:.200} is not the address of a server. Write it as https://host:8080.")
     if parts.username is not None or parts.password is not None:
-        raise InvalidOptionError(f"The address of {parts.hostname} has a user or password in it. Pass api_key= instead.")
+        raise InvalidOptionError(f"The address of {parts.hostname} has a user or password. Pass api_key= instead.")
     if parts.query:
         raise InvalidOptionError(f"The address of {parts.hostname} has a '?' in it. Leave out what follows.")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", parts.fragment

@@ -15,7 +15,6 @@ from qdrant_client import models
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.collection import search as searching
-from jcv2_plugin.encoder.windows import plain_tokenizer
 from jcv2_plugin.engines.base import Matrix, SearchRequest
 from jcv2_plugin.engines.first_stage import BM25_B, BM25_K1, BM25_LENGTH, Bm25Stage, SparseVector
 from jcv2_plugin.errors import CollectionCorruptError, InvalidOptionError, InvalidQueryError
