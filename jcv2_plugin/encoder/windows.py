@@ -87,7 +87,7 @@ class WindowSplitter:
 
 
 def window_by_characters(text: str, capacity: int) -> list[str]:
-    """Split a text into windows of at most ``capacity`` characters, cut at the best boundaries. Blank ones are left out."""
+    """Split a text into windows of at most ``capacity`` characters, at good boundaries. Blank ones are left out."""
     if len(text) <= capacity:
         return [text]
     return [window for window in TextSplitter(capacity, trim=False).chunks(text) if window.strip()]
