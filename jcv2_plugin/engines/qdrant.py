@@ -49,6 +49,7 @@ from jcv2_plugin.errors import (
     InvalidOptionError,
     Jcv2Error,
 )
+from jcv2_plugin.transport import TOO_LARGE
 
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
