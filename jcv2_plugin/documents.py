@@ -11,7 +11,7 @@ import numbers
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, MappingView, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -214,18 +214,19 @@ def left_out(ids: Sequence[str]) -> str:
     return f"Left out {len(ids)} document{'s' if len(ids) > 1 else ''} without text: {names}."
 
 
-def checked(document: Document, where: str) -> Document:
+def checked(document: Document, where: str, *, is_stored: bool = False) -> Document:
     """Return a document as it is stored: with an id, and its metadata and payload as JSON.
 
     Args:
         document: The document.
         where: What it is, for error messages, such as ``"Document 3"``.
+        is_stored: Allow texts of invisible characters only, which version 0.1 stored.
 
     Raises:
         InvalidDocumentError: The document cannot be stored.
     """
     check_text(document.text, where)
-    if not has_text(document.text):
+    if not (document.text.strip() if is_stored else has_text(document.text)):
         raise InvalidDocumentError(f"{where}: the text is empty. Leave such documents out.")
     id = document.id
     if id is not None and (not isinstance(id, str) or not id):
@@ -280,7 +281,7 @@ def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
         return _json_number(value, where)
     if isinstance(value, (bytes, bytearray, memoryview, complex, Iterator)):  # pydantic would take them for others
         raise _unknown(value, where)
-    if isinstance(value, (Mapping, Sequence, Set, MappingView)):
+    if isinstance(value, (Mapping, Sequence, Set, ValuesView)):
         if depth < 1:
             raise InvalidDocumentError(f"{where:.200} is nested more than {MAX_DEPTH} levels deep. Flatten it.")
         if isinstance(value, Mapping):

@@ -21,7 +21,7 @@ from qdrant_client import models
 
 from jcv2_plugin.collection.location import Location
 from jcv2_plugin.collection.verify import problem_of
-from jcv2_plugin.documents import StoredDocument, validate
+from jcv2_plugin.documents import StoredDocument, checked
 from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector, stage_sizes
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -158,7 +158,7 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
     if problem := problem_of(schema, Record(point.id, point.payload, vectors=point.vectors)):
         return problem
     try:
-        validate([StoredDocument.from_payload(point.payload).as_document()])
+        checked(StoredDocument.from_payload(point.payload).as_document(), "Its document", is_stored=True)
     except InvalidDocumentError as error:
         return f"Point {point.id} cannot be stored. {error}"
     sizes = stage_sizes(schema.first_stage, schema.dim)

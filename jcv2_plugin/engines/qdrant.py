@@ -37,7 +37,7 @@ from jcv2_plugin.engines.base import (
     SearchRequest,
     by_bytes,
 )
-from jcv2_plugin.engines.failures import TOO_LARGE, failure_of, status_of
+from jcv2_plugin.engines.failures import failure_of, status_of
 from jcv2_plugin.engines.qdrant_config import point_struct, query_request, sparse_vectors_config, vectors_config
 from jcv2_plugin.engines.retries import Retry, completed, translated_errors
 from jcv2_plugin.engines.schema import METADATA_FIELD, REPLACES_FIELD, CollectionSchema
@@ -49,6 +49,7 @@ from jcv2_plugin.errors import (
     InvalidOptionError,
     Jcv2Error,
 )
+from jcv2_plugin.transport import TOO_LARGE
 
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
