@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from jcv2_plugin.documents import is_unicode
 from jcv2_plugin.encoder.protocol import EmbeddingType, ErrorCode, InputType
 from jcv2_plugin.encoder.windows import LongDocuments
 
@@ -16,6 +17,8 @@ from jcv2_plugin.encoder.windows import LongDocuments
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("the text is blank. Leave it out")
+    if not is_unicode(text):
+        raise ValueError("the text is no Unicode: it has lone surrogates. Decode it again")
     return text
 
 

@@ -161,8 +161,12 @@ class Service:
         """Return the answer to ``/v1/rerank`` or ``/v2/rerank``: a superset of Jina's and Cohere's."""
         self.check_model(body.model)
         dim = self.resolve_dim(body.dimensions)
+        long_documents = body.long_documents
+        if long_documents == "error":  # here, for the error's index
+            visit.split_documents(visit.tokenized(body.documents), long_documents)
+            long_documents = "truncate"
         encoder = cast("JinaColbertEncoder", visit)  # it has what rerank() uses
-        ranked = rerank(encoder, body.query, body.documents, dim=dim, long_documents=body.long_documents)
+        ranked = rerank(encoder, body.query, body.documents, dim=dim, long_documents=long_documents)
         results = [
             {
                 "index": one.index,
