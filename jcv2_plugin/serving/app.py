@@ -135,9 +135,9 @@ def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
         described = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
         schemas = described["components"]["schemas"]
         dims = [*service.encoder.dims, None]
-        for body, listed in (("Encoding", "input"), ("Token", "input"), ("Rerank", "documents"), ("RerankV2", "documents")):
-            name = {"RerankV2": "RerankBodyV2"}.get(body, f"{body}Body")
-            fields = schemas[name]["properties"]
+        for body in (bodies.EncodingBody, bodies.TokenBody, bodies.RerankBody, bodies.RerankBodyV2):
+            fields = schemas[body.__name__]["properties"]
+            listed = "input" if "input" in fields else "documents"
             fields["model"]["examples"] = [service.name]
             if "dimensions" in fields:
                 fields["dimensions"]["enum"] = dims

@@ -30,6 +30,16 @@ def _text_of(value: Any) -> Any:
     return value["text"] if isinstance(value, dict) and "text" in value else value
 
 
+def _whole(value: Any) -> Any:
+    # JSON does not tell 64.0 from 64.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole(value: Any) -> Any:
+    # JSON does not tell 64.0 from 64.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 _TEXT = {"type": "string", "pattern": r"\S"}
 _WITH_TEXT = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
 
@@ -45,6 +55,9 @@ TextOfDocument = Annotated[
 ]
 
 
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class _Body(BaseModel):
     # Unknown fields are refused: a misspelt option would otherwise be ignored without a word.
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -56,12 +69,12 @@ class EncodingBody(_Body):
     model: str
     input: Texts
     input_type: InputType = "document"
-    dimensions: int | None = Field(None, description="Matryoshka dimension. Default: the model's own.")
+    dimensions: Whole | None = Field(None, description="Matryoshka dimension. Default: the model's own.")
     embedding_type: EmbeddingType = Field(
         "float", description="base64 is one string for each text: its rows as float16, little-endian."
     )
     long_documents: LongDocuments = Field("truncate", description="What to do with documents longer than the window.")
-    document_length: int | None = Field(None, description="The window that you expect. Another is refused.")
+    document_length: Whole | None = Field(None, description="The window that you expect. Another is refused.")
     pool_factor: float = Field(1.0, ge=1, le=1e6, description="Token pooling factor of documents.")
     return_tokens: bool = Field(False, description="Whether to add token ids, texts and offsets.")
 
@@ -82,9 +95,9 @@ class RerankBody(_Body):
     model: str | None = None
     query: Text
     documents: list[TextOfDocument] = Field(min_length=1)
-    top_n: int | None = Field(None, ge=1)
+    top_n: Whole | None = Field(None, ge=1)
     return_documents: bool = True
-    dimensions: int | None = None
+    dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
 
 
@@ -94,8 +107,8 @@ class RerankBodyV2(_Body):
     model: str
     query: Text
     documents: list[Text] = Field(min_length=1)
-    top_n: int | None = Field(None, ge=1)
-    dimensions: int | None = None
+    top_n: Whole | None = Field(None, ge=1)
+    dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
 
 
