@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from jcv2_plugin.collection.qdrant_import import ImportReport, import_qdrant
     from jcv2_plugin.collection.search import SearchOptions
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.heads import MatryoshkaHeads
     from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.encoder.quantization import quantize
+    from jcv2_plugin.encoder.remote import RemoteEncoder
     from jcv2_plugin.engines.schema import CollectionSchema
     from jcv2_plugin.scoring.explanation import Explanation, TokenMatch, explain
     from jcv2_plugin.scoring.rerank import RerankResult, rerank
@@ -32,7 +34,9 @@ _HOMES = {
     "SearchHit": "documents",
     "StoredDocument": "documents",
     "SearchOptions": "collection.search",
+    "Encoder": "encoder.base",
     "JinaColbertEncoder": "encoder.model",
+    "RemoteEncoder": "encoder.remote",
     "Explanation": "scoring.explanation",
     "TokenMatch": "scoring.explanation",
     "explain": "scoring.explanation",
@@ -49,11 +53,13 @@ __all__ = [
     "ColbertCollection",
     "CollectionSchema",
     "Document",
+    "Encoder",
     "Explanation",
     "ImportReport",
     "IngestReport",
     "JinaColbertEncoder",
     "MatryoshkaHeads",
+    "RemoteEncoder",
     "RerankResult",
     "SearchHit",
     "SearchOptions",

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_server import EncoderServer
 from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant
 from typer.main import get_command
 
 import jcv2_plugin.cli
 import jcv2_trainer.cli.app
+from jcv2_plugin import JinaColbertEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,11 +49,12 @@ def write_ragatouille_index(folder: Path) -> Path:
 
 
 @pytest.fixture
-def reader_has(tmp_path: Path) -> Iterator[dict[str, dict[str, Any]]]:
+def reader_has(tmp_path: Path, mini: JinaColbertEncoder) -> Iterator[dict[str, dict[str, Any]]]:
     """The names that a page says are the reader's."""
-    with LoopbackQdrant() as server, LoopbackGrpc(server) as wire:
+    with LoopbackQdrant() as server, LoopbackGrpc(server) as wire, EncoderServer(mini) as encoders:
         yield {
             "server.md": {"url": server.url, "grpc_port": wire.port},
+            "encoders-on-another-machine.md": {"encoder_url": encoders.url},
             "migrating.md": {"ragatouille_index": str(write_ragatouille_index(tmp_path / "theirs"))},
         }
 

@@ -12,8 +12,9 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field, PrivateAttr, field_serializer, field_validator
 
 import jcv2_plugin
-from jcv2_plugin.collection.state import load_encoder
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.base import Encoder, is_encoder
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from langchain_jcv2.documents import (
     MATCHES_KEY,
@@ -26,11 +27,9 @@ from langchain_jcv2.documents import (
 )
 
 if TYPE_CHECKING:
-    from jcv2_plugin import JinaColbertEncoder
-
-    _Model = JinaColbertEncoder | str | os.PathLike[str]
+    _Model = Encoder | str | os.PathLike[str]
 else:
-    _Model = Any  # checked by a validator, since importing the class imports torch, which takes seconds
+    _Model = Any  # checked by a validator, which asks a server for nothing
 
 
 class JinaColbertReranker(BaseDocumentCompressor):
@@ -69,11 +68,8 @@ class JinaColbertReranker(BaseDocumentCompressor):
     @field_validator("encoder")
     @classmethod
     def _a_model(cls, value: Any) -> Any:
-        if not isinstance(value, (str, os.PathLike)):
-            from jcv2_plugin import JinaColbertEncoder
-
-            if not isinstance(value, JinaColbertEncoder):
-                raise ValueError(f"a model is a JinaColbertEncoder or the name of one, not {type(value).__name__}")
+        if not isinstance(value, (str, os.PathLike)) and not is_encoder(value):
+            raise ValueError(f"a model is an encoder or the name of one, not {type(value).__name__}")
         return value
 
     def compress_documents(
@@ -116,7 +112,7 @@ class JinaColbertReranker(BaseDocumentCompressor):
         wordless = [one for position, one in enumerate(documents) if position not in set(worded)]
         return [*found, *(with_metadata(one, empty) for one in wordless)][: self.top_n]
 
-    def _loaded(self) -> JinaColbertEncoder:
+    def _loaded(self) -> Encoder:
         if isinstance(self.encoder, (str, os.PathLike)):
             return self._loader.load(os.fspath(self.encoder), self.dim)
         return self.encoder
@@ -132,9 +128,9 @@ class _Loader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: tuple[str, int | None] | None = None
-        self._encoder: JinaColbertEncoder | None = None
+        self._encoder: Encoder | None = None
 
-    def load(self, name: str, dim: int | None) -> JinaColbertEncoder:
+    def load(self, name: str, dim: int | None) -> Encoder:
         with self._lock:
             if self._encoder is None or self._key != (name, dim):
                 self._encoder = load_encoder(name, dims=dim)

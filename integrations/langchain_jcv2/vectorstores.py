@@ -21,7 +21,7 @@ from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
 if TYPE_CHECKING:
-    from jcv2_plugin import JinaColbertEncoder  # imports torch, which takes seconds
+    from jcv2_plugin.encoder.base import Encoder
 
 K = 4
 """Number of results, as in LangChain's own stores."""
@@ -78,7 +78,7 @@ class JinaColbertVectorStore(VectorStore):
     def from_texts(
         cls,
         texts: Iterable[str],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
@@ -106,7 +106,7 @@ class JinaColbertVectorStore(VectorStore):
     def from_documents(
         cls,
         documents: Iterable[Document],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **options: Any,
@@ -121,7 +121,7 @@ class JinaColbertVectorStore(VectorStore):
     async def afrom_texts(
         cls,
         texts: Iterable[str],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         **options: Any,
     ) -> Self:
@@ -132,7 +132,7 @@ class JinaColbertVectorStore(VectorStore):
     async def afrom_documents(
         cls,
         documents: Iterable[Document],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
         """Run :meth:`from_documents` without blocking the event loop."""
@@ -160,7 +160,7 @@ class JinaColbertVectorStore(VectorStore):
     def _create(
         cls,
         documents: list[jcv2_plugin.Document],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None,
         **options: Any,
     ) -> Self:
         if isinstance(embedding, Embeddings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -16,13 +16,12 @@ from llama_index_instrumentation import get_dispatcher
 
 from jcv2_plugin import RerankResult, rerank
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.base import Encoder, is_encoder
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
 from llama_index_jcv2.nodes import embedded_text
 from llama_index_jcv2.results import ScoredNode
-
-if TYPE_CHECKING:
-    from jcv2_plugin import JinaColbertEncoder
 
 dispatcher = get_dispatcher(__name__)
 
@@ -37,7 +36,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
 
     Args:
         top_n: Number of nodes to keep.
-        model: The model, by name or folder, or loaded.
+        model: The model, by name or folder, on a server (``"https://..."``, ``"jina-api:..."``), or loaded.
         dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
         long_documents: How to handle nodes longer than the model's window, as in ``jcv2_plugin.rerank``.
         keep_retrieval_score: Keep a node's previous score as ``retrieval_score`` in its metadata, excluded from prompts
@@ -60,12 +59,12 @@ class JinaColbertRerank(BaseNodePostprocessor):
     with_explanation: bool = Field(description="Whether to explain scores.")
 
     # Private, to keep the model out of dumps, as in the vector store.
-    _encoder: JinaColbertEncoder = PrivateAttr()
+    _encoder: Encoder = PrivateAttr()
 
     def __init__(
         self,
         top_n: int = 5,
-        model: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
+        model: Encoder | str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         dim: int | None = None,
         long_documents: LongDocuments = "split",
@@ -74,13 +73,9 @@ class JinaColbertRerank(BaseNodePostprocessor):
         device: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        from jcv2_plugin import JinaColbertEncoder  # here, since it imports torch, which takes seconds
-
         if isinstance(top_n, bool) or not isinstance(top_n, numbers.Integral) or top_n < 1:
             raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
-        encoder = model
-        if not isinstance(encoder, JinaColbertEncoder):
-            encoder = JinaColbertEncoder.from_pretrained(os.fspath(encoder), dims=dim, device=device)
+        encoder = model if is_encoder(model) else load_encoder(model, dims=dim, device=device)
         fields: dict[str, Any] = {
             "top_n": int(top_n),
             "model": encoder.name,
@@ -99,7 +94,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
         return "JinaColbertRerank"
 
     @property
-    def encoder(self) -> JinaColbertEncoder:
+    def encoder(self) -> Encoder:
         """The model."""
         return self._encoder
 

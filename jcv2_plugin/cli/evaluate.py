@@ -24,7 +24,7 @@ from jcv2_plugin.evaluation.bm25 import bm25_run
 from jcv2_plugin.evaluation.metrics import METRICS, evaluate_collection, evaluate_run
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 _ANOTHER = "Choose another folder, or on a server another --name."
 
@@ -108,13 +108,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a model on a BEIR dataset, searching a stored collection."""
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.named import load_encoder
 
     read = BeirDataset.read(dataset, split=split)
     own = len(read.own_documents(ignore_identical_ids))
     of_set = {"dataset": read.name, "own_documents_left_out": own, "missing_documents": len(read.missing)}
     quiet_libraries()
-    encoder = JinaColbertEncoder.from_pretrained(
+    encoder = load_encoder(
         options.model, dims=dim or None, device=options.device, document_length=options.document_length
     )
     rows: list[tuple[str, dict[str, float]]] = []
@@ -166,7 +166,7 @@ def _evaluate_dim(
 
 @contextmanager
 def _collection(
-    dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: Evaluated, kept: Kept
+    dataset: BeirDataset, encoder: Encoder, dim: int, options: Evaluated, kept: Kept
 ) -> Iterator[ColbertCollection]:
     with ExitStack() as stack:
         if not kept.location:

@@ -13,6 +13,7 @@ from jcv2_plugin.cli.connection import OptionalConnection
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import name, out, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.scoring import explanation as explanations
 from jcv2_plugin.scoring.explanation import Explanation
 
@@ -31,9 +32,7 @@ def explain(
         raise typer.BadParameter("Give either --collection or --text.")
     if text is not None:
         quiet_libraries()
-        from jcv2_plugin.encoder.model import JinaColbertEncoder
-
-        encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
+        encoder = load_encoder(model, dims=dim)
         explanation, title = explanations.explain(encoder, query, text, dim=dim, long_documents="split"), "the text"
     else:
         with connection.open() as opened:

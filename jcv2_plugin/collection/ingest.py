@@ -99,14 +99,17 @@ def points_of(
         vectors: Their token vectors, if they are already encoded.
     """
     schema = current.schema
-    texts = current.encoder.tokenized(one.document.text for one in new) if tokenized is None else tokenized
+    if tokenized is None and current.encoder.gives_tokens:
+        tokenized = current.encoder.tokenized(one.document.text for one in new)
     if vectors is None:
+        texts = [one.document.text for one in new] if tokenized is None else tokenized
         vectors = current.encoder.document_vectors(texts, schema.dim, schema.long_documents, schema.pool_factor)
     for one, matrix in zip(new, vectors, strict=True):
         check_stored(matrix, schema.dim, f"Document {one.document.id!r}")
+    ids: Sequence[list[int] | None] = [None] * len(new) if tokenized is None else tokenized.ids
     return [
         Point(one.point_id, matrix, one.payload, current.stage_vectors(one.document.text, matrix, tokens))
-        for one, matrix, tokens in zip(new, vectors, texts.ids, strict=True)
+        for one, matrix, tokens in zip(new, vectors, ids, strict=True)
     ]
 
 

@@ -8,25 +8,26 @@ again, since projection heads are not weight-tied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jcv2_plugin.checks import in_batches
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, Ingestion
 from jcv2_plugin.collection.journal import IngestJournal
-from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder
+from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_for
 from jcv2_plugin.collection.workers import as_devices
 from jcv2_plugin.documents import HASH_KEY, TEXT_KEY, StoredDocument
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.answers import check_documents
 from jcv2_plugin.engines.base import Engine, Point, Record
-from jcv2_plugin.engines.first_stage import FirstStage
+from jcv2_plugin.engines.first_stage import FirstStage, choose_first_stage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage, storage_profile
 from jcv2_plugin.errors import CollectionError, InvalidOptionError
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 T = TypeVar("T")
 
@@ -57,14 +58,14 @@ class MigrationReport:
 class Target:
     """Target settings of a migration. None keeps the current value."""
 
-    encoder: JinaColbertEncoder | str | None = None
+    encoder: Encoder | str | None = None
     dim: int | None = None
     storage: Storage | None = None
     first_stage: FirstStage | None = None
     pool_factor: float | None = None
     long_documents: LongDocuments | None = None
 
-    def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, JinaColbertEncoder | None]:
+    def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, Encoder | None]:
         """Return the new schema, which may be that of the collection, and its encoder.
 
         Raises:
@@ -81,27 +82,19 @@ class Target:
             encoder.resolve_dim(dim),
             _or(self.long_documents, old.long_documents),
             _or(self.storage, old.storage),
-            first_stage=_or(self.first_stage, old.first_stage),
+            first_stage=choose_first_stage(_or(self.first_stage, old.first_stage), encoder),
             pool_factor=_or(self.pool_factor, old.pool_factor),
         )
         if self == Target():
             raise InvalidOptionError(f"Say what is to change in {current.engine.title}: dim, storage, ...")
         return new, encoder
 
-    def _encoder(self, current: OpenCollection) -> JinaColbertEncoder:
+    def _encoder(self, current: OpenCollection) -> Encoder:
         old = current.schema
         if self.encoder is None:
             if self.dim is None or self.dim in current.encoder.dims:
                 return current.encoder
-            skiplist: Any = old.skiplist if old.skiplist != "custom" else "default"
-            return load_encoder(
-                old.model,
-                dims=self.dim,
-                revision=old.revision,
-                device=current.device,
-                document_length=old.document_length,
-                skiplist=skiplist,
-            )
+            return load_for(replace(old, dim=self.dim), old.model, current.device, named_by_user=False)
         if isinstance(self.encoder, str):
             return load_encoder(self.encoder, dims=self.dim, device=current.device)
         return self.encoder

@@ -13,14 +13,15 @@ from qdrant_client import QdrantClient, models
 from jcv2_plugin.collection.checks import check_lengths
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
-from jcv2_plugin.collection.state import load_encoder
 from jcv2_plugin.documents import Document, OnBlank, validate, without_blank
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.named import load_encoder
+from jcv2_plugin.engines.first_stage import choose_first_stage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,10 @@ def create_filled(
     checked = validate(without_blank(documents, on_blank))
     encoder = options["encoder"] = _loaded(options.get("encoder"), options.get("dim"))
     dim, long_documents = encoder.resolve_dim(options.get("dim")), options.get("long_documents", "split")
-    schema = CollectionSchema.describe(encoder, dim, long_documents, options.get("storage", "float16"))
+    first_stage = choose_first_stage(options.get("first_stage"), encoder)
+    schema = CollectionSchema.describe(
+        encoder, dim, long_documents, options.get("storage", "float16"), first_stage=first_stage
+    )
     check_lengths(checked, schema, encoder)
     collection = create(**options)
     try:
@@ -110,7 +114,7 @@ def create_filled(
     return collection
 
 
-def _loaded(encoder: JinaColbertEncoder | str | os.PathLike[str] | None, dim: int | None) -> JinaColbertEncoder:
+def _loaded(encoder: Encoder | str | os.PathLike[str] | None, dim: int | None) -> Encoder:
     if encoder is None or isinstance(encoder, (str, os.PathLike)):
         return load_encoder(DEFAULT_MODEL if encoder is None else encoder, dims=dim)
     return encoder

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import numbers
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -14,8 +15,10 @@ from qdrant_client import models
 
 from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
 from jcv2_plugin.collection.read import id_list
-from jcv2_plugin.collection.state import OpenCollection
+from jcv2_plugin.collection.state import CollectionState, OpenCollection
 from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
+from jcv2_plugin.encoder.base import Encoder
+from jcv2_plugin.encoder.remote import RemoteEncoder
 from jcv2_plugin.engines.base import Candidates, Matrix, Record, SearchRequest
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, STAGE_NAMES, FirstStage
 from jcv2_plugin.engines.schema import VECTOR_NAME
@@ -95,21 +98,52 @@ class CheckedOptions:
         return replace(given, score_threshold=least, candidates=candidates)
 
 
-def search(current: OpenCollection, queries: Sequence[str], k: int, options: CheckedOptions) -> list[list[SearchHit]]:
-    """Search for several queries, encoded in batches."""
+@dataclass(frozen=True)
+class EncodedQueries:
+    """Vectors of queries that were encoded before the search, by text, and the encoder and dimension they are of."""
+
+    encoder: Encoder
+    dim: int
+    vectors: Mapping[str, Matrix]
+
+
+async def encoded_queries(state: CollectionState, queries: Sequence[str]) -> EncodedQueries | None:
+    """Encode queries without blocking a thread while a server does so. None if the encoder runs in this process."""
+    current = state.current
+    encoder = await asyncio.to_thread(lambda: current.encoder)
+    if not isinstance(encoder, RemoteEncoder):
+        return None
+    vectors = await encoder.aquery_vectors(queries, current.schema.dim)
+    return EncodedQueries(encoder, current.schema.dim, dict(zip(queries, vectors, strict=True)))
+
+
+def search(
+    current: OpenCollection,
+    queries: Sequence[str],
+    k: int,
+    options: CheckedOptions,
+    encoded: EncodedQueries | None = None,
+) -> list[list[SearchHit]]:
+    """Search for several queries, encoded in batches unless they already are."""
     found: list[list[SearchHit]] = []
     for batch in in_batches(queries, _QUERIES_PER_SEARCH):
-        vectors = _query_vectors(current, batch)
+        vectors = _query_vectors(current, batch, encoded)
         hits = _hits(current, batch, vectors, k, options)
         found.extend(_explained(current, batch, vectors, hits) if options.with_explanation else hits)
     return found
 
 
 def search_mmr(
-    current: OpenCollection, query: str, k: int, fetched: int, lambda_mult: float, options: CheckedOptions
+    current: OpenCollection,
+    query: str,
+    k: int,
+    fetched: int,
+    lambda_mult: float,
+    options: CheckedOptions,
+    encoded: EncodedQueries | None = None,
 ) -> list[SearchHit]:
     """Choose ``k`` of the ``fetched`` best hits by MMR."""
-    vectors = _query_vectors(current, [query])
+    vectors = _query_vectors(current, [query], encoded)
     (hits,) = _hits(current, [query], vectors, fetched, options)
     likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
     chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, k, lambda_mult)
@@ -127,6 +161,18 @@ def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix 
     explained = _explained(current, [query], vectors, [[_hit(found[0], len(vectors[0]))]])[0][0].explanation
     assert explained is not None
     return explained
+
+
+def check_queries(queries: Sequence[str]) -> None:
+    """Check queries before any is encoded.
+
+    Raises:
+        InvalidQueryError: One is blank or not a string, or a single string is given instead of a list.
+    """
+    if isinstance(queries, str):
+        raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
+    for query in queries:
+        check_query(query)
 
 
 def check_k(k: int) -> int:
@@ -153,7 +199,12 @@ def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, flo
     return fetched, trade_off
 
 
-def _query_vectors(current: OpenCollection, queries: Sequence[str]) -> list[Matrix]:
+def _query_vectors(
+    current: OpenCollection, queries: Sequence[str], encoded: EncodedQueries | None = None
+) -> list[Matrix]:
+    # A migration may have replaced the encoder since the queries were encoded.
+    if encoded is not None and encoded.encoder is current.encoder and encoded.dim == current.schema.dim:
+        return check_query_vectors([encoded.vectors[query] for query in queries])
     return check_query_vectors(current.encoder.query_vectors(queries, current.schema.dim))
 
 

@@ -18,11 +18,10 @@ from bs4 import BeautifulSoup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from jcv2_plugin.documents import Document, is_unicode
-from jcv2_plugin.encoder.windows import token_counter
 from jcv2_plugin.errors import Jcv2Error
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".py", ".html", ".htm"})
 JSONL_SUFFIX = ".jsonl"
@@ -131,7 +130,7 @@ class PassageReader:
     """Read files as documents. Texts are split at the best boundary that keeps passages within a maximum size.
 
     Args:
-        encoder: Encoder whose tokens are counted.
+        encoder: Encoder whose tokens are counted, or estimated if it is on a server.
         chunk_tokens: Maximum size of a passage in tokens, at most the model's window.
         max_mib: Maximum size of a text file, and of a JSON line, in MiB. No more than this is read at once.
 
@@ -141,7 +140,7 @@ class PassageReader:
     """
 
     def __init__(
-        self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, max_mib: int = DEFAULT_MAX_MIB
+        self, encoder: Encoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, max_mib: int = DEFAULT_MAX_MIB
     ) -> None:
         if chunk_tokens < 1:
             raise SourceError(f"chunk_tokens must be positive, got {chunk_tokens}.")
@@ -153,7 +152,7 @@ class PassageReader:
                 f"Passages of {chunk_tokens} tokens do not fit the model's window of {window}. Take fewer, or load "
                 "the model with a larger document_length."
             )
-        count = token_counter(encoder.plain_tokenizer)
+        count = encoder.token_counter()
         self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
         self._plain = TextSplitter.from_callback(count, chunk_tokens)
         self._max_mib = max_mib

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelNotFoundError
 
 if TYPE_CHECKING:
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.encoder.windows import LongDocuments
     from jcv2_plugin.engines.base import Matrix
@@ -53,7 +54,14 @@ class EncoderPool:
     memory.
     """
 
-    def __init__(self, encoder: JinaColbertEncoder, devices: Sequence[str]) -> None:
+    def __init__(self, encoder: Encoder, devices: Sequence[str]) -> None:
+        from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+        if not isinstance(encoder, JinaColbertEncoder):
+            raise InvalidOptionError(
+                f"workers load models on this machine, and {encoder.reference} encodes elsewhere. Leave out workers; "
+                "RemoteEncoder(parallel=...) sets how many requests are made at a time."
+            )
         self._saved: tempfile.TemporaryDirectory[str] | None = None
         reference, options = encoder.reference, encoder.loading_options()
         if encoder.source is None or encoder.skiplist == "custom":

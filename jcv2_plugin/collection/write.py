@@ -21,7 +21,7 @@ def add(current: OpenCollection, documents: Sequence[Document]) -> None:
     tokenized = check_lengths([one.document for one in new], current.schema, current.encoder)
     for start in range(0, len(new), BATCH_DOCUMENTS):
         stop = start + BATCH_DOCUMENTS
-        current.engine.upsert(points_of(current, new[start:stop], tokenized.part(start, stop)))
+        current.engine.upsert(points_of(current, new[start:stop], tokenized and tokenized.part(start, stop)))
     current.has_changed()
 
 

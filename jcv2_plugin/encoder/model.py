@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.encoder.hub import ModelSource
 from jcv2_plugin.encoder.inference import encode_batches
+from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.skiplist import SKIPLISTS, Skiplist, skiplist_words
 from jcv2_plugin.encoder.windows import (
@@ -33,6 +34,7 @@ from jcv2_plugin.encoder.windows import (
     content_capacity,
     join_windows,
     plain_tokenizer,
+    token_counter,
 )
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
 
@@ -400,6 +402,25 @@ class JinaColbertEncoder(MultiVectorEncoder):
             if self._splitter is None or self._splitter.capacity != capacity:
                 self._splitter = WindowSplitter(self.plain_tokenizer, capacity)
             return self._splitter
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether it can tell the tokens of texts: always."""
+        return True
+
+    def token_counter(self) -> Callable[[str], int]:
+        """Return a function that counts a text's tokens, for splitting texts."""
+        return token_counter(self.plain_tokenizer)
+
+    def check_lengths(self, texts: Sequence[str]) -> None:
+        """Raise DocumentTooLongError for the first text that does not fit the window."""
+        self.split_documents(self.tokenized(texts), "error")
+
+    def scored_tokens(
+        self, text: str, task: Literal["query", "document"], long_documents: LongDocuments = "truncate"
+    ) -> list[ScoredToken]:
+        """Return the tokens of a text, one for each row of its multivector."""
+        return scored_tokens(self, text, task, long_documents)
 
     def split_documents(
         self, texts: TokenizedTexts, long_documents: LongDocuments, prompt: str | None = None

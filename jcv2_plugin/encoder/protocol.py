@@ -1,8 +1,8 @@
 """The protocol between :class:`~jcv2_plugin.RemoteEncoder` and a server of encoders, as types. Imports no torch.
 
 **The base** is that of Jina's API. ``POST /v1/multi-vector`` takes :class:`EncodingRequest` and answers with
-:class:`EncodingAnswer`, one :class:`Item` for each text. Keys go in the header ``Authorization: Bearer KEY``. Bodies are
-JSON in UTF-8. A server may answer the items in any order: ``index`` counts.
+:class:`EncodingAnswer`, one :class:`Item` for each text. A key goes in the header ``Authorization: Bearer KEY``. Bodies
+are JSON in UTF-8. A server may answer the items in any order: ``index`` counts.
 
 **What only our server has** is announced by ``GET /v1/models`` (:class:`ModelList`), in the ``features`` of a model. A
 client uses what is announced and nothing else:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import httpx
@@ -21,17 +18,8 @@ from jcv2_plugin.errors import (
     ServerBusyError,
     ServerLimitError,
 )
+from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNFINISHED, UNREACHABLE, UNREADABLE, Failure, seconds_of
 
-UNREACHABLE = 0
-UNREADABLE = 200
-"""Statuses of our own: no answer, and an answer that is not Qdrant's."""
-UNFINISHED = 202
-TIMEOUT = 504
-TOO_LARGE = 413
-_BUSY = {429, 500, 502, 503}
-_TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
-# Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
-_LONGEST_ASKED_WAIT = 300.0
 _LONGEST_REASON = 600
 
 _STATUS_OF_CODE = {
@@ -75,19 +63,6 @@ class UnfinishedWriteError(Exception):
     """The server took a write, but has not completed it. The argument is the status that it gave."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A failed request: its HTTP status or one of ours, the server's reason, and how many seconds it asks to wait."""
-
-    status: int
-    reason: str
-    retry_after: float | None = None
-
-    def is_transient(self, *, first: bool = False) -> bool:
-        """Return whether a retry may succeed. If the ``first`` request gets no answer, the address is likely wrong."""
-        return self.status in (_BUSY if first else _TRANSIENT) and (self.retry_after or 0) <= _LONGEST_ASKED_WAIT
-
-
 def failure_of(error: BaseException | None) -> Failure | None:
     """Classify an exception of the client, or return None if it is not a failed request."""
     if isinstance(error, UnexpectedResponse):
@@ -95,7 +70,7 @@ def failure_of(error: BaseException | None) -> Failure | None:
     if isinstance(error, UnfinishedWriteError):
         return Failure(UNFINISHED, f"a write is {error}, not completed")
     if isinstance(error, QdrantException):  # of the base class if the client cannot parse Retry-After
-        return Failure(429, str(error), _seconds(getattr(error, "retry_after_s", None)))
+        return Failure(429, str(error), seconds_of(getattr(error, "retry_after_s", None)))
     if isinstance(error, grpc.RpcError):
         code, details = (getattr(error, name, lambda: None)() for name in ("code", "details"))
         return Failure(_STATUS_OF_CODE.get(code, 400), str(details or code or error))
@@ -121,16 +96,7 @@ def _of_response(error: UnexpectedResponse) -> Failure:
     # that is too large gets the same status as any wrong one, but in parts it can be stored.
     if status == 429 or (status == 400 and "larger than allowed" in stated):
         status = TOO_LARGE
-    return Failure(status, stated, _seconds(error.headers.get("Retry-After") if error.headers is not None else None))
-
-
-def _seconds(asked: Any) -> float | None:
-    """Return how long the server asks to wait, or None if it does not say so in seconds."""
-    try:
-        seconds = float(asked)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return seconds if 0 <= seconds < math.inf else None
+    return Failure(status, stated, seconds_of(error.headers.get("Retry-After") if error.headers is not None else None))
 
 
 def _stated_reason(content: bytes) -> str | None:
@@ -173,9 +139,8 @@ def translated(error: BaseException, where: str) -> CollectionError | None:
     # Strict mode answers like any wrong request, except that it always says how to change it.
     other = _STRICT if ". Help: " in reason else _BROKEN if status >= 500 else _WRONG
     kind, remedy = _REMEDIES.get(status, other)
-    later = "later" if failure.retry_after is None else f"in {failure.retry_after:g} seconds"
     stop = "" if reason.endswith((".", "!")) else "."
-    return kind(f"Qdrant at {where} refused: {reason}{stop} {remedy.format(later=later)}")
+    return kind(f"Qdrant at {where} refused: {reason}{stop} {remedy.format(later=failure.later)}")
 
 
 def status_of(error: CollectionError) -> int:

@@ -7,7 +7,7 @@ docs/two-stage.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from jcv2_plugin.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
+    from jcv2_plugin.encoder.windows import TokenizedTexts
 
 FirstStage = Literal["none", "pooled", "bm25", "hybrid"]
 FIRST_STAGES: tuple[FirstStage, ...] = get_args(FirstStage)
@@ -94,7 +93,7 @@ class Bm25Stage:
     those written without spaces. The whole document counts, even where it exceeds the model's window.
     """
 
-    tokenizer: Tokenizer
+    tokenized: Callable[[Sequence[str]], TokenizedTexts]
     name: str = "bm25"
 
     def document(self, text: str, vectors: NDArray[np.float32], ids: Sequence[int] | None = None) -> StageVector:
@@ -109,7 +108,7 @@ class Bm25Stage:
         return SparseVector(pieces, [1.0] * len(pieces))
 
     def _ids(self, text: str) -> NDArray[np.int64]:
-        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.asarray(self.tokenized([text]).ids[0], dtype=np.int64)
 
 
 def check_first_stage(first_stage: str) -> None:
@@ -127,8 +126,23 @@ def stage_sizes(first_stage: FirstStage, dim: int) -> dict[str, int | None]:
     return {name: dim if name == "pooled" else None for name in STAGE_NAMES[first_stage]}
 
 
-def build_stages(first_stage: FirstStage, encoder: JinaColbertEncoder) -> list[Stage]:
-    """Build a collection's stages, with the encoder's tokenizer where they need one."""
-    return [
-        PooledStage() if name == "pooled" else Bm25Stage(encoder.plain_tokenizer) for name in STAGE_NAMES[first_stage]
-    ]
+def build_stages(first_stage: FirstStage, encoder: Encoder) -> list[Stage]:
+    """Build a collection's stages, with the encoder's tokens where they need some."""
+    return [PooledStage() if name == "pooled" else Bm25Stage(encoder.tokenized) for name in STAGE_NAMES[first_stage]]
+
+
+def choose_first_stage(first_stage: FirstStage | None, encoder: Encoder) -> FirstStage:
+    """Return the first stage of a new collection. None is hybrid, or pooled for an encoder that tells no tokens.
+
+    Raises:
+        InvalidOptionError: The encoder cannot serve it.
+    """
+    if first_stage is None:
+        return "hybrid" if encoder.gives_tokens else "pooled"
+    check_first_stage(first_stage)
+    if "bm25" in STAGE_NAMES[first_stage] and not encoder.gives_tokens:
+        raise InvalidOptionError(
+            f"first_stage={first_stage!r} counts the tokens of texts, and {encoder.reference} does not tell them. Use "
+            "first_stage='pooled' or 'none', or a server that tells tokens, such as jcv2 serve."
+        )
+    return first_stage

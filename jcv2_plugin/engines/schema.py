@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jcv2_plugin.encoder.base import UNKNOWN_WEIGHTS, Encoder
 from jcv2_plugin.encoder.skiplist import SKIPLISTS
 from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, FirstStage, check_first_stage
@@ -20,9 +21,6 @@ from jcv2_plugin.errors import (
     CollectionUnfinishedError,
     InvalidOptionError,
 )
-
-if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 FORMAT = 2
 """Format of the stored schema. Format 1, without first stage and token pooling, can still be read."""
@@ -45,9 +43,10 @@ class CollectionSchema:
     """Collection schema: how a collection's vectors were made and are stored.
 
     Attributes:
-        model: Name or folder to load the model from.
+        model: Name or folder to load the model from, or the address of its server.
         revision: Revision of the model. None for a local folder.
-        fingerprint: Fingerprint of the weights that produce vectors of this ``dim``.
+        fingerprint: Fingerprint of the weights that produce vectors of this ``dim``. If the model's server does not
+            tell it, the server and the model.
         dim: Matryoshka dimension.
         document_length: Window of the model, in tokens.
         query_length: Number of vectors per query if queries are padded, else None.
@@ -78,7 +77,7 @@ class CollectionSchema:
     @classmethod
     def describe(
         cls,
-        encoder: JinaColbertEncoder,
+        encoder: Encoder,
         dim: int,
         long_documents: LongDocuments,
         storage: Storage,
@@ -182,8 +181,17 @@ class CollectionSchema:
                 raise InvalidOptionError(f"{name} must be positive and at most {MAX_FLOATS:,}, got {value!r}.")
         check_first_stage(self.first_stage)
 
-    def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
-        """Check that an encoder's vectors are comparable with the stored ones.
+    @property
+    def knows_weights(self) -> bool:
+        """Whether the fingerprint is that of weights. A server need not tell them."""
+        return not self.fingerprint.startswith(UNKNOWN_WEIGHTS)
+
+    def check_encoder(self, encoder: Encoder, title: str) -> bool:
+        """Check that an encoder's vectors are comparable with the stored ones, as far as descriptions tell.
+
+        Returns:
+            Whether the model is known to be the same. If not, vectors must be compared, see
+            :func:`jcv2_plugin.collection.sameness.check_encoder`.
 
         Raises:
             CollectionMismatchError: The model, dimension or preprocessing differs. The message contains a remedy.
@@ -195,6 +203,8 @@ class CollectionSchema:
             )
         found = CollectionSchema.describe(encoder, self.dim, self.long_documents, self.storage)
         if found.fingerprint != self.fingerprint:
+            if not (self.knows_weights and found.knows_weights):
+                return False
             raise CollectionMismatchError(
                 f"{title} was made with the model {self.model!r} (revision {self.revision}, weights "
                 f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
@@ -208,3 +218,4 @@ class CollectionSchema:
                     f"{title} was made with {name}={ours!r}, the encoder has {theirs!r}. "
                     f"{_REMEDIES[name].format(ours)} Or open the collection without naming a model."
                 )
+        return True

@@ -14,7 +14,7 @@ from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.scoring.explanation import Explanation, TokenVectors, compare
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 _TEXTS_AT_A_TIME = 256
 """Number of texts whose vectors are held in memory at once."""
@@ -39,7 +39,7 @@ class RerankResult:
 
 
 def rerank(
-    encoder: JinaColbertEncoder,
+    encoder: Encoder,
     query: str,
     texts: Sequence[str],
     *,
@@ -71,7 +71,7 @@ def rerank(
     given = [document.text for document in validate(as_documents(texts))]
     dim = encoder.resolve_dim(dim)
     if long_documents == "error":  # check here so that errors report the caller's positions
-        encoder.split_documents(encoder.tokenized(given), long_documents)
+        encoder.check_lengths(given)
         long_documents = "truncate"
     if not given:
         return []

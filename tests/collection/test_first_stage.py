@@ -15,7 +15,6 @@ from qdrant_client import models
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.collection import search as searching
-from jcv2_plugin.encoder.windows import plain_tokenizer
 from jcv2_plugin.engines.base import Matrix, SearchRequest
 from jcv2_plugin.engines.first_stage import BM25_B, BM25_K1, BM25_LENGTH, Bm25Stage, SparseVector
 from jcv2_plugin.errors import CollectionCorruptError, InvalidOptionError, InvalidQueryError
@@ -315,7 +314,7 @@ class TestFormat1:
 
 class TestBm25:
     def test_weights_are_okapis(self, mini: JinaColbertEncoder) -> None:
-        stage = Bm25Stage(plain_tokenizer(mini.tokenizer))
+        stage = Bm25Stage(mini.tokenized)
         texts = ["rice rice rice and water", "water " * 400, "the ferry sails", "Rice, cooked in WATER."]
         tokens = [mini.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"] for text in texts]
         none = np.empty((0, DIM), dtype=np.float32)
