@@ -18,9 +18,7 @@ def serve(
     model: Annotated[str, typer.Option(help="Name or folder of the model.")] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8080,
-    dims: Annotated[
-        list[int] | None, typer.Option(help="Matryoshka dimension to load; repeat it for several.")
-    ] = None,
+    dims: Annotated[list[int] | None, typer.Option(help="Matryoshka dimension to load; repeat it for several.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model for clients. Default: its own.")] = None,
     api_key_env: Annotated[
         str | None,

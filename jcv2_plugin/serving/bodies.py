@@ -56,6 +56,7 @@ TextOfDocument = Annotated[
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 
 
 class _Body(BaseModel):
@@ -95,7 +96,7 @@ class RerankBody(_Body):
     model: str | None = None
     query: Text
     documents: list[TextOfDocument] = Field(min_length=1)
-    top_n: Whole | None = Field(None, ge=1)
+    top_n: Number | None = None
     return_documents: bool = True
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
@@ -107,7 +108,7 @@ class RerankBodyV2(_Body):
     model: str
     query: Text
     documents: list[Text] = Field(min_length=1)
-    top_n: Whole | None = Field(None, ge=1)
+    top_n: Number | None = None
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
 

@@ -14,9 +14,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._requests = Counter(
-            "jcv2_requests", "Requests answered.", ["path", "status"], registry=self._registry
-        )
+        self._requests = Counter("jcv2_requests", "Requests answered.", ["path", "status"], registry=self._registry)
         self._seconds = Histogram(
             "jcv2_request_seconds", "Seconds to answer a request.", ["path"], buckets=_SECONDS, registry=self._registry
         )

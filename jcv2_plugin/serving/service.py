@@ -224,9 +224,7 @@ class Visit:
             raise RefusedError(413, "too_large", f"There are {len(texts)} texts, {most} are allowed. Send fewer.")
         return self._encoder.tokenized(texts)
 
-    def split_documents(
-        self, texts: TokenizedTexts, long_documents: LongDocuments
-    ) -> tuple[list[str], list[int]]:
+    def split_documents(self, texts: TokenizedTexts, long_documents: LongDocuments) -> tuple[list[str], list[int]]:
         """See :meth:`JinaColbertEncoder.split_documents`.
 
         Raises:
