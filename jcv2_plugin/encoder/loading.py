@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +258,8 @@ def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
 def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return keyword arguments for transformers' ``from_pretrained``.
 
-    By default, weights have the checkpoint's dtype on CUDA and are float32 elsewhere. Attention is flash attention if
+    By default, weights have the checkpoint's dtype on CUDA. On a CPU, a checkpoint in bfloat16 stays so if the CPU
+    multiplies bfloat16 in hardware. Elsewhere weights are float32. Attention is flash attention if
     it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA. The
     ``folder`` tells the dtype of weights if it is ``"auto"``; no folder means float32.
     """
@@ -266,10 +267,36 @@ def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | No
     on_cuda = str(device).startswith("cuda")
     dtype = kwargs.pop("torch_dtype", None) if "dtype" not in kwargs else kwargs["dtype"]
     if dtype is None:
-        dtype = "auto" if on_cuda else torch.float32
+        keep = on_cuda or (str(device) == "cpu" and own_dtype(folder) == torch.bfloat16 and multiplies_bfloat16())
+        dtype = ("auto" if on_cuda else torch.bfloat16) if keep else torch.float32
     installed = on_cuda and importlib.util.find_spec("flash_attn") is not None
     attention = "flash_attention_2" if installed and _is_half(dtype, folder) else "sdpa"
     return {"attn_implementation": attention, **kwargs, "dtype": dtype}
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware: AMX, AVX512-BF16, or SVE-BF16 on ARM.
+
+    Others emulate it, several times slower than float32.
+    """
+    try:
+        found: Mapping[str, Any] = torch.cpu.get_capabilities()
+    except AttributeError:  # older versions of torch have functions for x86 only
+        own: Any = torch.cpu
+        return bool(own._is_avx512_bf16_supported() or own._is_amx_tile_supported())
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
+
+
+def own_dtype(folder: Path | None) -> torch.dtype | None:
+    """Return the dtype of a folder's weights if all tensors of its first file have the same one, else None."""
+    weights = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    header = read_header(file_reader(weights[0]), str(weights[0]))[0] if weights else {}
+    names = {entry["dtype"] for entry in header.values()}
+    return (
+        {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}.get(names.pop())
+        if len(names) == 1
+        else None
+    )
 
 
 def _is_half(dtype: str | torch.dtype, folder: Path | None) -> bool:
