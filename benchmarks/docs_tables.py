@@ -170,6 +170,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
+    "query-engines": ("peers_query", None, _peers("query")),
     "encoding-profile": ("encoding_profile", None, encoding_profile),
     "quantised-encoding": ("int8", None, _peers("int8")),
     "study-matryoshka": _study("matryoshka", "Each head, averaged over the sets"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from sentence_transformers.util import get_device_name
 from sentence_transformers.util.misc import import_from_string
 from torch import nn
 
+from jcv2_plugin.encoder.dtypes import cpu_dtype
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.hub import ModelSource, resolve_model
 from jcv2_plugin.encoder.int8 import QuantizedTransformer
@@ -267,36 +268,11 @@ def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | No
     on_cuda = str(device).startswith("cuda")
     dtype = kwargs.pop("torch_dtype", None) if "dtype" not in kwargs else kwargs["dtype"]
     if dtype is None:
-        keep = on_cuda or (str(device) == "cpu" and own_dtype(folder) == torch.bfloat16 and multiplies_bfloat16())
-        dtype = ("auto" if on_cuda else torch.bfloat16) if keep else torch.float32
+        on_cpu = torch.device(device).type == "cpu"
+        dtype = "auto" if on_cuda else getattr(torch, cpu_dtype(folder)) if on_cpu else torch.float32
     installed = on_cuda and importlib.util.find_spec("flash_attn") is not None
     attention = "flash_attention_2" if installed and _is_half(dtype, folder) else "sdpa"
     return {"attn_implementation": attention, **kwargs, "dtype": dtype}
-
-
-def multiplies_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 in hardware: AMX, AVX512-BF16, or SVE-BF16 on ARM.
-
-    Others emulate it, several times slower than float32.
-    """
-    try:
-        found: Mapping[str, Any] = torch.cpu.get_capabilities()
-    except AttributeError:  # older versions of torch have functions for x86 only
-        own: Any = torch.cpu
-        return bool(own._is_avx512_bf16_supported() or own._is_amx_tile_supported())
-    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
-
-
-def own_dtype(folder: Path | None) -> torch.dtype | None:
-    """Return the dtype of a folder's weights if all tensors of its first file have the same one, else None."""
-    weights = sorted(folder.glob("*.safetensors")) if folder is not None else []
-    header = read_header(file_reader(weights[0]), str(weights[0]))[0] if weights else {}
-    names = {entry["dtype"] for entry in header.values()}
-    return (
-        {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}.get(names.pop())
-        if len(names) == 1
-        else None
-    )
 
 
 def _is_half(dtype: str | torch.dtype, folder: Path | None) -> bool:

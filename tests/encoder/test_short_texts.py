@@ -18,7 +18,7 @@ from official_checkpoint import SENTENCES, TEXTS, write_checkpoint
 from reference import assert_same
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.encoder import loading
+from jcv2_plugin.encoder import dtypes
 from jcv2_plugin.encoder.openvino_cpu import Network
 from jcv2_plugin.encoder.short_texts import MOST_TOKENS
 from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
@@ -207,13 +207,33 @@ def test_what_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bfloat16_where_the_processor_and_the_checkpoint_have_it(
     hardware: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "multiplies_bfloat16", lambda: hardware)
+    monkeypatch.setattr(dtypes, "multiplies_bfloat16", lambda: hardware)
 
     def chosen(model: Path | str, **options: Any) -> torch.dtype:
         return JinaColbertEncoder.from_pretrained(model, device="cpu", **options).dtype
 
     full = write_checkpoint(tmp_path / "full", dtype=torch.float32)
     assert chosen(folder) == (torch.bfloat16 if hardware else torch.float32)
+    assert dtypes.cpu_dtype_of(str(folder)) == ("bfloat16" if hardware else "float32")
+    assert [dtypes.cpu_dtype_of(name) for name in (str(full), "mini", "no/such", "nowhere")] == ["float32"] * 2 + [
+        None
+    ] * 2
     assert {chosen(full), chosen("mini"), chosen(folder, dtype="float32"), load(folder).dtype} == {torch.float32}
     one, other = (JinaColbertEncoder.from_pretrained(folder, device="cpu", dtype=dtype) for dtype in (None, "float32"))
     assert one.head_fingerprint(DIM) == other.head_fingerprint(DIM)
+
+
+@pytest.mark.parametrize(
+    "line, found",
+    [
+        ("flags\t\t: fpu avx512_bf16 avx2", True),
+        ("flags : fpu amx_tile amx_bf16", True),
+        ("Features\t: fp asimd sve svebf16 bf16", True),
+        ("flags : fpu avx2 avx512f", False),
+        ("model name : amx_bf16", False),
+    ],
+)
+def test_what_a_processor_says(line: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\nbugs : none\n")
+    monkeypatch.setattr(dtypes, "_CPU_INFO", tmp_path / "cpuinfo")
+    assert dtypes.multiplies_bfloat16.__wrapped__() is found
