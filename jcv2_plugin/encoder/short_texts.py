@@ -24,6 +24,7 @@ MOST_TOKENS = 256
 TOLERANCE = 1e-4
 """Largest difference between components of unit vectors of the two engines."""
 _CHECKED_TOKENS = (3, 16, 32)
+_CHANGED = -1  # no version of any weights
 
 
 class ShortTexts:
@@ -61,8 +62,9 @@ class ShortTexts:
 
     def check(self) -> None:
         """Compare the weights with those that the network was built from, and use it if they are the same."""
-        if self._network is not None and weights_fingerprint([self._model]) == self._made_from:
-            self._version = self._versions()
+        if self._network is not None:
+            same = weights_fingerprint([self._model]) == self._made_from
+            self._version = self._versions() if same else _CHANGED
 
     def takes(self, backbone: Transformer, features: dict[str, Any]) -> bool:
         """Return whether :meth:`run` gives the same states for these features as the backbone would."""
