@@ -77,6 +77,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         self._card: str | None = None
         self._tokens_per_batch: int | None = None
         self.query_engine: QueryEngine = "torch"
+        self._short_texts: ShortTexts | None = None
         self._preparing = threading.Lock()
         self.tokenizer_lock = threading.RLock()
         if model_name_or_path is not None:
@@ -238,7 +239,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         """Reset everything derived from the modules. Call it after replacing one of them."""
         self._splitter: WindowSplitter | None = None
         self._plain_tokenizer: Tokenizer | None = None
-        self._short_texts: ShortTexts | None = None
+        self._short_texts = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks and compiled objects cannot be pickled; a copy or worker process creates its own.
