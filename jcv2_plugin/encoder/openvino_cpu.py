@@ -32,8 +32,8 @@ class Network:
 
         options = {
             "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
+            # Without a PERFORMANCE_HINT: with LATENCY, networks of any shape ran on one core of two (OpenVINO 2026.4).
             "NUM_STREAMS": "1",
-            "PERFORMANCE_HINT": "LATENCY",
             # Keep layers that are not quantised in float32; the default is bfloat16 on CPUs that support it.
             "INFERENCE_PRECISION_HINT": "f32",
         }
