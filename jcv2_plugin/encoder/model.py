@@ -630,8 +630,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def train(self, mode: bool = True) -> JinaColbertEncoder:
         """Set the training mode. Afterwards, :attr:`query_engine` is checked against the weights again."""
         super().train(mode)
-        if not mode and getattr(self, "_short_texts", None) is not None:
-            self._short_texts.check()
+        short: ShortTexts | None = getattr(self, "_short_texts", None)
+        if not mode and short is not None:
+            short.check()
         return self
 
     def get_model_kwargs(self) -> list[str]:
