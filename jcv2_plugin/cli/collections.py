@@ -80,9 +80,16 @@ def list_collections(
 
 
 def info(connection: Connection, as_json: Json = False) -> None:
-    """Print a collection's settings and its number of documents."""
+    """Print a collection's settings, its number of documents, and the dtype of its model on this machine's CPU."""
+    from jcv2_plugin.encoder.dtypes import cpu_dtype_of
+
     with connection.open() as opened:
-        described = {**opened.schema.to_dict(), "documents": opened.count()}
+        schema = opened.schema
+        described = {
+            **schema.to_dict(),
+            "documents": opened.count(),
+            "dtype_on_this_cpu": cpu_dtype_of(schema.model, schema.revision),
+        }
     if as_json:
         typer.echo(to_json(described))
         return
