@@ -291,7 +291,7 @@ class _Trainer(Trainer):
     """
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)  # type: ignore[no-untyped-call]
+        loss = super().compute_loss(*args, **kwargs)
         if not bool(torch.isfinite((loss[0] if isinstance(loss, tuple) else loss).detach())):
             raise blown_up("loss", self.state.global_step)
         return loss
