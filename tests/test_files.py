@@ -121,15 +121,21 @@ def test_a_folder_that_is_filled_keeps_other_files_and_follows_no_link(tmp_path:
     assert sorted(str(one.relative_to(folder)) for one in folder.rglob("*")) == [
         "config.json", "other.txt", "sub", "sub/a"]  # fmt: skip
     assert (folder / "config.json").read_text() == "new"
-    with pytest.raises(ValueError, match="half"), filled_folder(folder) as staging:  # noqa: PT012
-        (staging / "config.json").write_text("half")
-        raise ValueError("half")
+
+    def fill(name: str, error: Exception | None = None) -> None:
+        with filled_folder(folder) as staging:
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text("half")
+            if error is not None:
+                raise error
+
+    with pytest.raises(ValueError, match="stopped"):
+        fill("config.json", ValueError("stopped"))
     assert (folder / "config.json").read_text() == "new"
     shutil.rmtree(folder / "sub")
     (folder / "sub").symlink_to(tmp_path)
-    with pytest.raises(FileExistsError, match="is a link"), filled_folder(folder) as staging:  # noqa: PT012
-        (staging / "sub").mkdir()
-        (staging / "sub" / "victim").write_text("yours")
+    with pytest.raises(FileExistsError, match="is a link"):
+        fill("sub/victim")
     assert victim.read_text() == "mine"
     assert not list(folder.glob(".*"))
     with filled_folder(tmp_path / "new") as staging:
