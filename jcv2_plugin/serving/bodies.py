@@ -35,11 +35,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _whole(value: Any) -> Any:
-    # JSON does not tell 64.0 from 64.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 _TEXT = {"type": "string", "pattern": r"\S"}
 _WITH_TEXT = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
 
