@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := mini multilingual langchain llama-index train study int8 docs dev
+EXTRAS := mini multilingual langchain llama-index train study serve int8 docs dev
 comma := ,
 space := $(subst ,, )
 

@@ -159,6 +159,13 @@ def encoding_profile(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def real_size(report: dict[str, Any]) -> str:
+    """Memory and speed at the published size."""
+    from real_size import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
@@ -170,6 +177,8 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
+    "query-engines": ("peers_query", None, _peers("query")),
+    "real-size": ("real_size", None, real_size),
     "encoding-profile": ("encoding_profile", None, encoding_profile),
     "quantised-encoding": ("int8", None, _peers("int8")),
     "study-matryoshka": _study("matryoshka", "Each head, averaged over the sets"),

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from jcv2_plugin import JinaColbertEncoder, quantize
 from jcv2_plugin.encoder.int8 import Int8Model
-from jcv2_plugin.encoder.quantization import HiddenStates
+from jcv2_plugin.encoder.openvino_cpu import HiddenStates
 
 Features = dict[str, Any]
 

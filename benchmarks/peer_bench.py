@@ -16,6 +16,7 @@ from jcv2_plugin import JinaColbertEncoder
 
 OURS = "jcv2"
 INT8 = f"{OURS}, int8"
+OPENVINO = f"{OURS}, OpenVINO"
 WINDOW = 300
 
 

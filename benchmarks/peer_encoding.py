@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import peer_texts
 from encoded import say
-from peer_bench import INT8, OURS, Bench, window_of
+from peer_bench import INT8, OPENVINO, OURS, Bench, window_of
 from peer_measures import ratios, spread, turns, write_json
 from peer_process import Worker
 from worker import read_vectors
 
 ENCODERS = {OURS: OURS, **{name: name for name in ("sentence-transformers", "pylate", "fastembed")}, INT8: "int8"}
 """Names of rows, and whose worker each is."""
+QUERY_ENCODERS = {**ENCODERS, OPENVINO: "jcv2-openvino"}
+"""Those of queries; documents are encoded in torch all the same."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,13 @@ def encode_queries(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]:
     """A row for each engine: one query a call, and all in one."""
     texts = peer_texts.queries(scale.queries, bench.source)
     file = write_json(bench.scratch / "queries.json", texts)
-    with bench.workers(ENCODERS, bench.checkpoint()) as workers:
+    with bench.workers(QUERY_ENCODERS, bench.checkpoint()) as workers:
         first = {name: _first(bench, worker, file, "query") for name, worker in workers.items()}
         names = [name for name in workers if first[name] is not None]
+        for name in names:  # one by one, as an engine may have another way for single texts
+            save = bench.scratch / f"{name}-single.npz"
+            workers[name].ask("encode_each", texts=file, role="query", save=str(save))
+            first[name]["single_difference"] = difference(bench.scratch / f"{OURS}-query.npz", save)  # type: ignore[index]
         bulk: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         each: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for order in turns(names, scale.rounds):
@@ -112,6 +118,7 @@ def encode_queries(bench: Bench, scale: EncodingScale) -> list[dict[str, Any]]:
             "milliseconds": spread([1000 * one["clock"] for one in each[name]]),
             "single_over_ours": ratios(each[name], each[OURS]),
             "queries_per_second": spread([len(texts) / one["clock"] for one in bulk[name]]),
+            "single_over_openvino": ratios(each[name], each[OPENVINO]) if OPENVINO in each else None,
             "single_over_int8": ratios(each[name], each[INT8]) if INT8 in each else None,
             "bulk_over_ours": ratios(bulk[name], bulk[OURS]),
             **first[name],

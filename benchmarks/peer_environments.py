@@ -52,6 +52,7 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("jcv2", own=False),
+        Peer("jcv2-openvino", own=False),
         Peer("qdrant-local", own=False),
         Peer("sentence-transformers"),
         # PyLate 1.6 asks for a fast-plaid that asks for torch 2.11; only its index needs it.

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from jcv2_plugin.collection.qdrant_import import ImportReport, import_qdrant
     from jcv2_plugin.collection.search import SearchOptions
     from jcv2_plugin.documents import Document, SearchHit, StoredDocument
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.heads import MatryoshkaHeads
     from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.encoder.quantization import quantize
+    from jcv2_plugin.encoder.remote import RemoteEncoder
     from jcv2_plugin.engines.first_stage import DenseParams, FirstStage, SparseParams, SparseVector
     from jcv2_plugin.engines.model_stages import SentenceTransformerStage, SparseEncoderStage
     from jcv2_plugin.engines.schema import CollectionSchema
@@ -34,7 +36,9 @@ _HOMES = {
     "SearchHit": "documents",
     "StoredDocument": "documents",
     "SearchOptions": "collection.search",
+    "Encoder": "encoder.base",
     "JinaColbertEncoder": "encoder.model",
+    "RemoteEncoder": "encoder.remote",
     "Explanation": "scoring.explanation",
     "TokenMatch": "scoring.explanation",
     "explain": "scoring.explanation",
@@ -58,12 +62,14 @@ __all__ = [
     "CollectionSchema",
     "DenseParams",
     "Document",
+    "Encoder",
     "Explanation",
     "FirstStage",
     "ImportReport",
     "IngestReport",
     "JinaColbertEncoder",
     "MatryoshkaHeads",
+    "RemoteEncoder",
     "RerankResult",
     "SearchHit",
     "SearchOptions",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import numbers
+import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator, ValidationInfo
 
-from jcv2_plugin.documents import Document, is_unicode
-from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, InvalidVectorError
+from jcv2_plugin.documents import Document, has_text, is_unicode
+from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, InvalidVectorError
 
 _BATCH_CHARACTERS = 1_000_000
 """Maximum characters per batch, unless a single document has more. Several copies of a batch's token vectors are in
@@ -47,10 +52,70 @@ def check_query(query: str) -> None:
     Raises:
         InvalidQueryError: If the query is empty, not a string, or not valid Unicode.
     """
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or not has_text(query):
         raise InvalidQueryError(f"A query must be a non-empty str, got {query!r:.60}.")
     if not is_unicode(query):
         raise InvalidQueryError(f"The query has lone surrogates, so it is not Unicode: {query!a:.60}. Decode it again.")
+
+
+def check_positive(value: Any, name: str, error: type[ValueError] = InvalidQueryError) -> int:
+    """Return a positive integer, of Python or numpy, as Python's.
+
+    Args:
+        value: The value.
+        name: Name of the option, for the error message.
+        error: Class of the error.
+
+    Raises:
+        InvalidQueryError: It is not a positive integer below 2**31. A bool, a float and a str are not integers.
+    """
+    try:
+        number = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 1:
+        raise error(f"{name} must be a positive integer, got {value!r:.60}.")
+    if number >= 2**31:  # engines handle larger values differently
+        raise error(f"{name} must be below 2**31, got {value!r:.60}.")
+    return number
+
+
+def check_number(value: Any, name: str) -> float:
+    """Return a number, of Python or numpy, as a float.
+
+    Raises:
+        InvalidQueryError: It is not a number. A bool, a str and NaN are none.
+    """
+    # numbers.Real includes numpy's scalars
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if math.isnan(number):
+        raise InvalidQueryError(f"{name} must be a number, got {value!r:.60}.")
+    return number
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """Return a bool, of Python or numpy, as Python's.
+
+    Raises:
+        InvalidQueryError: It is something else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidQueryError(f"{name} must be True or False, got {value!r:.60}.")
+    return bool(value)
+
+
+# Fields of the adapters' classes. Pydantic alone would take "3" and True for numbers.
+Positive = Annotated[int, BeforeValidator(lambda value, info: check_positive(value, _name_of(info)))]
+"""A positive integer, which may be one of numpy's."""
+Flag = Annotated[bool, BeforeValidator(lambda value, info: check_flag(value, _name_of(info)))]
+"""A bool, which may be one of numpy's."""
+
+
+def _name_of(info: ValidationInfo) -> str:
+    return info.field_name or "the value"
 
 
 def check_query_vectors(vectors: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
@@ -68,11 +133,10 @@ def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield lists of ``size`` items; the last one may be shorter. The iterable is consumed one batch at a time.
 
     Raises:
-        ValueError: If the size is not positive.
+        InvalidOptionError: If the size is not a positive integer.
         InvalidDocumentError: If a single document is given instead of an iterable.
     """
-    if size < 1:
-        raise ValueError(f"batch_documents must be positive, got {size!r}.")
+    size = check_positive(size, "batch_documents", InvalidOptionError)
     if isinstance(items, (str, Document)):
         raise InvalidDocumentError(f"Give an iterable of documents, not a single {type(items).__name__}.")
     batch: list[Any] = []

@@ -6,6 +6,7 @@ Whatever documents, files and servers contain, the terminal gets it as text: con
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -63,11 +64,22 @@ err = CleanConsole(stderr=True)
 _WIDTH_IN_A_PIPE = 10_000
 
 
+class _CleanFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return message(super().format(record))
+
+
+def clean_logs() -> None:
+    """Clean the warnings in logs too, which Python prints itself if no logging is set up."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_CleanFormatter())
+
+
 def quiet_libraries() -> None:
     """Silence progress bars and warnings of transformers and qdrant-client."""
-    from transformers.utils import logging
+    from transformers.utils import logging as its_logging
 
-    transformers_logging: Any = logging
+    transformers_logging: Any = its_logging
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     quiet_client()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import logging
 import math
 import numbers
 import os
+import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -36,6 +38,13 @@ METADATA_KEY = "metadata"
 ID_KEY = "_id"
 HASH_KEY = "_hash"
 """Payload keys. The first two are those of langchain-qdrant, so that it can read our payloads."""
+
+# White space, control characters, and what Unicode lets a renderer ignore: zero-width characters, BOMs, soft hyphens,
+# marks of direction, variation selectors, and blanks that are letters or symbols by category.
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
 
@@ -147,33 +156,50 @@ def as_documents(
     ]
 
 
-def split_blank(documents: Sequence[Document], on_blank: OnBlank = "skip") -> tuple[list[Document], list[str]]:
-    """Separate the documents with text from blank ones, such as empty pages of a PDF.
+def has_text(text: str) -> bool:
+    """Return whether a text has a visible character, so that it can be searched.
+
+    White space, control characters and zero-width characters (U+200B, a BOM, NUL, a soft hyphen) are not visible.
+    Punctuation is.
+    """
+    return _VISIBLE.search(text) is not None
+
+
+def accepted(
+    documents: Sequence[Document], on_blank: OnBlank = "skip", start: int = 0
+) -> tuple[list[Document], list[str]]:
+    """Check documents before anything is encoded or written, and assign random ids to those without one.
 
     Args:
         documents: Documents to store.
-        on_blank: ``"error"`` keeps all of them, for :func:`validate` to refuse.
+        on_blank: ``"skip"`` leaves out documents without text, such as empty pages of a PDF, ``"error"`` refuses them.
+        start: Position of the first document in the caller's list, for error messages.
 
     Returns:
-        The documents to store, and the ids of those left out (or their numbers, if they have no id).
+        The documents to store, whose metadata and payload are as JSON stores them, see :func:`json_value`, and the ids
+        of those left out (or their positions, if they have no id).
 
     Raises:
+        InvalidDocumentError: A text or id is not a string, an id is given twice, metadata cannot be stored as JSON, or
+            a text is blank and ``on_blank`` is ``"error"``.
         InvalidOptionError: ``on_blank`` is unknown.
     """
     if on_blank not in get_args(OnBlank):
         raise InvalidOptionError(f"on_blank must be one of {get_args(OnBlank)}, got {on_blank!r}.")
-    if on_blank == "error":
-        return list(documents), []
-    blank = {number for number, one in enumerate(documents) if isinstance(one.text, str) and not one.text.strip()}
-    kept = [one for number, one in enumerate(documents) if number not in blank]
-    return kept, [documents[number].id or f"number {number}" for number in sorted(blank)]
-
-
-def without_blank(documents: Sequence[Document], on_blank: OnBlank = "skip") -> list[Document]:
-    """Leave out blank documents, see :func:`split_blank`, and log a warning that names them."""
-    kept, blank = split_blank(documents, on_blank)
-    warn_of_blank(blank)
-    return kept
+    kept: list[Document] = []
+    blank: list[str] = []
+    seen: set[str] = set()
+    for position, document in enumerate(documents, start):
+        if on_blank == "skip" and isinstance(document.text, str) and not has_text(document.text):
+            blank.append(str(document.id or f"number {position}"))
+            continue
+        where = f"Document {position}" + (f" (id {document.id!r})" if document.id else "")
+        stored = checked(document, where)
+        if stored.id in seen:
+            raise InvalidDocumentError(f"{where}: this id comes twice in one call. Ids must be distinct.")
+        seen.add(str(stored.id))
+        kept.append(stored)
+    return kept, blank
 
 
 def warn_of_blank(ids: Sequence[str]) -> None:
@@ -188,43 +214,40 @@ def left_out(ids: Sequence[str]) -> str:
     return f"Left out {len(ids)} document{'s' if len(ids) > 1 else ''} without text: {names}."
 
 
-def validate(documents: Sequence[Document]) -> list[Document]:
-    """Validate documents before anything is encoded or written, and assign random ids to those without one.
+def checked(document: Document, where: str, *, is_stored: bool = False) -> Document:
+    """Return a document as it is stored: with an id, and its metadata and payload as JSON.
 
-    Returns:
-        Documents whose metadata and payload are as JSON stores them, see :func:`json_value`.
+    Args:
+        document: The document.
+        where: What it is, for error messages, such as ``"Document 3"``.
+        is_stored: Allow texts of invisible characters only, which version 0.1 stored.
 
     Raises:
-        InvalidDocumentError: If a text is blank, a text or id is not a string, an id is given twice, or metadata
-            cannot be stored as JSON.
+        InvalidDocumentError: The document cannot be stored.
     """
-    checked: list[Document] = []
-    seen: set[str] = set()
-    for position, document in enumerate(documents):
-        where = f"Document {position}" + (f" (id {document.id!r})" if document.id else "")
-        _check_text(document, where)
-        metadata = _json_dict(document.metadata, f"{where}: metadata")
-        payload = _json_dict(document.payload, f"{where}: payload")
-        own_id = document.id or uuid.uuid4().hex
-        if own_id in seen:
-            raise InvalidDocumentError(f"{where}: this id comes twice in one call. Ids must be distinct.")
-        seen.add(own_id)
-        checked.append(Document(document.text, own_id, metadata, payload))
-    return checked
-
-
-def _check_text(document: Document, where: str) -> None:
-    text, id = document.text, document.id
-    if not isinstance(text, str):
-        raise InvalidDocumentError(f"{where}: the text must be a str, got {type(text).__name__}: {text!r:.60}.")
-    if not text.strip():
+    check_text(document.text, where)
+    if not (document.text.strip() if is_stored else has_text(document.text)):
         raise InvalidDocumentError(f"{where}: the text is empty. Leave such documents out.")
-    if not is_unicode(text):
-        raise InvalidDocumentError(f"{where}: the text has lone surrogates, so it is not Unicode. Decode it again.")
+    id = document.id
     if id is not None and (not isinstance(id, str) or not id):
         raise InvalidDocumentError(f"{where}: the id must be a non-empty str, got {id!r:.60}.")
     if id is not None and not is_unicode(id):
         raise InvalidDocumentError(f"{where}: the id has lone surrogates, so it is not Unicode.")
+    metadata = _json_dict(document.metadata, f"{where}: metadata")
+    payload = _json_dict(document.payload, f"{where}: payload")
+    return Document(document.text, id or uuid.uuid4().hex, metadata, payload)
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that is not a str of valid Unicode.
+
+    Raises:
+        InvalidDocumentError: It is not one.
+    """
+    if not isinstance(text, str):
+        raise InvalidDocumentError(f"{where}: the text must be a str, got {type(text).__name__}: {text!r:.60}.")
+    if not is_unicode(text):
+        raise InvalidDocumentError(f"{where}: the text has lone surrogates, so it is not Unicode. Decode it again.")
 
 
 def _json_dict(value: Any, where: str) -> dict[str, Any]:
@@ -256,7 +279,9 @@ def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
         return value
     if isinstance(value, (int, float)):
         return _json_number(value, where)
-    if isinstance(value, (Mapping, list, tuple, Set)):
+    if isinstance(value, (bytes, bytearray, memoryview, complex, Iterator)):  # pydantic would take them for others
+        raise _unknown(value, where)
+    if isinstance(value, (Mapping, Sequence, Set, ValuesView)):
         if depth < 1:
             raise InvalidDocumentError(f"{where:.200} is nested more than {MAX_DEPTH} levels deep. Flatten it.")
         if isinstance(value, Mapping):
@@ -283,7 +308,7 @@ def _json_mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str,
     for key, item in value.items():
         if isinstance(key, bool) or not isinstance(key, (str, numbers.Integral)):
             raise InvalidDocumentError(f"{where}: key {key!r:.60} is {type(key).__name__}, not str. Rename it.")
-        name = json_value(str(key), f"{where}: key {key!a:.60}")
+        name = json_value(key if isinstance(key, str) else str(key), f"{where}: key {key!a:.60}")
         if name in found:
             raise InvalidDocumentError(f"{where}: key {name!r:.60} comes twice, as str and as int. Rename one.")
         found[name] = json_value(item, f"{where}[{name!r:.60}]", depth - 1)
@@ -295,17 +320,25 @@ def _json_other(value: Any, where: str, depth: int) -> Any:
     plain = None
     if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy, which is not imported for this
         plain = _array(value)
+    elif isinstance(value, (dt.datetime, dt.timedelta)) and any(
+        getattr(value, name, 0) for name in ("nanosecond", "nanoseconds")
+    ):  # pandas' types, whose nanoseconds Python's do not have
+        plain = re.sub(r"\+00:00$", "Z", value.isoformat())  # type: ignore[union-attr]
     elif isinstance(value, os.PathLike):
         plain = os.fspath(value)
     else:
         with suppress(ValueError, TypeError):  # of what pydantic does not know, and pandas' NaT
             plain = to_jsonable_python(value)
     if plain is None or type(plain) is type(value) or plain == "NaT":
-        raise InvalidDocumentError(
-            f"{where} is {value!r:.60} of type {type(value).__name__}, which cannot be stored as JSON. Convert it to a "
-            "str or a number, or leave it out."
-        )
+        raise _unknown(value, where)
     return json_value(plain, where, depth)
+
+
+def _unknown(value: Any, where: str) -> InvalidDocumentError:
+    return InvalidDocumentError(
+        f"{where} is {value!r:.60} of type {type(value).__name__}, which cannot be stored as JSON. Convert it to a "
+        "str (bytes with decode() or base64), a list or a number, or leave it out."
+    )
 
 
 def _array(value: Any) -> Any:
@@ -323,6 +356,9 @@ def _array(value: Any) -> Any:
             micro = value.astype(f"{kind}8[us]")
             if micro == value and not isinstance(micro.item(), int):
                 return micro.item()
+            if kind == "m" and (nano := value.astype("m8[ns]")) == value:
+                seconds, rest = divmod(abs(int(nano.astype("int64"))), 10**9)
+                return f"{'-' if nano.astype('int64') < 0 else ''}PT{seconds}.{rest:09}S"
     return text
 
 

@@ -35,6 +35,26 @@ class InvalidVectorError(Jcv2Error, ValueError):
     """Vectors are not finite, or do not have the collection's dimension."""
 
 
+class EncoderServerError(Jcv2Error):
+    """A server of encoders cannot be reached, does not answer in time, or refuses a request."""
+
+
+class EncoderAccessError(EncoderServerError):
+    """A server of encoders requires an API key, or another one."""
+
+
+class EncoderBusyError(EncoderServerError):
+    """A server of encoders is temporarily unable to handle a request, also after several attempts."""
+
+
+class EncoderAnswerError(EncoderServerError, ValueError):
+    """An answer is not of a server of encoders, or does not fit the request. Nothing of it was stored."""
+
+
+class TokensUnknownError(Jcv2Error, ValueError):
+    """A server of encoders does not tell the tokens of texts, which BM25 and explanations need."""
+
+
 class CollectionError(Jcv2Error):
     """Base class of exceptions about a whole collection."""
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,8 @@ try:
 except ImportError:  # Windows, where no file in use can be deleted
     fcntl = None  # type: ignore[assignment]
 
+MOST_AT_ONCE = 64 * 2**20
+"""Bytes of a settings file, and of a line of any other, that are read at once."""
 _TEMPORARY = re.compile(r"\.(.+)-[0-9a-f]{16}\.(tmp|old)", re.DOTALL)
 _NO_SPACE = re.compile(r"no space left|os error 28\b|disk quota|not enough space|PytorchStreamWriter", re.IGNORECASE)
 
@@ -46,9 +50,12 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
 
     Raises:
         FileExistsError: Without ``replace``: there is a file at the end.
+        OSError: The path is not that of a regular file, such as ``/dev/stdout``.
         DiskFullError: The disk is full.
     """
-    _sweep(path)
+    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
+        raise OSError(f"{str(path)!r} is not a regular file, and is not replaced by one. Choose another name.")
+    sweep(path)
     with _naming(path):
         temporary, stream = _create(path)
         try:
@@ -91,16 +98,52 @@ def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) ->
     path = path.expanduser().resolve()
     check = may_replace or check_new_folder
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    sweep(path)
     check(path)
+    with _staging(path) as staging:
+        yield staging
+        check(path)  # again: filling it may have taken hours
+        _rename_folder(staging, path, replaces=may_replace is not None)
+
+
+@contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder. On success, it becomes ``path``, or its files replace those of the same names in ``path``.
+
+    Other files in ``path`` stay. Links in it are replaced, not followed. Its parents are created.
+
+    Raises:
+        FileExistsError: A folder in ``path`` is a link, or a file is where a folder should be.
+        DiskFullError: The disk is full.
+    """
+    path = path.expanduser().resolve()
+    if not path.exists():
+        with new_folder(path) as folder:
+            yield folder
+        return
+    # Inside: beside it may be another disk, and renaming would lose the lock of a folder that is being written itself.
+    with _staging(path / "model") as staging:
+        yield staging
+        for file in sorted(one for one in staging.rglob("*") if not one.is_dir()):
+            inside = file.relative_to(staging)
+            for parent in reversed([path / one for one in inside.parents[:-1]]):
+                if parent.is_symlink():
+                    raise FileExistsError(f"{str(parent)!r} is a link, which is not followed. Remove it.")
+                parent.mkdir(exist_ok=True)
+            file.replace(path / inside)
+        shutil.rmtree(staging)
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Yield a new, locked folder beside ``path``, which the caller renames or empties. It is deleted on failure."""
+    sweep(path)
     staging = _beside(path, "tmp")
     staging.mkdir()
     lock = _hold(staging)
     try:
         with _naming(path):
             yield staging
-            check(path)  # again: filling it may have taken hours
-            _rename_folder(staging, path, replaces=may_replace is not None)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -180,7 +223,7 @@ def _hold(path: Path) -> int | None:
     return descriptor
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Delete what killed processes left of a file or folder, and put back what was about to be replaced."""
     for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
         if temporary_for(left.name) != path.name:
@@ -229,6 +272,59 @@ def _rename_folder(staging: Path, path: Path, *, replaces: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
         return
     staging.rename(path)
+
+
+def read_settings(path: Path) -> str:
+    """Return the text of a small file that may come from anyone: a description, a state, a configuration.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not a regular file (a FIFO blocks, a device may never end), larger than 64 MiB, or not UTF-8.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(MOST_AT_ONCE + 1)
+    if len(content) > MOST_AT_ONCE:
+        raise ValueError(f"it is larger than {MOST_AT_ONCE // 2**20} MiB")
+    return content.decode("utf-8")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that may come from anyone, with their numbers from 1.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not a regular file, or a line is longer than 64 MiB.
+    """
+    with open_regular(path) as stream:
+        for number in itertools.count(1):
+            if not (line := stream.readline(MOST_AT_ONCE + 1)):
+                return
+            if len(line) > MOST_AT_ONCE:
+                raise ValueError(f"line {number} is longer than {MOST_AT_ONCE // 2**20} MiB")
+            yield number, line
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read it.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a small JSON file that may come from anyone.
+
+    Raises:
+        OSError, ValueError: See :func:`read_settings` and :func:`parse_json`.
+    """
+    return parse_json(read_settings(path))
 
 
 def parse_json(content: str | bytes) -> Any:

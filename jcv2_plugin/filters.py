@@ -13,15 +13,16 @@ from typing import Any, Literal
 
 from qdrant_client import models
 
-from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, json_value
+from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, is_unicode, json_value
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, UnsupportedFilterError
 
 _PLAIN_NAME = re.compile(r"[\w-]+")
 _PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")
-_STEP = r'(?:[\w-]+|"[^"]+")(?:\[\d*\])*'
+_STEP = r'(?:[\w-]+|"[^"\\]*")(?:\[\d*\])*'
 _PAYLOAD_KEY = re.compile(rf"{_STEP}(?:\.{_STEP})*")
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _EXACT_BELOW = 2**53
+_FINER_THAN_MICROSECONDS = re.compile(r"\.\d{6}\d*[1-9]")
 
 Bound = Literal["gt", "gte", "lt", "lte"]
 
@@ -30,7 +31,8 @@ def metadata_path(names: Sequence[object]) -> str:
     """Return the payload path of nested metadata. Names are literal: a dot or a space in one is part of it.
 
     Raises:
-        UnsupportedFilterError: A name is empty, not a string or contains a quotation mark, or there are too many.
+        UnsupportedFilterError: A name is empty, not a string or contains a quotation mark or a backslash, or there are
+            too many.
     """
     if len(names) > MAX_DEPTH:
         raise UnsupportedFilterError(f"A filter is nested more than {MAX_DEPTH} levels deep. Flatten the metadata.")
@@ -41,7 +43,7 @@ def metadata_paths(key: str) -> list[str]:
     """Return the payload paths that a key may mean: the entry of this whole name, then a path into nested metadata.
 
     Raises:
-        UnsupportedFilterError: The key is empty or contains a quotation mark.
+        UnsupportedFilterError: The key is empty or contains a quotation mark or a backslash.
     """
     literal, path = metadata_path([key]), f"{METADATA_KEY}.{key}"
     return [literal, path] if literal != path and _PLAIN_PATH.fullmatch(key) else [literal]
@@ -56,15 +58,16 @@ def check_payload_key(key: str) -> None:
     if not isinstance(key, str) or not _PAYLOAD_KEY.fullmatch(key):
         raise InvalidOptionError(
             f"{key!r:.200} is not a payload key. Write it as metadata.topic, and names with other characters than "
-            """letters, digits, _ and - in quotation marks: metadata."the topic"."""
+            """letters, digits, _ and - in quotation marks: metadata."the topic". Names cannot contain " or \\."""
         )
 
 
 def _quoted(name: object) -> str:
-    if not isinstance(name, str) or not name or '"' in name:
+    if not isinstance(name, str) or not name or not is_unicode(name) or '"' in name or "\\" in name:
         raise UnsupportedFilterError(
-            f"Filter on {name!r}: a key must be a non-empty str without quotation marks. For such keys, write a "
-            f"qdrant_client.models.Filter on '{METADATA_KEY}.<key>'."
+            f"Filter on {name!r:.200}: a key must be a non-empty str without quotation marks and backslashes, which "
+            "Qdrant's paths cannot contain. Such metadata is stored and returned. To filter by it, store it under "
+            "another key."
         )
     return name if _PLAIN_NAME.fullmatch(name) else f'"{name}"'
 
@@ -93,6 +96,8 @@ def compares(path: str, bound: Bound, value: Any) -> models.FieldCondition:
         UnsupportedFilterError: The value is neither a number nor a date, or is too large to be compared exactly.
     """
     plain = _stored(path, value)
+    if isinstance(plain, bool):
+        raise UnsupportedFilterError(f"Filter on {path!r}: comparisons take a number or a date, got {plain}.")
     if isinstance(plain, str):
         return models.FieldCondition(key=path, range=models.DatetimeRange(**{bound: _moment(path, plain)}))
     if abs(plain) >= _EXACT_BELOW:
@@ -101,11 +106,11 @@ def compares(path: str, bound: Bound, value: Any) -> models.FieldCondition:
 
 
 def check_filter(filter: models.Filter | None) -> None:
-    """Refuse what is not a Qdrant filter, and a filter that is nested too deeply for the engine.
+    """Refuse what is not a Qdrant filter, a filter that is nested too deeply for the engine, and invalid keys.
 
     Raises:
         InvalidQueryError: It is not a ``qdrant_client.models.Filter``.
-        UnsupportedFilterError: It has more than 32 levels.
+        UnsupportedFilterError: It has more than 32 levels, or a key is not a payload path.
     """
     if filter is None:
         return
@@ -113,18 +118,40 @@ def check_filter(filter: models.Filter | None) -> None:
         raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(filter).__name__}.")
     level = [filter]
     for _ in range(MAX_DEPTH):
-        level = [inner for one in level for inner in _inner(one)]
+        conditions = [condition for one in level for condition in _conditions(one)]
+        for condition in conditions:
+            _check_key(condition)
+        level = [inner for inner in map(_inner, conditions) if inner is not None]
         if not level:
             return
     raise UnsupportedFilterError(f"The filter is nested more than {MAX_DEPTH} levels deep. Flatten it.")
 
 
-def _inner(filter: models.Filter) -> list[models.Filter]:
+def _conditions(filter: models.Filter) -> list[Any]:
     clauses: list[Any] = [filter.must, filter.should, filter.must_not]
     clauses += [] if filter.min_should is None else [filter.min_should.conditions]
-    conditions = [one for clause in clauses for one in (clause if isinstance(clause, list) else [clause])]
-    filters = [one.nested.filter if isinstance(one, models.NestedCondition) else one for one in conditions]
-    return [one for one in filters if isinstance(one, models.Filter)]
+    listed = [one for clause in clauses for one in (clause if isinstance(clause, list) else [clause])]
+    return [one for one in listed if one is not None]
+
+
+def _inner(condition: Any) -> models.Filter | None:
+    inner = condition.nested.filter if isinstance(condition, models.NestedCondition) else condition
+    return inner if isinstance(inner, models.Filter) else None
+
+
+def _check_key(condition: Any) -> None:
+    """Check a condition's key, since engines differ in the keys that they take and in what they say of others."""
+    if isinstance(condition, models.IsEmptyCondition):
+        condition = condition.is_empty
+    elif isinstance(condition, models.IsNullCondition):
+        condition = condition.is_null
+    elif isinstance(condition, models.NestedCondition):
+        condition = condition.nested
+    if isinstance(key := getattr(condition, "key", None), str):
+        try:
+            check_payload_key(key)
+        except InvalidOptionError as error:
+            raise UnsupportedFilterError(f"The filter cannot be used: {error}") from None
 
 
 def _stored(path: str, value: Any) -> str | float:
@@ -141,6 +168,10 @@ def _stored(path: str, value: Any) -> str | float:
 
 
 def _moment(path: str, value: str) -> dt.datetime:
+    if _ISO_DATE.match(value) and _FINER_THAN_MICROSECONDS.search(value):
+        raise UnsupportedFilterError(
+            f"Filter on {path!r}: Qdrant compares times to the microsecond, got {value!r:.60}. Round it."
+        )
     try:
         if _ISO_DATE.match(value):
             return dt.datetime.fromisoformat(re.sub("[Zz]$", "+00:00", value))

@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from jcv2_plugin.encoder.official import tensor_shapes
+
 QUERY_MARKER = "[QueryMarker]"
 DOCUMENT_MARKER = "[DocumentMarker]"
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -311,3 +313,22 @@ def file_size(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     return struct.pack("<Q", len(encoded)) + encoded, 8 + len(encoded) + end
+
+
+def write_full_size(folder: Path, vocabulary: Vocabulary, dim: int = 128) -> None:
+    """A checkpoint with the published sizes, of random numbers."""
+    write_tokenizer(folder, vocabulary)
+    tokenizer_config = load_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {**tokenizer_config, "model_max_length": 8194})
+    config = {**official_config(250_004, 24, 1024, 16, 4096, torch.bfloat16), "max_position_embeddings": 8194}
+    write_json(folder / "config.json", config)
+    write_json(folder / "artifact.metadata", official_metadata())
+    shapes = tensor_shapes(config, dim)
+    generator = torch.Generator().manual_seed(0)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(file_size(shapes)[0])
+        for name, shape in sorted(shapes.items()):
+            tensor = torch.ones(shape, dtype=torch.bfloat16)
+            if not name.endswith(("norm1.weight", "norm2.weight", "emb_ln.weight")):
+                tensor.normal_(std=0.02, generator=generator)
+            file.write(tensor.view(torch.int16).numpy().tobytes())

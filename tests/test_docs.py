@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_server import EncoderServer
 from loopback_grpc import LoopbackGrpc
 from loopback_qdrant import LoopbackQdrant
 from stage_samples import dense_model, sparse_model
@@ -20,6 +21,7 @@ from typer.main import get_command
 
 import jcv2_plugin.cli
 import jcv2_trainer.cli.app
+from jcv2_plugin import JinaColbertEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,12 +50,13 @@ def write_ragatouille_index(folder: Path) -> Path:
 
 
 @pytest.fixture
-def reader_has(tmp_path: Path) -> Iterator[dict[str, dict[str, Any]]]:
+def reader_has(tmp_path: Path, mini: JinaColbertEncoder) -> Iterator[dict[str, dict[str, Any]]]:
     """The names that a page says are the reader's."""
-    with LoopbackQdrant() as server, LoopbackGrpc(server) as wire:
+    with LoopbackQdrant() as server, LoopbackGrpc(server) as wire, EncoderServer(mini) as encoders:
         yield {
             "two-stage.md": {"dense_model": dense_model(), "sparse_model": sparse_model()},
             "server.md": {"url": server.url, "grpc_port": wire.port},
+            "encoders-on-another-machine.md": {"encoder_url": encoders.url},
             "migrating.md": {"ragatouille_index": str(write_ragatouille_index(tmp_path / "theirs"))},
         }
 
@@ -162,3 +165,16 @@ def test_the_options_named_in_a_text_exist(page: Path) -> None:
     for code in re.findall(r"`([^`]+)`", text):
         for option in re.findall(r"(?:^|\s)(--[a-z][a-z0-9-]*)", OTHERS_COMMANDS.sub("", code)):
             assert option in ALL_OPTIONS, option
+
+
+def test_every_promise_has_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| (?!what )", line)]
+    assert len(rows) > 30
+    for row in rows:
+        found = re.search(r"`(tests/[\w/]+\.py)::([\w:]+)` \|$", row)
+        assert found, row
+        body = ast.parse((ROOT / found[1]).read_text(encoding="utf-8")).body
+        for name in found[2].split("::"):
+            [defined] = [one for one in body if isinstance(one, (ast.ClassDef, ast.FunctionDef)) and one.name == name]
+            body = defined.body

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jcv2_plugin.errors import DiskFullError
-from jcv2_plugin.files import new_file, new_folder, write_atomically
+from jcv2_plugin.files import (
+    filled_folder,
+    new_file,
+    new_folder,
+    numbered_lines,
+    read_json,
+    read_settings,
+    write_atomically,
+)
 
 _LEFT = "0123456789abcdef"
 
@@ -87,3 +96,61 @@ def test_a_full_disk_is_named_with_the_path(tmp_path: Path, new: Callable[..., o
     ):  # type: ignore[attr-defined]
         raise error
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout"])
+def test_devices_are_not_replaced(path: str) -> None:
+    before = os.lstat(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        write_atomically(Path(path), "text")
+    assert os.path.samestat(os.lstat(path), before)
+
+
+def test_a_folder_that_is_filled_keeps_other_files_and_follows_no_link(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "model"
+    victim.write_text("mine")
+    (folder / "sub").mkdir(parents=True)
+    (folder / "config.json").symlink_to(victim)
+    (folder / "other.txt").write_text("other")
+    for _ in range(2):
+        with filled_folder(folder) as staging:
+            (staging / "sub").mkdir()
+            (staging / "sub" / "a").write_text("a")
+            (staging / "config.json").write_text("new")
+    assert victim.read_text() == "mine"
+    assert sorted(str(one.relative_to(folder)) for one in folder.rglob("*")) == [
+        "config.json", "other.txt", "sub", "sub/a"]  # fmt: skip
+    assert (folder / "config.json").read_text() == "new"
+
+    def fill(name: str, error: Exception | None = None) -> None:
+        with filled_folder(folder) as staging:
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text("half")
+            if error is not None:
+                raise error
+
+    with pytest.raises(ValueError, match="stopped"):
+        fill("config.json", ValueError("stopped"))
+    assert (folder / "config.json").read_text() == "new"
+    shutil.rmtree(folder / "sub")
+    (folder / "sub").symlink_to(tmp_path)
+    with pytest.raises(FileExistsError, match="is a link"):
+        fill("sub/victim")
+    assert victim.read_text() == "mine"
+    assert not list(folder.glob(".*"))
+    with filled_folder(tmp_path / "new") as staging:
+        (staging / "a").write_text("a")
+    assert (tmp_path / "new" / "a").read_text() == "a"
+
+
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "huge").open("wb").truncate(2**33)
+    for read in (read_settings, read_json, lambda path: list(numbered_lines(path))):
+        for name, said in (("fifo", "not a regular file"), ("huge", "than 64 MiB")):
+            with pytest.raises(ValueError, match=said):
+                read(tmp_path / name)  # type: ignore[operator]
+        with pytest.raises(ValueError, match="not a regular file"):
+            read(Path("/dev/zero"))  # type: ignore[operator]
+    (tmp_path / "lines").write_bytes(b"a\n\nb")
+    assert list(numbered_lines(tmp_path / "lines")) == [(1, b"a\n"), (2, b"\n"), (3, b"b")]

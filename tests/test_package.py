@@ -166,7 +166,7 @@ def graph_of(package: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("package", "levels"),
     [
-        ("jcv2_plugin", ({"encoder"}, {"engines", "scoring"}, {"collection"}, {"evaluation"}, {"cli"})),
+        ("jcv2_plugin", ({"encoder"}, {"engines", "scoring"}, {"collection", "serving"}, {"evaluation"}, {"cli"})),
         ("jcv2_trainer", ({"recipes", "data"}, {"mining", "loss"}, {"heads"}, {"training"}, {"cli"})),
     ],
 )

@@ -82,12 +82,14 @@ class Requests:
             write_vectors(Path(save), arrays)
         return {**times, "texts": len(read), "vectors": sum(map(len, arrays))}
 
-    def encode_each(self, texts: str, role: str) -> dict[str, Any]:
-        """One text a call; the seconds of each."""
+    def encode_each(self, texts: str, role: str, save: str | None = None) -> dict[str, Any]:
+        """One text a call; the seconds of each. The vectors go to ``save``."""
         read = json.loads(Path(texts).read_text(encoding="utf-8"))
         self.engine.encode(read[:1], role, None)
-        each = [timed(lambda text=text: self.engine.encode([text], role, None))[1] for text in read]  # type: ignore[misc]
-        return {"clock": [one["clock"] for one in each], "processor": [one["processor"] for one in each]}
+        each = [timed(lambda text=text: self.engine.encode([text], role, None)) for text in read]  # type: ignore[misc]
+        if save is not None:
+            write_vectors(Path(save), [np.asarray(vectors[0], dtype=np.float32) for vectors, _ in each])
+        return {name: [times[name] for _, times in each] for name in ("clock", "processor")}
 
     def store(self, vectors: str, texts: str, folder: str, options: dict[str, Any]) -> dict[str, Any]:
         read, matrices = json.loads(Path(texts).read_text(encoding="utf-8")), read_vectors(Path(vectors))

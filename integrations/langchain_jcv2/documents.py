@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from langchain_core.documents import Document
-from pydantic import BeforeValidator, Field
 
 import jcv2_plugin
 from jcv2_plugin import Explanation, SearchHit, StoredDocument
@@ -19,9 +18,6 @@ MAXSIM_KEY = "maxsim"
 """Metadata key of the MaxSim score."""
 MATCHES_KEY = "token_matches"
 """Metadata key of the result of :func:`token_matches`."""
-
-Positive = Annotated[int, BeforeValidator(lambda value: value.item() if hasattr(value, "item") else value), Field(ge=1)]
-"""A field of a positive integer, which may be one of numpy's."""
 
 
 def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = None) -> list[jcv2_plugin.Document]:

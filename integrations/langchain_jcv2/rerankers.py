@@ -12,25 +12,22 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict, Field, PrivateAttr, field_serializer, field_validator
 
 import jcv2_plugin
-from jcv2_plugin.collection.state import load_encoder
+from jcv2_plugin.checks import Flag, Positive
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.base import Encoder, is_encoder
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from langchain_jcv2.documents import (
     MATCHES_KEY,
-    MAXSIM_KEY,
-    RELEVANCE_KEY,
-    Positive,
     scores_of,
     token_matches,
     with_metadata,
 )
 
 if TYPE_CHECKING:
-    from jcv2_plugin import JinaColbertEncoder
-
-    _Model = JinaColbertEncoder | str | os.PathLike[str]
+    _Model = Encoder | str | os.PathLike[str]
 else:
-    _Model = Any  # checked by a validator, since importing the class imports torch, which takes seconds
+    _Model = Any  # checked by a validator, which asks a server for nothing
 
 
 class JinaColbertReranker(BaseDocumentCompressor):
@@ -61,7 +58,7 @@ class JinaColbertReranker(BaseDocumentCompressor):
     long_documents: LongDocuments = "split"
     """How to handle documents longer than the model's window, as in ``ColbertCollection.create``."""
 
-    with_explanation: bool = False
+    with_explanation: Flag = False
     """Add each query token's best match to the metadata, as ``token_matches``."""
 
     _loader: _Loader = PrivateAttr(default_factory=lambda: _Loader())
@@ -69,11 +66,8 @@ class JinaColbertReranker(BaseDocumentCompressor):
     @field_validator("encoder")
     @classmethod
     def _a_model(cls, value: Any) -> Any:
-        if not isinstance(value, (str, os.PathLike)):
-            from jcv2_plugin import JinaColbertEncoder
-
-            if not isinstance(value, JinaColbertEncoder):
-                raise ValueError(f"a model is a JinaColbertEncoder or the name of one, not {type(value).__name__}")
+        if not isinstance(value, (str, os.PathLike)) and not is_encoder(value):
+            raise ValueError(f"a model is an encoder or the name of one, not {type(value).__name__}")
         return value
 
     def compress_documents(
@@ -95,11 +89,10 @@ class JinaColbertReranker(BaseDocumentCompressor):
             UnknownDimError: The model has no projection head for ``dim``.
         """
         documents = list(documents)
-        worded = [position for position, one in enumerate(documents) if one.page_content.strip()]
         ranked = jcv2_plugin.rerank(
             self._loaded(),
             query,
-            [documents[position].page_content for position in worded],
+            [one.page_content for one in documents],
             dim=self.dim,
             long_documents=self.long_documents,
             with_explanation=self.with_explanation,
@@ -107,16 +100,12 @@ class JinaColbertReranker(BaseDocumentCompressor):
         found = []
         for one in ranked[: self.top_n]:
             added: dict[str, Any] = scores_of(one)
-            if one.explanation is not None:
-                added[MATCHES_KEY] = token_matches(one.explanation)
-            found.append(with_metadata(documents[worded[one.index]], added))
-        empty: dict[str, Any] = {RELEVANCE_KEY: 0.0, MAXSIM_KEY: 0.0}  # no query token finds a match
-        if self.with_explanation:
-            empty[MATCHES_KEY] = []
-        wordless = [one for position, one in enumerate(documents) if position not in set(worded)]
-        return [*found, *(with_metadata(one, empty) for one in wordless)][: self.top_n]
+            if self.with_explanation:  # no token matches a text that is blank
+                added[MATCHES_KEY] = [] if one.explanation is None else token_matches(one.explanation)
+            found.append(with_metadata(documents[one.index], added))
+        return found
 
-    def _loaded(self) -> JinaColbertEncoder:
+    def _loaded(self) -> Encoder:
         if isinstance(self.encoder, (str, os.PathLike)):
             return self._loader.load(os.fspath(self.encoder), self.dim)
         return self.encoder
@@ -132,9 +121,9 @@ class _Loader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: tuple[str, int | None] | None = None
-        self._encoder: JinaColbertEncoder | None = None
+        self._encoder: Encoder | None = None
 
-    def load(self, name: str, dim: int | None) -> JinaColbertEncoder:
+    def load(self, name: str, dim: int | None) -> Encoder:
         with self._lock:
             if self._encoder is None or self._key != (name, dim):
                 self._encoder = load_encoder(name, dims=dim)

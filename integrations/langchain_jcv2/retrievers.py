@@ -14,9 +14,10 @@ from qdrant_client import models
 from typing_extensions import Self
 
 from jcv2_plugin import ColbertCollection, SearchHit
+from jcv2_plugin.checks import Flag, Positive
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
-from langchain_jcv2.documents import MATCHES_KEY, Positive, scores_of, search_options, to_langchain, token_matches
+from langchain_jcv2.documents import MATCHES_KEY, scores_of, search_options, to_langchain, token_matches
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 from langchain_jcv2.vectorstores import JinaColbertVectorStore, K
 
@@ -62,13 +63,13 @@ class JinaColbertRetriever(BaseRetriever):
     first_stage: str | None = None
     """First stage to use instead of the collection's, out of those it stores. ``"none"`` ranks all documents."""
 
-    with_explanation: bool = False
+    with_explanation: Flag = False
     """Add each query token's best match to the documents' metadata, as ``token_matches``."""
 
     search_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Other :class:`jcv2_plugin.SearchOptions`, such as ``score_threshold``."""
 
-    add_score: bool = False
+    add_score: Flag = False
     """Add scores to the documents' metadata: ``maxsim``, and ``relevance_score``, which is MaxSim divided by the number
     of query vectors, in 0..1.
     """

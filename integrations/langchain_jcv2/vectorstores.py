@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 import jcv2_plugin
 from jcv2_plugin import ColbertCollection, Explanation, SearchHit
+from jcv2_plugin.checks import check_number
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import create_filled, open_collection
 from jcv2_plugin.documents import OnBlank, as_documents
@@ -21,7 +22,7 @@ from langchain_jcv2.documents import search_options, to_core, to_langchain
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 
 if TYPE_CHECKING:
-    from jcv2_plugin import JinaColbertEncoder  # imports torch, which takes seconds
+    from jcv2_plugin.encoder.base import Encoder
 
 K = 4
 """Number of results, as in LangChain's own stores."""
@@ -78,7 +79,7 @@ class JinaColbertVectorStore(VectorStore):
     def from_texts(
         cls,
         texts: Iterable[str],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
@@ -106,7 +107,7 @@ class JinaColbertVectorStore(VectorStore):
     def from_documents(
         cls,
         documents: Iterable[Document],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **options: Any,
@@ -121,7 +122,7 @@ class JinaColbertVectorStore(VectorStore):
     async def afrom_texts(
         cls,
         texts: Iterable[str],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         metadatas: Sequence[Mapping[str, Any] | None] | None = None,
         **options: Any,
     ) -> Self:
@@ -132,7 +133,7 @@ class JinaColbertVectorStore(VectorStore):
     async def afrom_documents(
         cls,
         documents: Iterable[Document],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
         """Run :meth:`from_documents` without blocking the event loop."""
@@ -160,7 +161,7 @@ class JinaColbertVectorStore(VectorStore):
     def _create(
         cls,
         documents: list[jcv2_plugin.Document],
-        embedding: Embeddings | JinaColbertEncoder | str | os.PathLike[str] | None,
+        embedding: Embeddings | Encoder | str | os.PathLike[str] | None,
         **options: Any,
     ) -> Self:
         if isinstance(embedding, Embeddings):
@@ -330,6 +331,23 @@ class JinaColbertVectorStore(VectorStore):
         """Not supported, as :meth:`similarity_search_by_vector`."""
         raise NotImplementedError(_NO_VECTOR)
 
+    def similarity_search_with_relevance_scores(
+        self, query: str, k: int | None = K, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """Run :meth:`similarity_search` and return the relevance in 0..1 too. ``score_threshold`` is on the relevance.
+
+        Raises:
+            InvalidQueryError: As in :meth:`similarity_search`, or ``score_threshold`` is not a number.
+        """
+        return super().similarity_search_with_relevance_scores(query, K if k is None else k, **_threshold(kwargs))
+
+    async def asimilarity_search_with_relevance_scores(
+        self, query: str, k: int | None = K, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """Run :meth:`similarity_search_with_relevance_scores` without blocking the event loop."""
+        limit = K if k is None else k
+        return await super().asimilarity_search_with_relevance_scores(query, limit, **_threshold(kwargs))
+
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
@@ -345,6 +363,14 @@ class JinaColbertVectorStore(VectorStore):
     # The base class runs the other async methods in a thread. mypy infers its signatures for these.
     asimilarity_search_with_explanation = in_thread(similarity_search_with_explanation)
     _asimilarity_search_with_relevance_scores = in_thread(_similarity_search_with_relevance_scores)  # type: ignore[arg-type]
+
+
+def _threshold(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with ``score_threshold`` checked, which LangChain compares as it is."""
+    threshold = given.get("score_threshold")
+    return (
+        dict(given) if threshold is None else {**given, "score_threshold": check_number(threshold, "score_threshold")}
+    )
 
 
 def _refuse(unknown: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.schema import Document as LlamaDocument
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
-from jcv2_plugin import Document, StoredDocument
+from jcv2_plugin import Document, StoredDocument, documents
 from jcv2_plugin.documents import json_value, warn_of_blank
 from jcv2_plugin.errors import InvalidDocumentError
 
@@ -31,13 +31,13 @@ TYPE_KEY = "_node_type"
 
 
 def embedded_text(node: BaseNode) -> str:
-    """Return the text of a node to encode."""
-    return node.get_content(metadata_mode=MetadataMode.EMBED)
+    """Return the text of a node to encode. It is empty if the node has none of its own, whatever its metadata."""
+    return node.get_content(metadata_mode=MetadataMode.EMBED) if has_text(node) else ""
 
 
 def has_text(node: BaseNode) -> bool:
     """Return whether a node has text of its own. Readers give even empty pages metadata, which is encoded with text."""
-    return bool(node.get_content(metadata_mode=MetadataMode.NONE).strip())
+    return documents.has_text(node.get_content(metadata_mode=MetadataMode.NONE))
 
 
 def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:
@@ -58,8 +58,7 @@ def document_of(node: BaseNode) -> Document:
     source_hash = node.source_node.hash if node.source_node is not None else node.hash
     if source_hash is not None:
         payload[SOURCE_HASH_KEY] = source_hash
-    text = embedded_text(stored) if has_text(node) else ""
-    return Document(text, node.node_id, metadata, payload)
+    return Document(embedded_text(stored), node.node_id, metadata, payload)
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 import os
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.callbacks.base import CallbackManager
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -15,14 +14,14 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 
 from jcv2_plugin import RerankResult, rerank
+from jcv2_plugin.checks import Flag, Positive, check_positive
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.base import Encoder, is_encoder
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidOptionError, InvalidQueryError
 from llama_index_jcv2.nodes import embedded_text
 from llama_index_jcv2.results import ScoredNode
-
-if TYPE_CHECKING:
-    from jcv2_plugin import JinaColbertEncoder
 
 dispatcher = get_dispatcher(__name__)
 
@@ -37,7 +36,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
 
     Args:
         top_n: Number of nodes to keep.
-        model: The model, by name or folder, or loaded.
+        model: The model, by name or folder, on a server (``"https://..."``, ``"jina-api:..."``), or loaded.
         dim: One of the model's Matryoshka dimensions. Defaults to the model's default.
         long_documents: How to handle nodes longer than the model's window, as in ``jcv2_plugin.rerank``.
         keep_retrieval_score: Keep a node's previous score as ``retrieval_score`` in its metadata, excluded from prompts
@@ -52,20 +51,22 @@ class JinaColbertRerank(BaseNodePostprocessor):
         InvalidOptionError: ``top_n`` is not a positive integer.
     """
 
-    top_n: int = Field(description="How many nodes to keep.")
+    model_config = ConfigDict(validate_assignment=True)
+
+    top_n: Positive = Field(description="How many nodes to keep.")
     model: str = Field(description="The model's name or folder.")
-    dim: int = Field(description="The Matryoshka dimension.")
+    dim: Positive = Field(description="The Matryoshka dimension.")
     long_documents: LongDocuments = Field(description="What to do with nodes over the model's window.")
-    keep_retrieval_score: bool = Field(description="Whether to keep the former score in the metadata.")
-    with_explanation: bool = Field(description="Whether to explain scores.")
+    keep_retrieval_score: Flag = Field(description="Whether to keep the former score in the metadata.")
+    with_explanation: Flag = Field(description="Whether to explain scores.")
 
     # Private, to keep the model out of dumps, as in the vector store.
-    _encoder: JinaColbertEncoder = PrivateAttr()
+    _encoder: Encoder = PrivateAttr()
 
     def __init__(
         self,
         top_n: int = 5,
-        model: JinaColbertEncoder | str | os.PathLike[str] = DEFAULT_MODEL,
+        model: Encoder | str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         dim: int | None = None,
         long_documents: LongDocuments = "split",
@@ -74,15 +75,10 @@ class JinaColbertRerank(BaseNodePostprocessor):
         device: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        from jcv2_plugin import JinaColbertEncoder  # here, since it imports torch, which takes seconds
-
-        if isinstance(top_n, bool) or not isinstance(top_n, numbers.Integral) or top_n < 1:
-            raise InvalidOptionError(f"top_n must be a positive integer, got {top_n!r}.")
-        encoder = model
-        if not isinstance(encoder, JinaColbertEncoder):
-            encoder = JinaColbertEncoder.from_pretrained(os.fspath(encoder), dims=dim, device=device)
+        top_n = check_positive(top_n, "top_n", InvalidOptionError)  # before a model is loaded
+        encoder = model if is_encoder(model) else load_encoder(model, dims=dim, device=device)
         fields: dict[str, Any] = {
-            "top_n": int(top_n),
+            "top_n": top_n,
             "model": encoder.name,
             "dim": encoder.resolve_dim(dim),
             "long_documents": long_documents,
@@ -99,7 +95,7 @@ class JinaColbertRerank(BaseNodePostprocessor):
         return "JinaColbertRerank"
 
     @property
-    def encoder(self) -> JinaColbertEncoder:
+    def encoder(self) -> Encoder:
         """The model."""
         return self._encoder
 
@@ -132,19 +128,15 @@ class JinaColbertRerank(BaseNodePostprocessor):
         return ranked
 
     def _ranked(self, nodes: list[NodeWithScore], query: str) -> list[NodeWithScore]:
-        texts = [embedded_text(one.node) for one in nodes]
-        found = [one for one, text in zip(nodes, texts, strict=True) if text.strip()]
         results = rerank(
             self._encoder,
             query,
-            [text for text in texts if text.strip()],
+            [embedded_text(one.node) for one in nodes],
             dim=self.dim,
             long_documents=self.long_documents,
             with_explanation=self.with_explanation,
         )
-        ranked: list[NodeWithScore] = [self._scored(found[result.index], result) for result in results]
-        blank = [one for one, text in zip(nodes, texts, strict=True) if not text.strip()]
-        return [*ranked, *(self._scored(one, RerankResult(0, 0.0, 0.0)) for one in blank)][: self.top_n]
+        return [self._scored(nodes[result.index], result) for result in results[: self.top_n]]
 
     def _scored(self, found: NodeWithScore, result: RerankResult) -> ScoredNode:
         node = _with_score(found.node, found.score) if self.keep_retrieval_score else found.node

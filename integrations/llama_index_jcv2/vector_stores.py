@@ -22,7 +22,7 @@ from qdrant_client import models
 from typing_extensions import Unpack
 
 from jcv2_plugin import ColbertCollection, SearchHit, SearchOptions
-from jcv2_plugin.checks import in_batches
+from jcv2_plugin.checks import check_number, check_positive, in_batches
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.documents import ID_KEY, METADATA_KEY, OnBlank
 from jcv2_plugin.errors import InvalidQueryError
@@ -204,12 +204,15 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         if query.query_str is None:
             raise InvalidQueryError("The query has no query_str. This store encodes the text and needs no embedding.")
         options["filter"] = query_filter(query, both(qdrant_filters, options.get("filter")))
-        limit = query.similarity_top_k
+        limit = check_positive(query.similarity_top_k, "similarity_top_k")
         if mmr_threshold is None:
             mmr_threshold = query.mmr_threshold
         if query.mode == VectorStoreQueryMode.MMR:
             if mmr_prefetch_k is None and mmr_prefetch_factor is not None:
-                mmr_prefetch_k = int(limit * mmr_prefetch_factor)
+                factor = check_number(mmr_prefetch_factor, "mmr_prefetch_factor")
+                if not 0 < factor < 2**31:
+                    raise InvalidQueryError(f"mmr_prefetch_factor must be positive, got {mmr_prefetch_factor!r}.")
+                mmr_prefetch_k = max(limit, int(limit * factor))
             balance = 0.5 if mmr_threshold is None else mmr_threshold
             return self._collection.search_mmr(
                 query.query_str, limit, fetch_k=mmr_prefetch_k, lambda_mult=balance, **options

@@ -29,6 +29,7 @@ class _Commands(LazyGroup):
         ),
         "plan": ("plan:plan", "Add up the disk, memory, shards and encoding time that a collection will need."),
         "quantize": ("quantize:quantize", "Create an int8 version of a model, for CPUs."),
+        "serve": ("serve:serve", "Serve a model over HTTP: token vectors, and reranking."),
         "study": (
             "study:study_app",
             "Measure models on your own test sets, and write reports with charts.",
@@ -58,4 +59,6 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from jcv2_plugin.console import clean_logs
+
+    clean_logs()

@@ -18,13 +18,13 @@ from qdrant_client import models
 from rich.table import Table
 from rich.text import Text
 
-from jcv2_plugin.cli.connection import JOURNAL, Connection, OptionalConnection
+from jcv2_plugin.cli.connection import Connection, OptionalConnection
 from jcv2_plugin.cli.lazy import with_shared_options
 from jcv2_plugin.cli.options import Json
-from jcv2_plugin.console import err, out, print_table, remark
+from jcv2_plugin.console import err, out, print_table, remark, to_json
 from jcv2_plugin.console import name as shown_name
-from jcv2_plugin.engines.aliases import collection_names
-from jcv2_plugin.engines.edge import DELETION, DESCRIPTION, EdgeEngine, is_edge_collection
+from jcv2_plugin.engines.aliases import aliases_of, collection_names
+from jcv2_plugin.engines.edge import DELETION, DESCRIPTION, EdgeEngine, is_edge_collection, is_ours
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.errors import (
     CollectionCorruptError,
@@ -33,8 +33,9 @@ from jcv2_plugin.errors import (
     CollectionMismatchError,
     CollectionNotFoundError,
     CollectionUnfinishedError,
+    Jcv2Error,
 )
-from jcv2_plugin.files import parse_json, temporary_for, write_atomically
+from jcv2_plugin.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -44,10 +45,6 @@ UNREADABLE = "unreadable"
 UNFINISHED = "unfinished"
 _LOCK = "lock"
 _SHARD = re.compile(r"shard(-\d+)?(\.dropped)?")  # .dropped: of a deletion by version 0.1 that was interrupted
-# All files of a collection except the description and the lock, which are deleted last; also those of version 0.1.
-_OURS = re.compile(
-    rf"{re.escape(DESCRIPTION)}\.tmp|shard-\d+\.pending\.json(\.tmp)?|{re.escape(JOURNAL)}(\.tmp|\.lock)?"
-)
 
 collections_app = typer.Typer(help="List, describe and drop collections.", no_args_is_help=True, add_completion=False)
 
@@ -70,7 +67,7 @@ def list_collections(
     else:
         found = list(_of_folder(connection.location))
     if as_json:
-        typer.echo(json.dumps([one.to_dict() for one in found]))
+        typer.echo(to_json([one.to_dict() for one in found]))
         return
     if not found:
         out.print(f"There is no collection in {connection.shown}.", markup=False, soft_wrap=True)
@@ -83,11 +80,18 @@ def list_collections(
 
 
 def info(connection: Connection, as_json: Json = False) -> None:
-    """Print a collection's settings and its number of documents."""
+    """Print a collection's settings, its number of documents, and the dtype of its model on this machine's CPU."""
+    from jcv2_plugin.encoder.dtypes import cpu_dtype_of
+
     with connection.open() as opened:
-        described = {**opened.schema.to_dict(), "documents": opened.count()}
+        schema = opened.schema
+        described = {
+            **schema.to_dict(),
+            "documents": opened.count(),
+            "dtype_on_this_cpu": cpu_dtype_of(schema.model, schema.revision),
+        }
     if as_json:
-        typer.echo(json.dumps(described))
+        typer.echo(to_json(described))
         return
     table = Table.grid(padding=(0, 2))
     for key, value in described.items():
@@ -184,7 +188,7 @@ def _is_collection(folder: Path) -> bool:
 
 def _of_path(name: str, folder: Path) -> _Listed:
     try:
-        raw = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        raw = read_json(folder / DESCRIPTION)
         schema = CollectionSchema.from_dict(raw, name)
     except (OSError, ValueError, CollectionCorruptError) as error:
         return _Listed(name, None, None, _state_of(error))
@@ -193,11 +197,11 @@ def _of_path(name: str, folder: Path) -> _Listed:
         engine = EdgeEngine.open(folder)
     except CollectionLockedError:
         return _Listed(name, schema, None, IN_USE)
-    except (CollectionError, OSError):
+    except (Jcv2Error, OSError):
         return _Listed(name, schema, None, UNREADABLE)
     try:
         return _Listed(name, schema, engine.count(None))
-    except Exception:  # of Edge, whose files are damaged
+    except Jcv2Error:
         return _Listed(name, schema, None, UNREADABLE)
     finally:
         engine.close()
@@ -236,11 +240,11 @@ def _drop_on_server(client: QdrantClient, connection: Connection, *, yes: bool) 
             f"The collection {name!r} was not created by jcv2-plugin. Drop it with the software that created it."
         )
     _confirm(connection, found, yes=yes)
-    if physical != name:
-        # Delete the alias first, so that nobody opens the collection meanwhile.
+    # This deletes its alias too. With the alias deleted first, a crash would leave documents without a name.
+    client.delete_collection(physical)
+    if physical != name and name in aliases_of(client):
         alias = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
         client.update_collection_aliases(change_aliases_operations=[alias])
-    client.delete_collection(physical)
     remark(f"Dropped {connection.title}.")
     kept = [
         other
@@ -285,11 +289,6 @@ def _locked(folder: Path) -> Iterator[FileLock]:
         lock.release()
 
 
-def _is_ours(name: str) -> bool:
-    target = temporary_for(name)
-    return target == DESCRIPTION or _OURS.fullmatch(target or name) is not None
-
-
 def _remove(folder: Path, lock: FileLock) -> list[str]:
     """Delete a collection whose lock is held, and its folder if it is empty then. Return the names of other files.
 
@@ -300,7 +299,7 @@ def _remove(folder: Path, lock: FileLock) -> list[str]:
     for entry in list(folder.iterdir()):
         if _SHARD.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif _is_ours(entry.name) and not entry.is_dir():
+        elif is_ours(entry.name) and not entry.is_dir():
             entry.unlink()
     (folder / DESCRIPTION).unlink()
     try:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from jcv2_plugin.collection.collection import ColbertCollection
 
-JOURNAL = "ingest.journal"
-"""Default journal of indexing runs, in a collection's folder."""
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _PANEL = "Options for Qdrant servers"
 

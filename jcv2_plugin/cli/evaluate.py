@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from rich.table import Table
 from jcv2_plugin.cli.connection import WritingConnection
 from jcv2_plugin.cli.options import FIRST_STAGES_HELP, POOL_HELP, STORAGES_HELP, Device
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.console import name, print_table, progress_bar, quiet_libraries
+from jcv2_plugin.console import name, print_table, progress_bar, quiet_libraries, to_json
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError
 from jcv2_plugin.evaluation.beir import BeirDataset
@@ -24,7 +23,7 @@ from jcv2_plugin.evaluation.bm25 import bm25_run
 from jcv2_plugin.evaluation.metrics import METRICS, evaluate_collection, evaluate_run
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 _ANOTHER = "Choose another folder, or on a server another --name."
 
@@ -108,13 +107,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a model on a BEIR dataset, searching a stored collection."""
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.named import load_encoder
 
     read = BeirDataset.read(dataset, split=split)
     own = len(read.own_documents(ignore_identical_ids))
     of_set = {"dataset": read.name, "own_documents_left_out": own, "missing_documents": len(read.missing)}
     quiet_libraries()
-    encoder = JinaColbertEncoder.from_pretrained(
+    encoder = load_encoder(
         options.model, dims=dim or None, device=options.device, document_length=options.document_length
     )
     rows: list[tuple[str, dict[str, float]]] = []
@@ -125,12 +124,12 @@ def evaluate(
         if as_json:
             names = ("storage", "first_stage", "candidates", "pool_factor")
             described = {name: getattr(options, name) for name in names}
-            typer.echo(json.dumps({"model": options.model, "dim": one, **of_set, **described, **figures}))
+            typer.echo(to_json({"model": options.model, "dim": one, **of_set, **described, **figures}))
     if bm25:
         figures = evaluate_run(bm25_run(read, ignore_identical_ids=ignore_identical_ids), read.qrels)
         rows.append(("BM25", figures))
         if as_json:
-            typer.echo(json.dumps({"model": "bm25", **of_set, **figures}))
+            typer.echo(to_json({"model": "bm25", **of_set, **figures}))
     if not as_json:
         _print_table(f"{name(read.name)}: {len(read.corpus)} documents, {len(read.queries)} queries", rows)
         if own:
@@ -166,7 +165,7 @@ def _evaluate_dim(
 
 @contextmanager
 def _collection(
-    dataset: BeirDataset, encoder: JinaColbertEncoder, dim: int, options: Evaluated, kept: Kept
+    dataset: BeirDataset, encoder: Encoder, dim: int, options: Evaluated, kept: Kept
 ) -> Iterator[ColbertCollection]:
     with ExitStack() as stack:
         if not kept.location:

@@ -13,6 +13,8 @@ from jcv2_plugin.cli.connection import OptionalConnection
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.console import name, out, quiet_libraries
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.named import load_encoder
+from jcv2_plugin.files import write_atomically
 from jcv2_plugin.scoring import explanation as explanations
 from jcv2_plugin.scoring.explanation import Explanation
 
@@ -31,9 +33,7 @@ def explain(
         raise typer.BadParameter("Give either --collection or --text.")
     if text is not None:
         quiet_libraries()
-        from jcv2_plugin.encoder.model import JinaColbertEncoder
-
-        encoder = JinaColbertEncoder.from_pretrained(model, dims=dim)
+        encoder = load_encoder(model, dims=dim)
         explanation, title = explanations.explain(encoder, query, text, dim=dim, long_documents="split"), "the text"
     else:
         with connection.open() as opened:
@@ -42,7 +42,7 @@ def explain(
             explanation = opened.explain(query, title)
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(explanation.to_html(), encoding="utf-8")
+        write_atomically(html, explanation.to_html())
     _print_explanation(explanation, title)
     if html is not None:
         out.print(f"Heat map: {html}", soft_wrap=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from qdrant_client import models
 
-from jcv2_plugin.cli.connection import JOURNAL, WritingConnection
+from jcv2_plugin.cli.connection import WritingConnection
 from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import WantedForFiles, open_target
 from jcv2_plugin.collection.collection import ColbertCollection
@@ -25,6 +25,7 @@ from jcv2_plugin.collection.sources import (
     DEFAULT_MAX_MIB,
     FILE_KEY,
     STDIN_NAME,
+    NotEntered,
     PassageReader,
     SourceError,
     SourceFile,
@@ -32,6 +33,7 @@ from jcv2_plugin.collection.sources import (
 )
 from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
 from jcv2_plugin.documents import ID_KEY, Document, left_out
+from jcv2_plugin.engines.edge import JOURNAL
 from jcv2_plugin.errors import InvalidDocumentError
 
 _FILES_A_FILTER = 30
@@ -73,7 +75,12 @@ def index(
     If the collection does not exist, it is created with the given settings. Defaults: model jinaai/jina-colbert-v2,
     storage float16, first stage hybrid. If it exists, the given settings must be those it was created with.
     """
-    files = find_files(paths, allow_empty=prune)
+    not_entered = NotEntered()
+    files = find_files(paths, allow_empty=prune, not_entered=not_entered)
+    if strict and not_entered.unread:
+        raise SourceError(not_entered.reasons()[0])
+    for reason in not_entered.reasons():
+        remark(f"skipped: {reason}")
     if journal is None and not connection.is_server:
         journal = connection.folder / JOURNAL
     try:
@@ -84,7 +91,8 @@ def index(
         raise
     with opened, closing(SeenIds()) as seen:
         quiet_libraries()
-        stream = DocumentStream(PassageReader(opened.encoder, chunk_tokens, max_mib), files, seen, strict=strict)
+        reader = PassageReader(opened.encoder, chunk_tokens, max_mib)
+        stream = DocumentStream(reader, files, seen, strict=strict, not_entered=not_entered)
         try:
             result = _index(opened, stream, paths if prune else None, journal, workers)
         except (KeyboardInterrupt, SourceError, InvalidDocumentError):
@@ -195,7 +203,16 @@ class DocumentStream:
         skipped: Number of files that could not be read and were skipped with a message.
     """
 
-    def __init__(self, reader: PassageReader, files: Sequence[SourceFile], seen: SeenIds, *, strict: bool) -> None:
+    def __init__(
+        self,
+        reader: PassageReader,
+        files: Sequence[SourceFile],
+        seen: SeenIds,
+        *,
+        strict: bool,
+        not_entered: NotEntered | None = None,
+    ) -> None:
+        self._not_entered = not_entered or NotEntered()
         self.files: list[SourceFile] = []
         self.skipped = 0
         self._reader = reader
@@ -284,7 +301,8 @@ class DocumentStream:
             if name in read:
                 stale = own_id not in self._seen
             else:
-                stale = name is not None and name not in found and os.path.abspath(name).startswith(tuple(roots))
+                file = "" if name is None else os.path.abspath(name)
+                stale = file.startswith(tuple(roots)) and name not in found and not self._not_entered.holds(file)
             if stale:
                 yield own_id
 

@@ -71,11 +71,11 @@ def plan(
 
 def measure_speed(model: str, tokens: float, device: str | None) -> float:
     """Measure for a few seconds how many tokens per second a model encodes, in texts of about ``tokens`` tokens."""
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.named import load_encoder
 
     quiet_libraries()
-    encoder = JinaColbertEncoder.from_pretrained(model, device=device)
-    each = len(encoder.tokenizer(_SENTENCE, add_special_tokens=False)["input_ids"])
+    encoder = load_encoder(model, device=device)
+    each = encoder.token_counter()(_SENTENCE)
     text = _SENTENCE * max(1, round(tokens / each))
     dim = encoder.dims[0]
     texts, vectors, seconds = 16, 0, 0.0

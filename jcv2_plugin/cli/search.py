@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,8 +15,9 @@ from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import name, out, quiet_libraries, to_json
 from jcv2_plugin.documents import SearchHit
+from jcv2_plugin.errors import UnsupportedFilterError
 from jcv2_plugin.files import parse_json
-from jcv2_plugin.filters import equals, metadata_paths
+from jcv2_plugin.filters import equals, metadata_path, metadata_paths
 
 _HIGHLIGHT = "bold dark_orange3"
 
@@ -26,7 +28,10 @@ def search(
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of passages.")] = 5,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Search only documents with this metadata. Repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Search only documents with this metadata. Repeatable. In quotes, a value is a text: 'code=\"7\"'.",
+        ),
     ] = None,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Number of candidates from the first stage. Default: 300 or more.")
@@ -80,17 +85,53 @@ def _where(conditions: Sequence[str]) -> models.Filter | None:
         return None
     must: list[Any] = []
     for condition in conditions:
-        key, separator, value = condition.partition("=")
-        if not separator or not key or '"' in key:
-            raise typer.BadParameter(
-                f"{condition!r} is not of the form KEY=VALUE, with a key without quotation marks.", param_hint="--where"
-            )
-        must.append(models.Filter(should=[one for path in metadata_paths(key) for one in _readings(path, value)]))
+        paths, value = _parts(condition)
+        must.append(models.Filter(should=[one for path in paths for one in _readings(path, value)]))
     return models.Filter(must=must)
 
 
+def _parts(condition: str) -> tuple[list[str], str]:
+    """Return the paths that the key of KEY=VALUE may mean, and the value. A quoted key is the name of an entry."""
+    if condition.startswith('"'):
+        key, rest = _unquoted(condition)
+        separator, value = rest[:1], rest[1:]
+    else:
+        key, separator, value = condition.partition("=")
+    if separator != "=" or not key:
+        raise typer.BadParameter(
+            f"{condition!r} is not of the form KEY=VALUE. Write a key that contains = in quotation marks: "
+            """'"a=b"=value'.""",
+            param_hint="--where",
+        )
+    try:
+        return ([metadata_path([key])] if condition.startswith('"') else metadata_paths(key)), value
+    except UnsupportedFilterError as error:
+        raise typer.BadParameter(str(error), param_hint="--where") from error
+
+
+def _unquoted(given: str) -> tuple[str, str]:
+    """Split text that begins with a JSON string into that string and the rest."""
+    try:
+        text, end = json.JSONDecoder(strict=False).raw_decode(given)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{given!r} begins with a quotation mark, but not with a JSON string. Write quotation marks and "
+            r"""backslashes in it as \" and \\.""",
+            param_hint="--where",
+        ) from error
+    return str(text), given[end:]
+
+
 def _readings(key: str, value: str) -> list[Any]:
-    """Return the conditions that match a value as text and, if it can be parsed as one, as a number or boolean."""
+    """Return the conditions that match a value as text and, if it can be parsed as one, as a number or boolean.
+
+    A value in quotation marks is a text only.
+    """
+    if value.startswith('"'):
+        text, rest = _unquoted(value)
+        if rest:
+            raise typer.BadParameter(f"{value!r} goes on behind the quotation mark.", param_hint="--where")
+        return [models.FieldCondition(key=key, match=models.MatchValue(value=text))]
     readings: list[Any] = [models.FieldCondition(key=key, match=models.MatchValue(value=value))]
     try:
         parsed = parse_json(value)
@@ -99,5 +140,10 @@ def _readings(key: str, value: str) -> list[Any]:
     if isinstance(parsed, int) and not -(2**63) <= parsed < 2**63:  # Qdrant has no such integers, nor infinity
         return readings
     if isinstance(parsed, (int, float)) and math.isfinite(parsed):
-        readings.append(equals(key, parsed))
+        try:
+            readings.append(equals(key, parsed))
+        except UnsupportedFilterError as error:
+            raise typer.BadParameter(
+                f"{error} If {value} is a text, write it in quotation marks: 'KEY=\"{value}\"'.", param_hint="--where"
+            ) from error
     return readings

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from jcv2_plugin.cli.connection import JOURNAL, Connection, WritingConnection
+from jcv2_plugin.cli.connection import Connection, WritingConnection
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.snapshot import read_info
 from jcv2_plugin.console import progress_bar, remark
+from jcv2_plugin.engines.edge import JOURNAL
 
 
 def snapshot(

@@ -17,13 +17,21 @@ from jcv2_plugin.collection.sources import FILE_KEY
 from jcv2_plugin.console import quiet_libraries
 from jcv2_plugin.documents import ID_KEY, TEXT_KEY
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.named import load_encoder
+from jcv2_plugin.encoder.remote import is_remote, same_reference
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
 from jcv2_plugin.engines.qdrant import ClientEngine
-from jcv2_plugin.errors import CollectionMismatchError, CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.errors import (
+    CollectionExistsError,
+    CollectionMismatchError,
+    CollectionNotFoundError,
+    CollectionUnfinishedError,
+    InvalidOptionError,
+)
 from jcv2_plugin.filters import check_payload_key, metadata_paths
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 _METADATA = "metadata."
 _FIELDS = (TEXT_KEY, ID_KEY, FILE_KEY)
@@ -115,9 +123,9 @@ class WantedForFiles(Wanted):
 
 
 def open_target(
-    connection: Connection, wanted: Wanted, check: Callable[[JinaColbertEncoder], object] = lambda encoder: None
+    connection: Connection, wanted: Wanted, check: Callable[[Encoder], object] = lambda encoder: None
 ) -> ColbertCollection:
-    """Open the collection, or create it if it does not exist.
+    """Open the collection, or create it if it does not exist or its creation was interrupted.
 
     Args:
         connection: Where it is.
@@ -132,6 +140,11 @@ def open_target(
         collection = connection.open(device=wanted.device, shard_key=wanted.shard)
     except CollectionNotFoundError:
         return _create(connection, wanted, check)
+    except CollectionUnfinishedError as error:
+        try:
+            return _create(connection, wanted, check)
+        except CollectionExistsError:  # it was not its creation that was interrupted
+            raise error from None
     try:
         _check_same(collection, connection, wanted)
         for key, kind in wanted.indexes().items():
@@ -142,11 +155,9 @@ def open_target(
     return collection
 
 
-def _create(connection: Connection, wanted: Wanted, check: Callable[[JinaColbertEncoder], object]) -> ColbertCollection:
+def _create(connection: Connection, wanted: Wanted, check: Callable[[Encoder], object]) -> ColbertCollection:
     quiet_libraries()
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
-
-    encoder = JinaColbertEncoder.from_pretrained(
+    encoder = load_encoder(
         wanted.model or DEFAULT_MODEL,
         dims=wanted.dim,
         device=wanted.device,
@@ -171,6 +182,8 @@ def _check_same(collection: ColbertCollection, connection: Connection, wanted: W
     model = wanted.model
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())
+    elif model is not None and is_remote(model) and same_reference(model, collection.schema.model):
+        model = collection.schema.model
     found: dict[str, Any] = {**collection.schema.to_dict(), **_shards_of(collection)}
     asked = {**vars(wanted), "model": model, "shard_key": None if wanted.shard_key is None else "custom"}
     for name, value in found.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from jcv2_plugin.cli.connection import Connection
 from jcv2_plugin.cli.options import Device, Json
 from jcv2_plugin.collection.collection import ColbertCollection
-from jcv2_plugin.console import message, out, progress_bar, quiet_libraries, remark
+from jcv2_plugin.console import message, out, progress_bar, quiet_libraries, remark, to_json
 
 
 def verify(
@@ -36,7 +35,7 @@ def verify(
         with progress_bar("Reading", opened.count()) as advance:
             report = opened.verify(sample=sample, progress=advance)
     if as_json:
-        typer.echo(json.dumps({"ok": report.ok, **asdict(report)}))
+        typer.echo(to_json({"ok": report.ok, **asdict(report)}))
     else:
         compared = f", with a cosine distance of at most {report.worst:.2g}" if report.encoded else ""
         out.print(

@@ -7,42 +7,45 @@ from typing import TYPE_CHECKING
 
 from jcv2_plugin.checks import check_vectors
 from jcv2_plugin.documents import Document
-from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.engines.base import Matrix
 from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.errors import DocumentTooLongError
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.windows import TokenizedTexts
 
 
-def check_lengths(
-    documents: Sequence[Document], schema: CollectionSchema, encoder: JinaColbertEncoder
-) -> TokenizedTexts:
+def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: Encoder) -> TokenizedTexts | None:
     """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
 
     Returns:
-        The texts with their tokens, for encoding them without tokenising them again.
+        The texts with their tokens, for encoding them without tokenising them again. None if the encoder tells no
+        tokens.
 
     Raises:
         DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.
     """
-    splitter = encoder.window_splitter()
-    tokenized = encoder.tokenized(document.text for document in documents)
-    overhead = encoder.document_length - splitter.capacity
+    texts = [document.text for document in documents]
+    if not encoder.gives_tokens:  # what it makes of them is checked before it is stored
+        if schema.long_documents == "error":
+            encoder.check_lengths(texts)
+        return None
+    capacity = encoder.content_length
+    tokenized = encoder.tokenized(texts)
+    overhead = encoder.document_length - capacity
     for document, tokens in zip(documents, tokenized.counts, strict=True):
-        if schema.long_documents == "error" and tokens > splitter.capacity:
+        if schema.long_documents == "error" and tokens > capacity:
             raise DocumentTooLongError(
-                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {splitter.capacity} fit "
+                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {capacity} fit "
                 f"document_length={encoder.document_length}, and this collection was created with "
                 "long_documents='error'. Split it, or create the collection with long_documents='split' or 'truncate'."
             )
         # Check an upper bound first: the exact number of vectors requires tokenising with offsets.
-        windows = 1 if schema.long_documents == "truncate" else -(-tokens // (splitter.capacity // 2 or 1)) + 1
+        windows = 1 if schema.long_documents == "truncate" else -(-tokens // (capacity // 2 or 1)) + 1
         if (tokens + windows * overhead) * schema.dim < MAX_FLOATS:
             continue
-        rows = len(scored_tokens(encoder, document.text, "document", schema.long_documents))
+        rows = len(encoder.scored_tokens(document.text, "document", schema.long_documents))
         if rows * schema.dim >= MAX_FLOATS:
             raise DocumentTooLongError(
                 f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, "

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 from qdrant_client import QdrantClient, models
 from typing_extensions import Unpack
 
-from jcv2_plugin.checks import check_query
 from jcv2_plugin.collection import migrate, read, repair, search, verify, write
 from jcv2_plugin.collection.asynchronous import in_thread, pages_in_thread
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, IngestReport
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.location import DEFAULT_NAME, Location
 from jcv2_plugin.collection.migrate import MigrationReport, Target
+from jcv2_plugin.collection.sameness import check_encoder
 from jcv2_plugin.collection.search import CheckedOptions, SearchOptions
 from jcv2_plugin.collection.snapshot import SnapshotInfo, check_snapshot, read_info, restore_snapshot, write_snapshot
-from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder, load_for, own_stages
+from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_for, own_stages
 from jcv2_plugin.collection.verify import VerificationReport
 from jcv2_plugin.documents import (
     ID_KEY,
@@ -27,23 +27,23 @@ from jcv2_plugin.documents import (
     OnBlank,
     SearchHit,
     StoredDocument,
+    accepted,
     as_documents,
     point_id,
-    validate,
-    without_blank,
+    warn_of_blank,
 )
+from jcv2_plugin.encoder.base import Encoder
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.answers import check_documents, wrong_answer
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, Engine, Matrix, NewCollection, PayloadIndex
-from jcv2_plugin.engines.first_stage import ChosenStages, FirstStage, FirstStageLike
+from jcv2_plugin.engines.first_stage import ChosenStages, FirstStage, FirstStageLike, choose_first_stage
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage
-from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError
+from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError
 from jcv2_plugin.filters import check_filter, check_payload_key
 
 if TYPE_CHECKING:
-    # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.scoring.explanation import Explanation
 
 __all__ = ["ColbertCollection", "IngestReport"]
@@ -72,7 +72,7 @@ class ColbertCollection:
         self,
         engine: Engine,
         schema: CollectionSchema,
-        encoder: JinaColbertEncoder | None,
+        encoder: Encoder | None,
         device: str | None = None,
         own_stages: Mapping[str, FirstStage] | None = None,
     ) -> None:
@@ -96,14 +96,14 @@ class ColbertCollection:
         cls,
         location: str | os.PathLike[str] | None = None,
         *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str],
+        encoder: Encoder | str | os.PathLike[str],
         dim: int | None = None,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
         client: QdrantClient | None = None,
         name: str = DEFAULT_NAME,
         storage: Storage = "float16",
-        first_stage: FirstStageLike = "hybrid",
+        first_stage: FirstStageLike | None = None,
         pool_factor: float = 1.0,
         long_documents: LongDocuments = "split",
         payload_indexes: Mapping[str, PayloadIndex] | None = None,
@@ -117,7 +117,8 @@ class ColbertCollection:
 
         Args:
             location: A folder, ``":memory:"`` or a server's URL. Alternatively, pass ``path``, ``url`` or ``client``.
-            encoder: The encoder, or the name or path of a model.
+            encoder: The encoder; the name or path of a model; or ``"https://..."`` or ``"jina-api:..."`` for one on a
+                server.
             dim: One of the model's Matryoshka dimensions. Defaults to the model's own default. Another dimension
                 requires another collection, since projection heads are not weight-tied.
             path: Folder for Qdrant Edge.
@@ -130,7 +131,8 @@ class ColbertCollection:
             first_stage: How candidates for MaxSim are found: ``"hybrid"`` (``pooled`` and ``bm25``, merged by
                 reciprocal rank fusion), ``"pooled"`` (mean of the token vectors), ``"bm25"`` (words) or
                 ``"none"`` (MaxSim over all documents). Or a stage of your own, see :class:`~jcv2_plugin.FirstStage`,
-                or a list of several. See docs/two-stage.md.
+                or a list of several. See docs/two-stage.md. None is ``"hybrid"``, or ``"pooled"`` for an encoder on a
+                server that tells no tokens.
             pool_factor: Token pooling factor for documents: neighbouring token vectors are merged until about one in
                 ``pool_factor`` is left. 1 disables pooling.
             long_documents: How to handle documents longer than the encoder's ``document_length``: ``"split"`` encodes
@@ -154,9 +156,11 @@ class ColbertCollection:
         """
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
         parsed.check_can_create(overwrite=overwrite)
-        stages = ChosenStages.of(first_stage)
+        if first_stage is not None:
+            ChosenStages.of(first_stage)  # raises before a model is loaded
         if isinstance(encoder, (str, os.PathLike)):
             encoder = load_encoder(encoder, dims=dim)
+        stages = choose_first_stage(first_stage, encoder)
         schema = CollectionSchema.describe(
             encoder,
             encoder.resolve_dim(dim),
@@ -175,7 +179,7 @@ class ColbertCollection:
         cls,
         location: str | os.PathLike[str] | None = None,
         *,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        encoder: Encoder | str | os.PathLike[str] | None = None,
         dim: int | None = None,
         path: str | os.PathLike[str] | None = None,
         url: str | None = None,
@@ -207,7 +211,8 @@ class ColbertCollection:
         Raises:
             CollectionNotFoundError: The collection does not exist.
             CollectionMismatchError: The collection was created with another model or dimension, or with a first stage
-                of your own that is not given.
+                of your own that is not given. For an encoder on a server that tells no fingerprint of its weights, the
+                model is compared by encoding a few documents again.
             CollectionCorruptError: The stored schema is unreadable.
             CollectionLockedError: The folder is open elsewhere.
         """
@@ -222,9 +227,9 @@ class ColbertCollection:
                 )
             own = own_stages(schema, first_stage, engine.title)
             if isinstance(encoder, (str, os.PathLike)):
-                encoder = load_for(schema, os.fspath(encoder), device)
+                encoder = load_for(schema, os.fspath(encoder), device, named_by_user=True)
             if encoder is not None:
-                schema.check_encoder(encoder, engine.title)
+                check_encoder(engine, schema, encoder)
             return cls(engine, schema, encoder, device, own)
         except BaseException:
             engine.close()
@@ -334,7 +339,7 @@ class ColbertCollection:
         return self.schema.dim
 
     @property
-    def encoder(self) -> JinaColbertEncoder:
+    def encoder(self) -> Encoder:
         """The encoder, loaded on first use.
 
         Raises:
@@ -382,7 +387,8 @@ class ColbertCollection:
             InvalidDocumentError: An id is duplicated, metadata is not JSON, ... Nothing was written.
             DocumentTooLongError: A document exceeds a limit of the model or of Qdrant. Nothing was written.
         """
-        documents = validate(without_blank(as_documents(texts, ids, metadata), on_blank))
+        documents, blank = accepted(as_documents(texts, ids, metadata), on_blank)
+        warn_of_blank(blank)
         self._state.write(lambda current: write.add(current, documents))
         return [str(document.id) for document in documents]
 
@@ -527,11 +533,8 @@ class ColbertCollection:
         self, queries: Sequence[str], k: int = 10, **options: Unpack[SearchOptions]
     ) -> list[list[SearchHit]]:
         """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
-        if isinstance(queries, str):
-            raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
         limit, checked = search.check_k(k), CheckedOptions.of(options)
-        for query in queries:
-            check_query(query)
+        search.check_queries(queries)
         return self._state.run(lambda current: search.search(current, queries, limit, checked))
 
     def search_mmr(
@@ -562,7 +565,7 @@ class ColbertCollection:
         limit = search.check_k(k)
         fetched, trade_off = search.check_mmr(limit, fetch_k, lambda_mult)
         checked = CheckedOptions.of(options)
-        check_query(query)
+        search.check_queries([query])
         return self._state.run(lambda now: search.search_mmr(now, query, limit, fetched, trade_off, checked))
 
     def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
@@ -587,7 +590,7 @@ class ColbertCollection:
         self,
         *,
         dim: int | None = None,
-        encoder: JinaColbertEncoder | str | os.PathLike[str] | None = None,
+        encoder: Encoder | str | os.PathLike[str] | None = None,
         storage: Storage | None = None,
         first_stage: FirstStageLike | None = None,
         pool_factor: float | None = None,
@@ -677,12 +680,39 @@ class ColbertCollection:
     """Async version of :meth:`get`."""
     acount = in_thread(count)
     """Async version of :meth:`count`."""
-    asearch = in_thread(search)
-    """Async version of :meth:`search`."""
-    asearch_many = in_thread(search_many)
-    """Async version of :meth:`search_many`."""
-    asearch_mmr = in_thread(search_mmr)
-    """Async version of :meth:`search_mmr`."""
+
+    async def asearch(self, query: str, k: int = 10, **options: Unpack[SearchOptions]) -> list[SearchHit]:
+        """Async version of :meth:`search`."""
+        return (await self.asearch_many([query], k, **options))[0]
+
+    async def asearch_many(
+        self, queries: Sequence[str], k: int = 10, **options: Unpack[SearchOptions]
+    ) -> list[list[SearchHit]]:
+        """Async version of :meth:`search_many`. No thread waits while a server encodes the queries."""
+        limit, checked = search.check_k(k), CheckedOptions.of(options)
+        search.check_queries(queries)
+        encoded = await search.encoded_queries(self._state, queries)
+        return await in_thread(self._state.run)(lambda now: search.search(now, queries, limit, checked, encoded))
+
+    async def asearch_mmr(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        fetch_k: int | None = None,
+        lambda_mult: float = 0.5,
+        **options: Unpack[SearchOptions],
+    ) -> list[SearchHit]:
+        """Async version of :meth:`search_mmr`. No thread waits while a server encodes the query."""
+        limit = search.check_k(k)
+        fetched, trade_off = search.check_mmr(limit, fetch_k, lambda_mult)
+        checked = CheckedOptions.of(options)
+        search.check_queries([query])
+        encoded = await search.encoded_queries(self._state, [query])
+        return await in_thread(self._state.run)(
+            lambda now: search.search_mmr(now, query, limit, fetched, trade_off, checked, encoded)
+        )
+
     aexplain = in_thread(explain)
     """Async version of :meth:`explain`."""
 

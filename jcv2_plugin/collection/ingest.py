@@ -18,11 +18,10 @@ from jcv2_plugin.documents import (
     HASH_KEY,
     Document,
     OnBlank,
+    accepted,
     as_documents,
     payload_of,
     point_id,
-    split_blank,
-    validate,
     warn_of_blank,
 )
 from jcv2_plugin.engines.base import Engine, Matrix, Point
@@ -102,12 +101,15 @@ def points_of(
         own: Their vectors by the user's own first stages, if they are already encoded.
     """
     schema = current.schema
-    texts = current.encoder.tokenized(one.document.text for one in new) if tokenized is None else tokenized
+    if tokenized is None and current.encoder.gives_tokens:
+        tokenized = current.encoder.tokenized(one.document.text for one in new)
     if vectors is None:
+        texts = [one.document.text for one in new] if tokenized is None else tokenized
         vectors = current.encoder.document_vectors(texts, schema.dim, schema.long_documents, schema.pool_factor)
     for one, matrix in zip(new, vectors, strict=True):
         check_stored(matrix, schema.dim, f"Document {one.document.id!r}")
-    stages = current.stage_vectors([one.document.text for one in new], vectors, texts.ids, own)
+    ids = None if tokenized is None else tokenized.ids
+    stages = current.stage_vectors([one.document.text for one in new], vectors, ids, own)
     return [
         Point(one.point_id, matrix, one.payload, vectors_of_one)
         for one, matrix, vectors_of_one in zip(new, vectors, stages, strict=True)
@@ -184,12 +186,13 @@ class Ingestion:
             raise
 
     def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:
-        current = self._current
+        current, seen = self._current, 0
         for items in cut_by_length(in_batches(documents, size)):
             named = self._journal.named(as_documents(items))
-            kept, blank = split_blank(named, self._on_blank)
+            kept, blank = accepted(named, self._on_blank, seen)
+            seen += len(items)
             self._blank += blank
-            new = changed(current.engine, validate(kept), self._in_flight())
+            new = changed(current.engine, kept, self._in_flight())
             texts = check_lengths([one.document for one in new], current.schema, current.encoder) if new else None
             yield _Batch(len(items), len(blank), new, texts)
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from jcv2_plugin.documents import Document
 from jcv2_plugin.errors import CollectionLockedError, Jcv2Error
-from jcv2_plugin.files import parse_json, write_atomically
+from jcv2_plugin.files import numbered_lines, parse_json, write_atomically
 
 _FORMAT = 1
 
@@ -67,12 +67,13 @@ class IngestJournal:
             header, seen = _read(file)
             journal = cls(header, seen)
             journal._path, journal._lock = file, lock
-            if header is None:
-                # Write atomically: with a truncated header the file would not be recognised as a journal.
-                write_atomically(file, json.dumps({"journal": _FORMAT, "run": str(journal._run)}))
+            # Written anew: its last line may be cut short, and a link would be written through.
+            lines = (
+                {"journal": _FORMAT, "run": str(journal._run), "check": _check(journal._run)},
+                {"seen": seen},
+            )
+            write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
             journal._file = file.open("a", encoding="utf-8")
-            # Terminate a truncated last line, if any.
-            journal._file.write("\n")
             return journal
         except BaseException:
             lock.release()
@@ -118,25 +119,31 @@ class IngestJournal:
         self.close()
 
 
+def _check(run: uuid.UUID) -> str:
+    """Return a check sum: documents would be stored twice if the run's id were changed unnoticed."""
+    return uuid.uuid5(run, "journal").hex[:8]
+
+
 def _read(file: Path) -> tuple[str | None, int]:
     """Return the run's id and the number of stored documents. The id is None if the file is missing or empty."""
     run: str | None = None
     seen = 0
     try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    row = parse_json(line)
-                except ValueError:
-                    if run is None:
-                        raise
-                    continue  # empty, or truncated when the run was killed
+        for _, line in numbered_lines(file):
+            try:
+                row = parse_json(line)
+            except ValueError:
                 if run is None:
-                    if row["journal"] > _FORMAT:
-                        raise ValueError("it is of a newer version of this package")
-                    run = str(uuid.UUID(row["run"]))
-                elif isinstance(row, dict):
-                    seen = max(seen, int(row.get("seen", 0)))
+                    raise
+                continue  # empty, or truncated when the run was killed
+            if run is None:
+                if row["journal"] > _FORMAT:
+                    raise ValueError("it is of a newer version of this package")
+                run = str(uuid.UUID(row["run"]))
+                if row.get("check", _check(uuid.UUID(run))) != _check(uuid.UUID(run)):
+                    raise ValueError("its first line was changed")
+            elif isinstance(row, dict):
+                seen = max(seen, int(row.get("seen", 0)))
     except FileNotFoundError:
         return None, 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -24,7 +24,7 @@ MEMORY = ":memory:"
 API_KEY = "QDRANT_API_KEY"
 """Environment variable with the server's API key, used if none is passed."""
 
-_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}|[^\s/]*:\S*@[\w.-]+(:\d+)?/?")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{2,5}([?#].*)?|[^\s/]*:\S*@[\w.-]+(:\d+)?/?([?#].*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,11 @@ def check_url(url: str) -> None:
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         known = False
+    if known and re.search("[?#]", url):
+        raise InvalidOptionError(
+            f"The URL of {without_credentials(url)!r} has a query (?) or a fragment (#), which is not sent. Leave it "
+            f"out, and give an API key as client_options={{'api_key': ...}}, --api-key or {API_KEY}."
+        )
     if not known:
         raise InvalidOptionError(
             f"{without_credentials(url)!r} is not the URL of a Qdrant server. Write it as http://host:6333 or "
@@ -189,9 +194,12 @@ def check_location(location: str) -> None:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without its user name and password, which may contain any character."""
+    """Return a URL without its user name and password, which may contain any character, its query and its fragment."""
     scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    before, _, after = rest.rpartition("@")
+    # With a ? or # before an @, the @ may be the password's or the query's. What follows may be a part of either.
+    known = "..." if re.search("[?#]", before) else re.split("[?#]", after)[0]
+    return f"{scheme}{separator}{known}"
 
 
 def looks_like_server(location: str) -> bool:

@@ -8,25 +8,26 @@ again, since projection heads are not weight-tied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jcv2_plugin.checks import in_batches
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, Ingestion
 from jcv2_plugin.collection.journal import IngestJournal
-from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_encoder
+from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_for
 from jcv2_plugin.collection.workers import as_devices
 from jcv2_plugin.documents import HASH_KEY, TEXT_KEY, StoredDocument
+from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.engines.answers import check_documents
 from jcv2_plugin.engines.base import Engine, Point, Record
-from jcv2_plugin.engines.first_stage import ChosenStages, FirstStage, FirstStageLike, StageVector
+from jcv2_plugin.engines.first_stage import ChosenStages, FirstStage, FirstStageLike, StageVector, check_tokens
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.engines.storage import Storage, storage_profile
 from jcv2_plugin.errors import CollectionError, InvalidOptionError
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 T = TypeVar("T")
 
@@ -57,16 +58,14 @@ class MigrationReport:
 class Target:
     """Target settings of a migration. None keeps the current value."""
 
-    encoder: JinaColbertEncoder | str | None = None
+    encoder: Encoder | str | None = None
     dim: int | None = None
     storage: Storage | None = None
     first_stage: FirstStageLike | None = None
     pool_factor: float | None = None
     long_documents: LongDocuments | None = None
 
-    def resolve(
-        self, current: OpenCollection
-    ) -> tuple[CollectionSchema, JinaColbertEncoder | None, Mapping[str, FirstStage]]:
+    def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, Encoder | None, Mapping[str, FirstStage]]:
         """Return the new schema, which may be that of the collection, its encoder and the user's own first stages.
 
         Raises:
@@ -79,6 +78,7 @@ class Target:
             chosen = ChosenStages.of(self.first_stage)
             stage, options, own = chosen.name, chosen.options, dict(chosen.own)
         encoder = self._encoder(current)
+        check_tokens(stage, encoder)
         # A new model uses its own default dim unless it has a projection head for the old one.
         kept = old.dim if self.encoder is None or old.dim in encoder.dims else encoder.resolve_dim(None)
         dim = _or(self.dim, kept)
@@ -95,20 +95,12 @@ class Target:
             raise InvalidOptionError(f"Say what is to change in {current.engine.title}: dim, storage, ...")
         return new, encoder, own
 
-    def _encoder(self, current: OpenCollection) -> JinaColbertEncoder:
+    def _encoder(self, current: OpenCollection) -> Encoder:
         old = current.schema
         if self.encoder is None:
             if self.dim is None or self.dim in current.encoder.dims:
                 return current.encoder
-            skiplist: Any = old.skiplist if old.skiplist != "custom" else "default"
-            return load_encoder(
-                old.model,
-                dims=self.dim,
-                revision=old.revision,
-                device=current.device,
-                document_length=old.document_length,
-                skiplist=skiplist,
-            )
+            return load_for(replace(old, dim=self.dim), old.model, current.device, named_by_user=False)
         if isinstance(self.encoder, str):
             return load_encoder(self.encoder, dims=self.dim, device=current.device)
         return self.encoder
@@ -145,10 +137,13 @@ def _migrate(
     as_devices(workers)  # validate before anything is created
     if {**schema.to_dict(), "format": 0} == {**current.schema.to_dict(), "format": 0}:
         # As when a migration was stopped after it replaced the collection, and is repeated.
+        if not keep_old:
+            current.engine.drop_replaced()
         return MigrationReport(documents=current.engine.count(None), needed=False)
     # Checked before the successor is created.
     OpenCollection(current.engine, schema, None, None, own).check_own(_to_encode(current.schema, schema))
-    successor = OpenCollection(current.engine.successor(schema), schema, encoder, current.device, own)
+    engine = current.engine.successor(schema, keep_old=keep_old)
+    successor = OpenCollection(engine, schema, encoder, current.device, own)
     report = MigrationReport()
     try:
         _fill(current, successor, report, progress, workers)
@@ -160,8 +155,11 @@ def _migrate(
             state.current = successor
             try:
                 report.old = current.engine.adopt(successor.engine, keep_old=keep_old)
-            except BaseException:
+            except BaseException as error:
                 state.current = current
+                if not isinstance(error, Exception):
+                    # By Ctrl-C: it may have been replaced. What is written to it from now on would be lost.
+                    current.engine.close()
                 raise
     except BaseException:
         successor.engine.close()  # kept, so that a repeated migration can resume

@@ -13,14 +13,20 @@ from qdrant_client import QdrantClient, models
 from jcv2_plugin.collection.checks import check_lengths
 from jcv2_plugin.collection.collection import ColbertCollection
 from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
-from jcv2_plugin.collection.state import load_encoder
-from jcv2_plugin.documents import Document, OnBlank, validate, without_blank
+from jcv2_plugin.documents import Document, OnBlank, accepted, warn_of_blank
 from jcv2_plugin.encoder import DEFAULT_MODEL
+from jcv2_plugin.encoder.named import load_encoder
+from jcv2_plugin.engines.first_stage import choose_first_stage
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionNotFoundError, InvalidOptionError
+from jcv2_plugin.errors import (
+    CollectionExistsError,
+    CollectionNotFoundError,
+    CollectionUnfinishedError,
+    InvalidOptionError,
+)
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +96,26 @@ def create_filled(
     Args:
         documents: Documents to store.
         create: Function that creates the collection from the options.
-        on_blank: See :func:`~jcv2_plugin.documents.without_blank`.
+        on_blank: See :func:`~jcv2_plugin.documents.accepted`.
         **options: See :func:`create_collection`.
 
     Raises:
         InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
     """
     _refuse_foreign(options)  # before a model is loaded
-    checked = validate(without_blank(documents, on_blank))
+    checked, blank = accepted(documents, on_blank)
+    warn_of_blank(blank)
     encoder = options["encoder"] = _loaded(options.get("encoder"), options.get("dim"))
     dim, long_documents = encoder.resolve_dim(options.get("dim")), options.get("long_documents", "split")
-    schema = CollectionSchema.describe(encoder, dim, long_documents, options.get("storage", "float16"))
+    stages = choose_first_stage(options.get("first_stage"), encoder)
+    schema = CollectionSchema.describe(
+        encoder,
+        dim,
+        long_documents,
+        options.get("storage", "float16"),
+        first_stage=stages.name,
+        stage_options=stages.options,
+    )
     check_lengths(checked, schema, encoder)
     collection = create(**options)
     try:
@@ -111,14 +126,14 @@ def create_filled(
     return collection
 
 
-def _loaded(encoder: JinaColbertEncoder | str | os.PathLike[str] | None, dim: int | None) -> JinaColbertEncoder:
+def _loaded(encoder: Encoder | str | os.PathLike[str] | None, dim: int | None) -> Encoder:
     if encoder is None or isinstance(encoder, (str, os.PathLike)):
         return load_encoder(DEFAULT_MODEL if encoder is None else encoder, dims=dim)
     return encoder
 
 
 def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:
-    """Open the collection, or create it if it does not exist.
+    """Open the collection, or create it if it does not exist or its creation was interrupted.
 
     Args:
         create: Function that creates the collection from the options.
@@ -136,6 +151,11 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
             return ColbertCollection.open(**given)
         except CollectionNotFoundError:
             pass
+        except CollectionUnfinishedError as error:
+            try:
+                return create(**options)
+            except CollectionExistsError:  # it was not its creation that was interrupted
+                raise error from None
     return create(**options)
 
 

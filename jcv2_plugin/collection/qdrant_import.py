@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import Document, has_text
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import CollectionNotFoundError, InvalidDocumentError, InvalidOptionError
 
@@ -136,7 +136,7 @@ def _documents(records: Iterator[Any], document_of: DocumentOf, report: ImportRe
                 f"document_of returned {type(document).__name__} for the point {record.id!r}. It must return a "
                 "Document, or None to skip the point."
             )
-        if document is not None and not (isinstance(document.text, str) and not document.text.strip()):
+        if document is not None and not (isinstance(document.text, str) and not has_text(document.text)):
             yield document if document.id is not None else replace(document, id=record.id)
             continue
         report.skipped += 1

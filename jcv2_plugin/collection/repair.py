@@ -74,9 +74,7 @@ def _readable(engine: Engine, ids: list[str], report: RepairReport) -> list[Poin
     """Read points, one by one if they cannot be read together."""
     try:
         records = engine.retrieve(ids, with_payload=True, with_vectors=True)
-    except CollectionError:
-        raise
-    except Exception:  # Edge's errors have no type of their own
+    except CollectionCorruptError:
         if len(ids) == 1:
             report.lost += ids
             return []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-import numbers
-import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,12 @@ from typing import Any, TypedDict
 
 from qdrant_client import models
 
-from jcv2_plugin.checks import check_query, check_query_vectors, in_batches
+from jcv2_plugin.checks import check_flag, check_number, check_positive, check_query, check_query_vectors, in_batches
 from jcv2_plugin.collection.read import id_list
-from jcv2_plugin.collection.state import OpenCollection
+from jcv2_plugin.collection.state import CollectionState, OpenCollection
 from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
+from jcv2_plugin.encoder.base import Encoder
+from jcv2_plugin.encoder.remote import RemoteEncoder
 from jcv2_plugin.engines.base import RRF_K, Candidates, Fusion, Matrix, Record, SearchRequest
 from jcv2_plugin.engines.first_stage import stage_names
 from jcv2_plugin.engines.schema import VECTOR_NAME
@@ -98,16 +99,22 @@ class CheckedOptions:
             )
         given = cls(**options)
         check_filter(given.filter)
-        least = None if given.score_threshold is None else _number(given.score_threshold, "score_threshold")
-        candidates = None if given.candidates is None else _positive(given.candidates, "candidates")
         if given.first_stage is not None and not isinstance(given.first_stage, str):
             raise InvalidQueryError(
                 f"A search takes the name of a stored first stage, got {given.first_stage!r:.80}. Objects are for "
                 "create and open."
             )
-        k = None if given.rrf_k is None else _positive(given.rrf_k, "rrf_k")
-        weights = None if given.rrf_weights is None else _weights(given.rrf_weights)
-        return replace(given, score_threshold=least, candidates=candidates, rrf_k=k, rrf_weights=weights)
+        return replace(
+            given,
+            score_threshold=None
+            if given.score_threshold is None
+            else check_number(given.score_threshold, "score_threshold"),
+            candidates=None if given.candidates is None else check_positive(given.candidates, "candidates"),
+            exact=None if given.exact is None else check_flag(given.exact, "exact"),
+            rrf_k=None if given.rrf_k is None else check_positive(given.rrf_k, "rrf_k"),
+            rrf_weights=None if given.rrf_weights is None else _weights(given.rrf_weights),
+            with_explanation=check_flag(given.with_explanation, "with_explanation"),
+        )
 
     @property
     def fusion(self) -> Fusion | None:
@@ -117,21 +124,52 @@ class CheckedOptions:
         return Fusion(self.rrf_k or RRF_K, self.rrf_weights or {})
 
 
-def search(current: OpenCollection, queries: Sequence[str], k: int, options: CheckedOptions) -> list[list[SearchHit]]:
-    """Search for several queries, encoded in batches."""
+@dataclass(frozen=True)
+class EncodedQueries:
+    """Vectors of queries that were encoded before the search, by text, and the encoder and dimension they are of."""
+
+    encoder: Encoder
+    dim: int
+    vectors: Mapping[str, Matrix]
+
+
+async def encoded_queries(state: CollectionState, queries: Sequence[str]) -> EncodedQueries | None:
+    """Encode queries without blocking a thread while a server does so. None if the encoder runs in this process."""
+    current = state.current
+    encoder = await asyncio.to_thread(lambda: current.encoder)
+    if not isinstance(encoder, RemoteEncoder):
+        return None
+    vectors = await encoder.aquery_vectors(queries, current.schema.dim)
+    return EncodedQueries(encoder, current.schema.dim, dict(zip(queries, vectors, strict=True)))
+
+
+def search(
+    current: OpenCollection,
+    queries: Sequence[str],
+    k: int,
+    options: CheckedOptions,
+    encoded: EncodedQueries | None = None,
+) -> list[list[SearchHit]]:
+    """Search for several queries, encoded in batches unless they already are."""
     found: list[list[SearchHit]] = []
     for batch in in_batches(queries, _QUERIES_PER_SEARCH):
-        vectors = _query_vectors(current, batch)
+        vectors = _query_vectors(current, batch, encoded)
         hits = _hits(current, batch, vectors, k, options)
         found.extend(_explained(current, batch, vectors, hits) if options.with_explanation else hits)
     return found
 
 
 def search_mmr(
-    current: OpenCollection, query: str, k: int, fetched: int, lambda_mult: float, options: CheckedOptions
+    current: OpenCollection,
+    query: str,
+    k: int,
+    fetched: int,
+    lambda_mult: float,
+    options: CheckedOptions,
+    encoded: EncodedQueries | None = None,
 ) -> list[SearchHit]:
     """Choose ``k`` of the ``fetched`` best hits by MMR."""
-    vectors = _query_vectors(current, [query])
+    vectors = _query_vectors(current, [query], encoded)
     (hits,) = _hits(current, [query], vectors, fetched, options)
     likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
     chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, k, lambda_mult)
@@ -151,13 +189,25 @@ def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix 
     return explained
 
 
+def check_queries(queries: Sequence[str]) -> None:
+    """Check queries before any is encoded.
+
+    Raises:
+        InvalidQueryError: One is blank or not a string, or a single string is given instead of a list.
+    """
+    if isinstance(queries, str):
+        raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
+    for query in queries:
+        check_query(query)
+
+
 def check_k(k: int) -> int:
     """Return the number of hits to return.
 
     Raises:
         InvalidQueryError: It is not a positive integer.
     """
-    return _positive(k, "k")
+    return check_positive(k, "k")
 
 
 def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, float]:
@@ -166,8 +216,8 @@ def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, flo
     Raises:
         InvalidQueryError: ``fetch_k`` is not positive, or ``lambda_mult`` is not between 0 and 1.
     """
-    fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, _positive(fetch_k, "fetch_k"))
-    trade_off = _number(lambda_mult, "lambda_mult")
+    fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, check_positive(fetch_k, "fetch_k"))
+    trade_off = check_number(lambda_mult, "lambda_mult")
     if not 0 <= trade_off <= 1:
         raise InvalidQueryError(
             f"lambda_mult must be between 0 (maximum diversity) and 1 (relevance only), got {lambda_mult!r}."
@@ -175,7 +225,12 @@ def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, flo
     return fetched, trade_off
 
 
-def _query_vectors(current: OpenCollection, queries: Sequence[str]) -> list[Matrix]:
+def _query_vectors(
+    current: OpenCollection, queries: Sequence[str], encoded: EncodedQueries | None = None
+) -> list[Matrix]:
+    # A migration may have replaced the encoder since the queries were encoded.
+    if encoded is not None and encoded.encoder is current.encoder and encoded.dim == current.schema.dim:
+        return check_query_vectors([encoded.vectors[query] for query in queries])
     return check_query_vectors(current.encoder.query_vectors(queries, current.schema.dim))
 
 
@@ -253,7 +308,7 @@ def _check_fusion(current: OpenCollection, fusion: Fusion, first_stage: str | No
 def _weights(given: Any) -> dict[str, float]:
     if not isinstance(given, Mapping):
         raise InvalidQueryError(f"rrf_weights must be a dict of weights by the name of a stage, got {given!r:.80}.")
-    weights = {str(name): _number(weight, f"rrf_weights[{name!r}]") for name, weight in given.items()}
+    weights = {str(name): check_number(weight, f"rrf_weights[{name!r}]") for name, weight in given.items()}
     if wrong := [name for name, weight in weights.items() if not 0 <= weight < math.inf]:
         raise InvalidQueryError(f"rrf_weights[{wrong[0]!r}] must be 0 or more, got {weights[wrong[0]]!r}.")
     return weights
@@ -315,22 +370,3 @@ def _with_vectors(
             known.update(zip((point_id(hit.id) for hit in missing), encoded, strict=True))
         for hit in batch:
             yield hit, known[point_id(hit.id)]
-
-
-def _number(value: float, name: str) -> float:
-    # numbers.Real includes numpy's scalars
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
-        raise InvalidQueryError(f"{name} must be a number, got {value!r}.")
-    return float(value)
-
-
-def _positive(value: int, name: str) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 1:
-        raise InvalidQueryError(f"{name} must be a positive integer, got {value!r}.")
-    if number >= 2**31:  # engines handle larger values differently
-        raise InvalidQueryError(f"{name} must be below 2**31, got {value!r}.")
-    return number

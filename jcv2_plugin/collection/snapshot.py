@@ -21,11 +21,18 @@ from qdrant_client import models
 
 from jcv2_plugin.collection.location import Location
 from jcv2_plugin.collection.verify import problem_of
+from jcv2_plugin.documents import StoredDocument, checked
 from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
 from jcv2_plugin.engines.first_stage import DenseParams, SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
-from jcv2_plugin.errors import CollectionCorruptError, CollectionError, CollectionNotFoundError, Jcv2Error
-from jcv2_plugin.files import new_file, parse_json
+from jcv2_plugin.errors import (
+    CollectionCorruptError,
+    CollectionError,
+    CollectionNotFoundError,
+    InvalidDocumentError,
+    Jcv2Error,
+)
+from jcv2_plugin.files import new_file, parse_json, sweep
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
@@ -58,6 +65,7 @@ def write_snapshot(
     Raises:
         SnapshotError: The file already exists.
     """
+    sweep(file)
     if file.exists() or file.is_symlink():
         raise SnapshotError(f"{str(file)!r} is there already. Choose another name, or remove it.")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,14 +106,17 @@ def read_info(file: Path) -> SnapshotInfo:
     try:
         with zipfile.ZipFile(file) as archive:
             described = parse_json(_read(archive, _DESCRIPTION))
-        known = described["format"] <= SNAPSHOT_FORMAT
+        known = 1 <= described["format"] <= SNAPSHOT_FORMAT
         documents, parts, schema = int(described["documents"]), int(described["parts"]), described["schema"]
     except FileNotFoundError as error:
         raise SnapshotError(f"There is no snapshot {str(file)!r}. Check the path.") from error
     except Exception as error:  # damaged archives raise various errors
         raise SnapshotError(f"{str(file)!r} is no snapshot, or is damaged: {error}. Take another one.") from error
     if not known:
-        raise SnapshotError(f"{str(file)!r} has format {described['format']}, too new for this version. Upgrade.")
+        raise SnapshotError(
+            f"{str(file)!r} has format {described['format']!r:.60}, too new for this version or unknown. Upgrade "
+            "jcv2-plugin, or take another snapshot."
+        )
     return SnapshotInfo(CollectionSchema.from_dict(schema, f"The snapshot {str(file)!r}"), documents, parts)
 
 
@@ -128,7 +139,7 @@ def check_snapshot(file: Path) -> None:
             for point in points:
                 if problem := _problem(info.schema, point, ids):
                     raise ValueError(f"{_name(number, '')} {problem}")
-    except MemoryError:
+    except (MemoryError, SnapshotError):
         raise
     except Exception as error:  # damaged archives raise various errors
         raise SnapshotError(f"{str(file)!r} is damaged: {error}. Use another snapshot.") from error
@@ -146,6 +157,10 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
     ids.add(point.id)
     if problem := problem_of(schema, Record(point.id, point.payload, vectors=point.vectors)):
         return problem
+    try:
+        checked(StoredDocument.from_payload(point.payload).as_document(), "Its document", is_stored=True)
+    except InvalidDocumentError as error:
+        return f"Point {point.id} cannot be stored. {error}"
     sizes = {name: one.size if isinstance(one, DenseParams) else None for name, one in schema.stages.items()}
     for name, vector in point.stages.items():
         if name not in sizes:
@@ -162,11 +177,22 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
 
 
 def read_points(file: Path) -> Iterator[list[Point]]:
-    """Yield the points of a snapshot, part by part."""
+    """Yield the points of a snapshot, part by part.
+
+    Raises:
+        SnapshotError: A part is damaged.
+    """
     info = read_info(file)
     with zipfile.ZipFile(file) as archive:
         for number in range(info.parts):
-            yield _read_part(archive, number)
+            try:
+                yield _read_part(archive, number)
+            except MemoryError:
+                raise
+            except Exception as error:  # damaged archives raise various errors
+                raise SnapshotError(
+                    f"{str(file)!r} is damaged: {_name(number, '')} {error}. Use another snapshot."
+                ) from error
 
 
 def restore_snapshot(
@@ -302,6 +328,9 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
     rows = [parse_json(line) for line in _read(archive, _name(number, "payloads.jsonl")).decode().split("\n") if line]
+    for row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("payload"), dict)):
+            raise ValueError(f"payloads.jsonl has the row {row!r:.80}, without an id and a payload")
     ends = np.cumsum(_read_array(archive, _name(number, "rows.npy")))[:-1]
     matrices = np.split(_read_array(archive, _name(number, "vectors.npy")).astype(np.float32), ends)
     stages: list[dict[str, StageVector]] = [{} for _ in rows]
@@ -309,6 +338,8 @@ def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
     members = [name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)]
     for name in (member.removesuffix(".places.npy") for member in members if member.endswith(".places.npy")):
         positions = _read_array(archive, f"{prefix}{name}.places.npy").tolist()
+        if not set(positions) <= set(range(len(rows))) or len(set(positions)) < len(positions):
+            raise ValueError(f"{name}.places.npy has positions that are not those of {len(rows)} rows")
         for position, vector in zip(positions, _read_stage(archive, f"{prefix}{name}", members, name), strict=True):
             stages[position][name] = vector
     return [

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bs4 import BeautifulSoup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-from jcv2_plugin.documents import Document, is_unicode
-from jcv2_plugin.encoder.windows import token_counter
-from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.documents import Document, checked, has_text, is_unicode
+from jcv2_plugin.errors import InvalidDocumentError, Jcv2Error
+from jcv2_plugin.files import parse_json
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst", ".py", ".html", ".htm"})
 JSONL_SUFFIX = ".jsonl"
@@ -66,38 +66,89 @@ class SourceFile:
             return 0
 
 
-def find_files(paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False) -> list[SourceFile]:
+@dataclass
+class NotEntered:
+    """Folders below the given ones whose files are unknown, by their real path.
+
+    Attributes:
+        unread: Those that could not be read, with the error.
+        linked: Links to folders, which are not followed, with the path of the link.
+        skipped: Hidden folders and environments.
+        entered: Those whose files are known.
+    """
+
+    unread: dict[str, OSError] = field(default_factory=dict)
+    linked: dict[str, Path] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    entered: set[str] = field(default_factory=set)
+
+    def reasons(self) -> list[str]:
+        """Say which folders were not entered and why, one sentence each. Those skipped by rule are left out."""
+        unread = [
+            f"The folder {str(error.filename)!r} cannot be read ({error.strerror}). Make it readable."
+            for error in self.unread.values()
+        ]
+        linked = [
+            f"{str(link)!r} is a link to a folder, which is not entered. Give {real!r} as a path too to index it."
+            for real, link in sorted(self.linked.items())
+            if real not in self.entered
+        ]
+        return unread + linked
+
+    def holds(self, file: str) -> bool:
+        """Return whether the file of this path is, or was, below a folder that was not entered."""
+        parents = {str(one) for path in (os.path.abspath(file), os.path.realpath(file)) for one in Path(path).parents}
+        return not parents.isdisjoint((self.unread.keys() | self.linked.keys() | self.skipped) - self.entered)
+
+
+def find_files(
+    paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False, not_entered: NotEntered | None = None
+) -> list[SourceFile]:
     """Find the files to index in the given files and folders, in a stable order.
 
-    Skips hidden files and folders, and environments such as ``venv`` and ``node_modules``. The path ``-`` means
-    standard input, as JSON Lines.
+    Skips hidden files and folders, and environments such as ``venv`` and ``node_modules``. Links to folders below the
+    given ones are not followed. The path ``-`` means standard input, as JSON Lines.
+
+    Args:
+        paths: Files and folders.
+        allow_empty: Allow folders without files to index.
+        not_entered: Filled with the folders that were not entered. If None, a folder that cannot be read is an error.
 
     Raises:
-        SourceError: A path does not exist, a file type is not supported, or a folder has no files to index (unless
-            ``allow_empty``).
+        SourceError: A path does not exist or cannot be read, a file type is not supported, or a folder has no files to
+            index.
     """
+    left_out = NotEntered() if not_entered is None else not_entered
     files: dict[str, SourceFile] = {}
     for given in paths:
         path = Path(given)
         if os.fspath(given) == STDIN:
             files.setdefault(STDIN_NAME, SourceFile(path, STDIN_NAME, is_stdin=True))
             continue
-        if path.is_dir():
-            found = [file for file in sorted(_walk(path)) if _is_wanted(file)]
+        try:
+            kind = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise SourceError(f"There is no file or folder {str(path)!r}. Check the path.") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with NUL
+            raise SourceError(f"{str(path)!r} cannot be read ({error}). Make it readable, or leave it out.") from error
+        if stat.S_ISDIR(kind):
+            found = [file for file in sorted(_walk(path, left_out)) if _is_wanted(file)]
+            if (unread := left_out.unread.get(os.path.realpath(path))) is not None:
+                raise SourceError(f"The folder {str(path)!r} cannot be read ({unread.strerror}). Make it readable.")
             if not found and not allow_empty:
                 raise SourceError(f"{path} has no files to index ({', '.join(sorted(TEXT_SUFFIXES))}, {JSONL_SUFFIX}).")
-        elif path.exists():
+        else:
             if path.suffix.lower() not in TEXT_SUFFIXES | {JSONL_SUFFIX}:
                 raise SourceError(
                     f"{path}: files of kind {path.suffix!r} are not read. Known are "
                     f"{', '.join(sorted(TEXT_SUFFIXES))} and {JSONL_SUFFIX}."
                 )
             found = [path]
-        else:
-            raise SourceError(f"There is no file or folder {str(path)!r}. Check the path.")
         for file in found:
             name = source_name(file)
             files.setdefault(name, SourceFile(file, name))
+    if not_entered is None and left_out.unread:
+        raise SourceError(left_out.reasons()[0])
     return list(files.values())
 
 
@@ -114,9 +165,17 @@ def source_name(path: str | os.PathLike[str]) -> str:
     return (real.relative_to(here) if real.is_relative_to(here) else real).as_posix()
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+def _walk(folder: Path, left_out: NotEntered) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        left_out.unread[os.path.realpath(error.filename)] = error
+
+    for root, folders, names in os.walk(folder, onerror=note):
+        left_out.entered.add(os.path.realpath(root))
+        wanted = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        left_out.skipped.update(os.path.realpath(os.path.join(root, name)) for name in set(folders) - set(wanted))
+        links = {name: path for name in wanted if os.path.islink(path := os.path.join(root, name))}
+        left_out.linked.update((os.path.realpath(path), Path(path)) for path in links.values())
+        folders[:] = [name for name in wanted if name not in links]
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
@@ -131,7 +190,7 @@ class PassageReader:
     """Read files as documents. Texts are split at the best boundary that keeps passages within a maximum size.
 
     Args:
-        encoder: Encoder whose tokens are counted.
+        encoder: Encoder whose tokens are counted, or estimated if it is on a server.
         chunk_tokens: Maximum size of a passage in tokens, at most the model's window.
         max_mib: Maximum size of a text file, and of a JSON line, in MiB. No more than this is read at once.
 
@@ -141,7 +200,7 @@ class PassageReader:
     """
 
     def __init__(
-        self, encoder: JinaColbertEncoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, max_mib: int = DEFAULT_MAX_MIB
+        self, encoder: Encoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, max_mib: int = DEFAULT_MAX_MIB
     ) -> None:
         if chunk_tokens < 1:
             raise SourceError(f"chunk_tokens must be positive, got {chunk_tokens}.")
@@ -153,7 +212,7 @@ class PassageReader:
                 f"Passages of {chunk_tokens} tokens do not fit the model's window of {window}. Take fewer, or load "
                 "the model with a larger document_length."
             )
-        count = token_counter(encoder.plain_tokenizer)
+        count = encoder.token_counter()
         self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
         self._plain = TextSplitter.from_callback(count, chunk_tokens)
         self._max_mib = max_mib
@@ -174,7 +233,7 @@ class PassageReader:
         if file.is_jsonl:
             # Opened here, so that a file that cannot be read is known before anything is stored.
             opened = nullcontext(sys.stdin.buffer) if file.is_stdin else _opened(file.path)
-            return self._with_text(_rows(self._lines(file, opened), file))
+            return self._with_text(_rows(self._lines(file, opened), file), file)
         self.bytes_read += file.size()
         return self._passages(file, _text_of(file, self._max_mib))
 
@@ -191,18 +250,21 @@ class PassageReader:
                 self.bytes_read += len(line)
                 yield line
 
-    def _with_text(self, documents: Iterable[Document]) -> Iterator[Document]:
-        for document in documents:
-            if document.text.strip():
-                yield document
-            else:
+    def _with_text(self, rows: Iterable[tuple[int, Document]], file: SourceFile) -> Iterator[Document]:
+        for number, document in rows:
+            if not has_text(document.text):
                 self.blank.append(str(document.id))
+                continue
+            try:
+                yield checked(document, f"{file.title}:{number}")
+            except InvalidDocumentError as error:
+                raise SourceError(str(error)) from error
 
     def _passages(self, file: SourceFile, text: str) -> Iterator[Document]:
         splitter = self._markdown if file.path.suffix.lower() in (".md", ".markdown") else self._plain
         seen: Counter[str] = Counter()
         for chunk in splitter.chunks(text):
-            if not chunk.strip():
+            if not has_text(chunk):
                 continue
             # The id depends on content, not position, so that an edit does not change the ids of later passages.
             digest = hashlib.blake2b(chunk.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
@@ -244,19 +306,19 @@ def _opened(path: Path) -> IO[bytes]:
         raise SourceError(f"{path} cannot be read ({error}). Make it readable, or leave it out.") from error
 
 
-def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[Document]:
-    """Yield the documents of JSON Lines in BEIR format (``_id``, ``title``, ``text``) or ``{id, text, metadata}``."""
+def _rows(lines: Iterable[bytes], file: SourceFile) -> Iterator[tuple[int, Document]]:
+    """Yield the documents of JSON Lines in BEIR format or as ``{id, text, metadata}``, with their line numbers."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            document = _row_document(json.loads(line.decode("utf-8-sig")), file.name)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            document = _row_document(parse_json(line.decode("utf-8-sig")), file.name)
+        except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{file.title}:{number}: expected {{'_id', 'title', 'text'}} or {{'id', 'text', 'metadata'}} "
                 f"({type(error).__name__}: {error})."
             ) from error
-        yield document
+        yield number, document
 
 
 def _row_document(row: Any, file: str) -> Document:

@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jcv2_plugin.collection.sameness import check_encoder
+from jcv2_plugin.encoder.base import Encoder
+from jcv2_plugin.encoder.named import load_encoder
+from jcv2_plugin.encoder.remote import is_remote
 from jcv2_plugin.engines.base import Engine
 from jcv2_plugin.engines.first_stage import (
     ChosenStages,
@@ -30,9 +34,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    # Imported when a model is loaded: the import takes seconds, and reading or deleting needs no model.
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
-
 _SIZE_IS_KNOWN_FOR = 30.0  # seconds
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class OpenCollection:
         self,
         engine: Engine,
         schema: CollectionSchema,
-        encoder: JinaColbertEncoder | None,
+        encoder: Encoder | None,
         device: str | None,
         own: Mapping[str, FirstStage] | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class OpenCollection:
         self._size_from = 0.0
 
     @property
-    def encoder(self) -> JinaColbertEncoder:
+    def encoder(self) -> Encoder:
         """The encoder, loaded on first use.
 
         Raises:
@@ -69,20 +70,19 @@ class OpenCollection:
         """
         with self._lock:
             if self._encoder is None:
-                encoder = load_for(self.schema, self.schema.model, self.device)
-                self.schema.check_encoder(encoder, self.engine.title)
+                encoder = load_for(self.schema, self.schema.model, self.device, named_by_user=False)
+                check_encoder(self.engine, self.schema, encoder)
                 self._encoder = encoder
             return self._encoder
 
-    def encoder_for(self, schema: CollectionSchema) -> JinaColbertEncoder | None:
+    def encoder_for(self, schema: CollectionSchema) -> Encoder | None:
         """Return the encoder if it is loaded and also fits another schema."""
         if self._encoder is None:
             return None
         try:
-            schema.check_encoder(self._encoder, "")
+            return self._encoder if schema.check_encoder(self._encoder, "") else None
         except CollectionError:
             return None
-        return self._encoder
 
     @property
     def stages(self) -> list[Stage]:
@@ -309,22 +309,24 @@ def own_stages(schema: CollectionSchema, first_stage: Any, title: str) -> dict[s
     return dict(chosen.own)
 
 
-def load_encoder(name: str | os.PathLike[str], **options: Any) -> JinaColbertEncoder:
-    """Load an encoder by name or path."""
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+def load_for(schema: CollectionSchema, model: str, device: str | None, *, named_by_user: bool) -> Encoder:
+    """Load an encoder with the settings of a collection's schema.
 
-    return JinaColbertEncoder.from_pretrained(name, **options)
-
-
-def load_for(schema: CollectionSchema, model: str, device: str | None) -> JinaColbertEncoder:
-    """Load an encoder with the settings of a collection's schema."""
+    Args:
+        schema: The schema.
+        model: The model.
+        device: Device for it.
+        named_by_user: Whether the user named the model. Otherwise, a server gets no key that was not meant for it.
+    """
     same = model == schema.model
-    skiplist: Any = schema.skiplist if schema.skiplist != "custom" else "default"
+    skiplist: Any = schema.skiplist if schema.skiplist != "custom" and schema.knows_weights else "default"
+    options: dict[str, Any] = {"named_by_user": named_by_user} if is_remote(model) else {}
     return load_encoder(
         model,
         dims=schema.dim,
         device=device,
         revision=schema.revision if same else None,
-        document_length=schema.document_length,
+        document_length=schema.document_length if schema.knows_weights or same else None,
         skiplist=skiplist,
+        **options,
     )

@@ -19,6 +19,7 @@ from jcv2_plugin.collection.state import own_vectors
 from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelNotFoundError
 
 if TYPE_CHECKING:
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.model import JinaColbertEncoder
     from jcv2_plugin.encoder.windows import LongDocuments
     from jcv2_plugin.engines.base import Matrix
@@ -62,9 +63,14 @@ class EncoderPool:
         InvalidOptionError: A first stage cannot be pickled.
     """
 
-    def __init__(
-        self, encoder: JinaColbertEncoder, devices: Sequence[str], own: Mapping[str, FirstStage] | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, devices: Sequence[str], own: Mapping[str, FirstStage] | None = None) -> None:
+        from jcv2_plugin.encoder.model import JinaColbertEncoder
+
+        if not isinstance(encoder, JinaColbertEncoder):
+            raise InvalidOptionError(
+                f"workers load models on this machine, and {encoder.reference} encodes elsewhere. Leave out workers; "
+                "RemoteEncoder(parallel=...) sets how many requests are made at a time."
+            )
         pickled = [_pickled(stage) for stage in (own or {}).values()]
         self._saved: tempfile.TemporaryDirectory[str] | None = None
         reference, options = encoder.reference, encoder.loading_options()

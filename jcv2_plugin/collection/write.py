@@ -23,7 +23,7 @@ def add(current: OpenCollection, documents: Sequence[Document]) -> None:
     own = current.own_vectors([one.document.text for one in new])  # all are checked before any is stored
     for start in range(0, len(new), BATCH_DOCUMENTS):
         stop = start + BATCH_DOCUMENTS
-        part = points_of(current, new[start:stop], tokenized.part(start, stop), own=own[start:stop])
+        part = points_of(current, new[start:stop], tokenized and tokenized.part(start, stop), own=own[start:stop])
         current.engine.upsert(part)
     current.has_changed()
 

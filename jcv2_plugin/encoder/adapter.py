@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jcv2_plugin.errors import ModelLayoutError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -28,7 +28,7 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         if not (folder / name).is_file():
             raise ModelLayoutError(f"{folder / name} is missing. Copy the whole adapter again.")
     try:
-        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         scale = float(config["lora_alpha"]) / float(config["r"])
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, ArithmeticError, SafetensorError) as error:

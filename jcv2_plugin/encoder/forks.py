@@ -23,6 +23,12 @@ _inherited: weakref.WeakSet[JinaColbertEncoder] = weakref.WeakSet()
 """Encoders that this process has from its parent."""
 _own: weakref.WeakSet[JinaColbertEncoder] = weakref.WeakSet()
 _threads_may_be_lost = False
+_is_child = False
+
+
+def is_child() -> bool:
+    """Return whether this process was forked from one that had an encoder. Threads of other libraries are lost."""
+    return _is_child
 
 
 def watch(encoder: JinaColbertEncoder) -> None:
@@ -47,6 +53,8 @@ def check_device(encoder: JinaColbertEncoder) -> None:
 
 
 def _in_child() -> None:
+    global _is_child
+    _is_child = _is_child or _threads_may_be_lost
     if _threads_may_be_lost:
         torch.set_num_threads(1)
     for encoder in list(_own):

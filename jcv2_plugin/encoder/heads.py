@@ -7,6 +7,7 @@ Heads are therefore never sliced: a dimension without a head is an error.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
@@ -21,14 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
+from jcv2_plugin.files import new_file, write_atomically
 
 
 def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
-    """Return one or several dimensions as a tuple of ints. numpy integers are accepted."""
+    """Return one or several dimensions as a tuple of ints. numpy integers are accepted.
+
+    Raises:
+        UnknownDimError: They are not integers.
+    """
     try:
-        return (operator.index(dim),)  # type: ignore[arg-type]
+        return tuple(map(operator.index, dim if isinstance(dim, Iterable) else (dim,)))
     except TypeError:
-        return tuple(operator.index(one) for one in dim)  # type: ignore[union-attr]
+        raise UnknownDimError(f"dim must be an integer, or several of them, got {dim!r:.60}.") from None
 
 
 class MatryoshkaHeads(Module):
@@ -133,10 +139,11 @@ class MatryoshkaHeads(Module):
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors`` (never pickle)."""
-        self.save_config(output_path)
+        write_atomically(Path(output_path) / self.config_file_name, json.dumps(self.get_config_dict(), indent=4))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         # Not save_file, which creates files readable by their owner only.
-        (Path(output_path) / "model.safetensors").write_bytes(save(tensors))
+        with new_file(Path(output_path) / "model.safetensors") as stream:
+            stream.write(save(tensors))
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> MatryoshkaHeads:  # type: ignore[override]

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import read_json
 
 SAFE_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -105,7 +105,7 @@ def refuse_pickles(folder: Path) -> None:
             )
     for index in folder.rglob("*.safetensors.index.json"):
         try:
-            names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(read_json(index)["weight_map"].values())
             wrong = sorted(name for name in names if not name.endswith(".safetensors") or Path(name).name != name)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelLayoutError(f"{index} cannot be read ({error!r:.200}). Download the file again.") from error

@@ -6,25 +6,20 @@ created from them by :func:`~jcv2_plugin.encoder.quantization.quantize` and is o
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.errors import MissingPackageError, ModelLayoutError
-from jcv2_plugin.files import new_file, parse_json
-
-Result = TypeVar("Result")
+from jcv2_plugin.encoder.openvino_cpu import Network, require_openvino
+from jcv2_plugin.errors import ModelLayoutError
+from jcv2_plugin.files import new_file, read_json
 
 FOLDER = "openvino"
 _GRAPH = "openvino_model_qint8_quantized.xml"  # file names of sentence-transformers
@@ -33,7 +28,7 @@ _MADE_FROM = "quantized.json"
 
 
 class Int8Model:
-    """A quantised network in memory, compiled on first use, with one inference request per thread.
+    """A quantised network in memory, compiled on first use.
 
     ``graph`` is OpenVINO's XML graph, ``weights`` are its constants, and ``made_from`` is the fingerprint of the float
     weights it was created from.
@@ -41,8 +36,7 @@ class Int8Model:
 
     def __init__(self, graph: bytes, weights: bytes, made_from: str) -> None:
         self.graph, self.weights, self.made_from = graph, weights, made_from
-        self._compiled: Any = None
-        self._requests = threading.local()
+        self._network: Network | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -53,7 +47,7 @@ class Int8Model:
             ModelLayoutError: If a file is missing or unreadable.
         """
         try:
-            made_from = parse_json((folder / _MADE_FROM).read_text(encoding="utf-8"))["weights"]
+            made_from = read_json(folder / _MADE_FROM)["weights"]
             return cls((folder / _GRAPH).read_bytes(), (folder / _WEIGHTS).read_bytes(), str(made_from))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLayoutError(
@@ -75,33 +69,12 @@ class Int8Model:
         Raises:
             MissingPackageError: If OpenVINO is not installed.
         """
-        request = getattr(self._requests, "own", None)
-        if request is None:
-            request = self._requests.own = self._compile().create_infer_request()
-        states = request.infer({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})[0]
-        # Copy, because the request reuses this memory for its next result.
-        return torch.from_numpy(np.array(states))
-
-    def _compile(self) -> Any:
         with self._lock:
-            if self._compiled is None:
-                require_openvino()
-                import openvino
-
-                options = {
-                    "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
-                    "NUM_STREAMS": "1",
-                    "PERFORMANCE_HINT": "LATENCY",
-                    # Keep layers that are not quantised in float32; the default is bfloat16 on CPUs that support it.
-                    "INFERENCE_PRECISION_HINT": "f32",
-                }
-
-                def compiled() -> Any:
-                    core = openvino.Core()
-                    return core.compile_model(core.read_model(self.graph, self.weights), "CPU", options)
-
-                self._compiled = in_own_thread(compiled)
-            return self._compiled
+            if self._network is None:
+                require_int8()
+                self._network = Network(lambda core: core.read_model(self.graph, self.weights))
+            network = self._network
+        return network.run(input_ids, attention_mask)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"graph": self.graph, "weights": self.weights, "made_from": self.made_from}
@@ -140,7 +113,7 @@ class QuantizedTransformer(Transformer):
         """Check early that OpenVINO is installed if the model is on the CPU."""
         super().on_model_ready(model)
         if next(self.model.parameters()).device.type == "cpu":
-            require_openvino()
+            require_int8()
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the float and int8 weights to a folder."""
@@ -177,32 +150,13 @@ class QuantizedTransformer(Transformer):
         return self._is_current
 
 
-def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambda: None) -> Result:
-    """Call ``work`` in a short-lived thread and return its result.
-
-    Use it for everything that makes OpenVINO load its CPU plugin. The plugin installs a signal stack in the thread that
-    loads it, and unmaps that stack when the plugin is released, even from another thread or after a later plugin was
-    loaded. After that, any signal, including Ctrl-C, crashes the process with a segmentation fault (OpenVINO 2026.4,
-    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894). ``stop`` is called if waiting
-    for ``work`` is interrupted, to make it end early.
-    """
-    with ThreadPoolExecutor(1, "jcv2-openvino") as pool:
-        future = pool.submit(work)
-        try:
-            return future.result()
-        except BaseException:
-            stop()
-            raise
-
-
-def require_openvino() -> None:
+def require_int8() -> None:
     """Check that OpenVINO is installed.
 
     Raises:
         MissingPackageError: If it is not. The message says how to install it and how to do without it.
     """
-    if importlib.util.find_spec("openvino") is None:
-        raise MissingPackageError(
-            "The int8 copy of this model needs the package openvino: pip install 'jcv2-plugin[int8]'. To use the float "
-            "weights instead, load it with JinaColbertEncoder.from_pretrained(..., quantized=False)."
-        )
+    require_openvino(
+        "The int8 copy of this model",
+        "To use the float weights instead, load it with JinaColbertEncoder.from_pretrained(..., quantized=False).",
+    )

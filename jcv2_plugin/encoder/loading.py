@@ -17,6 +17,7 @@ from sentence_transformers.util import get_device_name
 from sentence_transformers.util.misc import import_from_string
 from torch import nn
 
+from jcv2_plugin.encoder.dtypes import cpu_dtype
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.hub import ModelSource, resolve_model
 from jcv2_plugin.encoder.int8 import QuantizedTransformer
@@ -32,7 +33,7 @@ from jcv2_plugin.encoder.shipped import ShippedModel, shipped_model
 from jcv2_plugin.encoder.sizes import MOST_TOKENS, check_length, check_sizes
 from jcv2_plugin.encoder.skiplist import Skiplist, skiplist_words
 from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelLayoutError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import parse_json, read_json, read_settings
 
 LOADING_OPTIONS = ("model_kwargs", "processor_kwargs", "config_kwargs", "backend")
 HUB_OPTIONS = ("token", "cache_folder", "local_files_only")
@@ -183,7 +184,7 @@ def load_folder(source: ModelSource, options: dict[str, Any], device: str, quant
             name.endswith(".Dense") for name in types
         )
     else:
-        architectures = parse_json((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
+        architectures = read_json(folder / "config.json").get("architectures")
         projects = "HF_ColBERT" in (architectures or [])
     if not projects:
         raise ModelLayoutError(
@@ -204,7 +205,7 @@ def load_folder(source: ModelSource, options: dict[str, Any], device: str, quant
 
 
 def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return read_settings(path) if path.is_file() else None
 
 
 def _load_module(folder: Path, entry: dict[str, Any], options: dict[str, Any], quantized: bool) -> Any:
@@ -258,7 +259,8 @@ def projection_as_heads(modules: list[nn.Module]) -> list[nn.Module]:
 def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return keyword arguments for transformers' ``from_pretrained``.
 
-    By default, weights have the checkpoint's dtype on CUDA and are float32 elsewhere. Attention is flash attention if
+    By default, weights have the checkpoint's dtype on CUDA. On a CPU, a checkpoint in bfloat16 stays so if the CPU
+    multiplies bfloat16 in hardware. Elsewhere weights are float32. Attention is flash attention if
     it is installed, the device is CUDA and the weights are in half precision, as it requires; otherwise SDPA. The
     ``folder`` tells the dtype of weights if it is ``"auto"``; no folder means float32.
     """
@@ -266,7 +268,8 @@ def transformer_kwargs(device: str, requested: dict[str, Any], folder: Path | No
     on_cuda = str(device).startswith("cuda")
     dtype = kwargs.pop("torch_dtype", None) if "dtype" not in kwargs else kwargs["dtype"]
     if dtype is None:
-        dtype = "auto" if on_cuda else torch.float32
+        on_cpu = torch.device(device).type == "cpu"
+        dtype = "auto" if on_cuda else getattr(torch, cpu_dtype(folder)) if on_cpu else torch.float32
     installed = on_cuda and importlib.util.find_spec("flash_attn") is not None
     attention = "flash_attention_2" if installed and _is_half(dtype, folder) else "sdpa"
     return {"attn_implementation": attention, **kwargs, "dtype": dtype}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
+from sentence_transformers.util import get_device_name
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -23,7 +25,9 @@ from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.encoder.hub import ModelSource
 from jcv2_plugin.encoder.inference import encode_batches
+from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
 from jcv2_plugin.encoder.shipped import shipped_model
+from jcv2_plugin.encoder.short_texts import ShortTexts, require_short_texts
 from jcv2_plugin.encoder.skiplist import SKIPLISTS, Skiplist, skiplist_words
 from jcv2_plugin.encoder.windows import (
     LONG_DOCUMENTS,
@@ -33,9 +37,13 @@ from jcv2_plugin.encoder.windows import (
     content_capacity,
     join_windows,
     plain_tokenizer,
+    token_counter,
 )
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
+from jcv2_plugin.files import filled_folder
 
+QueryEngine = Literal["torch", "openvino"]
+QUERY_ENGINES: tuple[str, ...] = get_args(QueryEngine)
 _NO_CAP = 2**31
 _LEAST_TOKENS = 256  # per batch when few texts are spread over several threads; smaller batches are mostly overhead
 
@@ -49,6 +57,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
     Attributes:
         source: Where the model was loaded from. None if it was assembled from modules.
+        query_engine: ``"torch"`` or ``"openvino"``; see :meth:`from_pretrained`. Never saved with the model.
         tokenizer_lock: Hold it while calling ``tokenizer``: each call sets truncation and padding on the shared object.
 
     Example:
@@ -70,6 +79,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
         self.source: ModelSource | None = None
         self._card: str | None = None
         self._tokens_per_batch: int | None = None
+        self.query_engine: QueryEngine = "torch"
+        self._short_texts: ShortTexts | None = None
+        self._preparing = threading.Lock()
         self.tokenizer_lock = threading.RLock()
         if model_name_or_path is not None:
             hub = {name: kwargs[name] for name in loading.HUB_OPTIONS if kwargs.get(name) is not None}
@@ -101,6 +113,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         skiplist: Skiplist | Literal["default"] | None = "default",
         tokens_per_batch: int | None = None,
         quantized: bool = True,
+        query_engine: QueryEngine = "torch",
         token: bool | str | None = None,
         cache_folder: str | None = None,
         local_files_only: bool = False,
@@ -117,8 +130,8 @@ class JinaColbertEncoder(MultiVectorEncoder):
                 sibling ``-64`` repository or folder.
             revision: Hub revision (branch, tag or commit).
             device: ``"cpu"``, ``"cuda"``, ... If None, the best available device.
-            dtype: Dtype of the weights, e.g. ``torch.bfloat16``. If None, that of the checkpoint on CUDA and float32
-                elsewhere.
+            dtype: Dtype of the weights, e.g. ``torch.bfloat16``. If None, that of the checkpoint on CUDA; bfloat16 on a
+                CPU that multiplies bfloat16 in hardware, if that is the checkpoint's own dtype; and float32 elsewhere.
             attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``. If None, flash attention where it
                 is installed and can be used, otherwise SDPA.
             document_length: Window for documents in tokens, markers included. If None, the model's default (300 for
@@ -129,6 +142,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
             tokens_per_batch: Padded tokens per batch. If None, the default for the device.
             quantized: Whether to encode with the checkpoint's int8 copy on a CPU, if it has one
                 (:func:`jcv2_plugin.quantize`).
+            query_engine: What encodes single short texts, such as queries, in float32 on a CPU: ``"torch"``, or
+                ``"openvino"`` (extra ``int8``), which is faster and gives the same vectors to 1e-4, but takes longer to
+                load and more memory (see docs/encoder.md). With ``"openvino"``, ``dtype=None`` on a CPU is float32.
             token: Hub token.
             cache_folder: Hub cache folder.
             local_files_only: Whether to use only local files and never the hub.
@@ -137,10 +153,18 @@ class JinaColbertEncoder(MultiVectorEncoder):
             ModelNotFoundError: If there is no such model, or the hub cannot be reached.
             ModelLayoutError: If the folder is not a multi-vector model, or needs remote code or pickle.
             UnknownDimError: If there is no head for one of ``dims``.
-            InvalidOptionError: If ``document_length`` or ``tokens_per_batch`` is out of range.
-            MissingPackageError: If the int8 copy would be used, but OpenVINO is not installed.
+            InvalidOptionError: If ``document_length`` or ``tokens_per_batch`` is out of range, or there is no such
+                ``query_engine``.
+            MissingPackageError: If the int8 copy or ``query_engine="openvino"`` would be used, but OpenVINO is not
+                installed.
         """
         wanted = None if dims is None else as_dims(dims)
+        if query_engine not in QUERY_ENGINES:
+            raise InvalidOptionError(f"query_engine must be one of {QUERY_ENGINES}, got {query_engine!r}.")
+        if query_engine == "openvino":
+            require_short_texts()
+            if dtype is None and (device or get_device_name()) == "cpu":
+                dtype = torch.float32
         loaded = loading.load_model(
             os.fspath(name_or_path),
             dims=wanted,
@@ -165,25 +189,39 @@ class JinaColbertEncoder(MultiVectorEncoder):
             encoder.document_length = document_length
         if skiplist != "default":
             encoder.skiplist = skiplist
+        encoder.query_engine = query_engine
+        encoder.prepare()
         return encoder
+
+    def prepare(self) -> None:
+        """Build what :attr:`query_engine` needs now, rather than for the first query."""
+        if self.query_engine != "openvino" or self._short_texts is not None or forks.is_child():
+            return
+        with self._preparing:
+            if self._short_texts is None and type(self.backbone) is Transformer:
+                self._short_texts = ShortTexts(self.backbone)
 
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model with all heads, so that :meth:`from_pretrained` can load it.
 
+        It is written beside the folder, or to a temporary folder in it if it exists, and then moved.
+
         Args:
-            path: Folder to write; created if it does not exist.
+            path: Folder to write; created if it does not exist. Files of the same names in it are replaced.
             *args: Passed to sentence-transformers' ``save_pretrained``.
             **kwargs: Passed to sentence-transformers' ``save_pretrained``.
 
         Raises:
             ValueError: If ``safe_serialization=False``, which would write pickle.
+            FileExistsError: If a folder in an existing folder is a link.
         """
         if kwargs.get("safe_serialization") is False:
             raise ValueError("safe_serialization=False would write pickle, which this package never reads.")
-        super().save_pretrained(str(path), *args, **kwargs)
-        card = Path(path) / "README.md"
-        if self._card is not None and card.exists() and "generated_from_trainer" not in self.model_card_data.tags:
-            card.write_text(self._card, encoding="utf-8")
+        with filled_folder(Path(path)) as folder:
+            super().save_pretrained(str(folder), *args, **kwargs)
+            card = folder / "README.md"
+            if self._card is not None and card.exists() and "generated_from_trainer" not in self.model_card_data.tags:
+                card.write_text(self._card, encoding="utf-8")
 
     def export(self, path: str | os.PathLike[str], dim: int | None = None) -> None:
         """Export the model with one head to a folder that plain sentence-transformers and PyLate can load."""
@@ -208,13 +246,16 @@ class JinaColbertEncoder(MultiVectorEncoder):
         """Reset everything derived from the modules. Call it after replacing one of them."""
         self._splitter: WindowSplitter | None = None
         self._plain_tokenizer: Tokenizer | None = None
+        self._short_texts = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Locks and compiled objects cannot be pickled; a copy or worker process creates its own.
-        return {**self.__dict__, "_splitter": None, "_plain_tokenizer": None, "tokenizer_lock": None}
+        derived = ("_splitter", "_plain_tokenizer", "_short_texts", "_preparing", "tokenizer_lock")
+        return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "tokenizer_lock": threading.RLock()})  # type: ignore[no-untyped-call]
+        locks = {"tokenizer_lock": threading.RLock(), "_preparing": threading.Lock()}
+        super().__setstate__({**state, **locks})  # type: ignore[no-untyped-call]
         forks.watch(self)
 
     # Model
@@ -401,6 +442,25 @@ class JinaColbertEncoder(MultiVectorEncoder):
                 self._splitter = WindowSplitter(self.plain_tokenizer, capacity)
             return self._splitter
 
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether it can tell the tokens of texts: always."""
+        return True
+
+    def token_counter(self) -> Callable[[str], int]:
+        """Return a function that counts a text's tokens, for splitting texts."""
+        return token_counter(self.plain_tokenizer)
+
+    def check_lengths(self, texts: Sequence[str]) -> None:
+        """Raise DocumentTooLongError for the first text that does not fit the window."""
+        self.split_documents(self.tokenized(texts), "error")
+
+    def scored_tokens(
+        self, text: str, task: Literal["query", "document"], long_documents: LongDocuments = "truncate"
+    ) -> list[ScoredToken]:
+        """Return the tokens of a text, one for each row of its multivector."""
+        return scored_tokens(self, text, task, long_documents)
+
     def split_documents(
         self, texts: TokenizedTexts, long_documents: LongDocuments, prompt: str | None = None
     ) -> tuple[list[str], list[int]]:
@@ -579,6 +639,27 @@ class JinaColbertEncoder(MultiVectorEncoder):
         if (heads := self.heads) is not None:
             return heads.resolve_dims(dim)
         return tuple(self.resolve_dim(one) for one in ((None,) if dim is None else as_dims(dim)))
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Run the modules on features. A single short text may take OpenVINO's way through the backbone."""
+        if self.query_engine == "openvino" and not (self.training or torch.is_grad_enabled() or self.module_kwargs):
+            self.prepare()
+            short, backbone = self._short_texts, self.backbone
+            if short is not None and short.takes(backbone, input):
+                features = {**input, backbone.module_output_name: short.run(input)}
+                for module in itertools.islice(self, 1, None):
+                    names = getattr(module, "forward_kwargs", ())
+                    features = module(features, **{name: kwargs[name] for name in names if name in kwargs})
+                return features
+        return dict(super().forward(input, **kwargs))
+
+    def train(self, mode: bool = True) -> JinaColbertEncoder:
+        """Set the training mode. Afterwards, :attr:`query_engine` is checked against the weights again."""
+        super().train(mode)
+        short: ShortTexts | None = getattr(self, "_short_texts", None)
+        if not mode and short is not None:
+            short.check()
+        return self
 
     def get_model_kwargs(self) -> list[str]:
         """Return the keyword arguments that ``encode`` takes in addition to sentence-transformers' own."""

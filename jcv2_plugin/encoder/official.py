@@ -28,7 +28,7 @@ from jcv2_plugin.encoder.backbone import text_transformer
 from jcv2_plugin.encoder.hub import HUB_ERRORS, ModelSource
 from jcv2_plugin.encoder.safetensors_io import file_reader, hub_reader, read_header, read_tensor
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import read_json
 
 QUERY_MARKER = "[QueryMarker]"
 DOCUMENT_MARKER = "[DocumentMarker]"
@@ -69,7 +69,7 @@ class ColbertMetadata:
             return cls()
         default = cls()
         try:
-            raw = parse_json(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
             return cls(
                 query_length=int(raw.get("query_maxlen") or default.query_length),
                 document_length=int(raw.get("doc_maxlen") or default.document_length),
@@ -183,7 +183,7 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
         ModelLayoutError: If a file is missing, unreadable or not of this layout.
     """
     try:
-        raw = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+        raw = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise ModelLayoutError(f"{folder}/config.json cannot be read ({error}).") from error
     config = native_config(raw)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import io
 import logging
-import os
 import random
 import tempfile
 import threading
@@ -21,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
+from jcv2_plugin.documents import has_text
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer, in_own_thread
+from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer
+from jcv2_plugin.encoder.openvino_cpu import converted, in_own_thread, quiet
 from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -83,20 +82,6 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
     return made
 
 
-def converted(model: nn.Module) -> Any:
-    """Convert a transformer to an OpenVINO model with ids and mask as inputs, of any shape, without quantising it."""
-    import openvino
-
-    # Two texts, one of them padded, so that the trace includes the mask.
-    ids = torch.ones(2, 16, dtype=torch.int64)
-    mask = torch.ones(2, 16, dtype=torch.int64)
-    mask[1, 9:] = 0
-    with torch.no_grad():
-        return openvino.convert_model(
-            HiddenStates(model).eval(), example_input={"input_ids": ids, "attention_mask": mask}
-        )
-
-
 def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
     """Quantise an OpenVINO model to int8, with ranges calibrated on ``batches``."""
     import nncf
@@ -113,19 +98,6 @@ def calibrated(network: Any, batches: list[dict[str, Any]]) -> Any:
         return nncf.quantize(network, given, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
 
     return in_own_thread(work, stop=stopped.set)
-
-
-class HiddenStates(nn.Module):
-    """A transformer with only the two inputs and one output to convert."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the last hidden states."""
-        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return states
 
 
 def _calibration_batches(encoder: JinaColbertEncoder, texts: list[str]) -> Iterator[dict[str, Any]]:
@@ -150,7 +122,7 @@ def _draw(texts: Iterable[str], samples: int) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"Texts must be str, got {type(text).__name__}: {text!r:.80}.")
-        if not text.strip():
+        if not has_text(text):
             continue
         seen += 1
         if len(drawn) < samples:
@@ -183,22 +155,9 @@ def require_packages() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence progress bars and logs of OpenVINO and NNCF, and disable their telemetry."""
-    from transformers.utils import logging as its_logging
+    logger_class = logging.getLoggerClass()
+    with quiet():
+        import nncf  # noqa: F401  # changes the global logger class
 
-    transformers_logging: Any = its_logging
-    before, logger_class = os.environ.get("CI"), logging.getLoggerClass()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    os.environ["CI"] = "true"  # disables telemetry if set at first use
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            import nncf  # noqa: F401  # changes the global logger class
-
-            logging.setLoggerClass(logger_class)
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before
+        logging.setLoggerClass(logger_class)
+        yield

@@ -9,7 +9,7 @@ from typing import Any
 
 from jcv2_plugin.encoder.safetensors_io import file_reader, read_header
 from jcv2_plugin.errors import ModelLayoutError
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import read_json
 
 MOST_TOKENS = 2**20
 """Maximum length of a query or document, in tokens, whatever a model's settings say."""
@@ -31,7 +31,7 @@ def check_sizes(folder: Path) -> None:
             continue
         stored = sum(_numbers(path) for path in weights)
         try:
-            config = parse_json(file.read_text(encoding="utf-8"))
+            config = read_json(file)
         except (OSError, ValueError) as error:
             raise ModelLayoutError(f"{file} cannot be read ({error}). Download the file again.") from error
         for part in _parts(config):

@@ -86,6 +86,13 @@ class WindowSplitter:
         return [window for window in self._splitter.chunks(text) if window]
 
 
+def window_by_characters(text: str, capacity: int) -> list[str]:
+    """Split a text into windows of at most ``capacity`` characters, at good boundaries. Blank ones are left out."""
+    if len(text) <= capacity:
+        return [text]
+    return [window for window in TextSplitter(capacity, trim=False).chunks(text) if window.strip()]
+
+
 def join_windows(vectors: list[Any], owners: list[int]) -> list[Any]:
     """Concatenate the tensors or arrays of each text's windows. ``owners`` names the text of each window, in order."""
     import torch  # here, since collections import this module and need no torch

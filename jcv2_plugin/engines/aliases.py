@@ -58,7 +58,7 @@ def check_no_generation(name: str, aliases: Mapping[str, str]) -> None:
 
 
 def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
-    """Return the name for the next generation, and the stored schema of any leftover collection of that name.
+    """Return the name for the next generation, and the metadata of any leftover collection of that name.
 
     A leftover comes from an unfinished creation or migration by this package. Names taken by other collections are
     skipped.
@@ -72,7 +72,7 @@ def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, An
         metadata = client.get_collection(physical).config.metadata or {}
         if METADATA_FIELD in metadata and physical not in {*aliases, *aliases.values()}:
             break
-    return physical, metadata[METADATA_FIELD]
+    return physical, metadata
 
 
 def point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:

@@ -200,11 +200,15 @@ class Engine(Protocol):
     def moved(self) -> Engine | None:
         """Return the collection that the name points to now, if another process has replaced this one."""
 
-    def successor(self, schema: CollectionSchema) -> Engine:
+    def successor(self, schema: CollectionSchema, *, keep_old: bool = False) -> Engine:
         """Create a second collection to be filled and then adopted.
 
-        An unfinished successor with the same schema is reused; one with another schema is dropped.
+        An unfinished successor with the same schema is reused; one with another schema is dropped. ``keep_old`` is
+        that of :meth:`adopt`.
         """
+
+    def drop_replaced(self) -> None:
+        """Delete the collection that this one has replaced, if a crash came before that."""
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """Replace this collection with its successor, atomically for everyone who opens it afterwards.

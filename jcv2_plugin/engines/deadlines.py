@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from typing import Any
 
 import httpcore
 from qdrant_client import QdrantClient
+
+from jcv2_plugin.errors import InvalidOptionError
 
 DEFAULT_TIMEOUT = 5
 """Seconds that a server has to answer, unless another timeout is given."""
@@ -22,7 +25,16 @@ def connect(url: str, **options: Any) -> QdrantClient:
     Args:
         url: The server.
         options: Keyword arguments of ``QdrantClient``.
+
+    Raises:
+        InvalidOptionError: The API key cannot be sent.
     """
+    if (key := options.get("api_key")) and re.fullmatch("[!-~]+", str(key)) is None:
+        # The HTTP client's own error would quote it.
+        raise InvalidOptionError(
+            "The API key has characters that cannot be sent, such as a space, an end of line or letters beyond ASCII. "
+            "Check the option, the environment variable QDRANT_API_KEY, or the file that it was read from."
+        )
     client = QdrantClient(url=url, **{"timeout": DEFAULT_TIMEOUT, **options})
     http = client.http.client._client
     for transport in (http._transport, *http._mounts.values()):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import shlex
 import shutil
 import threading
@@ -26,7 +28,8 @@ from jcv2_plugin.engines.answers import check_documents, hits_of, records_of
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
-from jcv2_plugin.engines.schema import CollectionSchema
+from jcv2_plugin.engines.failures import edge_errors
+from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
     CollectionAccessError,
@@ -35,17 +38,23 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionLockedError,
     CollectionNotFoundError,
-    DiskFullError,
+    Jcv2Error,
 )
-from jcv2_plugin.files import check_space, is_disk_full, parse_json, temporary_for, write_atomically
+from jcv2_plugin.files import check_space, parse_json, read_json, temporary_for, write_atomically
 
 T = TypeVar("T")
 
 DESCRIPTION = "jcv2.json"
 DELETION = "deletion"
+JOURNAL = "ingest.journal"
+"""Default journal of ``jcv2 index``, in a collection's folder."""
 _SHARD = "shard"
 _LOCK = "lock"
 _LOG = "wal"
+# All files of a collection except the description and the lock, also those of version 0.1.
+_OURS = re.compile(
+    rf"{re.escape(DESCRIPTION)}\.tmp|shard-\d+\.pending\.json(\.tmp)?|{re.escape(JOURNAL)}(\.tmp|\.lock)?"
+)
 # Edge holds the GIL during a call, so other threads and event loops wait for it to finish.
 _QUERIES_PER_CALL = 8
 _SCROLL_PAGE = 1000
@@ -65,9 +74,17 @@ def is_edge_collection(path: Path) -> bool:
         return True
     try:
         entries = [entry for entry in path.iterdir() if not _is_trace(entry.name)]
-        return bool(entries) and all(_is_shard(entry) for entry in entries)
+        shards = [entry for entry in entries if _is_shard(entry)]
+        # An empty folder of that name may be anyone's, unless there is nothing else.
+        return bool(shards) and (len(shards) == len(entries) or any(any(one.iterdir()) for one in shards))
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a file of a collection's folder is ours, other than the description and the lock."""
+    target = temporary_for(name)
+    return target == DESCRIPTION or _OURS.fullmatch(target or name) is not None
 
 
 class EdgeEngine:
@@ -119,10 +136,9 @@ class EdgeEngine:
         try:
             check_free(path, overwrite=overwrite)  # again, now under the lock
             check_space(path, _SPACE_TO_CREATE)
-            (path / DESCRIPTION).unlink(missing_ok=True)
+            _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
             for old in _shards(path):
                 _remove_shard(path, old)
-            _write_schema(path / DESCRIPTION, replace(schema, unfinished="creation"), shard=_SHARD)
             engine = cls(path, _SHARD, _new_shard(path, _SHARD, schema), lock, schema.storage)
             for key, kind in (indexes or {}).items():
                 engine.create_payload_index(key, kind)
@@ -150,8 +166,10 @@ class EdgeEngine:
         """
         path = path.expanduser().absolute()
         if not is_edge_collection(path):
+            left = sorted(one.name for one in path.iterdir() if _is_trace(one.name)) if path.is_dir() else []
+            only = f", only what is left of one: {left}" if left else ""
             raise CollectionNotFoundError(
-                f"There is no collection in {str(path)!r}. Create one first, or check the path."
+                f"There is no collection in {str(path)!r}{only}. Create one first, or check the path."
             )
         lock = _acquire(path)
         try:
@@ -162,12 +180,11 @@ class EdgeEngine:
                 CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
-            for old in _shards(path):
-                # Left by a migration that was interrupted after the switch to its shard.
-                if old != name and not _pending_file(path, old).exists():
-                    _remove_shard(path, old)
+            _refuse_links(path / name)
+            if _is_described(path, name, described):
+                _remove_leftovers(path, name)
             storage = described.get("storage") if isinstance(described, dict) else None
-            check_space(path, _SPACE)
+            check_space(path, _SPACE + _holes(path / name))
             shard = _load_without_log(path, name, described) if without_log else _load_shard(path, name)
             return cls(path, name, shard, lock, str(storage))
         except BaseException:
@@ -189,11 +206,16 @@ class EdgeEngine:
     def upsert(self, points: Sequence[Point]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The write-ahead log makes writes durable."""
         for batch in by_bytes(points, most=_BYTES_PER_UPDATE, per_float=4):
+            self._upsert(batch)
+
+    def _upsert(self, batch: Sequence[Point]) -> None:
+        with edge_errors(self.title):
             check_space(self.path, _SPACE + 2 * sum(point.vectors.nbytes for point in batch))
-            operation = edge.UpdateOperation.upsert_points(
+        self._update(
+            lambda: edge.UpdateOperation.upsert_points(
                 [edge.Point(point.id, edge_vectors(point), point.payload) for point in batch]
             )
-            self._call(edge.EdgeShard.update, operation)
+        )
 
     def search(
         self,
@@ -207,11 +229,13 @@ class EdgeEngine:
         if not requests:
             return []
         edge_filter = to_edge_filter(filter)
-        batch = [edge_query(request, limit, edge_filter, score_threshold, self._oversampling) for request in requests]
-        results: list[Any] = []
-        for start in range(0, len(batch), _QUERIES_PER_CALL):
-            part = edge.QueryBatchRequest(batch[start : start + _QUERIES_PER_CALL])
-            results.extend(self._call(edge.EdgeShard.query_batch, part))
+
+        def answer(part: Sequence[SearchRequest]) -> Any:
+            batch = [edge_query(one, limit, edge_filter, score_threshold, self._oversampling) for one in part]
+            return self._call(lambda shard: shard.query_batch(edge.QueryBatchRequest(batch)))
+
+        starts = range(0, len(requests), _QUERIES_PER_CALL)
+        results = [one for start in starts for one in answer(requests[start : start + _QUERIES_PER_CALL])]
         return [hits_of(found, self.title, limit) for found in results]
 
     def retrieve(
@@ -220,7 +244,7 @@ class EdgeEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not ids:
             return []
-        points = self._call(edge.EdgeShard.retrieve, list(dict.fromkeys(ids)), with_payload, with_vectors)
+        points = self._call(lambda shard: shard.retrieve(list(dict.fromkeys(ids)), with_payload, with_vectors))
         found = records_of(points, self.title, None, ids)
         if with_payload is True:
             check_documents(found, self.title)
@@ -231,8 +255,8 @@ class EdgeEngine:
     ) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter = to_edge_filter(filter)
-        offset = None
-        while True:
+
+        def page(offset: Any) -> Any:
             request = edge.ScrollRequest(
                 offset=offset,
                 limit=_VECTORS_PAGE if with_vectors else _SCROLL_PAGE,
@@ -240,7 +264,11 @@ class EdgeEngine:
                 with_payload=with_payload,
                 with_vector=with_vectors,
             )
-            points, offset = self._call(edge.EdgeShard.scroll, request)
+            return self._call(lambda shard: shard.scroll(request))
+
+        offset = None
+        while True:
+            points, offset = page(offset)
             yield from records_of(points, self.title, None)
             if offset is None:
                 return
@@ -248,25 +276,29 @@ class EdgeEngine:
     def delete(self, ids: Sequence[str]) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if ids:
-            self._call(edge.EdgeShard.update, edge.UpdateOperation.delete_points(list(ids)))
+            self._update(lambda: edge.UpdateOperation.delete_points(list(ids)))
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter: Any = to_edge_filter(filter)
-        self._call(edge.EdgeShard.update, edge.UpdateOperation.delete_points_by_filter(edge_filter))
+        self._update(lambda: edge.UpdateOperation.delete_points_by_filter(edge_filter))
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return int(self._call(edge.EdgeShard.count, edge.CountRequest(exact=True, filter=to_edge_filter(filter))))
+        request = edge.CountRequest(exact=True, filter=to_edge_filter(filter))
+        return int(self._call(lambda shard: shard.count(request)))
 
     def size(self) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        return int(self._call(edge.EdgeShard.info).points_count)
+        return int(self._call(lambda shard: shard.info()).points_count)
 
     def create_payload_index(self, key: str, kind: PayloadIndex) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         index = getattr(edge.PayloadSchemaType, kind.capitalize())
-        self._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index))
+        self._index(key, index)
+
+    def _index(self, key: str, index: Any) -> None:
+        self._update(lambda: edge.UpdateOperation.create_field_index(key, index))
 
     def moved(self) -> Engine | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always None: an open folder cannot be replaced."""
@@ -274,18 +306,22 @@ class EdgeEngine:
 
     def optimize(self) -> None:
         """Merge segments and drop deleted points. Blocks until done."""
-        self._call(edge.EdgeShard.flush)
-        files = (file.stat() for file in (self.path / self._name).rglob("*") if file.is_file())
-        check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
-        self._call(edge.EdgeShard.optimize)
+        self._call(lambda shard: shard.flush())
+        with edge_errors(self.title):
+            files = (file.stat() for file in (self.path / self._name).rglob("*") if file.is_file())
+            check_space(self.path, _SPACE_TO_OPTIMIZE + sum(getattr(one, "st_blocks", 0) * 512 for one in files))
+        self._call(lambda shard: shard.optimize())
 
-    def successor(self, schema: CollectionSchema) -> Engine:
+    def drop_replaced(self) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`. :meth:`open` has done so."""
+
+    def successor(self, schema: CollectionSchema, *, keep_old: bool = False) -> Engine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The successor is in the same folder, under the same lock.
 
         It gets the same payload indexes.
         """
         name = f"{_SHARD}-{_generation(self._name) + 1}"
-        indexes = self._call(edge.EdgeShard.info).payload_schema
+        indexes = self._call(lambda shard: shard.info()).payload_schema
         for old in _shards(self.path):
             if old not in (self._name, name):
                 _remove_shard(self.path, old)
@@ -296,20 +332,21 @@ class EdgeEngine:
             _write_schema(_pending_file(self.path, name), schema)
         made = EdgeEngine(self.path, name, shard, self._lock, schema.storage, schema)
         for key, index in indexes.items():
-            made._call(edge.EdgeShard.update, edge.UpdateOperation.create_field_index(key, index.data_type))
+            made._index(key, index.data_type)
         return made
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
         """See :class:`~jcv2_plugin.engines.base.Engine`. Always removes the old shard: nobody else can have it open."""
         if not isinstance(successor, EdgeEngine) or successor._pending is None:
             raise CollectionError(f"{self.title} can only adopt what its own successor() created.")
-        successor._call(edge.EdgeShard.flush)
+        successor._call(lambda shard: shard.flush())
         _write_schema(self.path / DESCRIPTION, successor._pending, shard=successor._name)
         successor._pending = None
-        _pending_file(self.path, successor._name).unlink(missing_ok=True)
         with self._closing:
-            shard, self._shard = self._shard, None
-        shard.close()
+            shard, self._shard = self._shard, None  # what is written to it from now on would be lost
+        with edge_errors(self.title):
+            shard.close()
+        _pending_file(self.path, successor._name).unlink(missing_ok=True)
         _remove_shard(self.path, self._name)
         return None
 
@@ -318,22 +355,27 @@ class EdgeEngine:
         with self._closing:
             shard, self._shard = self._shard, None
         if shard is not None:
-            try:
-                shard.flush()
-            finally:
+            with edge_errors(self.title):
                 try:
-                    shard.close()
+                    shard.flush()
                 finally:
-                    if self._pending is None:
-                        self._lock.release()
+                    try:
+                        shard.close()
+                    finally:
+                        if self._pending is None:
+                            self._lock.release()
 
-    def _call(self, method: Callable[..., T], *arguments: Any) -> T:
-        """Call a method of the shard. Raise if the shard is closed, even by another thread during the call."""
+    def _update(self, operation: Callable[[], Any]) -> None:
+        self._call(lambda shard: shard.update(operation()))
+
+    def _call(self, act: Callable[[Any], T]) -> T:
+        """Act on the shard. Raise if it is closed, even by another thread meanwhile, and translate Edge's errors."""
         shard = self._shard
         if shard is not None:
             try:
-                return method(shard, *arguments)
-            except Exception:
+                with edge_errors(self.title):
+                    return act(shard)
+            except Jcv2Error:
                 if self._shard is not None:
                     raise
         raise CollectionError(f"{self.title} is closed. Open it again with ColbertCollection.open(...).")
@@ -357,13 +399,15 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _is_trace(name: str) -> bool:
-    """Return whether a file may be left of a creation that was killed at once."""
-    return name == _LOCK or temporary_for(name) == DESCRIPTION
+    """Return whether a file holds no documents, and may be left of a collection that is gone or not yet there."""
+    return name == _LOCK or is_ours(name)
 
 
 def _is_shard(folder: Path) -> bool:
     names = {_LOG, f"{_LOG}.unreadable", "segments", "edge_config.json"}
-    return _generation(folder.name) > 0 and not folder.is_symlink() and {one.name for one in folder.iterdir()} <= names
+    if _generation(folder.name) < 1 or folder.is_symlink() or not folder.is_dir():
+        return False
+    return {one.name for one in folder.iterdir()} <= names
 
 
 def unfinished(path: Path) -> str:
@@ -381,6 +425,21 @@ def _shards(path: Path) -> list[str]:
     return sorted(name for name in names if name == _SHARD or _generation(name) > 1)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Refuse a shard with links: Edge would write through them to files elsewhere.
+
+    Raises:
+        CollectionAccessError: There is one.
+    """
+    for root, folders, files in os.walk(folder):
+        for name in ("", *folders, *files):
+            if os.path.islink(link := os.path.join(root, name) if name else root):
+                raise CollectionAccessError(
+                    f"{link!r} is a link, and Qdrant Edge would write to the file that it points to. Copy the "
+                    "collection with the files themselves (cp -rL) if you trust it, and open the copy."
+                )
+
+
 def _generation(name: str) -> int:
     """Return the generation of a shard, starting at 1, or 0 if the name is not a shard name."""
     if name == _SHARD:
@@ -395,7 +454,8 @@ def _pending_file(path: Path, name: str) -> Path:
 
 def _new_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
     (path / name).mkdir()
-    return edge.EdgeShard.create(str(path / name), edge_config(schema))
+    with edge_errors(f"The shard in {str(path / name)!r} cannot be created"):
+        return edge.EdgeShard.create(str(path / name), edge_config(schema))
 
 
 def _unfinished_shard(path: Path, name: str, schema: CollectionSchema) -> Any:
@@ -414,25 +474,66 @@ def _remove_shard(path: Path, name: str) -> None:
     shutil.rmtree(path / name, ignore_errors=True)
 
 
+def _holes(shard: Path) -> int:
+    """Return how many bytes a file system in memory allocates when the holes of a shard's files are only read."""
+    device = os.stat(shard).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}" if hasattr(os, "major") else ""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return 0
+    if not any(f" {number} " in line and " - tmpfs " in line for line in mounts):
+        return 0
+    files = (file.stat() for file in shard.rglob("*") if file.is_file())
+    return sum(max(one.st_size - one.st_blocks * 512, 0) for one in files)
+
+
 def _write_schema(file: Path, schema: CollectionSchema, **more: str) -> None:
     write_atomically(file, json.dumps({**schema.to_dict(), **more}, indent=2) + "\n")
 
 
 def _load_shard(path: Path, name: str) -> Any:
+    repair = (
+        f"If that is its write-ahead log (WAL), repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. "
+        "Otherwise restore it from a backup."
+    )
+    with edge_errors(f"The shard in {str(path / name)!r} cannot be loaded", (CollectionCorruptError, repair)):
+        try:
+            return edge.EdgeShard.load(str(path / name))
+        except Exception as error:
+            if "WouldBlock" in str(error):
+                raise CollectionLockedError(_locked_message(path)) from error
+            raise
+
+
+def _is_described(path: Path, name: str, described: Any) -> bool:
+    """Return whether a description can be read. Then its shard must be as it says.
+
+    Raises:
+        CollectionCorruptError: The shard is another one.
+    """
     try:
-        return edge.EdgeShard.load(str(path / name))
-    except Exception as error:
-        if "WouldBlock" in str(error):
-            raise CollectionLockedError(_locked_message(path)) from error
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"The disk of {str(path)!r} is full, and Qdrant Edge writes to a collection's folder even to read it. "
-                "Free some space. The collection itself is intact."
-            ) from error
+        schema = CollectionSchema.from_dict({**described, "unfinished": ""}, "")
+        config = parse_json((path / name / "edge_config.json").read_text(encoding="utf-8"))
+        dim = config["vectors"][VECTOR_NAME]["size"]
+        stages = {*config["vectors"], *(config.get("sparse_vectors") or {})} - {VECTOR_NAME}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CollectionCorruptError):  # said later
+        return False
+    if (dim, stages) != (schema.dim, set(schema.stages)):
         raise CollectionCorruptError(
-            f"The shard in {str(path / name)!r} cannot be loaded: {error}. If that is its write-ahead log (WAL), "
-            f"repair the folder: jcv2 verify --repair -c {shlex.quote(str(path))}. Otherwise restore it from a backup."
-        ) from error
+            f"{str(path / DESCRIPTION)!r} is damaged: it says dim={schema.dim} and first_stage={schema.first_stage!r}, "
+            f"and {str(path / name)!r} has dim={dim} and the vectors {sorted(stages)}. Restore the file from a backup."
+        )
+    return True
+
+
+def _remove_leftovers(path: Path, name: str) -> None:
+    """Delete what a migration left that was interrupted after the switch to its shard."""
+    for old in _shards(path):
+        if old != name and not _pending_file(path, old).exists():
+            _remove_shard(path, old)
+    if _pending_file(path, name).exists():
+        _pending_file(path, name).unlink()
 
 
 def _load_without_log(path: Path, name: str, described: Any) -> Any:
@@ -488,7 +589,7 @@ def _locked_message(path: Path) -> str:
 
 def _read_description(file: Path) -> Any:
     try:
-        return parse_json(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except FileNotFoundError as error:
         raise CollectionCorruptError(
             f"{str(file)!r} is missing: creating the collection did not finish, or the file was lost. Restore it "

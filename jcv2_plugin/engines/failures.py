@@ -1,12 +1,16 @@
-"""Failed requests to a Qdrant server, over REST or gRPC: their HTTP status, and the exception that a user gets."""
+"""Failures of both engines, and the exceptions that a user gets.
+
+Those of a Qdrant server, over REST or gRPC, are told apart by their HTTP status. Qdrant Edge has no exceptions of its
+own: its failures are told apart by the operating system's error number in their text.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
 import httpx
@@ -15,23 +19,18 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from jcv2_plugin.errors import (
     CollectionAccessError,
+    CollectionCorruptError,
     CollectionError,
     CollectionExistsError,
     CollectionNotFoundError,
+    DiskFullError,
+    Jcv2Error,
     ServerBusyError,
     ServerLimitError,
 )
+from jcv2_plugin.files import is_disk_full, parse_json
+from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNFINISHED, UNREACHABLE, UNREADABLE, Failure, seconds_of
 
-UNREACHABLE = 0
-UNREADABLE = 200
-"""Statuses of our own: no answer, and an answer that is not Qdrant's."""
-UNFINISHED = 202
-TIMEOUT = 504
-TOO_LARGE = 413
-_BUSY = {429, 500, 502, 503}
-_TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
-# Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
-_LONGEST_ASKED_WAIT = 300.0
 _LONGEST_REASON = 600
 
 _STATUS_OF_CODE = {
@@ -75,19 +74,6 @@ class UnfinishedWriteError(Exception):
     """The server took a write, but has not completed it. The argument is the status that it gave."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A failed request: its HTTP status or one of ours, the server's reason, and how many seconds it asks to wait."""
-
-    status: int
-    reason: str
-    retry_after: float | None = None
-
-    def is_transient(self, *, first: bool = False) -> bool:
-        """Return whether a retry may succeed. If the ``first`` request gets no answer, the address is likely wrong."""
-        return self.status in (_BUSY if first else _TRANSIENT) and (self.retry_after or 0) <= _LONGEST_ASKED_WAIT
-
-
 def failure_of(error: BaseException | None) -> Failure | None:
     """Classify an exception of the client, or return None if it is not a failed request."""
     if isinstance(error, UnexpectedResponse):
@@ -95,7 +81,7 @@ def failure_of(error: BaseException | None) -> Failure | None:
     if isinstance(error, UnfinishedWriteError):
         return Failure(UNFINISHED, f"a write is {error}, not completed")
     if isinstance(error, QdrantException):  # of the base class if the client cannot parse Retry-After
-        return Failure(429, str(error), _seconds(getattr(error, "retry_after_s", None)))
+        return Failure(429, str(error), seconds_of(getattr(error, "retry_after_s", None)))
     if isinstance(error, grpc.RpcError):
         code, details = (getattr(error, name, lambda: None)() for name in ("code", "details"))
         return Failure(_STATUS_OF_CODE.get(code, 400), str(details or code or error))
@@ -121,27 +107,23 @@ def _of_response(error: UnexpectedResponse) -> Failure:
     # that is too large gets the same status as any wrong one, but in parts it can be stored.
     if status == 429 or (status == 400 and "larger than allowed" in stated):
         status = TOO_LARGE
-    return Failure(status, stated, _seconds(error.headers.get("Retry-After") if error.headers is not None else None))
-
-
-def _seconds(asked: Any) -> float | None:
-    """Return how long the server asks to wait, or None if it does not say so in seconds."""
-    try:
-        seconds = float(asked)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return seconds if 0 <= seconds < math.inf else None
+    return Failure(status, stated, seconds_of(error.headers.get("Retry-After") if error.headers is not None else None))
 
 
 def _stated_reason(content: bytes) -> str | None:
     """Return the server's own reason, from Qdrant's JSON or from Qdrant Cloud's short form for rejected keys."""
     try:
-        body = json.loads(content)
+        body = parse_json(content)
         status = body.get("status")
         stated = status["error"] if isinstance(status, dict) else body.get("error", status)
-    except (ValueError, KeyError, AttributeError, RecursionError):
+    except (ValueError, KeyError, AttributeError):
         return None
     return stated if isinstance(stated, str) and stated else None
+
+
+def _shortened(reason: str) -> str:
+    reason = reason.strip()
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
 
 
 def translated(error: BaseException, where: str) -> CollectionError | None:
@@ -149,8 +131,7 @@ def translated(error: BaseException, where: str) -> CollectionError | None:
     failure = failure_of(error)
     if failure is None:
         return None
-    status, reason = failure.status, failure.reason.strip()
-    reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
+    status, reason = failure.status, _shortened(failure.reason)
     if status == UNREACHABLE:
         return CollectionError(
             f"Qdrant at {where} cannot be reached ({reason}). Check that it is running, its URL (http or https, the "
@@ -173,12 +154,69 @@ def translated(error: BaseException, where: str) -> CollectionError | None:
     # Strict mode answers like any wrong request, except that it always says how to change it.
     other = _STRICT if ". Help: " in reason else _BROKEN if status >= 500 else _WRONG
     kind, remedy = _REMEDIES.get(status, other)
-    later = "later" if failure.retry_after is None else f"in {failure.retry_after:g} seconds"
     stop = "" if reason.endswith((".", "!")) else "."
-    return kind(f"Qdrant at {where} refused: {reason}{stop} {remedy.format(later=later)}")
+    return kind(f"Qdrant at {where} refused: {reason}{stop} {remedy.format(later=failure.later)}")
 
 
 def status_of(error: CollectionError) -> int:
     """Return the HTTP status behind a translated error, or 0 if there is none."""
     failure = failure_of(error.__cause__)
     return UNREACHABLE if failure is None else failure.status
+
+
+_OS_ERROR = re.compile(r"os error (\d+)")
+_UNREADABLE_DATA = re.compile(r"deseriali|decode|corrupt|checksum|unexpected end|IO error|panic", re.IGNORECASE)
+_OF_THE_SYSTEM: Mapping[int, tuple[type[CollectionError], str]] = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        (CollectionAccessError, "Make the folder and all files in it writable, or copy it to a writable place."),
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), (CollectionError, "Close other collections, or raise the limit (ulimit -n).")
+    ),
+    errno.ENOMEM: (CollectionError, "Memory ran out. Use less of it, or send less at a time."),
+}
+_REPAIR = (
+    CollectionCorruptError,
+    "Files of the collection are damaged, or were changed by another program. Check it with jcv2 verify, or restore it "
+    "from a backup.",
+)
+
+
+@contextmanager
+def edge_errors(title: str, otherwise: tuple[type[CollectionError], str] | None = None) -> Iterator[None]:
+    """Translate errors of Qdrant Edge, see :func:`edge_error`. Ours and requests to stop pass."""
+    try:
+        yield
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # not an Exception
+        if isinstance(error, Jcv2Error) or not (is_panic or isinstance(error, Exception)):
+            raise
+        raise edge_error(error, title, otherwise) from error
+
+
+def edge_error(
+    error: BaseException, title: str, otherwise: tuple[type[CollectionError], str] | None = None
+) -> Jcv2Error:
+    """Translate an error of Qdrant Edge.
+
+    Args:
+        error: The error.
+        title: The collection and its folder.
+        otherwise: Kind and remedy unless the operating system refused. By default, the text tells damaged files from
+            wrong calls.
+    """
+    reason = _shortened(str(error)) or type(error).__name__
+    if is_disk_full(error):
+        return DiskFullError(
+            f"{title}: the disk is full ({reason}), and Qdrant Edge writes to a collection's folder even to read it. "
+            "Free some space. The collection itself is intact."
+        )
+    found = _OS_ERROR.search(reason)
+    is_damage = isinstance(error, OSError) or type(error).__name__ == "PanicException"
+    damaged = found is not None or is_damage or _UNREADABLE_DATA.search(reason)
+    usual = _REPAIR if damaged else (CollectionError, "Check the call, and the version of qdrant-edge-py.")
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    number = int(found[1]) if found is not None else number or 0
+    kind, remedy = _OF_THE_SYSTEM.get(number, otherwise or usual)
+    return kind(f"{title}: Qdrant Edge failed: {reason}{'' if reason.endswith('.') else '.'} {remedy}")

@@ -8,7 +8,7 @@ docs/two-stage.md. :class:`FirstStage` is the protocol for stages of your own.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from jcv2_plugin.errors import InvalidOptionError, InvalidVectorError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
+    from jcv2_plugin.encoder.windows import TokenizedTexts
 
 FirstStageName = Literal["none", "pooled", "bm25", "hybrid"]
 FIRST_STAGES: tuple[FirstStageName, ...] = get_args(FirstStageName)
@@ -184,7 +183,7 @@ class Bm25Stage:
     those written without spaces. The whole document counts, even where it exceeds the model's window.
     """
 
-    tokenizer: Tokenizer
+    tokenized: Callable[[Sequence[str]], TokenizedTexts]
     name: str = "bm25"
 
     def document(self, text: str, vectors: NDArray[np.float32], ids: Sequence[int] | None = None) -> StageVector:
@@ -199,7 +198,7 @@ class Bm25Stage:
         return SparseVector(pieces, [1.0] * len(pieces))
 
     def _ids(self, text: str) -> NDArray[np.int64]:
-        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.asarray(self.tokenized([text]).ids[0], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -389,10 +388,36 @@ def _checked_sparse(vector: Any, what: str) -> SparseVector:
     return SparseVector(indices[order].tolist(), values[order].tolist())
 
 
-def build_stages(first_stage: str, encoder: JinaColbertEncoder) -> list[Stage]:
-    """Build a collection's built-in stages, with the encoder's tokenizer where they need one."""
+def build_stages(first_stage: str, encoder: Encoder) -> list[Stage]:
+    """Build a collection's built-in stages, with the encoder's tokens where they need some."""
     return [
-        PooledStage() if name == "pooled" else Bm25Stage(encoder.plain_tokenizer)
+        PooledStage() if name == "pooled" else Bm25Stage(encoder.tokenized)
         for name in stage_names(first_stage)
         if name in BUILT_IN
     ]
+
+
+def choose_first_stage(first_stage: FirstStageLike | None, encoder: Encoder) -> ChosenStages:
+    """Return the first stage of a new collection. None is hybrid, or pooled for an encoder that tells no tokens.
+
+    Raises:
+        InvalidOptionError: It is no first stage, or the encoder cannot serve it.
+    """
+    if first_stage is None:
+        return ChosenStages("hybrid" if encoder.gives_tokens else "pooled")
+    chosen = ChosenStages.of(first_stage)
+    check_tokens(chosen.name, encoder)
+    return chosen
+
+
+def check_tokens(first_stage: str, encoder: Encoder) -> None:
+    """Check that an encoder tells the tokens of texts, if a first stage counts them.
+
+    Raises:
+        InvalidOptionError: It does not.
+    """
+    if "bm25" in stage_names(first_stage) and not encoder.gives_tokens:
+        raise InvalidOptionError(
+            f"first_stage={first_stage!r} counts the tokens of texts, and {encoder.reference} does not tell them. Use "
+            "first_stage='pooled' or 'none', or a server that tells tokens, such as jcv2 serve."
+        )

@@ -37,10 +37,10 @@ from jcv2_plugin.engines.base import (
     SearchRequest,
     by_bytes,
 )
-from jcv2_plugin.engines.failures import TOO_LARGE, failure_of, status_of
+from jcv2_plugin.engines.failures import failure_of, status_of
 from jcv2_plugin.engines.qdrant_config import point_struct, query_request, sparse_vectors_config, vectors_config
 from jcv2_plugin.engines.retries import Retry, completed, translated_errors
-from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
+from jcv2_plugin.engines.schema import METADATA_FIELD, REPLACES_FIELD, CollectionSchema
 from jcv2_plugin.engines.storage import check_server, oversampling_of, storage_profile, version_of
 from jcv2_plugin.errors import (
     CollectionError,
@@ -49,6 +49,7 @@ from jcv2_plugin.errors import (
     InvalidOptionError,
     Jcv2Error,
 )
+from jcv2_plugin.transport import TOO_LARGE
 
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
@@ -165,7 +166,7 @@ class ClientEngine:
             retries=options.retries,
             shard_key=options.shard_key,
         )
-        made._create_physical(schema, options)
+        made._create_physical(schema, options, replaces=old)
         made._call(point_alias, client, name, physical, old)
         if old is not None and old != name:
             made._drop(old)
@@ -357,7 +358,7 @@ class ClientEngine:
             self.client.close()
         self._closed = True
 
-    def successor(self, schema: CollectionSchema) -> Engine:
+    def successor(self, schema: CollectionSchema, *, keep_old: bool = False) -> Engine:
         """See :class:`~jcv2_plugin.engines.base.Engine`. The successor of ``name.1`` is ``name.2``, and so on.
 
         It gets the same shards, replicas, strict mode and payload indexes.
@@ -384,11 +385,12 @@ class ClientEngine:
             retries=self._retry.attempts,
             shard_key=self._shard_key,
         )
-        if leftover == schema.to_dict():
-            return made
+        replaces = None if keep_old else self.physical
         if leftover is not None:
+            if leftover[METADATA_FIELD] == schema.to_dict() and leftover.get(REPLACES_FIELD) in (None, replaces):
+                return made
             self._call(self.client.delete_collection, physical)
-        made._create_physical(schema, self._as_created())
+        made._create_physical(schema, self._as_created(), replaces=replaces)
         return made
 
     def adopt(self, successor: Engine, *, keep_old: bool) -> str | None:
@@ -407,7 +409,14 @@ class ClientEngine:
         self.close()
         return self.physical if keep_old and not plain else None
 
-    def _create_physical(self, schema: CollectionSchema, options: NewCollection) -> None:
+    def drop_replaced(self) -> None:
+        """See :class:`~jcv2_plugin.engines.base.Engine`."""
+        if (old := self._replaced_by(self.physical)) is not None:
+            self._drop(old)
+
+    def _create_physical(
+        self, schema: CollectionSchema, options: NewCollection, *, replaces: str | None = None
+    ) -> None:
         attempts = 0
         engine_options = dict(options.engine_options)
         if engine_options.get("sharding_method") == "custom":  # over gRPC the client does not accept a plain string
@@ -421,7 +430,7 @@ class ClientEngine:
                     self.physical,
                     vectors_config=vectors_config(schema),
                     sparse_vectors_config=sparse_vectors_config(schema),
-                    metadata={METADATA_FIELD: schema.to_dict()},
+                    metadata={METADATA_FIELD: schema.to_dict(), **({REPLACES_FIELD: replaces} if replaces else {})},
                     **engine_options,
                 )
             except Exception as error:
@@ -463,13 +472,32 @@ class ClientEngine:
         return key in [one.key for one in there]
 
     def _drop(self, old: str) -> None:
-        """Delete the replaced collection. If that fails, log a warning and leave it."""
+        """Delete a replaced collection, and one that it replaced itself if a crash came before that was deleted.
+
+        If that fails, log a warning and leave them.
+        """
         try:
+            if (older := self._replaced_by(old)) is not None:
+                self._drop(older)
             self._call(self.client.delete_collection, old)
         except CollectionError as error:
             _LOG.warning(
                 "%s has been replaced, but %r could not be deleted from the server: %s", self.title, old, error
             )
+
+    def _replaced_by(self, physical: str) -> str | None:
+        """Return the generation of this collection that another one has replaced, if it is still there."""
+        old = (self._call(self.client.get_collection, physical).config.metadata or {}).get(REPLACES_FIELD)
+        generation, older = (str(one).removeprefix(f"{self.name}.") for one in (physical, old))
+        if not (generation.isdecimal() and older.isdecimal() and int(older) < int(generation)):
+            return None
+        if (
+            not self._call(self.client.collection_exists, old)
+            or old in self._call(aliases_if_allowed, self.client).values()
+        ):
+            return None
+        metadata = self._call(self.client.get_collection, old).config.metadata or {}
+        return old if METADATA_FIELD in metadata else None
 
     def _as_created(self) -> NewCollection:
         """Return the creation options that a successor takes over from this collection."""

@@ -7,14 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from qdrant_client import models
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from jcv2_plugin.engines.failures import Failure, UnfinishedWriteError, failure_of, translated
-from jcv2_plugin.errors import InvalidOptionError
+from jcv2_plugin.engines.failures import UnfinishedWriteError, failure_of, translated
+from jcv2_plugin.transport import Backoff, Failure
 
 _LOG = logging.getLogger("jcv2_plugin")
 _P = ParamSpec("_P")
@@ -62,26 +61,8 @@ def _sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@dataclass(frozen=True)
-class Retry:
-    """Retry requests after transient failures, with exponential backoff.
-
-    Waits double from ``first_wait`` up to ``longest_wait``, with jitter so that clients do not retry in step. If the
-    server asks for a longer wait, that is used.
-
-    Args:
-        attempts: Maximum number of attempts. 1 disables retries.
-        first_wait: Seconds before the second attempt.
-        longest_wait: Maximum wait in seconds.
-    """
-
-    attempts: int = 5
-    first_wait: float = 0.5
-    longest_wait: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first_wait < 0 or self.longest_wait < 0:
-            raise InvalidOptionError(f"Retries need at least one attempt and no negative wait, got {self!r}.")
+class Retry(Backoff):
+    """Retry requests after transient failures, with exponential backoff."""
 
     def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function of the client and retry transient failures.
@@ -115,8 +96,7 @@ class Retry:
         )
 
     def _wait(self, state: RetryCallState) -> float:
-        backoff = wait_exponential_jitter(self.first_wait, self.longest_wait, jitter=self.first_wait)(state)
-        return max(backoff, _last_failure(state).retry_after or 0.0)
+        return self.wait_after(state, _last_failure(state))
 
     def _log(self, state: RetryCallState) -> None:
         clause = _last_failure(state).reason.partition(". ")[0].strip()

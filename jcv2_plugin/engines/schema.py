@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jcv2_plugin.encoder.base import UNKNOWN_WEIGHTS, Encoder
 from jcv2_plugin.encoder.skiplist import SKIPLISTS
 from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
 from jcv2_plugin.engines.first_stage import (
@@ -29,13 +30,12 @@ from jcv2_plugin.errors import (
     InvalidOptionError,
 )
 
-if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
-
 FORMAT = 2
 """Format of the stored schema. Format 1, without first stage and token pooling, can still be read."""
 VECTOR_NAME = "colbert"
 METADATA_FIELD = "jcv2"
+REPLACES_FIELD = "jcv2_replaces"
+"""Metadata of a collection on a server: the name of the one that it replaces and that is deleted then."""
 MAX_FLOATS = 1024 * 1024
 """A multivector must have fewer floats (rows x dim). A hard limit of Qdrant that local engines do not enforce."""
 _NEWER_TYPES: dict[str, Any] = {"first_stage": str, "pool_factor": (int, float), "stage_options": dict}
@@ -53,9 +53,10 @@ class CollectionSchema:
     """Collection schema: how a collection's vectors were made and are stored.
 
     Attributes:
-        model: Name or folder to load the model from.
+        model: Name or folder to load the model from, or the address of its server.
         revision: Revision of the model. None for a local folder.
-        fingerprint: Fingerprint of the weights that produce vectors of this ``dim``.
+        fingerprint: Fingerprint of the weights that produce vectors of this ``dim``. If the model's server does not
+            tell it, the server and the model.
         dim: Matryoshka dimension.
         document_length: Window of the model, in tokens.
         query_length: Number of vectors per query if queries are padded, else None.
@@ -94,7 +95,7 @@ class CollectionSchema:
     @classmethod
     def describe(
         cls,
-        encoder: JinaColbertEncoder,
+        encoder: Encoder,
         dim: int,
         long_documents: LongDocuments,
         storage: Storage,
@@ -154,11 +155,11 @@ class CollectionSchema:
         names = {one.name for one in fields(cls)} - {"unfinished", "stage_options"}
         newer = set(_NEWER_TYPES) if raw.get("format") == 1 else set()
         missing = sorted(names - newer - set(raw))
-        wrong = [name for name in ("dim", "document_length") if not isinstance(raw.get(name), int)]
+        wrong = [name for name in ("dim", "document_length") if type(raw.get(name)) is not int]
         wrong += [name for name in ("model", "fingerprint", "storage") if not isinstance(raw.get(name), str)]
         wrong += [name for name in ("revision", "skiplist") if not isinstance(raw.get(name), (str, type(None)))]
-        wrong += [name for name in ("query_length",) if not isinstance(raw.get(name), (int, type(None)))]
-        wrong += [name for name in ("format",) if not isinstance(raw.get(name, 1), int)]
+        wrong += [name for name in ("query_length",) if type(raw.get(name)) not in (int, type(None))]
+        wrong += [name for name in ("format",) if type(raw.get(name, 1)) is not int]
         wrong += [name for name, kind in _NEWER_TYPES.items() if name in raw and not isinstance(raw[name], kind)]
         if missing or wrong:
             raise CollectionCorruptError(
@@ -202,8 +203,17 @@ class CollectionSchema:
                 raise InvalidOptionError(f"{name} must be positive and at most {MAX_FLOATS:,}, got {value!r}.")
         check_first_stage(self.first_stage, self.stage_options)
 
-    def check_encoder(self, encoder: JinaColbertEncoder, title: str) -> None:
-        """Check that an encoder's vectors are comparable with the stored ones.
+    @property
+    def knows_weights(self) -> bool:
+        """Whether the fingerprint is that of weights. A server need not tell them."""
+        return not self.fingerprint.startswith(UNKNOWN_WEIGHTS)
+
+    def check_encoder(self, encoder: Encoder, title: str) -> bool:
+        """Check that an encoder's vectors are comparable with the stored ones, as far as descriptions tell.
+
+        Returns:
+            Whether the model is known to be the same. If not, vectors must be compared, see
+            :func:`jcv2_plugin.collection.sameness.check_encoder`.
 
         Raises:
             CollectionMismatchError: The model, dimension or preprocessing differs. The message contains a remedy.
@@ -215,6 +225,8 @@ class CollectionSchema:
             )
         found = CollectionSchema.describe(encoder, self.dim, self.long_documents, self.storage)
         if found.fingerprint != self.fingerprint:
+            if not (self.knows_weights and found.knows_weights):
+                return False
             raise CollectionMismatchError(
                 f"{title} was made with the model {self.model!r} (revision {self.revision}, weights "
                 f"{self.fingerprint}), not with {found.model!r} (revision {found.revision}, weights "
@@ -228,3 +240,4 @@ class CollectionSchema:
                     f"{title} was made with {name}={ours!r}, the encoder has {theirs!r}. "
                     f"{_REMEDIES[name].format(ours)} Or open the collection without naming a model."
                 )
+        return True

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcv2_plugin.documents import Document
+from jcv2_plugin.documents import Document, has_text
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import numbered_lines, parse_json, read_json
 
 _LAYOUT = "A BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv."
 _HEADER = "query-id\\tcorpus-id\\tscore"
@@ -208,18 +208,24 @@ def _qrels_path(folder: Path, split: str) -> Path:
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line's position, for error messages, and its JSON object. Blank lines are skipped."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = parse_json(line)
-            except ValueError as error:
-                raise BeirFormatError(f"{where} is not JSON in UTF-8 ({error}). Write one object a line.") from error
-            if not isinstance(record, dict):
-                raise BeirFormatError(f"{where} must be a JSON object, got {record!r:.60}.")
-            yield where, record
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise BeirFormatError(f"{where} is not JSON in UTF-8 ({error}). Write one object a line.") from error
+        if not isinstance(record, dict):
+            raise BeirFormatError(f"{where} must be a JSON object, got {record!r:.60}.")
+        yield where, record
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from numbered_lines(path)
+    except (OSError, ValueError) as error:
+        raise BeirFormatError(f"{path} cannot be read ({error}). Check it, or write it again.") from error
 
 
 def _string(record: dict[str, Any], key: str, where: str, *, required: bool = True) -> str:
@@ -251,7 +257,7 @@ def _read_queries(path: Path, wanted: Container[str]) -> dict[str, str]:
             continue
         if own_id in queries:
             raise BeirFormatError(f"{where}: the id {own_id!r} comes twice. Remove one.")
-        if not text.strip():
+        if not has_text(text):
             raise BeirFormatError(
                 f"{where}: the query {own_id!r} has judgments but no text. Write it, or remove its judgments."
             )
@@ -263,19 +269,18 @@ def _read_queries(path: Path, wanted: Container[str]) -> dict[str, str]:
 
 def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            row = _qrels_row(line, where, header=number == 1)
-            if row is None:
-                continue
-            query, document, score = row
-            judgments = qrels.setdefault(query, {})
-            if judgments.setdefault(document, score) != score:
-                raise BeirFormatError(
-                    f"{where}: document {document!r} is judged {score} for query {query!r}, and "
-                    f"{judgments[document]} before. Keep one of them."
-                )
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        row = _qrels_row(line, where, header=number == 1)
+        if row is None:
+            continue
+        query, document, score = row
+        judgments = qrels.setdefault(query, {})
+        if judgments.setdefault(document, score) != score:
+            raise BeirFormatError(
+                f"{where}: document {document!r} is judged {score} for query {query!r}, and "
+                f"{judgments[document]} before. Keep one of them."
+            )
     if not qrels:
         raise BeirFormatError(f"{path} has no judgments. Write the header {_HEADER}, then one a line.")
     return qrels
@@ -314,7 +319,7 @@ def _read_language(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        meta = parse_json(path.read_bytes())
+        meta = read_json(path)
     except ValueError as error:
         raise BeirFormatError(f"{path} is not JSON in UTF-8 ({error}). Mend it, or remove it.") from error
     language = (meta.get("lang") or meta.get("language")) if isinstance(meta, dict) else None

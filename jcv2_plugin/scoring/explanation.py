@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jcv2_plugin.documents import is_unicode
-from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
+from jcv2_plugin.encoder.scored_tokens import ScoredToken
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.errors import InvalidQueryError
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ class TokenVectors:
     vectors: NDArray[np.float32]
 
     @classmethod
-    def of_query(cls, encoder: JinaColbertEncoder, query: str, vectors: NDArray[np.float32]) -> TokenVectors:
+    def of_query(cls, encoder: Encoder, query: str, vectors: NDArray[np.float32]) -> TokenVectors:
         """Match a query's vectors to its tokens. Raises ValueError if they do not belong together."""
-        return cls._matched(scored_tokens(encoder, query, "query"), query, vectors)
+        return cls._matched(encoder.scored_tokens(query, "query"), query, vectors)
 
     @classmethod
     def of_document(
-        cls, encoder: JinaColbertEncoder, text: str, vectors: NDArray[np.float32], long_documents: LongDocuments
+        cls, encoder: Encoder, text: str, vectors: NDArray[np.float32], long_documents: LongDocuments
     ) -> TokenVectors:
         """Match a document's vectors to its tokens. Raises ValueError if they do not belong together."""
-        return cls._matched(scored_tokens(encoder, text, "document", long_documents), text, vectors)
+        return cls._matched(encoder.scored_tokens(text, "document", long_documents), text, vectors)
 
     @classmethod
     def _matched(cls, tokens: list[ScoredToken], text: str, vectors: NDArray[np.float32]) -> TokenVectors:
@@ -131,7 +131,7 @@ def compare(query: TokenVectors, document: TokenVectors) -> Explanation:
 
 
 def explain(
-    encoder: JinaColbertEncoder,
+    encoder: Encoder,
     query: str,
     text: str,
     *,

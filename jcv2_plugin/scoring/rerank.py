@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jcv2_plugin.checks import check_query, check_query_vectors, check_vectors, cut_by_length, in_batches
-from jcv2_plugin.documents import as_documents, relevance_of, validate
+from jcv2_plugin.documents import as_documents, check_text, has_text, relevance_of
 from jcv2_plugin.encoder.windows import LongDocuments
 from jcv2_plugin.scoring.explanation import Explanation, TokenVectors, compare
 
 if TYPE_CHECKING:
-    from jcv2_plugin.encoder.model import JinaColbertEncoder
+    from jcv2_plugin.encoder.base import Encoder
 
 _TEXTS_AT_A_TIME = 256
 """Number of texts whose vectors are held in memory at once."""
@@ -29,7 +29,7 @@ class RerankResult:
         score: MaxSim score, as in :class:`~jcv2_plugin.SearchHit`.
         relevance: Score divided by the number of query vectors, clipped to [0, 1], as in
             :class:`~jcv2_plugin.SearchHit`.
-        explanation: Token-by-token comparison with the query, if requested.
+        explanation: Token-by-token comparison with the query, if requested. None for a blank text.
     """
 
     index: int
@@ -39,7 +39,7 @@ class RerankResult:
 
 
 def rerank(
-    encoder: JinaColbertEncoder,
+    encoder: Encoder,
     query: str,
     texts: Sequence[str],
     *,
@@ -48,6 +48,8 @@ def rerank(
     with_explanation: bool = False,
 ) -> list[RerankResult]:
     """Rank texts by MaxSim with a query, best first. Ties keep the input order.
+
+    Blank texts come last, with scores of 0.
 
     Scores equal those of a collection with ``storage="float32"`` and the same dimension. Duplicate texts are encoded
     once.
@@ -63,22 +65,25 @@ def rerank(
 
     Raises:
         InvalidQueryError: The query is empty or not a string.
-        InvalidDocumentError: A text is blank or not a string. The message contains its position.
+        InvalidDocumentError: A text is not a string, or not valid Unicode. The message contains its position.
         DocumentTooLongError: A text is too long and ``long_documents`` is ``"error"``.
         UnknownDimError: The model has no projection head for ``dim``.
     """
     check_query(query)
-    given = [document.text for document in validate(as_documents(texts))]
+    given = [document.text for document in as_documents(texts)]
+    for position, text in enumerate(given):
+        check_text(text, f"Document {position}")
     dim = encoder.resolve_dim(dim)
     if long_documents == "error":  # check here so that errors report the caller's positions
-        encoder.split_documents(encoder.tokenized(given), long_documents)
+        encoder.check_lengths(given)
         long_documents = "truncate"
-    if not given:
-        return []
+    worded = [text for text in given if has_text(text)]
+    if not worded:
+        return [RerankResult(index, 0.0, 0.0) for index in range(len(given))]
     (vectors,) = check_query_vectors(encoder.query_vectors([query], dim))
     asked = TokenVectors.of_query(encoder, query, vectors) if with_explanation else None
     scored: dict[str, tuple[float, Explanation | None]] = {}
-    for batch in cut_by_length(in_batches(dict.fromkeys(given), _TEXTS_AT_A_TIME)):
+    for batch in cut_by_length(in_batches(dict.fromkeys(worded), _TEXTS_AT_A_TIME)):
         for text, matrix in zip(batch, encoder.document_vectors(batch, dim, long_documents), strict=True):
             check_vectors(matrix, dim, f"Document {given.index(text)}")
             explanation = None
@@ -87,6 +92,6 @@ def rerank(
             scored[text] = (float((vectors @ matrix.T).max(axis=1).sum(dtype=np.float64)), explanation)
     results = [
         RerankResult(index, score, relevance_of(score, len(vectors)), explanation)
-        for index, (score, explanation) in enumerate(scored[text] for text in given)
+        for index, (score, explanation) in enumerate(scored.get(text, (0.0, None)) for text in given)
     ]
-    return sorted(results, key=lambda result: -result.score)
+    return sorted(results, key=lambda result: (given[result.index] not in scored, -result.score))

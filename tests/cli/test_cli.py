@@ -13,7 +13,7 @@ from typer.main import get_command
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.cli import app
 from jcv2_plugin.cli.lazy import LazyCommand
-from jcv2_plugin.errors import CollectionMismatchError, UnsupportedFilterError
+from jcv2_plugin.errors import CollectionMismatchError
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -52,10 +52,40 @@ class TestSearch:
         assert [hit["id"] for hit in run_json("search", "-c", "store", "a row", *conditions)] == ["typed"]
         for condition in ("number=4", "a.b=x"):
             assert run_json("search", "-c", "store", "a row", "--where", condition) == [], condition
-        with pytest.raises(UnsupportedFilterError, match="not exact for 1e\\+300"):
-            run("search", "-c", "store", "a row", "--where", "number=1e300")
-        for condition in ("nonsense", "=x", 'a"b=x'):
-            assert "KEY=VALUE" in run_both("search", "-c", "store", "anything", "--where", condition, code=2)[1]
+        refused = {
+            "number=1e300": "quotation marks",
+            "nonsense": "KEY=VALUE",
+            "=x": "KEY=VALUE",
+            'a"b=x': "another key",
+        }
+        refused |= {"a\\b=x": "another key", '"a=x': "JSON string", 'a="x': "JSON string", 'a="x"y': "goes on"}
+        for condition, said in refused.items():
+            told = run_both("search", "-c", "store", "anything", "--where", condition, code=2)[1]
+            assert said in " ".join(told.replace("\u2502", " ").split()), condition
+
+    def test_quotation_marks_make_a_value_a_text_and_a_key_a_name(self, indexed: Path) -> None:
+        kinds: dict[str, dict[str, Any]] = {
+            "texts": {"code": "1234567e10", "flag": "true", "a=b": "x", "said": 'so "x"'},
+            "others": {"code": 7, "flag": True, "a": {"b": 1}},
+            "padded": {"code": "007"},
+        }
+        rows = [json.dumps({"id": id, "text": f"A row of {id}.", "metadata": of}) for id, of in kinds.items()]
+        (indexed / "typed.jsonl").write_text("\n".join(rows))
+        run("index", "typed.jsonl", "-c", "store")
+        for condition, wanted in {
+            'code="1234567e10"': {"texts"},
+            'flag="true"': {"texts"},
+            "flag=true": {"texts", "others"},
+            'code="7"': set(),
+            "code=7": {"others"},
+            "code=007": {"padded"},
+            '"a=b"=x': {"texts"},
+            '"a.b"=1': set(),
+            "a.b=1": {"others"},
+            r'said="so \"x\""': {"texts"},
+        }.items():
+            found = run_json("search", "-c", "store", "a row", "-k", "9", "--where", condition)
+            assert {hit["id"] for hit in found} == wanted, condition
 
     def test_another_first_stage_and_none(self, indexed: Path) -> None:
         stages = [("--first-stage", stage) for stage in ("hybrid", "pooled", "bm25", "none")]
@@ -233,3 +263,23 @@ def test_passwords_are_not_printed(folder: Path, address: str, command: tuple[st
     assert "pass" not in said
     assert "pa/" not in said
     assert "host" in said
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://host:6333?api-key=s3cret", "http://host/p#s3cret", "http://u:s3?cret@host", "host:6333?api-key=s3cret",
+     "http://host?key=a@s3cret", "http://u:p@host?api-key=s3cret"],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [("search", "x"), ("index", "docs"), ("collections", "list")])
+def test_queries_of_urls_are_not_printed(folder: Path, address: str, command: tuple[str, ...]) -> None:
+    said = error(*command, "-c", address)
+    assert "s3cret" not in said
+    assert "cret" not in said.replace("secret", "")
+
+
+def test_a_key_that_cannot_be_sent_is_not_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("s3cret\n", "s3cret\u00e9", "s3 cret"):
+        monkeypatch.setenv("QDRANT_API_KEY", key)
+        said = error("collections", "list", "-c", "http://127.0.0.1:9")
+        assert "cannot be sent" in said
+        assert "s3" not in said

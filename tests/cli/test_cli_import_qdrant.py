@@ -65,6 +65,7 @@ class TestFolder:
         assert ids("store") == {str(n) for n in range(7)}
         described = run_json("info", "-c", "store")
         assert (described["model"], described["dim"], described["storage"]) == ("mini", 32, "float32")
+        assert described["dtype_on_this_cpu"] == "float32"
         again = run_json(*FROM, "-c", "store")
         assert (again["written"], again["unchanged"]) == (0, 7)
         hits = run_json(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import socket
 import sys
 import tracemalloc
@@ -281,6 +283,48 @@ class TestWhatCannotBeRead:
         with pytest.raises(SourceError, match="is not UTF-8"):
             run("index", "docs", "-c", "store", "--strict")
 
+    def test_folders_that_are_not_entered_are_named_and_not_pruned(
+        self, indexed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        docs = indexed / "docs"
+        for name in ("closed", ".hidden", "gone"):
+            (docs / name).mkdir()
+            (docs / name / "note.md").write_text(f"A note in the folder {name}.")
+        (indexed / "far").mkdir()
+        (docs / "link").symlink_to("../far")
+        (docs / "again").symlink_to("closed")  # its target is entered
+        run("index", "docs", "docs/.hidden", "-c", "store")
+        before = ids("store")
+        listed = os.scandir
+
+        def scandir(path: Any) -> Any:
+            if os.fspath(path) == "docs/closed":
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return listed(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        shutil.rmtree(docs / "gone")
+        said = run_both("index", "docs", "-c", "store", "--prune")[1]
+        assert "skipped: The folder 'docs/closed' cannot be read (Permission denied)" in said
+        assert f"skipped: 'docs/link' is a link to a folder, which is not entered. Give '{indexed}/far'" in said
+        assert before - ids("store") == {one for one in before if one.startswith("docs/gone/")}
+        for paths in (["docs", "--strict"], ["docs/closed"], ["docs/closed", "--prune"]):
+            with pytest.raises(SourceError, match="folder 'docs/closed' cannot be read"):
+                run("index", *paths, "-c", "store")
+
+    @pytest.mark.parametrize(
+        "row, said",
+        [
+            ('{"id": "x", "text": "a", "metadata": {"n": NaN}}', r"rows\.jsonl:2: metadata\['n'\] is nan"),
+            ('{"id": "x", "text": "a", "metadata": {"n": [1e999]}}', r"rows\.jsonl:2: metadata\['n'\]\[0\] is inf"),
+            ('{"id": "x", "text": "a\\ud800"}', r"rows\.jsonl:2: the text has lone surrogates"),
+        ],
+    )
+    def test_what_a_row_cannot_hold_names_file_and_line(self, indexed: Path, row: str, said: str) -> None:
+        (indexed / "rows.jsonl").write_text('{"id": "w", "text": "first"}\n' + row + "\n")
+        with pytest.raises(SourceError, match=said):
+            run("index", "rows.jsonl", "-c", "store")
+
     def test_a_jsonl_that_is_gone(self, folder: Path) -> None:
         (folder / "gone.jsonl").symlink_to("nowhere")
         with pytest.raises(SourceError, match=r"no file or folder 'gone\.jsonl'"):
@@ -291,7 +335,10 @@ class TestWhatCannotBeRead:
             run("index", "docs", "-c", "store", "--strict")
 
     def test_rows_without_text_are_counted_and_named(self, folder: Path) -> None:
-        rows = [{"id": str(number), "text": text} for number, text in enumerate(("a text", "", " \n", "another"))]
+        rows = [
+            {"id": str(number), "text": text}
+            for number, text in enumerate(("a text", "", " \n\u200b\ufeff\x00", "another"))
+        ]
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert "Left out 2 documents without text: 1, 2." in run_both("index", "rows.jsonl", "-c", "store", *MINI)[1]
         again = run_json("index", "rows.jsonl", "-c", "store")

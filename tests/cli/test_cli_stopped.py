@@ -14,7 +14,7 @@ from loopback_qdrant import LoopbackQdrant
 
 from jcv2_plugin.collection.journal import JournalError
 
-DOCUMENTS = 1500
+DOCUMENTS = 900
 
 
 def has_stored(journal: Path) -> bool:

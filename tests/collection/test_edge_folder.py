@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from official_checkpoint import write_checkpoint
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
+from jcv2_plugin.cli.collections import UNREADABLE, _of_folder
+from jcv2_plugin.engines.base import Point, SearchRequest
 from jcv2_plugin.errors import (
+    CollectionAccessError,
     CollectionCorruptError,
+    CollectionError,
     CollectionExistsError,
     CollectionLockedError,
     CollectionMismatchError,
@@ -178,9 +186,122 @@ class TestDamage:
         with ColbertCollection.create(folder, encoder=mini, overwrite=True) as collection:
             assert collection.count() == 0
 
+    @pytest.mark.parametrize("beside", ["ingest.journal", "ingest.journal.lock", "shard-2.pending.json", "notes.txt"])
+    def test_a_lost_description(self, folder: Path, beside: str) -> None:
+        """Whatever lies beside the shard: the documents are not said not to be there."""
+        content = (folder / "jcv2.json").read_text()
+        (folder / "jcv2.json").unlink()
+        (folder / beside).write_text("")
+        with pytest.raises(CollectionCorruptError, match=r"jcv2\.json' is missing.*or drop it"):
+            ColbertCollection.open(folder)
+        assert [one.state for one in _of_folder(str(folder.parent))] == [UNREADABLE]
+        (folder / "jcv2.json").write_text(content)
+        with ColbertCollection.open(folder) as collection:
+            assert collection.count() == 2
+
+    def test_what_is_left_of_one_without_documents(self, folder: Path, mini: JinaColbertEncoder) -> None:
+        (folder / "ingest.journal").write_text("")
+        (folder / "jcv2.json").unlink()
+        shutil.rmtree(folder / "shard")
+        with pytest.raises(CollectionNotFoundError, match=r"only what is left of one: .*'ingest\.journal'"):
+            ColbertCollection.open(folder)
+        ColbertCollection.create(folder, encoder=mini, dim=64).close()
+
+    @pytest.mark.parametrize("change", [{"dim": 32}, {"first_stage": "none"}, {"first_stage": "bm25"}])
+    def test_a_description_of_another_shard(self, folder: Path, change: dict[str, Any]) -> None:
+        file = folder / "jcv2.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+        with pytest.raises(CollectionCorruptError, match=r"jcv2\.json' is damaged: it says dim="):
+            ColbertCollection.open(folder)
+
     def test_a_lost_shard(self, folder: Path) -> None:
         shutil.rmtree(folder / "shard")
         with pytest.raises(CollectionCorruptError, match="is missing"):
+            ColbertCollection.open(folder)
+
+
+class TestErrorsOfEdge:
+    def test_a_call_that_edge_refuses(self, folder: Path) -> None:
+        with ColbertCollection.open(folder) as collection:
+            engine = collection.engine
+            request = SearchRequest(np.zeros((1, 5), np.float32))
+            calls: list[Callable[[], Any]] = [
+                lambda: engine.delete(["no-uuid"]),
+                lambda: engine.retrieve(["no-uuid"], with_payload=True, with_vectors=False),
+                lambda: engine.create_payload_index("a[", "keyword"),
+                lambda: engine.upsert([Point("no-uuid", np.zeros((1, 64), np.float32), {})]),
+                lambda: engine.upsert([Point(str(uuid.uuid4()), np.zeros((1, 5), np.float32), {})]),
+                lambda: engine.search([request], 1, filter=None, score_threshold=None),
+            ]
+            for call in calls:
+                with pytest.raises(CollectionError, match=f"The collection in '{folder}': Qdrant Edge failed: "):
+                    call()
+            assert collection.count() == 2
+
+    def test_files_that_vanish_meanwhile(self, folder: Path) -> None:
+        collection = ColbertCollection.open(folder)
+        collection.delete(["rice"])
+        shutil.rmtree(folder / "shard" / "segments")
+        for call in (collection.optimize, collection.close):
+            with pytest.raises(CollectionCorruptError, match=f"'{folder}': Qdrant Edge .*damaged, or were changed"):
+                call()
+
+    @pytest.mark.parametrize(
+        ("text", "kind", "said"),
+        [
+            ("No space left on device (os error 28)", DiskFullError, "The collection itself is intact"),
+            ("Permission denied (os error 13)", CollectionAccessError, "writable"),
+            ("Too many open files (os error 24)", CollectionError, "ulimit -n"),
+            ("Input/output error (os error 5)", CollectionCorruptError, "restore it"),
+            ("Failed to deserialize payload", CollectionCorruptError, "jcv2 verify"),
+        ],
+    )
+    def test_each_call_is_translated(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, kind: type[Exception], said: str
+    ) -> None:
+        class Failing:
+            def __getattr__(self, name: str) -> Any:
+                def call(*arguments: Any) -> Any:
+                    raise Exception(f"Service runtime error: {text}")
+
+                return call
+
+        request = SearchRequest(np.zeros((1, 64), np.float32))
+        calls: list[Callable[[Any], Any]] = [
+            lambda engine: engine.count(None),
+            lambda engine: engine.optimize(),
+            lambda engine: engine.delete([str(uuid.uuid4())]),
+            lambda engine: engine.search([request], 1, filter=None, score_threshold=None),
+            lambda engine: engine.retrieve([str(uuid.uuid4())], with_payload=True, with_vectors=False),
+            lambda engine: list(engine.scroll(None, with_payload=True)),
+        ]
+        with ColbertCollection.open(folder) as collection, monkeypatch.context() as patch:
+            patch.setattr(collection.engine, "_shard", Failing())
+            for call in calls:
+                with pytest.raises(kind, match=said) as caught:
+                    call(collection.engine)
+                assert type(caught.value) is kind
+                assert str(folder) in str(caught.value)
+
+
+class TestFilesOfStrangers:
+    @pytest.mark.parametrize("name", ["shard", "shard/wal/open-1"])
+    def test_links_are_not_written_through(self, folder: Path, tmp_path: Path, name: str) -> None:
+        (folder / name).rename(tmp_path / "elsewhere")
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CollectionAccessError, match="is a link"):
+            ColbertCollection.open(folder)
+
+    def test_a_description_that_never_ends(self, folder: Path) -> None:
+        file = folder / "jcv2.json"
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(CollectionCorruptError, match="not a regular file"):
+            ColbertCollection.open(folder)
+        file.unlink()
+        with file.open("wb") as stream:
+            stream.truncate(2**40)
+        with pytest.raises(CollectionCorruptError, match="larger than 64 MiB"):
             ColbertCollection.open(folder)
 
 

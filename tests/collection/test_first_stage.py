@@ -15,7 +15,6 @@ from qdrant_client import models
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.collection import search as searching
-from jcv2_plugin.encoder.windows import plain_tokenizer
 from jcv2_plugin.engines.base import Matrix, SearchRequest
 from jcv2_plugin.engines.first_stage import BM25_B, BM25_K1, BM25_LENGTH, Bm25Stage, SparseVector
 from jcv2_plugin.errors import CollectionCorruptError, InvalidOptionError, InvalidQueryError
@@ -104,8 +103,8 @@ class TestTwoStages:
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_a_query_without_any_piece_of_text(self, get: Get, engine: str, stage: str) -> None:
-        # A zero-width space is no white space, and the tokenizer drops it: nothing is left but special tokens.
-        hits = get(engine, stage).search("\u200b", k=3, candidates=3)
+        # The tokenizer drops characters for private use: nothing is left but special tokens.
+        hits = get(engine, stage).search("\ue000", k=3, candidates=3)
         assert len(hits) == (0 if stage == "bm25" else 3)
 
 
@@ -315,7 +314,7 @@ class TestFormat1:
 
 class TestBm25:
     def test_weights_are_okapis(self, mini: JinaColbertEncoder) -> None:
-        stage = Bm25Stage(plain_tokenizer(mini.tokenizer))
+        stage = Bm25Stage(mini.tokenized)
         texts = ["rice rice rice and water", "water " * 400, "the ferry sails", "Rice, cooked in WATER."]
         tokens = [mini.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"] for text in texts]
         none = np.empty((0, DIM), dtype=np.float32)

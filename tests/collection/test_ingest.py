@@ -194,8 +194,8 @@ class TestWhatStopsIt:
     def test_before_it_begins(self, collection: ColbertCollection) -> None:
         assert collection.ingest([], progress=lambda _: pytest.fail("there is nothing")).seen == 0
         wrong: list[tuple[Any, Any, type[Exception], str]] = [
-            (ITEMS, {"batch_documents": 0}, ValueError, "batch_documents must be positive"),
-            (ITEMS, {"batch_documents": -1}, ValueError, "batch_documents must be positive"),
+            (ITEMS, {"batch_documents": 0}, ValueError, "batch_documents must be a positive"),
+            (ITEMS, {"batch_documents": -1}, ValueError, "batch_documents must be a positive"),
             (ITEMS, {"workers": ["cpu", 1]}, InvalidOptionError, "workers must be"),
             ("one string", {}, InvalidDocumentError, "Give an iterable of documents"),
             (ITEMS[0], {}, InvalidDocumentError, "Give an iterable of documents"),

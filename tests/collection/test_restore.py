@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.cli.collections import UNREADABLE, _of_folder
 from jcv2_plugin.collection import snapshot
+from jcv2_plugin.collection.opening import open_or_create
 from jcv2_plugin.collection.snapshot import SnapshotError
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
@@ -83,6 +84,10 @@ def all_alike(rows: list[Any]) -> None:
         row["id"] = rows[0]["id"]
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {"a": nested(levels - 1)} if levels else {}
+
+
 def set_first(**payload: Any) -> Callable[[list[Any]], None]:
     return lambda rows: rows[0]["payload"].update(payload)
 
@@ -95,6 +100,11 @@ def set_first(**payload: Any) -> Callable[[list[Any]], None]:
         ("000000/payloads.jsonl", edit_rows(set_first(page_content=7)), "has no id or no text"),
         ("000000/payloads.jsonl", edit_rows(set_first(metadata="x")), "metadata that is not a dict"),
         ("000000/payloads.jsonl", edit_rows(set_first(_id="other")), "under another document's point"),
+        ("000000/payloads.jsonl", edit_rows(set_first(metadata=nested(40))), "nested more than 32 levels"),
+        ("000000/payloads.jsonl", edit_rows(set_first(metadata={"a": float("nan")})), "cannot be stored as JSON"),
+        ("000000/payloads.jsonl", edit_rows(set_first(page_content="\ud800")), "lone surrogates"),
+        ("000000/payloads.jsonl", edit_rows(lambda rows: rows.__setitem__(0, "x")), "without an id and a payload"),
+        ("000000/pooled.places.npy", edit_array(0), "positions that are not those of 20 rows"),
         ("000000/vectors.npy", edit_array(np.nan), "NaN or infinite"),
         ("000000/vectors.npy", edit_array(np.inf), "NaN or infinite"),
         ("000000/pooled.dense.npy", edit_array(np.nan), "invalid vector 'pooled'"),
@@ -170,8 +180,19 @@ def test_a_payload_index_that_cannot_be_made_leaves_no_collection(
         ColbertCollection.open(**location)
 
 
+@pytest.mark.parametrize(
+    "opening",
+    [
+        lambda path, encoder: ColbertCollection.create(path, encoder=encoder, dim=DIM),
+        lambda path, encoder: open_or_create(location=path, encoder=encoder, dim=DIM),
+    ],
+    ids=["create", "open_or_create"],
+)
 def test_a_folder_whose_creation_was_interrupted_is_created_again(
-    mini: JinaColbertEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mini: JinaColbertEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    opening: Callable[[Path, JinaColbertEncoder], ColbertCollection],
 ) -> None:
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -182,9 +203,17 @@ def test_a_folder_whose_creation_was_interrupted_is_created_again(
             ColbertCollection.create(tmp_path / "new", encoder=mini, dim=DIM)
     with pytest.raises(CollectionUnfinishedError, match="creation was interrupted"):
         ColbertCollection.open(tmp_path / "new")
-    with ColbertCollection.create(tmp_path / "new", encoder=mini, dim=DIM) as collection:
+    with opening(tmp_path / "new", mini) as collection:
         collection.add(TEXTS)
         assert collection.count() == 20
+
+
+@pytest.mark.parametrize("kind", ["restoration", "repair"])
+def test_what_else_was_interrupted_is_not_created_again(mini: JinaColbertEncoder, there: Path, kind: str) -> None:
+    described = json.loads((there / "jcv2.json").read_text())
+    (there / "jcv2.json").write_text(json.dumps({**described, "unfinished": kind}))
+    with pytest.raises(CollectionUnfinishedError, match=f"its {kind} was interrupted"):
+        open_or_create(location=there, encoder=mini, dim=DIM)
 
 
 def claimed(shape: tuple[int, ...]) -> Callable[[bytes], bytes]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +37,24 @@ class TestFindFiles:
         write(tmp_path / "corpus.jsonl", "{}")
         write(tmp_path / "queries.jsonl", "{}")
         assert [file.path.name for file in find_files([tmp_path])] == ["corpus.jsonl"]
+
+    def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With --prune, its documents would be deleted."""
+        (tmp_path / "closed").mkdir()
+        for file in (tmp_path / "open.md", tmp_path / "closed" / "more.md"):
+            file.write_text("A text.")
+        scandir = os.scandir
+
+        def refuse(path: str) -> Any:
+            if str(path).endswith("closed"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(SourceError, match=r"closed cannot be read \(Permission denied\)"):
+            find_files([tmp_path], allow_empty=True)
 
     def test_bad_paths(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="no file or folder"):

@@ -16,20 +16,15 @@ from official_checkpoint import (
     DOCUMENT_MARKER,
     QUERY_MARKER,
     Vocabulary,
-    file_size,
     load_json,
-    official_config,
-    official_metadata,
     write_checkpoint,
-    write_json,
-    write_tokenizer,
+    write_full_size,
 )
 from reference import Reference, assert_same
 from transformers import XLMRobertaTokenizer
 from xlm_roberta import BEGIN, BY_LANGUAGE, END, MASK, PAD, UNKNOWN, ReferenceTokenizer, real_vocabulary
 
 from jcv2_plugin import JinaColbertEncoder
-from jcv2_plugin.encoder.official import tensor_shapes
 
 QUERY, DOCUMENT = 250_002, 250_003
 COMMA, FULL_STOP, SPACE = 4, 5, 6
@@ -176,22 +171,3 @@ def test_a_file_of_the_published_size_is_read(
     for vectors in (query, document):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
         assert len(np.unique(vectors.round(3), axis=0)) == len(vectors)
-
-
-def write_full_size(folder: Path, vocabulary: Vocabulary) -> None:
-    """A checkpoint with the published sizes, of random numbers."""
-    write_tokenizer(folder, vocabulary)
-    tokenizer_config = load_json(folder / "tokenizer_config.json")
-    write_json(folder / "tokenizer_config.json", {**tokenizer_config, "model_max_length": 8194})
-    config = {**official_config(250_004, 24, 1024, 16, 4096, torch.bfloat16), "max_position_embeddings": 8194}
-    write_json(folder / "config.json", config)
-    write_json(folder / "artifact.metadata", official_metadata())
-    shapes = tensor_shapes(config, DIM)
-    generator = torch.Generator().manual_seed(0)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(file_size(shapes)[0])
-        for name, shape in sorted(shapes.items()):
-            tensor = torch.ones(shape, dtype=torch.bfloat16)
-            if not name.endswith(("norm1.weight", "norm2.weight", "emb_ln.weight")):
-                tensor.normal_(std=0.02, generator=generator)
-            file.write(tensor.view(torch.int16).numpy().tobytes())

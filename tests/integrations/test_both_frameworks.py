@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from langchain_core.documents import Document as LangChainDocument
@@ -26,7 +27,7 @@ from qdrant_client import models
 import langchain_jcv2
 import llama_index_jcv2
 from jcv2_plugin import ColbertCollection, Document
-from jcv2_plugin.documents import MAX_DEPTH, validate
+from jcv2_plugin.documents import MAX_DEPTH, accepted
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError, UnsupportedFilterError
 from jcv2_plugin.filters import check_filter, metadata_paths
 
@@ -89,6 +90,11 @@ def test_what_json_has_no_type_for_is_stored_as_qdrants_client_does(collection: 
         "numpy": np.datetime64("2024-05-31"),
         "times": np.array(["2024-05-31T12:00", "2024-05-31T12:00:00.000000001"], "M8[ns]"),
         "lasted": [np.timedelta64(5, "s"), np.timedelta64(5, "s").astype("m8[ns]"), np.timedelta64(5, "Y")],
+        "pandas": [
+            pd.Timestamp("2024-05-31T12:00:00.000000001Z"),
+            pd.Timedelta(1500, "ns"),
+            np.timedelta64(1500, "ns"),
+        ],
         "torch": [torch.tensor(3), torch.tensor([0.5])],
         "keys": {np.int64(3): "x"},
         "uuid": uuid.UUID(int=3),
@@ -110,6 +116,7 @@ def test_what_json_has_no_type_for_is_stored_as_qdrants_client_does(collection: 
         "numpy": "2024-05-31",
         "times": ["2024-05-31T12:00:00", "2024-05-31T12:00:00.000000001"],
         "lasted": ["PT5S", "PT5S", "5 years"],
+        "pandas": ["2024-05-31T12:00:00.000000001Z", "P0DT0H0M0.0000015S", "PT0.000001500S"],
         "torch": [3, [0.5]],
         "keys": {"3": "x"},
         "uuid": "00000000-0000-0000-0000-000000000003",
@@ -137,6 +144,11 @@ def nested(levels: int) -> dict[str, Any]:
         (float("nan"), r"metadata\['n'\] is nan.*set it to None"),
         ([1, {"x": float("-inf")}], r"metadata\['n'\]\[1\]\['x'\] is -inf"),
         (np.datetime64("NaT"), r"metadata\['n'\] is .*Convert it to a str"),
+        (b"abc", r"metadata\['n'\] is b'abc' of type bytes.*decode\(\)"),
+        (np.bytes_(b"abc"), r"metadata\['n'\] is b'abc'"),
+        (bytearray(b"abc"), r"metadata\['n'\] is .*of type bytearray"),
+        ([1 + 2j], r"metadata\['n'\]\[0\] is \(1\+2j\) of type complex"),
+        (iter([1]), r"metadata\['n'\] is .*Convert it to a str.*a list"),
         (object(), r"metadata\['n'\] is .*of type object.*Convert it to a str"),
         (2**70, r"metadata\['n'\]: 1180591620717411303424 does not fit 64 bits. Store it as a str"),
         ({None: "x"}, r"metadata\['n'\]: key None is NoneType, not str"),
@@ -165,7 +177,7 @@ def test_blank_texts_are_left_out_or_refused(
     collection: ColbertCollection, add: Add, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert add(collection, " \n", {"page": 3}) == []
+        assert add(collection, " \n\u200b\ufeff\x00", {"page": 3}) == []
     (record,) = caplog.records
     assert record.getMessage() == "Left out 1 document without text: a. on_blank='error' refuses them."
     with pytest.raises(InvalidDocumentError, match="the text is empty"):
@@ -239,8 +251,32 @@ def test_keys_are_literal_before_they_are_paths(numbered: ColbertCollection) -> 
     assert in_langchain(numbered, **{"a b": 2}) == in_llama_index(numbered, **{"a b": 2}) == ["dot"]
     assert metadata_paths("a.b") == ['metadata."a.b"', "metadata.a.b"]
     assert (metadata_paths("year"), metadata_paths("a b")) == (["metadata.year"], ['metadata."a b"'])
-    with pytest.raises(UnsupportedFilterError, match="without quotation marks"):
-        metadata_paths('a"b')
+
+
+@pytest.mark.parametrize("key", ['a"b', "a\\b"])
+def test_keys_that_qdrant_cannot_write_are_stored_and_refused_in_filters(
+    collection: ColbertCollection, key: str
+) -> None:
+    for add in ADDS:
+        add(collection, "a text", {key: "x"})
+        assert collection.get(["a"])[0].metadata == {key: "x"}
+        collection.delete(filter=models.Filter())
+    raw = models.Filter(must_not=[models.FieldCondition(key=f'metadata."{key}"', match=models.MatchValue(value="x"))])
+    empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=f'metadata."{key}"'))
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    for refused in (
+        lambda: in_langchain(collection, **{key: "x"}),
+        lambda: in_llama_index(collection, **{key: "x"}),
+    ):
+        with pytest.raises(UnsupportedFilterError, match="store it under another key"):
+            refused()
+    for refused in (
+        lambda: collection.search("a", filter=raw),
+        lambda: collection.count(models.Filter(should=[models.Filter(must=empty)])),
+        lambda: store.similarity_search("a", filter=raw),
+    ):
+        with pytest.raises(UnsupportedFilterError, match="is not a payload key"):
+            refused()
 
 
 def test_filters_nested_too_deeply_are_refused(collection: ColbertCollection) -> None:
@@ -314,6 +350,76 @@ def test_numbers_of_numpy_are_numbers(collection: ColbertCollection) -> None:
     assert llama_index_jcv2.JinaColbertRerank(np.int64(2), collection.encoder).top_n == 2
 
 
+@pytest.mark.parametrize("value", ["3", True, 1.0, np.float64(2), 0, np.bool_(True), b"3", 2**31])
+def test_what_is_no_positive_integer_is_refused_everywhere(collection: ColbertCollection, value: Any) -> None:
+    collection.add(["a text", "another text"])
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    nodes = llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    retriever = langchain_jcv2.JinaColbertRetriever(collection=collection)
+    reranker = llama_index_jcv2.JinaColbertRerank(1, collection.encoder)
+    for ask in (
+        lambda: collection.search("text", value),
+        lambda: collection.search("text", candidates=value),
+        lambda: collection.search_mmr("text", 1, fetch_k=value),
+        lambda: store.similarity_search("text", k=value),
+        lambda: store.max_marginal_relevance_search("text", fetch_k=value),
+        lambda: store.as_retriever(search_kwargs={"k": value}).invoke("text"),
+        lambda: langchain_jcv2.JinaColbertRetriever(collection=collection, k=value),
+        lambda: langchain_jcv2.JinaColbertRetriever(collection=collection, candidates=value),
+        lambda: retriever.invoke("text", k=value),
+        lambda: setattr(retriever, "k", value),
+        lambda: langchain_jcv2.JinaColbertReranker(encoder="mini", top_n=value),
+        lambda: langchain_jcv2.JinaColbertReranker(encoder="mini", dim=value),
+        lambda: nodes.as_retriever(similarity_top_k=value).retrieve("text"),
+        lambda: nodes.as_retriever(candidates=value).retrieve("text"),
+        lambda: llama_index_jcv2.JinaColbertRerank(value, collection.encoder),
+        lambda: setattr(reranker, "top_n", value),
+    ):
+        with pytest.raises(ValueError, match=r"must be (a positive integer|below 2\*\*31), got"):
+            ask()
+
+
+@pytest.mark.parametrize("value", ["0.5", True, float("nan"), 1j])
+def test_what_is_no_number_is_refused_everywhere(collection: ColbertCollection, value: Any) -> None:
+    collection.add(["a text", "another text"])
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    nodes = llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    mmr: dict[str, Any] = {"vector_store_query_mode": "mmr"}
+    factor = {"mmr_prefetch_factor": value}
+    for ask in (
+        lambda: collection.search("text", score_threshold=value),
+        lambda: store.similarity_search("text", score_threshold=value),
+        lambda: store.similarity_search_with_relevance_scores("text", score_threshold=value),
+        lambda: store.max_marginal_relevance_search("text", lambda_mult=value),
+        lambda: nodes.as_retriever(score_threshold=value).retrieve("text"),
+        lambda: nodes.as_retriever(mmr_threshold=value, **mmr).retrieve("text"),
+        lambda: nodes.as_retriever(vector_store_kwargs=factor, **mmr).retrieve("text"),
+    ):
+        with pytest.raises(InvalidQueryError, match=r"must be a number, got"):
+            ask()
+    for name in ("exact", "with_explanation"):
+        with pytest.raises(InvalidQueryError, match=f"{name} must be True or False"):
+            collection.search("text", **{name: value})  # type: ignore[misc]
+
+
+def test_positions_in_errors_are_those_of_the_callers_list(collection: ColbertCollection) -> None:
+    texts = ["a text", "", "\u200b", "another", Document("x", metadata={"n": object()})]
+    with pytest.raises(InvalidDocumentError, match=r"^Document 4: metadata"):
+        collection.add(texts)
+    with pytest.raises(InvalidDocumentError, match=r"^Document 4: metadata"):
+        collection.ingest(texts, batch_documents=2)
+
+
+def test_decimals_are_found_as_texts(collection: ColbertCollection) -> None:
+    by_core(collection, "a text", {"price": decimal.Decimal("1.50")})
+    assert in_langchain(collection, price=decimal.Decimal("1.50")) == in_llama_index(collection, price="1.50") == ["a"]
+
+
+def test_times_are_not_compared_beyond_microseconds(collection: ColbertCollection) -> None:
+    with pytest.raises(UnsupportedFilterError, match="to the microsecond"):
+        in_llama_index(collection, "<", at="2024-05-31T12:00:00.000000001Z")
+
+
 def test_similarity_cutoff_works_on_llama_indexs_score(collection: ColbertCollection) -> None:
     collection.add(["Bees make honey from nectar.", "A violin has four strings."], ids=["bees", "violin"])
     question, index = "bees make honey", llama_index_jcv2.JinaColbertIndex.from_collection(collection)
@@ -331,6 +437,6 @@ def test_similarity_cutoff_works_on_llama_indexs_score(collection: ColbertCollec
 
 def test_documents_are_validated_into_new_ones() -> None:
     given = Document("a text", "a", {"n": np.int64(1)}, {"top": (1, 2)})
-    (checked,) = validate([given])
+    ((checked,), _) = accepted([given])
     assert (checked.metadata, checked.payload) == ({"n": 1}, {"top": [1, 2]})
     assert type(given.metadata["n"]) is np.int64

@@ -185,6 +185,13 @@ def test_a_finetuned_model_is_served_and_answers_more(printed):
     assert int(before) < int(trained) >= 4
 
 
+@of("langchain/served_encoder.py", "llama_index/served_encoder.py")
+def test_a_served_model_indexes_and_searches(printed):
+    assert re.findall(r"^(?:When|Where) .*\? (\w+)$", printed, re.MULTILINE) == ["pool", "keys"]
+    assert answers(printed).get("Reranked", "Lockers").startswith("Lockers")
+    assert "The server ended with status 0." in printed
+
+
 @of("langchain/multi_query.py")
 def test_a_multi_query_chain_finds_what_one_question_misses(printed):
     assert after(printed, "Asked:")[:3] == [

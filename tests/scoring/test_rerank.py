@@ -107,13 +107,20 @@ class TestTies:
         )
 
 
+def test_blank_texts_come_last_with_scores_of_0(mini: JinaColbertEncoder) -> None:
+    found = rerank(mini, "why?", ["", "One.", "\u200b", "Two."], with_explanation=True)
+    assert [one.index for one in found[2:]] == [0, 2]
+    assert [(one.score, one.relevance, one.explanation) for one in found[2:]] == [(0.0, 0.0, None)] * 2
+    assert [one.score for one in rerank(mini, "why?", [" "])] == [0.0]
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("query", "texts", "options", "error", "message"),
         [
             *(
                 ("why?", ["One.", "Two.", text, "Three."], {}, InvalidDocumentError, "Document 2: the text")
-                for text in ("", "  \n", 7, None, "\ud800")
+                for text in (7, None, "\ud800")
             ),
             ("why?", "One.", {}, InvalidDocumentError, "Give a list of texts"),
             *((query, ["One."], {}, InvalidQueryError, "non-empty str") for query in ("", " ", None, 3)),

@@ -46,10 +46,32 @@ def test_sound_rows_are_counted_and_null_counts_as_absent(tmp_path):
     assert (report.ok, report.pairs, report.counts) == (True, 2, {})
 
 
+def test_no_command_lets_foreign_text_control_the_terminal(tmp_path):
+    folder = tmp_path / "\x1b[2J\x9b31m"
+    folder.mkdir()
+    good = write_jsonl(folder / "a.jsonl", [{**PAIR, "query": f"who is {n}?", "positive": f"no {n}"} for n in range(9)])
+    bad = write_jsonl(folder / "\x1b.jsonl", [{**PAIR, "negatives": ["\x1b[2J", 3], "lang": "\x1b"}, b"\x1b\x7f"])
+    outputs = [
+        invoke("check", good, bad),
+        invoke("check", bad, "--json"),
+        invoke("check", folder / "none"),
+        invoke("mine", good, "--with", "bm25", "--out", folder / "out.jsonl"),
+        invoke("mine", bad, "--with", "bm25", "--out", folder / "other.jsonl"),
+        invoke("score", good, "--teacher", "./t\x1b[2J", "--out", folder / "scored.jsonl"),
+        invoke("train", bad, "--out", folder / "model", "--model", "mini"),
+        invoke("heads", good, "--out", folder / "heads", "--model", folder),
+    ]
+    assert [one.exit_code for one in outputs] == [1, 1, 2, 0, 2, 2, 2, 2]
+    for one in outputs:
+        assert one.exception is None or isinstance(one.exception, SystemExit)
+        assert not [char for char in one.output if not char.isprintable() and char != "\n"], one.output
+
+
 ERRORS = [
     ("bad-json", "", b"{'query': 1}"),
     ("bad-json", "", b'{"query": "\xff", "positive": "p"}'),
     ("bad-json", "", b"[" * 100_000),
+    ("bad-json", "", b'{"query": "q", "positive": "p", "scores": [' + b"1" * 5000 + b"]}"),
     ("not-an-object", "", ["query", "positive"]),
     ("wrong-type", "negatives", {**PAIR, "negatives": {"a": "n"}}),
     ("wrong-type", "query", {**PAIR, "query": False}),

@@ -340,6 +340,13 @@ def test_memory_that_runs_out_is_explained(
         assert word in str(raised.value)
 
 
+def test_numbers_that_blow_up_are_named(model: Path, corpus: Path, tmp_path: Path) -> None:
+    settings = recipe(max_steps=8).model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(TrainingError, match=r"At step \d+, the .* became NaN or infinite.*learning rate"):
+        train_mlm([corpus], model, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("text, words", [("\n \n", "no text"), ("Paris is the capital.", "do not fill two sequences")])
 def test_too_little_text(text: str, words: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text)

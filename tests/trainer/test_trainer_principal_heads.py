@@ -205,12 +205,13 @@ def test_the_old_heads_come_back_when_the_new_cannot_replace_them(tmp_path, monk
         (["--dims", "8,8"], "distinct positive integers"),
         (["--dims", "0"], "distinct positive integers"),
         (["--dims", "²"], "distinct positive integers"),
-        (["--texts", "1"], "greater than or equal to 2"),
+        (["--texts", "1"], "greater than or equal to 2 | is not in the range x>=2"),  # as this version of typer says it
     ],
 )
 def test_what_cannot_be_fitted_is_said_without_a_traceback(pairs, tmp_path, arguments, said):
     result = fit(pairs, tmp_path / "heads", *arguments)
     assert result.exit_code == 2
-    assert said in " ".join(result.stderr.replace("│", " ").split())
+    shown = " ".join(result.stderr.replace("│", " ").split())
+    assert any(one in shown for one in said.split(" | ")), shown
     assert "Traceback" not in result.output
     assert not (tmp_path / "heads").exists()

@@ -441,13 +441,22 @@ def test_a_folder_that_is_no_result_is_kept(model, data, tmp_path, force):
         ({"negatives": 0}, "triplets", {}, "jcv2-finetune mine"),
         ({}, "train", {"contrastive_weight": 0.0}, "jcv2-finetune score"),
         ({}, "train", {"dims": (16, 65)}, "64 components"),
-        ({}, "train", {"learning_rate": 1e30, "head_learning_rate": 1e30, "lora": False}, "Lower --learning-rate"),
     ],
 )
 def test_data_and_settings_that_do_not_fit(model, tmp_path, rows, stage, changes, said):
     data = write_rows(tmp_path / "rows.jsonl", make_rows(10, **rows))
     request = replace(request_for(model, data, tmp_path / "out", stage, dev_share=0.0, **changes), stage=stage)
     with pytest.raises(TrainingError, match=said):
+        train(request)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dev_share", [0.0, 0.4])
+def test_numbers_that_blow_up_are_not_blamed_on_a_text(model, data, tmp_path, dev_share):
+    request = request_for(model, data, tmp_path / "out", "train", dev_share=dev_share, lora=False)
+    rates = {"learning_rate": 1e30, "head_learning_rate": 1e30}  # beyond the bounds, to need few steps
+    request = replace(request, settings=request.settings.model_copy(update=rates))
+    with pytest.raises(TrainingError, match=r"At step \d+, the .* became NaN or infinite.*learning rate"):
         train(request)
     assert not (tmp_path / "out").exists()
 
@@ -499,6 +508,8 @@ def test_bad_rows_stop_it_or_are_counted_and_flags_override_the_recipe_file(mode
         (["--dims", "16,16"], "distinct positive integers"),
         (["--heads", "shared"], "untied"),
         (["--head-learning-rate", "inf"], "finite"),
+        (["--learning-rate", "1e30"], "less than or equal to 1"),
+        (["--seed", "99999999999"], "less than 4294967296"),
         (["--lora", "--freeze-backbone"], "exclude each other"),
         (["--recipe", "mine.yaml"], "Did you mean 'learning_rate'?"),
     ],

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.evaluation.study.base import Cell, StudyError
-from jcv2_plugin.files import parse_json, write_atomically
+from jcv2_plugin.files import read_json, write_atomically
 
 FORMAT = 1
 _SAMPLE_DIGITS = 6
@@ -84,7 +84,7 @@ def read(path: Path) -> dict[str, Any]:
         StudyError: If it is not a valid results file.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise StudyError(f"{path} is not JSON ({error}). Remove it, or start over with --force.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from jcv2_plugin.evaluation.metrics import NDCG, RECALL, measure_run, run_of
 from jcv2_plugin.evaluation.study.base import Cell, Interval, Samples, StudyError, Value
 from jcv2_plugin.evaluation.study.intervals import mean_over_sets, subtract
 from jcv2_plugin.evaluation.study.options import DTYPES
+from jcv2_plugin.files import numbered_lines, parse_json
 
 _ENCODED_AT_A_TIME = 256
 _SCORED_AT_A_TIME = 32  # queries, and documents, so that all token similarities fit in the CPU's cache
@@ -147,7 +147,7 @@ def _read(folder: Path, split: str) -> BeirDataset:
 
 @lru_cache(maxsize=32)
 def _query_languages(file: Path) -> dict[str, str]:
-    rows = [json.loads(line) for line in file.read_bytes().splitlines() if line.strip()]
+    rows = [parse_json(line) for _, line in numbered_lines(file) if line.strip()]  # read before, by BeirDataset
     return {row["_id"]: str(row["lang"]) for row in rows if row.get("lang")}
 
 

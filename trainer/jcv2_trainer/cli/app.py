@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -14,6 +13,7 @@ from jcv2_trainer.cli import heads as heads_commands
 from jcv2_trainer.cli import mining as mining_commands
 from jcv2_trainer.cli import mlm as mlm_commands
 from jcv2_trainer.cli import training as training_commands
+from jcv2_trainer.cli.commands import say
 from jcv2_trainer.data.check import CheckReport, check_file
 from jcv2_trainer.data.reading import DataError
 
@@ -59,7 +59,9 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from jcv2_plugin.console import clean_logs
+
+    clean_logs()
 
 
 @app.command("check")
@@ -77,7 +79,7 @@ def check(
 
     The exit status is 1 if there are errors (warnings do not count), and 2 if a file cannot be read.
     """
-    from jcv2_plugin.console import CleanConsole, message
+    from jcv2_plugin.console import CleanConsole, to_json
 
     console = CleanConsole()
     status = 0
@@ -85,11 +87,11 @@ def check(
         try:
             report = check_file(path, max_findings)
         except DataError as error:
-            typer.echo(f"error: {message(str(error))}", err=True)
+            say(f"error: {error}", err=True)
             status = 2
             continue
         if as_json:
-            typer.echo(json.dumps(report.to_dict()))
+            typer.echo(to_json(report.to_dict()))
         else:
             show_report(report, console)
         status = max(status, 0 if report.ok else 1)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jcv2_plugin.console import message
 from jcv2_plugin.errors import Jcv2Error
 
 INTERRUPTED = 130
@@ -17,6 +18,11 @@ INTERRUPTED = 130
 
 RecipeFile = Annotated[Path | None, typer.Option(help="YAML file with fields of the recipe.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Defaults to the best one available.")]
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line that may quote foreign text: names, texts of rows, errors. It cannot control the terminal."""
+    typer.echo(message(text), err=err)
 
 
 @contextmanager
@@ -27,18 +33,16 @@ def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]
         stopped: Returns the message after Ctrl-C, which exits with status 130. None leaves Ctrl-C to Typer.
     """
     untyped: Any = warnings
-    usual, untyped.formatwarning = warnings.formatwarning, lambda message, *where: f"warning: {message}\n"
+    usual, untyped.formatwarning = warnings.formatwarning, lambda text, *where: f"warning: {message(str(text))}\n"
     try:
         yield
     except (Jcv2Error, OSError) as error:
-        from jcv2_plugin.console import message
-
-        typer.echo(f"error: {message(str(error))}", err=True)
+        say(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         if stopped is None:
             raise
-        typer.echo(stopped(), err=True)
+        say(stopped(), err=True)
         raise typer.Exit(INTERRUPTED) from error
     finally:
         untyped.formatwarning = usual

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import new_folder
-from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries
+from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries, say
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.data.reading import sample_texts
 from jcv2_trainer.recipes.settings import Assembly, Dims
@@ -57,14 +57,14 @@ def _assemble(
         from jcv2_trainer.training.assemble import assemble
 
         report = assemble(backbone, data, out, settings, force=force, progress=bar.update)
-    typer.echo(
+    say(
         f"{out}: an encoder over {backbone!r}, {report.parameters:,} parameters. Its heads are not trained; they are "
         f"fitted to {report.queries:,} queries and {report.positives:,} positives."
     )
     _show_shares(report.captured)
     if report.added_tokens:
-        typer.echo(f"  new tokens: {', '.join(report.added_tokens)}")
-    typer.echo(f"  Next, train it: jcv2-finetune pairs DATA... --model {out} --out DIR")
+        say(f"  new tokens: {', '.join(report.added_tokens)}")
+    say(f"  Next, train it: jcv2-finetune pairs DATA... --model {out} --out DIR")
 
 
 def _principal_heads(
@@ -100,13 +100,13 @@ def _principal_heads(
                 backbone, queries, positives, wanted, prompts=prompts_of(model), steps=steps, seed=seed, **bars
             )
         fitted.heads.save(str(folder))
-    typer.echo(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
+    say(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
     _show_shares(fitted.captured)
     if steps:
-        typer.echo("What MaxSim's differences between passages lose, as a share of their variance:")
+        say("What MaxSim's differences between passages lose, as a share of their variance:")
         for dim, error in fitted.errors.items():
             before = fitted.component_errors[dim]
-            typer.echo(f"  {dim:>5} dimensions lose {error:.2%} (principal components: {before:.2%})")
+            say(f"  {dim:>5} dimensions lose {error:.2%} (principal components: {before:.2%})")
 
 
 def _heads(
@@ -157,17 +157,17 @@ def _heads(
         heads.save(str(folder))
         both = (principal_heads(moment, wanted), heads)
         figures = [dev_ndcg({dim: one.weight(dim) for dim in wanted}, texts, queries, passages) for one in both]
-    typer.echo(f"{out}: heads for {model!r}, from {len(texts.examples):,} rows.")
+    say(f"{out}: heads for {model!r}, from {len(texts.examples):,} rows.")
     if texts.dev:
-        typer.echo(f"nDCG@10 of {len(texts.dev):,} rows that were held out, principal components and trained heads:")
+        say(f"nDCG@10 of {len(texts.dev):,} rows that were held out, principal components and trained heads:")
     for dim in wanted if texts.dev else ():
         before, after = (fmean(row[dim] for row in one.values()) for one in figures)
-        typer.echo(f"  {dim:>5} dimensions  {before:.4f} -> {after:.4f}")
+        say(f"  {dim:>5} dimensions  {before:.4f} -> {after:.4f}")
 
 
 def _show_shares(shares: dict[int, float]) -> None:
     for dim, share in shares.items():
-        typer.echo(f"  {dim:>5} dimensions hold {share:.1%} of the hidden states' squared length")
+        say(f"  {dim:>5} dimensions hold {share:.1%} of the hidden states' squared length")
 
 
 def _refuse_occupied(out: Path, force: bool) -> None:

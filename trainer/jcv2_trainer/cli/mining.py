@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jcv2_trainer.cli.commands import Device, RecipeFile, failing_politely, progress_bar, quiet_libraries
+from jcv2_plugin.console import to_json
+from jcv2_trainer.cli.commands import Device, RecipeFile, failing_politely, progress_bar, quiet_libraries, say
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.mining.mine import MineRecipe, MineReport, mine
 from jcv2_trainer.mining.score import ScoreRecipe, ScoreReport, score
@@ -143,12 +143,12 @@ def _stopped(out: Path) -> str:
 
 def _show(out: Path, report: MineReport | ScoreReport, as_json: bool, lines: Iterator[str]) -> None:
     if as_json:
-        typer.echo(json.dumps({"out": str(out), **asdict(report)}))
+        typer.echo(to_json({"out": str(out), **asdict(report)}))
         return
     resumed = f" ({report.resumed_at:,} of them in an earlier run)" if report.resumed_at else ""
-    typer.echo(f"{out}: {_rows(report.rows)}{resumed}, {next(lines)}")
+    say(f"{out}: {_rows(report.rows)}{resumed}, {next(lines)}")
     for line in lines:
-        typer.echo(f"  {line}")
+        say(f"  {line}")
 
 
 def _rows(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries
+from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries, say
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
@@ -39,13 +39,13 @@ def _convert(
         from jcv2_trainer.training.rotary import to_rotary
 
         done = to_rotary(source, out, rope_theta=rope_theta, max_positions=max_positions)
-    typer.echo(
+    say(
         f"{out}: {done.model_type} with rotary positions (theta {rope_theta:g}, up to {max_positions:,} tokens), "
         f"{done.parameters:,} parameters."
     )
     for note in done.notes:
-        typer.echo(f"  {note}")
-    typer.echo(f"  Next, warm up the positions: jcv2-finetune mlm TEXT... --model {out} --out DIR")
+        say(f"  {note}")
+    say(f"  Next, warm up the positions: jcv2-finetune mlm TEXT... --model {out} --out DIR")
 
 
 def _mlm(
@@ -78,17 +78,17 @@ def _mlm(
     if not is_first_process():
         raise typer.Exit(0 if report.finished else INTERRUPTED)
     if not report.finished:
-        typer.echo(
+        say(
             f"Stopped after step {report.steps:,}, with a checkpoint in {out}.run. "
             "Continue with the same command and --resume.",
             err=True,
         )
         raise typer.Exit(INTERRUPTED)
-    typer.echo(
+    say(
         f"{out}: trained for {report.steps:,} steps on {report.sequences:,} sequences of {settings.sequence_length} "
         f"tokens, from {report.documents:,} documents."
     )
-    typer.echo(
+    say(
         f"  masked-language loss on {report.held_out:,} sequences held out: "
         f"{report.start_loss:.4f} before, {report.final_loss:.4f} after"
     )
@@ -100,5 +100,5 @@ def _needing_packages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        typer.echo(f"error: more packages are needed ({error}): pip install 'jcv2-plugin[train]'", err=True)
+        say(f"error: more packages are needed ({error}): pip install 'jcv2-plugin[train]'", err=True)
         raise typer.Exit(2) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jcv2_plugin.encoder import DEFAULT_MODEL
-from jcv2_trainer.cli.commands import INTERRUPTED, RecipeFile, failing_politely, quiet_libraries
+from jcv2_trainer.cli.commands import INTERRUPTED, RecipeFile, failing_politely, quiet_libraries, say
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
@@ -77,20 +77,18 @@ def _train(request: Request) -> None:
 def _show(report: TrainingReport, out: Path) -> None:
     skipped = "".join(f", {count:,} left out ({reason})" for reason, count in report.skipped.items())
     kept = "" if report.best_step == report.steps else f"; the best model is that of step {report.best_step:,}"
-    typer.echo(f"{report.rows:,} rows{skipped}; {report.steps:,} steps{kept}.")
+    say(f"{report.rows:,} rows{skipped}; {report.steps:,} steps{kept}.")
     if report.after:
-        typer.echo(f"nDCG@10 on the dev set ({report.dev['queries']:,} queries, {report.dev['documents']:,} passages):")
+        say(f"nDCG@10 on the dev set ({report.dev['queries']:,} queries, {report.dev['documents']:,} passages):")
         for dim, after in report.after.items():
             before = report.before[dim]
-            typer.echo(f"  {dim:>5} dims  {before:.4f} -> {after:.4f}  ({after - before:+.4f})")
+            say(f"  {dim:>5} dims  {before:.4f} -> {after:.4f}  ({after - before:+.4f})")
         if report.after[dim := next(iter(report.after))] < report.before[dim]:
-            typer.echo(
-                "No checkpoint is better than the start. Try lower rates, more rows, or another --dev set.", err=True
-            )
+            say("No checkpoint is better than the start. Try lower rates, more rows, or another --dev set.", err=True)
     if report.finished:
-        typer.echo(f"{out}: the model, its card (README.md) and curve.svg" if report.after else f"{out}: the model")
+        say(f"{out}: the model, its card (README.md) and curve.svg" if report.after else f"{out}: the model")
     else:
-        typer.echo(
+        say(
             f"Stopped after {report.steps:,} steps. The model so far is in {out}.run/model. Continue with the same "
             "command and --resume."
         )

@@ -26,14 +26,15 @@ from pydantic import AfterValidator, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass as validated
 from pydantic_core import PydanticCustomError
 
+from jcv2_plugin.documents import has_text
 from jcv2_trainer.data.records import Entry, Fault, Unit, normalise, position_of, read_entries
 
 Severity = Literal["error", "warning"]
 
 
 def _sound(text: str) -> str:
-    if not text.strip():
-        raise PydanticCustomError("empty-text", "has no characters but white space")
+    if not has_text(text):
+        raise PydanticCustomError("empty-text", "has no visible character")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jcv2_plugin.files import parse_json
+from jcv2_plugin.files import read_json
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.records import file_state
@@ -150,7 +150,7 @@ def cached_rows(
 def _counts(folder: Path) -> dict[str, int] | None:
     """Read the counts of a complete folder. Return None if it is missing or damaged."""
     try:
-        written = parse_json((folder / "counts.json").read_text(encoding="utf-8"))
+        written = read_json(folder / "counts.json")
         whole = (folder / "rows.arrow").stat().st_size == written["bytes"]
         return dict(written["counts"]) if whole else None
     except (OSError, ValueError, KeyError):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_plugin.documents import has_text
 from jcv2_trainer.data.datasets_io import cached_rows
 from jcv2_trainer.data.lines import DataError, read_lines
 from jcv2_trainer.data.records import data_files, read_entries, sound_record
@@ -58,8 +59,8 @@ def read_texts(path: Path) -> Iterator[str]:
         text = sound_record(entry).get("text")
         if not isinstance(text, str):
             raise DataError(f"{entry.position}: 'text' must be a text, got {text!r:.60}. {_FORMATS}.")
-        if text := text.strip():
-            yield text
+        if has_text(text):
+            yield text.strip()
 
 
 def word_starts(text: str, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> list[bool]:

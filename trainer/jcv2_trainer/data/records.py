@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jcv2_plugin.files import parse_json, read_json
 from jcv2_trainer.data.lines import DataError, read_lines
 
 Unit = Literal["line", "row"]
@@ -107,7 +108,7 @@ def data_files(path: Path) -> list[Path]:
 
 def _train_split(path: Path) -> Path:
     try:
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = [str(one) for one in read_json(path / "dataset_dict.json")["splits"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}/dataset_dict.json cannot be read ({error}). Save the dataset again.") from error
     if "train" not in splits:
@@ -137,12 +138,11 @@ def json_lines(file: Path) -> Iterator[Entry]:
     for number, line in read_lines(file):
         value: Any
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = parse_json(line.decode("utf-8"))
         except json.JSONDecodeError as error:
             value = Fault("bad-json", "", f"not valid JSON: {error.msg} at character {error.pos + 1}")
-        except (UnicodeDecodeError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            value = Fault("bad-json", "", f"not valid JSON: {reason}")
+        except ValueError as error:
+            value = Fault("bad-json", "", f"not valid JSON: {error}")
         if not isinstance(value, (dict, Fault)):
             value = Fault("not-an-object", "", f"expected a JSON object, got {type(value).__name__}")
         yield Entry(file, "line", number, value)

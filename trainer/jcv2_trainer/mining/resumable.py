@@ -25,7 +25,7 @@ from typing import IO, Any, BinaryIO, cast
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.errors import Jcv2Error
-from jcv2_plugin.files import new_file, parse_json, write_atomically
+from jcv2_plugin.files import new_file, parse_json, read_json, write_atomically
 from jcv2_trainer.data.check import KINDS, row_faults
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.records import data_files, normalise, read_entries, sound_record
@@ -172,7 +172,7 @@ class ResumableOutput:
 
     def _go_on(self) -> None:
         try:
-            state = parse_json(self.state.read_text(encoding="utf-8"))
+            state = read_json(self.state)
             begun, done, size = dict(state["identity"]), int(state["rows"]), int(state["bytes"])
             counts = Counter({str(name): int(count) for name, count in state["counts"].items()})
             written = self.partial.stat().st_size

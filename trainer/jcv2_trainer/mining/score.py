@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.files import read_json
 from jcv2_trainer.data.check import row_faults
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.mining.resumable import (
@@ -278,7 +278,11 @@ def _is_saved_cross_encoder(name: str) -> bool:
 
     if (file := load_file_path(name, "config_sentence_transformers.json")) is None:
         return False
-    return bool(json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") == "CrossEncoder")
+    try:
+        settings = read_json(Path(file))
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"{file} cannot be read ({error}). Download the teacher again.") from error
+    return isinstance(settings, dict) and settings.get("model_type") == "CrossEncoder"
 
 
 def _first_line(error: Exception) -> str:

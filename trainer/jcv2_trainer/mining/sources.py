@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jcv2_plugin.documents import has_text
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.lines import DataError
@@ -95,7 +96,7 @@ def _corpus_texts(corpus: Path) -> Iterable[str]:
         if not isinstance(text, str) or not isinstance(title, str):
             what = 'A corpus has a record {"text": TEXT} for each passage.'
             raise DataError(f"{entry.position}: 'text' must be a text, got {text!r:.60}. {what}")
-        if full := f"{title} {text}".strip():
+        if has_text(full := f"{title} {text}".strip()):
             yield full
 
 

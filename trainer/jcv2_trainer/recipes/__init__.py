@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jcv2_plugin.errors import Jcv2Error
+from jcv2_plugin.files import read_settings
 
 
 class RecipeError(Jcv2Error, ValueError):
@@ -59,7 +60,7 @@ def load_recipe(
 
 def _read(path: Path, kind: type[Recipe]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_settings(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read ({error}). A recipe is YAML with one field a line.") from error
     values = {} if values is None else values

@@ -21,8 +21,8 @@ class MlmRecipe(Recipe):
     accumulate: int = Field(ge=1, description="Batches per step, whose gradients are added up.")
     epochs: float = Field(gt=0, description="Passes over the texts.")
     max_steps: int | None = Field(ge=1, description="Stop after this many steps, regardless of the epochs.")
-    learning_rate: float = Field(gt=0, description="Highest learning rate, reached after the warm-up.")
-    weight_decay: float = Field(ge=0, description="Weight decay of AdamW.")
+    learning_rate: float = Field(gt=0, le=1, description="Highest learning rate, reached after the warm-up.")
+    weight_decay: float = Field(ge=0, le=1, description="Weight decay of AdamW.")
     warmup: float = Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         description="How the learning rate falls after the warm-up: linear, cosine or constant."
@@ -37,4 +37,4 @@ class MlmRecipe(Recipe):
     save_every: int = Field(ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(ge=1, description="Checkpoints to keep in the run's folder during training.")
     log_every: int = Field(ge=1, description="Steps between log lines.")
-    seed: int = Field(ge=0, description="Seed of the order, the masks, dropout and the held-out sequences.")
+    seed: int = Field(ge=0, lt=2**32, description="Seed of the order, the masks, dropout and the held-out sequences.")

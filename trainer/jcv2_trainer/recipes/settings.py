@@ -81,10 +81,13 @@ class TrainingRecipe(Recipe):
     scale: float | None = Field(
         None,
         gt=0,
+        le=1e6,
         description="Factor on MaxSim scores before a softmax (1 / temperature). Defaults to twice the one with the "
         "lowest loss at the start.",
     )
-    teacher_temperature: float = Field(1.0, gt=0, description="Divisor of the teacher's scores before their softmax.")
+    teacher_temperature: float = Field(
+        1.0, ge=1e-6, le=1e6, description="Divisor of the teacher's scores before their softmax."
+    )
     document_length: int | None = Field(
         None, ge=3, description="Tokens to which passages are truncated in training. Defaults to the model's length."
     )
@@ -101,9 +104,9 @@ class TrainingRecipe(Recipe):
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the epochs.")
-    learning_rate: float = Field(4e-4, gt=0, description="Learning rate of the backbone, or of its LoRA matrices.")
-    head_learning_rate: float = Field(1e-3, gt=0, description="Learning rate of the heads.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    learning_rate: float = Field(4e-4, gt=0, le=1, description="Learning rate of the backbone, or of LoRA.")
+    head_learning_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of the heads.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay of AdamW.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which the learning rates rise.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rates fall afterwards: linear, cosine or constant."
@@ -136,7 +139,7 @@ class TrainingRecipe(Recipe):
         3, ge=0, description="Stop after this many evaluations without a better nDCG@10 on the dev set. 0 for never."
     )
     log_every: int = Field(10, ge=1, description="Steps between log lines.")
-    seed: int = Field(13, ge=0, description="Seed of the order of rows, the draw of negatives and dropout.")
+    seed: int = Field(13, ge=0, lt=2**32, description="Seed of the order of rows, the draw of negatives and dropout.")
     keep_checkpoints: int = Field(2, ge=1, description="Number of checkpoints to keep during the run.")
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from jcv2_plugin.encoder.official import DOCUMENT_MARKER, QUERY_MARKER
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.skiplist import skiplist_words
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError
-from jcv2_plugin.files import new_folder
+from jcv2_plugin.files import new_folder, read_settings
 from jcv2_trainer.data.reading import sample_texts
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, refuse_large, second_moment
@@ -193,7 +193,11 @@ def _load(backbone: str) -> Transformer:
 
 def _refuse_heads(folder: Path) -> None:
     modules = folder / "modules.json"
-    if modules.is_file() and MatryoshkaHeads.__name__ in modules.read_text(encoding="utf-8"):
+    try:
+        has_heads = modules.is_file() and MatryoshkaHeads.__name__ in read_settings(modules)
+    except (OSError, ValueError) as error:
+        raise ModelLayoutError(f"{modules} cannot be read ({error}). Download the model again.") from error
+    if has_heads:
         raise TrainingError(
             f"{folder} is already an encoder with heads. Train it with: jcv2-finetune pairs --model {folder}. Its "
             "option --dims adds heads."

@@ -34,7 +34,15 @@ from jcv2_trainer.mining.resumable import is_out_of_memory
 from jcv2_trainer.recipes.mlm_settings import MlmRecipe
 from jcv2_trainer.training.rotary import load_masked_lm, read_config
 from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, sole_writer, versions
-from jcv2_trainer.training.trainer import TRAINABLE, StopOnSignal, last_checkpoint, load_trainable, trainable
+from jcv2_trainer.training.trainer import (
+    TRAINABLE,
+    StopOnSignal,
+    blown_up,
+    check_finite,
+    last_checkpoint,
+    load_trainable,
+    trainable,
+)
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
 
@@ -186,6 +194,7 @@ def _run(trainer: Trainer, dev_rows: Rows, run: RunFolder, report: MlmReport, st
     report.finished = report.steps >= trainer.state.max_steps
     report.history = [dict(one) for one in trainer.state.log_history]
     if report.finished:
+        check_finite(trainer.accelerator.unwrap_model(trainer.model), report.steps)
         report.final_loss = held_out_loss(trainer, dev_rows)
 
 
@@ -280,6 +289,12 @@ class _Trainer(Trainer):
     transformers' version writes the names of the published file, but reads the parameters' own names. A model with
     Jina's architecture would therefore resume with its initial weights, with only a warning.
     """
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        if not bool(torch.isfinite((loss[0] if isinstance(loss, tuple) else loss).detach())):
+            raise blown_up("loss", self.state.global_step)
+        return loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from jcv2_plugin.encoder.hub import refuse_pickles
 from jcv2_plugin.errors import InvalidOptionError, ModelLayoutError, ModelNotFoundError
-from jcv2_plugin.files import new_folder, parse_json
+from jcv2_plugin.files import new_folder, read_json
 
 ACCEPTED = ("bert", "camembert", "roberta", "xlm-roberta")
 """Values of ``model_type`` that can be converted: post-norm encoders with absolute positions."""
@@ -160,7 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     refuse_pickles(folder)
     try:
-        raw = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+        raw = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise ModelLayoutError(
             f"{folder}/config.json cannot be read ({error}). Give the folder of a transformers model."

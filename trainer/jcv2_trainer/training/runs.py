@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.evaluation.study import environment
-from jcv2_plugin.files import is_disk_full, parse_json, write_atomically
+from jcv2_plugin.files import is_disk_full, read_json, write_atomically
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.mining.resumable import difference
 from jcv2_trainer.processes import is_first_process
@@ -88,7 +88,7 @@ class RunFolder:
         """
         path = self.folder / name
         try:
-            return parse_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return read_json(path) if path.is_file() else None
         except ValueError as error:
             raise TrainingError(f"{path} is damaged ({error}). Start anew with --force.") from error
 

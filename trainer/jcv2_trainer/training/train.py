@@ -43,6 +43,8 @@ from jcv2_trainer.training.trainer import (
     Course,
     LogLines,
     StopOnSignal,
+    check_finite,
+    finite,
     load_trainable,
     reports,
     trainable,
@@ -102,10 +104,12 @@ def _train(request: Request) -> TrainingReport:
     report.finished = not stop.stopped
     report.history = [dict(one) for one in trainer.state.log_history]
     if trainer.is_world_process_zero():
+        check_finite(encoder, report.steps)
         interpolate(encoder, start, settings.interpolation)
         if evaluator is not None:
             measured = {} if start else _of_the_best(trainer, encoder.dims)
-            report.after = measured or evaluator.ndcg(encoder)
+            with finite(encoder, report.steps):
+                report.after = measured or evaluator.ndcg(encoder)
         _write(encoder, report, run, request)
     trainer.accelerator.wait_for_everyone()
     return report
@@ -300,8 +304,6 @@ def memory_hint(settings: TrainingRecipe) -> str:
 
 
 def _write(encoder: JinaColbertEncoder, report: TrainingReport, run: RunFolder, request: Request) -> None:
-    if broken := [name for name, one in encoder.named_parameters() if not bool(one.isfinite().all())]:
-        raise TrainingError(f"Training led to numbers in {broken[0]!r} that are not finite. Lower the learning rates.")
     out = run.out if report.finished else run.folder / "model"
     with new_folder(out, partial(refuse_taken, force=request.force or not report.finished)) as folder:
         if request.settings.lora:

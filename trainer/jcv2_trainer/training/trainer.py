@@ -6,7 +6,8 @@ import os
 import signal
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from sentence_transformers import MultiVectorEncoderTrainer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
+from jcv2_plugin.errors import InvalidVectorError
+from jcv2_plugin.evaluation.metrics import EvaluationError
 from jcv2_trainer.data.collator import Batch, PackedCollator
 from jcv2_trainer.data.sampler import GroupedBatchSampler
 from jcv2_trainer.errors import TrainingError
@@ -57,13 +60,16 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
         """Compute the loss, and log the loss of each head."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not bool(torch.isfinite(loss.detach() if isinstance(loss, Tensor) else loss[0].detach())):
-            raise TrainingError(
-                f"The loss is not finite after step {self.state.global_step}. Lower --learning-rate and "
-                "--head-learning-rate, and check the scores of the data."
-            )
+            raise blown_up("loss", self.state.global_step)
         if len(self.loss.last) > 1 and self.model.training:
             self.track_loss_components({f"loss_{dim}": one for dim, one in self.loss.last.items()})
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, unless weights are not finite: the evaluation would blame a text for it."""
+        with finite(self.model, self.state.global_step):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Like transformers' method, except that on a tie the later checkpoint wins, as it has seen more data."""
@@ -83,6 +89,39 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
     def _load_best_model(self) -> None:
         # sentence-transformers' method only logs an error, and then goes on with the last weights.
         load_trainable(self.model, Path(str(self.state.best_model_checkpoint)))
+
+
+def blown_up(what: str, step: int) -> TrainingError:
+    """Return the error for numbers that became NaN or infinite at a step. Any other error would blame a text."""
+    return TrainingError(
+        f"At step {step}, the {what} became NaN or infinite. The likely cause is too high a learning rate. Lower "
+        "--learning-rate (and --head-learning-rate), and check the scores of the data, if there are any."
+    )
+
+
+def check_finite(model: nn.Module, step: int) -> None:
+    """Check the trained parameters.
+
+    Raises:
+        TrainingError: One is NaN or infinite.
+    """
+    for name, one in model.named_parameters():
+        if one.requires_grad and not bool(one.isfinite().all()):
+            raise blown_up(f"weight {name!r}", step)
+
+
+@contextmanager
+def finite(model: nn.Module, step: int) -> Iterator[None]:
+    """Check the trained parameters, and translate errors of an evaluation that their products were not finite.
+
+    Raises:
+        TrainingError: See :func:`blown_up`.
+    """
+    check_finite(model, step)
+    try:
+        yield
+    except (EvaluationError, InvalidVectorError) as error:
+        raise blown_up("output of the model", step) from error
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:

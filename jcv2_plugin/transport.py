@@ -1,0 +1,76 @@
+"""Requests to servers that may fail: what is tried again, and how long to wait. For Qdrant as for encoders."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tenacity import RetryCallState, wait_exponential_jitter
+
+from jcv2_plugin.errors import InvalidOptionError
+
+UNREACHABLE = 0
+UNREADABLE = 200
+"""Statuses of our own: no answer, and an answer that is not of the server that was expected."""
+UNFINISHED = 202
+TIMEOUT = 504
+TOO_LARGE = 413
+_BUSY = {429, 500, 502, 503}
+_TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
+# Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
+_LONGEST_ASKED_WAIT = 300.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed request: its HTTP status or one of ours, the server's reason, and how many seconds it asks to wait."""
+
+    status: int
+    reason: str
+    retry_after: float | None = None
+
+    def is_transient(self, *, first: bool = False) -> bool:
+        """Return whether a retry may succeed. If the ``first`` request gets no answer, the address is likely wrong."""
+        return self.status in (_BUSY if first else _TRANSIENT) and (self.retry_after or 0) <= _LONGEST_ASKED_WAIT
+
+    @property
+    def later(self) -> str:
+        """When to try again, in words."""
+        return "later" if self.retry_after is None else f"in {self.retry_after:g} seconds"
+
+
+def seconds_of(asked: Any) -> float | None:
+    """Return how long a server asks to wait, from its ``Retry-After``, or None if it does not say so in seconds."""
+    try:
+        seconds = float(asked)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < math.inf else None
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Attempts and the waits between them.
+
+    Waits double from ``first_wait`` up to ``longest_wait``, with jitter so that clients do not retry in step. If the
+    server asks for a longer wait, that is used.
+
+    Args:
+        attempts: Maximum number of attempts. 1 disables retries.
+        first_wait: Seconds before the second attempt.
+        longest_wait: Maximum wait in seconds.
+    """
+
+    attempts: int = 5
+    first_wait: float = 0.5
+    longest_wait: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.first_wait < 0 or self.longest_wait < 0:
+            raise InvalidOptionError(f"Retries need at least one attempt and no negative wait, got {self!r}.")
+
+    def wait_after(self, state: RetryCallState, failure: Failure) -> float:
+        """Return the seconds to wait after a failed attempt."""
+        backoff = wait_exponential_jitter(self.first_wait, self.longest_wait, jitter=self.first_wait)(state)
+        return max(backoff, failure.retry_after or 0.0)
