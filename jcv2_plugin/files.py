@@ -49,7 +49,7 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
         DiskFullError: The disk is full.
     """
     sweep(path)
-    with _naming(path):
+    with naming(path):
         temporary, stream = _create(path)
         try:
             with stream:
@@ -97,7 +97,7 @@ def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) ->
     staging.mkdir()
     lock = _hold(staging)
     try:
-        with _naming(path):
+        with naming(path):
             yield staging
             check(path)  # again: filling it may have taken hours
             _rename_folder(staging, path, replaces=may_replace is not None)
@@ -139,7 +139,8 @@ def check_space(folder: Path, need: int) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Raise ``DiskFullError`` with a path for whatever says that the disk is full."""
     try:
         yield
     except Exception as error:
