@@ -56,7 +56,7 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
         raise OSError(f"{str(path)!r} is not a regular file, and is not replaced by one. Choose another name.")
     sweep(path)
-    with _naming(path):
+    with naming(path):
         temporary, stream = _create(path)
         try:
             with stream:
@@ -142,7 +142,7 @@ def _staging(path: Path) -> Iterator[Path]:
     staging.mkdir()
     lock = _hold(staging)
     try:
-        with _naming(path):
+        with naming(path):
             yield staging
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -182,7 +182,8 @@ def check_space(folder: Path, need: int) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Raise ``DiskFullError`` with a path for whatever says that the disk is full."""
     try:
         yield
     except Exception as error:

@@ -26,7 +26,7 @@ from jcv2_plugin import JinaColbertEncoder
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 APPS = {"jcv2": jcv2_plugin.cli.app, "jcv2-finetune": jcv2_trainer.cli.app.app}
-OTHERS_COMMANDS = re.compile(r"(accelerate|pip|python)\s[^`]*")
+OTHERS_COMMANDS = re.compile(r"(accelerate|docker|pip|python)\s[^`]*")
 
 
 def page_id(page: Path) -> str:

@@ -27,12 +27,14 @@ from jcv2_plugin import (
     CollectionSchema,
     DenseParams,
     Document,
+    Encoder,
     Explanation,
     FirstStage,
     ImportReport,
     IngestReport,
     JinaColbertEncoder,
     MatryoshkaHeads,
+    RemoteEncoder,
     RerankResult,
     SearchHit,
     SearchOptions,
@@ -64,6 +66,13 @@ def encoding() -> tuple[JinaColbertEncoder, MatryoshkaHeads | None]:
     heads = MatryoshkaHeads(384, (128, 64))
     encoder.set_heads(heads)
     return encoder, encoder.heads
+
+
+def elsewhere() -> Encoder:
+    remote = RemoteEncoder("https://encoder.example.com:8080", model="mini", dim=64, api_key="a key")
+    encoders: list[Encoder] = [remote, JinaColbertEncoder.from_pretrained("mini")]
+    with ColbertCollection.create(":memory:", encoder=remote) as collection:
+        return encoders[0] if collection.dim == 64 else collection.encoder
 
 
 def collecting(encoder: JinaColbertEncoder, client: QdrantClient) -> IngestReport:

@@ -80,7 +80,10 @@ def list_collections(
 
 
 def info(connection: Connection, as_json: Json = False) -> None:
-    """Print a collection's settings, its number of documents, and the dtype of its model on this machine's CPU."""
+    """Print a collection's settings and its number of documents.
+
+    With the dtype that its model gets on this machine's CPU.
+    """
     from jcv2_plugin.encoder.dtypes import cpu_dtype_of
 
     with connection.open() as opened:

@@ -20,9 +20,9 @@ from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.remote import is_remote, same_reference
 from jcv2_plugin.engines.base import PAYLOAD_INDEXES, PayloadIndex
+from jcv2_plugin.engines.edge import unfinished
 from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.errors import (
-    CollectionExistsError,
     CollectionMismatchError,
     CollectionNotFoundError,
     CollectionUnfinishedError,
@@ -140,11 +140,10 @@ def open_target(
         collection = connection.open(device=wanted.device, shard_key=wanted.shard)
     except CollectionNotFoundError:
         return _create(connection, wanted, check)
-    except CollectionUnfinishedError as error:
-        try:
-            return _create(connection, wanted, check)
-        except CollectionExistsError:  # it was not its creation that was interrupted
-            raise error from None
+    except CollectionUnfinishedError:
+        if connection.is_server or unfinished(connection.folder) != "creation":
+            raise
+        return _create(connection, wanted, check)
     try:
         _check_same(collection, connection, wanted)
         for key, kind in wanted.indexes().items():

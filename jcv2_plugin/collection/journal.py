@@ -13,13 +13,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.documents import Document
 from jcv2_plugin.errors import CollectionLockedError, Jcv2Error
-from jcv2_plugin.files import numbered_lines, parse_json, write_atomically
+from jcv2_plugin.files import naming, numbered_lines, parse_json, write_atomically
 
 _FORMAT = 1
 
@@ -58,7 +58,8 @@ class IngestJournal:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{file}.lock", thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            with naming(file):
+                lock.acquire(timeout=0)
         except Timeout as error:
             raise CollectionLockedError(
                 f"The journal {str(file)!r} is in use by another run. Wait for it, or choose another journal."
@@ -68,10 +69,10 @@ class IngestJournal:
             journal = cls(header, seen)
             journal._path, journal._lock = file, lock
             # Written anew: its last line may be cut short, and a link would be written through.
-            lines = (
+            lines: list[dict[str, Any]] = [
                 {"journal": _FORMAT, "run": str(journal._run), "check": _check(journal._run)},
-                {"seen": seen},
-            )
+                *([{"seen": seen}] if seen else []),
+            ]
             write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
             journal._file = file.open("a", encoding="utf-8")
             return journal
@@ -93,9 +94,10 @@ class IngestJournal:
         """Record that the next ``documents`` documents of the stream are stored."""
         self._stored += documents
         if self._file is not None and self._stored > self.seen:
-            self._file.write(json.dumps({"seen": self._stored}) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with naming(Path(self._file.name)):
+                self._file.write(json.dumps({"seen": self._stored}) + "\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         """Remove the journal after a successful run."""
@@ -107,10 +109,13 @@ class IngestJournal:
     def close(self) -> None:
         """Close the journal and keep it for the next run. Calling it again has no effect."""
         file, self._file = self._file, None
-        if file is not None:
-            file.close()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            if file is not None:
+                with naming(Path(file.name)):
+                    file.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> IngestJournal:
         return self

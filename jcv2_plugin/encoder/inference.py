@@ -87,11 +87,10 @@ def _threads_to_deal_out(encoder: JinaColbertEncoder, device: torch.device) -> i
 
 def _in_training(module: nn.Module) -> bool:
     """Return whether any module is in training mode. Faster than ``modules()``, which also builds names."""
-    remaining: list[nn.Module | None] = [module]
+    remaining = [module]
     while remaining:
         one = remaining.pop()
-        if one is not None:
-            if one.training:
-                return True
-            remaining.extend(one._modules.values())
+        if one.training:
+            return True
+        remaining.extend(one.children())
     return False

@@ -40,7 +40,7 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
     Jcv2Error,
 )
-from jcv2_plugin.files import check_space, parse_json, read_json, temporary_for, write_atomically
+from jcv2_plugin.files import check_space, naming, parse_json, read_json, temporary_for, write_atomically
 
 T = TypeVar("T")
 
@@ -129,7 +129,8 @@ class EdgeEngine:
         path = path.expanduser().absolute()
         check_free(path, overwrite=overwrite)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            with naming(path):
+                path.mkdir(parents=True, exist_ok=True)
         except PermissionError as error:
             raise CollectionAccessError(_not_writable(path, error)) from error
         lock = _acquire(path)
@@ -562,7 +563,8 @@ def _acquire(path: Path) -> FileLock:
     # Not thread-local, so that one thread can close what another opened.
     lock = FileLock(str(path / _LOCK), thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        with naming(path):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise CollectionLockedError(_locked_message(path)) from error
     except OSError as error:

@@ -182,7 +182,8 @@ class TestNewCollections:
 
     def test_what_is_not_given_is_the_packages_default(self, indexed: Path) -> None:
         with ColbertCollection.create(indexed / "other", encoder="mini", dim=64) as made:
-            assert {**run_json("info", "-c", "store"), "documents": 0} == {**made.schema.to_dict(), "documents": 0}
+            info = run_json("info", "-c", "store")
+            assert {key: info[key] for key in made.schema.to_dict()} == made.schema.to_dict()
 
     def test_payload_indexes_are_added(self, indexed: Path) -> None:
         given = ("topic=keyword", "page_content=text", "rdfs:label=keyword", "nested.number=integer")
@@ -298,7 +299,7 @@ class TestWhatCannotBeRead:
         listed = os.scandir
 
         def scandir(path: Any) -> Any:
-            if os.fspath(path) == "docs/closed":
+            if path == Path("docs/closed") or path == "docs/closed":
                 raise PermissionError(errno.EACCES, "Permission denied", path)
             return listed(path)
 

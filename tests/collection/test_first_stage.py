@@ -238,7 +238,7 @@ class TestBadRequests:
 
 
 class TestCreating:
-    @pytest.mark.parametrize("stage", ["colbert", "muvera", None])
+    @pytest.mark.parametrize("stage", ["colbert", "muvera", 3])
     def test_an_unknown_stage_is_refused_before_anything_is_made(
         self, mini: JinaColbertEncoder, tmp_path: Path, stage: Any
     ) -> None:

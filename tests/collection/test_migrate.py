@@ -391,7 +391,7 @@ class TestFolder:
             engine.close()
             return shard.info()
 
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(CollectionError, match="division by zero"):
             engine._call(lambda shard: 1 / 0)
         with pytest.raises(CollectionError, match="is closed"):
             engine._call(closing)

@@ -222,7 +222,7 @@ class TestRefused:
     def test_a_document_that_cannot_be_stored(self, source: QdrantClient, target: ColbertCollection) -> None:
         fill(source, "dense", payloads(8))
         bad = {"n": float("nan")}
-        with pytest.raises(InvalidDocumentError, match=r"Document 1 \(id '5'\): metadata\['n'\] is nan"):
+        with pytest.raises(InvalidDocumentError, match=r"Document 5 \(id '5'\): metadata\['n'\] is nan"):
             import_qdrant(
                 source,
                 "dense",

@@ -34,6 +34,7 @@ from jcv2_plugin.encoder import quantization as quantizing  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM = 128
+HAS_VNNI = "vnni" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +289,8 @@ class TestFolder:
         with ColbertCollection.open(tmp_path / "c", encoder=official) as collection:
             found.append(collection.search(TEXTS[0], k=10))
         own, other = ({hit.id: hit.score for hit in hits} for hits in found)
-        assert other == pytest.approx(own, rel=0.05)
+        # Without VNNI, sums of products saturate at 16 bits: scores differ more.
+        assert other == pytest.approx(own, rel=0.05 if HAS_VNNI else 0.1)
         assert other != pytest.approx(own, rel=1e-6)
 
 

@@ -145,7 +145,7 @@ def nested(levels: int) -> dict[str, Any]:
         ([1, {"x": float("-inf")}], r"metadata\['n'\]\[1\]\['x'\] is -inf"),
         (np.datetime64("NaT"), r"metadata\['n'\] is .*Convert it to a str"),
         (b"abc", r"metadata\['n'\] is b'abc' of type bytes.*decode\(\)"),
-        (np.bytes_(b"abc"), r"metadata\['n'\] is b'abc'"),
+        (np.bytes_(b"abc"), r"metadata\['n'\] is .*b'abc'"),
         (bytearray(b"abc"), r"metadata\['n'\] is .*of type bytearray"),
         ([1 + 2j], r"metadata\['n'\]\[0\] is \(1\+2j\) of type complex"),
         (iter([1]), r"metadata\['n'\] is .*Convert it to a str.*a list"),
@@ -397,16 +397,16 @@ def test_what_is_no_number_is_refused_everywhere(collection: ColbertCollection, 
     ):
         with pytest.raises(InvalidQueryError, match=r"must be a number, got"):
             ask()
-    for name in ("exact", "with_explanation"):
+    for name in () if value is True else ("exact", "with_explanation"):
         with pytest.raises(InvalidQueryError, match=f"{name} must be True or False"):
             collection.search("text", **{name: value})  # type: ignore[misc]
 
 
 def test_positions_in_errors_are_those_of_the_callers_list(collection: ColbertCollection) -> None:
     texts = ["a text", "", "\u200b", "another", Document("x", metadata={"n": object()})]
-    with pytest.raises(InvalidDocumentError, match=r"^Document 4: metadata"):
+    with pytest.raises(InvalidDocumentError, match=r"^Document 4 .*: metadata"):
         collection.add(texts)
-    with pytest.raises(InvalidDocumentError, match=r"^Document 4: metadata"):
+    with pytest.raises(InvalidDocumentError, match=r"^Document 4 .*: metadata"):
         collection.ingest(texts, batch_documents=2)
 
 

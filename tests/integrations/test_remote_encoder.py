@@ -72,5 +72,6 @@ def test_commands(url: str, tmp_path: Path, mini: JinaColbertEncoder) -> None:
     assert "ferry" in run("explain", QUERY, "--text", TEXTS[1], "--model", url, "--dim", "32")
     with ColbertCollection.open(store, encoder=mini) as collection:
         assert collection.schema.model == f"{url}#mini"
+    with ColbertCollection.open(store) as collection:
         collection.migrate(dim=64)  # loaded by its address
         assert (collection.dim, collection.schema.model) == (64, f"{url}#mini")
