@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.callbacks import BaseRunManager
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from qdrant_client import models
 from typing_extensions import Self
 
@@ -17,6 +17,7 @@ from jcv2_plugin import ColbertCollection, SearchHit
 from jcv2_plugin.checks import Flag, Positive
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
+from jcv2_plugin.engines.first_stage import FIRST_STAGES
 from langchain_jcv2.documents import MATCHES_KEY, scores_of, search_options, to_langchain, token_matches
 from langchain_jcv2.filters import MetadataFilter, as_qdrant_filter
 from langchain_jcv2.vectorstores import JinaColbertVectorStore, K
@@ -78,6 +79,16 @@ class JinaColbertRetriever(BaseRetriever):
     @classmethod
     def _of_qdrant(cls, value: MetadataFilter | None) -> models.Filter | None:
         return as_qdrant_filter(value)
+
+    @field_validator("first_stage")
+    @classmethod
+    def _of_the_collection(cls, value: str | None, info: ValidationInfo) -> str | None:
+        known: list[str] = list(FIRST_STAGES)
+        if isinstance(collection := info.data.get("collection"), ColbertCollection):
+            known = list(dict.fromkeys([*known, *collection.schema.stages, collection.schema.first_stage]))
+        if value is not None and value not in known:
+            raise ValueError(f"a search can use one of {known}, got {value!r:.60}")
+        return value
 
     @field_validator("search_kwargs")
     @classmethod
@@ -152,17 +163,18 @@ class JinaColbertRetriever(BaseRetriever):
             CollectionNotFoundError: The collection does not exist.
             TypeError: Options for opening are given with an open collection.
         """
-        fields = cls._take_fields(options)
+        fields = cls._take_fields(options, collection)
         return cls(collection=open_collection(collection, **options), **fields)
 
     @classmethod
-    def _take_fields(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _take_fields(cls, options: dict[str, Any], collection: Any = None) -> dict[str, Any]:
         """Pop the retriever's fields from the options and validate them, before a collection is created or opened."""
         own = set(cls.model_fields) - {"name", "collection"}
         if not isinstance(options.get("first_stage"), (str, type(None))):
             own -= {"first_stage"}  # an object is the collection's
         fields = {name: options.pop(name) for name in sorted(own & options.keys())}
-        blank = cls.model_construct()
+        opened: dict[str, Any] = {"collection": collection} if isinstance(collection, ColbertCollection) else {}
+        blank = cls.model_construct(**opened)
         for name, value in fields.items():
             cls.__pydantic_validator__.validate_assignment(blank, name, value)
         return fields

@@ -146,8 +146,8 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
         known = inspect.signature(ColbertCollection.open).parameters
         try:
             given = {name: value for name, value in options.items() if name in known}
-            if isinstance(given.get("first_stage"), str):
-                del given["first_stage"]  # like the storage, it is of a new collection
+            if _has_no_object(given.get("first_stage")):
+                given.pop("first_stage", None)  # like the storage, names are of a new collection
             return ColbertCollection.open(**given)
         except CollectionNotFoundError:
             pass
@@ -157,6 +157,11 @@ def open_or_create(create: Callable[..., ColbertCollection] = create_collection,
             except CollectionExistsError:  # it was not its creation that was interrupted
                 raise error from None
     return create(**options)
+
+
+def _has_no_object(first_stage: Any) -> bool:
+    given = first_stage if isinstance(first_stage, (list, tuple)) else [first_stage]
+    return all(one is None or isinstance(one, str) for one in given)
 
 
 def import_into(

@@ -29,6 +29,7 @@ from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, Search
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
 from jcv2_plugin.engines.edge_filters import to_edge_filter
 from jcv2_plugin.engines.failures import edge_errors
+from jcv2_plugin.engines.first_stage import DenseParams
 from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
 from jcv2_plugin.errors import (
@@ -516,14 +517,17 @@ def _is_described(path: Path, name: str, described: Any) -> bool:
     try:
         schema = CollectionSchema.from_dict({**described, "unfinished": ""}, "")
         config = parse_json((path / name / "edge_config.json").read_text(encoding="utf-8"))
-        dim = config["vectors"][VECTOR_NAME]["size"]
-        stages = {*config["vectors"], *(config.get("sparse_vectors") or {})} - {VECTOR_NAME}
+        found = {vector: params["size"] for vector, params in config["vectors"].items()}
+        found.update(dict.fromkeys(config.get("sparse_vectors") or {}))
+        dim = found.pop(VECTOR_NAME)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, CollectionCorruptError):  # said later
         return False
-    if (dim, stages) != (schema.dim, set(schema.stages)):
+    sizes = {stage: params.size if isinstance(params, DenseParams) else None for stage, params in schema.stages.items()}
+    if (dim, found) != (schema.dim, sizes):
         raise CollectionCorruptError(
-            f"{str(path / DESCRIPTION)!r} is damaged: it says dim={schema.dim} and first_stage={schema.first_stage!r}, "
-            f"and {str(path / name)!r} has dim={dim} and the vectors {sorted(stages)}. Restore the file from a backup."
+            f"{str(path / DESCRIPTION)!r} is damaged: it says dim={schema.dim} and first_stage={schema.first_stage!r} "
+            f"with vectors of {sizes}, and {str(path / name)!r} has dim={dim} and vectors of {found}. Restore the file "
+            "from a backup."
         )
     return True
 

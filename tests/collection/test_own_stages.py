@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from collection_samples import DIM, QUERIES, documents, encoded, store
+from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 from server_site import Site
 from stage_samples import backbone_model, dense_model, sparse_model
@@ -29,7 +30,13 @@ from jcv2_plugin import (
     import_qdrant,
 )
 from jcv2_plugin.engines.base import Matrix
-from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError, InvalidQueryError, InvalidVectorError
+from jcv2_plugin.errors import (
+    CollectionCorruptError,
+    CollectionMismatchError,
+    InvalidOptionError,
+    InvalidQueryError,
+    InvalidVectorError,
+)
 from jcv2_plugin.evaluation.beir import BeirDataset
 
 DOCUMENTS = documents(120)
@@ -207,6 +214,12 @@ class TestReopening:
             assert collection.search(TEXTS[2], k=1, candidates=2)[0].id == "c"
         ColbertCollection.open(folder).close()
 
+    def test_a_description_of_another_size_is_damaged(self, folder: Path, mini: JinaColbertEncoder) -> None:
+        file = folder / "jcv2.json"
+        file.write_text(file.read_text().replace(f'"size": {SIZE}', '"size": 25'))
+        with pytest.raises(CollectionCorruptError, match=r"\{'letters': 25\}.*\{'letters': 24\}"):
+            ColbertCollection.open(folder, encoder=mini, first_stage=Letters(params=DenseParams(25, "dot")))
+
     def test_another_model_of_the_same_name_is_found_by_verifying(self, folder: Path, mini: JinaColbertEncoder) -> None:
         class Reversed(Letters):
             def encode_documents(self, texts: Sequence[str]) -> Any:
@@ -378,7 +391,6 @@ class TestFusion:
         for query in QUERIES[:2]:
             ranked = {name: ranks(collection, query, name, deep) for name in names}
             given = {"bm25": 0.0, **weights}
-            given = {"bm25": 0.0, **weights}
             found = collection.search(query, k=number, candidates=number, rrf_k=k, rrf_weights=given)
             # Each stage is asked for so many candidates, so only points among these are merged.
             merged = {
@@ -456,6 +468,13 @@ def test_the_adapters_pass_it_on(mini: JinaColbertEncoder, tmp_path: Path) -> No
     stored.collection.close()
     retriever = JinaColbertRetriever.from_collection(tmp_path / "l", encoder=mini, first_stage=Letters(), k=1)
     assert retriever.invoke(TEXTS[2], first_stage="letters")[0].id == "c"
+    opened = JinaColbertRetriever.from_collection(retriever.collection, first_stage="letters", k=1)
+    assert opened.invoke(TEXTS[2])[0].id == "c"
+    with pytest.raises(ValidationError, match=r"(?s)first_stage.*'letters'\], got 'others'"):
+        opened.first_stage = "others"
+    with pytest.raises(ValidationError, match="first_stage"):  # before anything is created
+        JinaColbertRetriever.from_texts(TEXTS[:2], location=tmp_path / "n", first_stage="letters", encoder=mini)
+    assert not (tmp_path / "n").exists()
     retriever.collection.close()
     theirs = LlamaIndexRetriever.from_collection(
         tmp_path / "l", encoder=mini, first_stage=Letters(), similarity_top_k=1
