@@ -404,9 +404,9 @@ def test_what_is_no_number_is_refused_everywhere(collection: ColbertCollection, 
 
 def test_positions_in_errors_are_those_of_the_callers_list(collection: ColbertCollection) -> None:
     texts = ["a text", "", "\u200b", "another", Document("x", metadata={"n": object()})]
-    with pytest.raises(InvalidDocumentError, match=r"^Document 4 .*: metadata"):
+    with pytest.raises(InvalidDocumentError, match=r"^Document 4( \(id .*\))?: metadata"):
         collection.add(texts)
-    with pytest.raises(InvalidDocumentError, match=r"^Document 4 .*: metadata"):
+    with pytest.raises(InvalidDocumentError, match=r"^Document 4( \(id .*\))?: metadata"):
         collection.ingest(texts, batch_documents=2)
 
 

@@ -278,7 +278,7 @@ BAD = {
     "[bad-json] not valid JSON": b"{",
     "[not-an-object] expected a JSON object, got list. ": [1],
     "[missing-field] positive: not in the row. Add the field": {"query": "q"},
-    "[empty-text] anchor: ' ' has no visible characters": {"anchor": " ", "positive": "p"},
+    "[empty-text] anchor: ' ' has no visible character": {"anchor": " ", "positive": "p"},
     "[positive-as-negative] negatives[0]: the same text": {**PAIR, "negatives": ["she"]},
     "[wrong-type] negative_1: expected a text, got int: 5. ": {**PAIR, "negative_1": 5},
     "[score-count] scores: 2 scores for 1 positive and 0 negatives. ": {**PAIR, "scores": [1, 2]},
