@@ -52,7 +52,7 @@ class EncoderAnswerError(EncoderServerError, ValueError):
 
 
 class TokensUnknownError(Jcv2Error, ValueError):
-    """A server of encoders does not tell the tokens of texts, which BM25 and explanations need."""
+    """A server of encoders does not return the tokens of texts, which BM25 and explanations need."""
 
 
 class CollectionError(Jcv2Error):

@@ -10,8 +10,7 @@ import typer
 from jcv2_plugin.cli.options import Device
 from jcv2_plugin.console import quiet_libraries, remark
 from jcv2_plugin.encoder import DEFAULT_MODEL
-
-_KEY = "JCV2_API_KEY"
+from jcv2_plugin.encoder.protocol import KEY_VARIABLE
 
 
 def serve(
@@ -22,7 +21,9 @@ def serve(
     name: Annotated[str | None, typer.Option(help="Name of the model for clients. Default: its own.")] = None,
     api_key_env: Annotated[
         str | None,
-        typer.Option(help=f"Environment variable with the key, or several keys with commas. Default: {_KEY}, if set."),
+        typer.Option(
+            help=f"Environment variable with the key, or several with commas. Default: {KEY_VARIABLE}, if set."
+        ),
     ] = None,
     document_length: Annotated[int | None, typer.Option(help="Window for documents, in tokens.")] = None,
     max_batch_tokens: Annotated[
@@ -73,7 +74,7 @@ def serve(
 
 
 def _keys(variable: str | None) -> tuple[str, ...]:
-    value = os.environ.get(variable or _KEY, "")
+    value = os.environ.get(variable or KEY_VARIABLE, "")
     if variable is not None and not value.strip():
         raise typer.BadParameter(f"The environment variable {variable} is empty.", param_hint="--api-key-env")
     return tuple(key.strip() for key in value.split(",")) if value.strip() else ()

@@ -20,8 +20,8 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
     """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
 
     Returns:
-        The texts with their tokens, for encoding them without tokenising them again. None if the encoder tells no
-        tokens.
+        The texts with their tokens, for encoding them without tokenising them again. None if the encoder returns
+        no tokens.
 
     Raises:
         DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.

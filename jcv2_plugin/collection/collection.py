@@ -132,7 +132,7 @@ class ColbertCollection:
                 reciprocal rank fusion), ``"pooled"`` (mean of the token vectors), ``"bm25"`` (words) or
                 ``"none"`` (MaxSim over all documents). Or a stage of your own, see :class:`~jcv2_plugin.FirstStage`,
                 or a list of several. See docs/two-stage.md. None is ``"hybrid"``, or ``"pooled"`` for an encoder on a
-                server that tells no tokens.
+                server that returns no tokens.
             pool_factor: Token pooling factor for documents: neighbouring token vectors are merged until about one in
                 ``pool_factor`` is left. 1 disables pooling.
             long_documents: How to handle documents longer than the encoder's ``document_length``: ``"split"`` encodes
@@ -211,8 +211,8 @@ class ColbertCollection:
         Raises:
             CollectionNotFoundError: The collection does not exist.
             CollectionMismatchError: The collection was created with another model or dimension, or with a first stage
-                of your own that is not given. For an encoder on a server that tells no fingerprint of its weights, the
-                model is compared by encoding a few documents again.
+                of your own that is not given. If an encoder's server reports no fingerprint of the weights, the model
+                is compared by encoding a few documents again.
             CollectionCorruptError: The stored schema is unreadable.
             CollectionLockedError: The folder is open elsewhere.
         """

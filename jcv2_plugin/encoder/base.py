@@ -53,7 +53,7 @@ class Encoder(Protocol):
 
     @property
     def gives_tokens(self) -> bool:
-        """Whether it can tell the tokens of texts. BM25 and explanations need them."""
+        """Whether it can return the tokens of texts. BM25 and explanations need them."""
 
     def resolve_dim(self, dim: int | None) -> int:
         """Return ``dim``, or the default dimension for None. Raises UnknownDimError for one that it does not have."""

@@ -48,6 +48,9 @@ MULTI_VECTOR = "/v1/multi-vector"
 TOKENIZE = "/v1/tokenize"
 MODELS = "/v1/models"
 
+KEY_VARIABLE = "JCV2_API_KEY"
+"""Environment variable with the key, on the server and for its clients."""
+
 InputType = Literal["query", "document"]
 EmbeddingType = Literal["float", "base64"]
 Feature = Literal["base64", "long_documents", "pool_factor", "tokens"]

@@ -9,15 +9,17 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_plugin.checks import check_positive
 from jcv2_plugin.documents import is_unicode
 from jcv2_plugin.encoder.base import UNKNOWN_WEIGHTS
-from jcv2_plugin.encoder.protocol import MODELS, MULTI_VECTOR, TOKENIZE, EmbeddingType, InputType
+from jcv2_plugin.encoder.protocol import KEY_VARIABLE, MODELS, MULTI_VECTOR, TOKENIZE, EmbeddingType, InputType
 from jcv2_plugin.encoder.remote_answers import (
     ModelFacts,
     WrongAnswer,
@@ -45,8 +47,6 @@ from jcv2_plugin.transport import TOO_LARGE, UNREADABLE, Backoff, Failure
 Matrix = NDArray[np.float32]
 T = TypeVar("T")
 
-KEY_VARIABLE = "JCV2_API_KEY"
-"""Environment variable with the API key of a server, unless it is Jina's."""
 SERVER_VARIABLE = "JCV2_ENCODER_URL"
 """Environment variable with the address that this key is for."""
 JINA = "jina-api:"
@@ -54,7 +54,7 @@ JINA_URL = "https://api.jina.ai"
 JINA_KEY_VARIABLE = "JINA_API_KEY"
 _JINA_MODELS = {"jina-colbert-v2": ModelFacts("jina-colbert-v2", dims=(128, 96, 64))}
 DEFAULT_LENGTH = 8000
-"""Window of a server that does not say how long its own is. jina-colbert-v2 takes up to 8,190 tokens."""
+"""Window of a server that does not report its own. jina-colbert-v2 takes up to 8,190 tokens."""
 BYTES_PER_TOKEN = 4
 """Bytes of text for each token, for the estimates of :meth:`RemoteEncoder.token_counter`."""
 _BATCH_CHARACTERS = 200_000
@@ -69,18 +69,18 @@ class RemoteEncoder:
     The protocol is that of Jina's API, and what ``jcv2 serve`` adds to it, see :mod:`jcv2_plugin.encoder.protocol`. All
     answers are checked before anything is stored. A server's facts are asked for when they are first needed.
 
-    A server that tells no tokens, such as Jina's, serves the first stages ``"pooled"`` and ``"none"`` only, and no
+    A server that returns no tokens, such as Jina's, serves the first stages ``"pooled"`` and ``"none"`` only, and no
     explanations. Long documents are split by characters for it, at ``document_length`` of them: a text has at most
     about one token for each character, so a window loses nothing.
 
     Args:
         url: Address of the server.
         model: Name of the model. It may be left out if the server has one only.
-        dim: Default dimension. If None, the model's own. Needed if the server does not tell its dimensions.
+        dim: Default dimension. If None, the model's own. Needed if the server does not report its dimensions.
         api_key: Key. If None, that in ``JCV2_API_KEY`` (for Jina's API ``JINA_API_KEY``), unless ``JCV2_ENCODER_URL``
             is set to another address. It is sent to ``url`` only, and kept out of messages, logs, saved state and
             pickles: a copy in another process takes that of its environment.
-        document_length: Window for documents. If None, that of the server, or 8,000 if it does not tell.
+        document_length: Window for documents. If None, that of the server, or 8,000 if it reports none.
         embedding_type: How vectors are sent: ``"base64"`` (float16, a fifth of the size) or ``"float"`` (float32 in
             decimals). If None, base64 where the server offers it.
         timeout: Seconds for the whole answer to a request.
@@ -116,25 +116,20 @@ class RemoteEncoder:
             raise InvalidOptionError(f"The address names the model {fragment!r}, and model= {model!r}. Give one.")
         if embedding_type not in (None, "float", "base64"):
             raise InvalidOptionError(f"embedding_type must be 'float' or 'base64', got {embedding_type!r}.")
-        for name, value in (("batch_texts", batch_texts), ("parallel", parallel), ("retries", retries)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidOptionError(f"{name} must be a positive integer, got {value!r}.")
-        for name, given in (("dim", dim), ("document_length", document_length)):
-            if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-                raise InvalidOptionError(f"{name} must be a positive integer, got {given!r}.")
+        limits = {"retries": retries, "batch_texts": batch_texts, "parallel": parallel}
+        sizes = {"dim": dim, "document_length": document_length}
+        limits |= {name: size for name, size in sizes.items() if size is not None}
+        numbers = {name: check_positive(number, name, InvalidOptionError) for name, number in limits.items()}
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
             raise InvalidOptionError(f"timeout must be a positive number of seconds, got {timeout!r}.")
         self.url = address
         self.is_jina = address == JINA_URL
         self._options: dict[str, Any] = {
             "model": model or fragment or None,
-            "dim": dim,
-            "document_length": document_length,
             "embedding_type": embedding_type,
             "timeout": timeout,
-            "retries": retries,
-            "batch_texts": batch_texts,
-            "parallel": parallel,
+            **sizes,
+            **numbers,
         }
         key = (self._key_of_environment() if api_key is None else api_key).strip() or None
         if key is not None and not (key.isascii() and key.isprintable()):
@@ -245,7 +240,7 @@ class RemoteEncoder:
             facts = self._of_server(wanted)
         dims = facts.dims or ((dim,) if dim is not None else ())
         if not dims:
-            raise InvalidOptionError(f"{self.url} does not say which dimensions {facts.id!r} has. Give dim=.")
+            raise InvalidOptionError(f"{self.url} does not report which dimensions {facts.id!r} has. Give dim=.")
         if dim is not None and dim not in dims:
             raise UnknownDimError(f"{facts.id!r} at {self.url} has no head for dim={dim!r}; it has {list(dims)}.")
         length = self._options["document_length"]
@@ -287,7 +282,7 @@ class RemoteEncoder:
 
     @property
     def revision(self) -> str | None:
-        """Revision of the model, if the server tells."""
+        """Revision of the model, if the server reports it."""
         return self.facts.revision
 
     @property
@@ -306,12 +301,12 @@ class RemoteEncoder:
         return self.dims[0] if dim is None else dim
 
     def head_fingerprint(self, dim: int) -> str:
-        """Return the fingerprint of the weights for ``dim``, or the server's and model's name if it tells none."""
+        """Return the fingerprint of the weights for ``dim``, or the server's and model's name if it reports none."""
         return (self.facts.fingerprints or {}).get(str(dim)) or f"{UNKNOWN_WEIGHTS}{self.reference}"
 
     @property
     def document_length(self) -> int:
-        """Window for documents: in tokens, or in characters if the server does not tell its own."""
+        """Window for documents: in tokens, or in characters if the server does not report its own."""
         return self.facts.document_length or self._options["document_length"] or DEFAULT_LENGTH
 
     @property
@@ -331,7 +326,7 @@ class RemoteEncoder:
 
     @property
     def gives_tokens(self) -> bool:
-        """Whether the server tells the tokens of texts."""
+        """Whether the server returns the tokens of texts."""
         return "tokens" in self.facts.features
 
     @property
@@ -493,7 +488,7 @@ class RemoteEncoder:
         """Return texts with the ids of all their tokens. Those of the last queries are known from their answers.
 
         Raises:
-            TokensUnknownError: The server does not tell tokens.
+            TokensUnknownError: The server does not return tokens.
             EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
         """
         given = list(texts)
@@ -542,7 +537,7 @@ class RemoteEncoder:
         """Return the tokens of a text, one for each row of its multivector.
 
         Raises:
-            TokensUnknownError: The server does not tell tokens.
+            TokensUnknownError: The server does not return tokens.
             EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
         """
         self._need_tokens("explanations")
@@ -559,23 +554,25 @@ class RemoteEncoder:
     def _need_tokens(self, what: str) -> None:
         if not self.gives_tokens:
             raise TokensUnknownError(
-                f"{self.url} does not tell tokens, which {what} need. Search with first_stage='pooled' or 'none' and "
+                f"{self.url} does not return tokens, which {what} need. Search with first_stage='pooled' or 'none' and "
                 "without explanations, or use a server that does, such as jcv2 serve."
             )
 
     # Requests
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
+        with self._translating():
             return self._client.run(work)
-        except RequestError as error:
-            raise self._client.translated(error, self._key_variable) from error
-        except WrongAnswer as error:
-            raise self._wrong(error) from error
 
     async def _arun(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
+        with self._translating():
             return await self._client.arun(work)
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Raise what a user gets for the errors of requests and of answers."""
+        try:
+            yield
         except RequestError as error:
             raise self._client.translated(error, self._key_variable) from error
         except WrongAnswer as error:

@@ -26,6 +26,7 @@ from jcv2_plugin.errors import (
     ModelNotFoundError,
     UnknownDimError,
 )
+from jcv2_plugin.files import parse_json
 from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNREACHABLE, UNREADABLE, Backoff, Failure, seconds_of
 
 _LOG = logging.getLogger("jcv2_plugin")
@@ -187,8 +188,8 @@ class EncoderClient:
 
     def _parsed(self, text: bytes) -> Any:
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
+            return parse_json(text)
+        except ValueError as error:
             shown = "a page of HTML" if text.lstrip()[:1] == b"<" else self._safe(f"{text[:80]!r}")
             raise RequestError(Failure(UNREADABLE, f"{shown} instead of JSON")) from error
 
@@ -200,12 +201,12 @@ class EncoderClient:
         code = index = None
         reason = f"status {status}"
         try:
-            body = json.loads(text)
+            body = parse_json(text)
             if isinstance(body, dict):
                 code, index = body.get("code"), body.get("index")
                 detail = body.get("detail") or body.get("message") or body.get("error")
                 reason = detail if isinstance(detail, str) else reason if detail is None else json.dumps(detail)
-        except (ValueError, RecursionError):
+        except ValueError:
             if text and not text.lstrip().startswith(b"<"):
                 reason = f"status {status}: {text.decode(errors='replace').strip()}"
         failure = Failure(status, self._safe(reason), seconds_of(headers.get("Retry-After")))

@@ -41,7 +41,7 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
     Jcv2Error,
 )
-from jcv2_plugin.files import check_space, naming, parse_json, read_json, temporary_for, write_atomically
+from jcv2_plugin.files import check_space, naming, read_json, temporary_for, write_atomically
 
 T = TypeVar("T")
 
@@ -516,7 +516,7 @@ def _is_described(path: Path, name: str, described: Any) -> bool:
     """
     try:
         schema = CollectionSchema.from_dict({**described, "unfinished": ""}, "")
-        config = parse_json((path / name / "edge_config.json").read_text(encoding="utf-8"))
+        config = read_json(path / name / "edge_config.json")
         found = {vector: params["size"] for vector, params in config["vectors"].items()}
         found.update(dict.fromkeys(config.get("sparse_vectors") or {}))
         dim = found.pop(VECTOR_NAME)

@@ -398,7 +398,7 @@ def build_stages(first_stage: str, encoder: Encoder) -> list[Stage]:
 
 
 def choose_first_stage(first_stage: FirstStageLike | None, encoder: Encoder) -> ChosenStages:
-    """Return the first stage of a new collection. None is hybrid, or pooled for an encoder that tells no tokens.
+    """Return the first stage of a new collection. None is hybrid, or pooled for an encoder that returns no tokens.
 
     Raises:
         InvalidOptionError: It is no first stage, or the encoder cannot serve it.
@@ -411,13 +411,13 @@ def choose_first_stage(first_stage: FirstStageLike | None, encoder: Encoder) -> 
 
 
 def check_tokens(first_stage: str, encoder: Encoder) -> None:
-    """Check that an encoder tells the tokens of texts, if a first stage counts them.
+    """Check that an encoder returns the tokens of texts, if a first stage counts them.
 
     Raises:
         InvalidOptionError: It does not.
     """
     if "bm25" in stage_names(first_stage) and not encoder.gives_tokens:
         raise InvalidOptionError(
-            f"first_stage={first_stage!r} counts the tokens of texts, and {encoder.reference} does not tell them. Use "
-            "first_stage='pooled' or 'none', or a server that tells tokens, such as jcv2 serve."
+            f"first_stage={first_stage!r} counts the tokens of texts, and {encoder.reference} does not return them. "
+            "Use first_stage='pooled' or 'none', or a server that returns tokens, such as jcv2 serve."
         )

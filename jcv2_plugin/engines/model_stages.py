@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_plugin.checks import check_positive
 from jcv2_plugin.engines.first_stage import DenseParams, Distance, SparseParams, SparseVector
 from jcv2_plugin.errors import InvalidOptionError
 
@@ -46,11 +47,9 @@ class _ModelStage(ABC):
                     f"Give the stage of a loaded {self.kind} a name, such as name='minilm'. It is stored with the "
                     "collection and stands for this model."
                 )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidOptionError(f"batch_size must be a positive integer, got {batch_size!r}.")
         self._name = name if name is not None else _name_of(str(self._source))
         self._device = device
-        self._batch_size = batch_size
+        self._batch_size = check_positive(batch_size, "batch_size", InvalidOptionError)
         self._options = model_options
         self._lock = threading.RLock()
 

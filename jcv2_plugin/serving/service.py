@@ -27,6 +27,7 @@ from jcv2_plugin.serving.settings import ServerSettings
 from jcv2_plugin.serving.tracing import Tracing
 
 if TYPE_CHECKING:
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 Result = TypeVar("Result")
@@ -165,7 +166,7 @@ class Service:
         if long_documents == "error":  # here, for the error's index
             visit.split_documents(visit.tokenized(body.documents), long_documents)
             long_documents = "truncate"
-        encoder = cast("JinaColbertEncoder", visit)  # it has what rerank() uses
+        encoder = cast("Encoder", visit)  # it has what rerank() uses
         ranked = rerank(encoder, body.query, body.documents, dim=dim, long_documents=long_documents)
         results = [
             {

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 import crashes
 import pytest
-from collection_samples import DIM, documents
+from collection_samples import DIM, copied, documents
 from full import FULL
 from qdrant_client import QdrantClient, models
 from typer.testing import CliRunner
@@ -225,13 +224,6 @@ def between(state: State, before: State, after: State, command: Command) -> bool
         return False
     kept = set(before[1]) & set(after[1])
     return kept <= set(state[1]) <= set(before[1]) | set(after[1])
-
-
-def copied(source: Path, target: Path) -> Path:
-    """Copy a folder: Edge's files have holes, which ``shutil`` fills."""
-    if subprocess.run(["cp", "-a", "--sparse=always", str(source), str(target)], check=False).returncode:
-        shutil.copytree(source, target)
-    return target
 
 
 @pytest.fixture(scope="module")

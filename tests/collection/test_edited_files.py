@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collection_samples import DIM, contents, documents, stored_vectors
+from collection_samples import DIM, contents, copied, documents, stored_vectors
 from full import FULL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -193,13 +192,6 @@ def edited_snapshots(draw: st.DrawFn, members: Members) -> bytes:
     for _ in range(draw(st.integers(1, 2))):
         members = draw(st.sampled_from([edit_contents, edit_contents, edit_members]))(draw, members)
     return packed(members)
-
-
-def copied(source: Path, target: Path) -> Path:
-    """Copy a folder: Edge's files have holes, which ``shutil`` fills."""
-    if subprocess.run(["cp", "-a", "--sparse=always", str(source), str(target)], check=False).returncode:
-        shutil.copytree(source, target)
-    return target
 
 
 @pytest.fixture(scope="module")
