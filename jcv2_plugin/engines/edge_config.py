@@ -109,4 +109,6 @@ def _rows(matrix: Matrix) -> Any:
 
 
 def _stage(vector: StageVector) -> Any:
-    return edge.SparseVector(list(vector.indices), list(vector.values)) if isinstance(vector, SparseVector) else vector
+    if isinstance(vector, SparseVector):
+        return edge.SparseVector(list(vector.indices), list(vector.values))
+    return vector.tolist()
