@@ -29,7 +29,7 @@ def main() -> None:
     encoder = JinaColbertEncoder.from_pretrained("mini", dims=64)
     reader = PassageReader(encoder, chunk_tokens=200)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = shutil.copytree(DOCS, Path(temporary) / "docs", ignore=shutil.ignore_patterns("*.html"))
+        folder = shutil.copytree(DOCS, Path(temporary) / "docs", ignore=shutil.ignore_patterns("studies*"))
         store = JinaColbertVectorStore.from_texts([], encoder=encoder, dim=64, location=Path(temporary) / "index")
         records = InMemoryRecordManager(namespace="docs")  # SQLRecordManager keeps them between runs
         records.create_schema()
