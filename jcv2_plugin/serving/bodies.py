@@ -51,7 +51,10 @@ TextOfDocument = Annotated[
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Number = Annotated[int, Field(ge=1), BeforeValidator(_whole)]  # in this order, or the description lacks the bound
+
+
+_CUT = "Tokens of each document to rank by. What follows is ignored."
 
 
 class _Body(BaseModel):
@@ -95,6 +98,10 @@ class RerankBody(_Body):
     return_documents: bool = True
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
+    max_tokens_per_doc: Number | None = Field(None, description=_CUT)
+    # Clients send these as null. Another value is refused, for it would change nothing here.
+    max_chunks_per_doc: None = None
+    rank_fields: None = None
 
 
 class RerankBodyV2(_Body):
@@ -106,6 +113,7 @@ class RerankBodyV2(_Body):
     top_n: Number | None = None
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
+    max_tokens_per_doc: Number | None = Field(None, description=_CUT)
 
 
 class ItemBody(BaseModel):

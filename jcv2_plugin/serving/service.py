@@ -162,12 +162,14 @@ class Service:
         """Return the answer to ``/v1/rerank`` or ``/v2/rerank``: a superset of Jina's and Cohere's."""
         self.check_model(body.model)
         dim = self.resolve_dim(body.dimensions)
+        visit.check_count(body.documents)  # rerank() asks for a part of them at a time
+        documents = visit.cut(body.documents, body.max_tokens_per_doc)
         long_documents = body.long_documents
         if long_documents == "error":  # here, for the error's index
-            visit.split_documents(visit.tokenized(body.documents), long_documents)
+            visit.split_documents(visit.tokenized(documents), long_documents)
             long_documents = "truncate"
         encoder = cast("Encoder", visit)  # it has what rerank() uses
-        ranked = rerank(encoder, body.query, body.documents, dim=dim, long_documents=long_documents)
+        ranked = rerank(encoder, body.query, documents, dim=dim, long_documents=long_documents)
         results = [
             {
                 "index": one.index,
@@ -220,10 +222,28 @@ class Visit:
         Raises:
             RefusedError: If there are too many texts.
         """
+        self.check_count(texts)
+        return self._encoder.tokenized(texts)
+
+    def check_count(self, texts: Sequence[str]) -> None:
+        """Refuse too many texts.
+
+        Raises:
+            RefusedError: If there are too many.
+        """
         most = self._service.settings.max_texts
         if len(texts) > most:
             raise RefusedError(413, "too_large", f"There are {len(texts)} texts, {most} are allowed. Send fewer.")
-        return self._encoder.tokenized(texts)
+
+    def cut(self, texts: list[str], most: int | None) -> list[str]:
+        """Return the first ``most`` tokens of each text, or all of them for None."""
+        if most is None:
+            return texts
+        found = self._encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            text[: one.offsets[most - 1][1]] if len(one.ids) > most else text
+            for text, one in zip(texts, found, strict=True)
+        ]
 
     def split_documents(self, texts: TokenizedTexts, long_documents: LongDocuments) -> tuple[list[str], list[int]]:
         """See :meth:`JinaColbertEncoder.split_documents`.
