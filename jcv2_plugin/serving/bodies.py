@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from jcv2_plugin.documents import is_unicode
+from jcv2_plugin.documents import VISIBLE, has_text, is_unicode
 from jcv2_plugin.encoder.protocol import EmbeddingType, ErrorCode, InputType
 from jcv2_plugin.encoder.windows import LongDocuments
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("the text is blank. Leave it out")
+    if not has_text(text):
+        raise ValueError("the text is blank. Give it some words, or leave it out")
     if not is_unicode(text):
         raise ValueError("the text is no Unicode: it has lone surrogates. Decode it again")
     return text
@@ -35,7 +35,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_TEXT = {"type": "string", "pattern": r"\S"}
+# JSON Schema's expressions have no \U.
+_TEXT = {"type": "string", "pattern": VISIBLE.replace(r"\U000e0000-\U000e0fff", "\U000e0000-\U000e0fff")}
 _WITH_TEXT = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
 
 Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema(_TEXT)]

@@ -145,6 +145,8 @@ class Service:
         texts = visit.tokenized(body.input)
         if body.input_type == "document" and body.long_documents == "error":
             visit.split_documents(texts, "error")
+        if body.long_documents == "split":
+            visit.check_tokens(sum(texts.counts))
         items = self._token_items(texts, body, True)
         return {"object": "list", "model": self.name, "data": items}
 
@@ -235,6 +237,16 @@ class Visit:
         if len(texts) > most:
             raise RefusedError(413, "too_large", f"There are {len(texts)} texts, {most} are allowed. Send fewer.")
 
+    def check_tokens(self, tokens: int) -> None:
+        """Refuse too many tokens.
+
+        Raises:
+            RefusedError: If there are too many.
+        """
+        most = self._service.settings.max_request_tokens
+        if tokens > most:
+            raise RefusedError(413, "too_large", f"The request has {tokens} tokens, {most} are allowed. Send less.")
+
     def cut(self, texts: list[str], most: int | None) -> list[str]:
         """Return the first ``most`` tokens of each text, or all of them for None."""
         if most is None:
@@ -279,6 +291,8 @@ class Visit:
     ) -> list[NDArray[np.float32]]:
         """See :meth:`JinaColbertEncoder.document_vectors`."""
         given = texts if isinstance(texts, TokenizedTexts) else self.tokenized(texts)
+        if long_documents == "split":
+            self.check_tokens(self.tokens + sum(given.counts))  # first, for to split 4 MB takes a minute
         windows, owners = self.split_documents(given, long_documents)
         counts = given.counts if len(windows) == len(given) else self._encoder.tokenized(windows).counts
         counts = [min(count, self._encoder.content_length) for count in counts]
@@ -287,9 +301,7 @@ class Visit:
 
     def _encoded(self, job: Job, tokens: int) -> Vectors:
         self.tokens += tokens
-        most = self._service.settings.max_request_tokens
-        if (has := max(self.tokens, sum(job.sizes))) > most:
-            raise RefusedError(413, "too_large", f"The request has {has} tokens, {most} are allowed. Send less.")
+        self.check_tokens(max(self.tokens, sum(job.sizes)))
         job.span = self._span
         self._future = self._service.batcher.submit(job)
         if self._cancelled:

@@ -160,6 +160,23 @@ def test_documents_to_rank_are_counted_before_equal_ones_become_one(site: Served
     assert len(ask(site, path, query="a", documents=["the same"] * 100)["results"]) == 100
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/multi-vector", {"input": "ab " * 6000}),
+        ("/v1/tokenize", {"input": "ab " * 6000, "return_tokens": True}),
+        ("/v1/rerank", {"query": "a", "documents": ["ab " * 3000, "cd " * 3000]}),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_split(
+    site: ServedSite, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    split: list[Any] = []
+    monkeypatch.setattr(site.encoder, "split_documents", lambda *given: split.append(given))
+    assert re.search(r"\d+ tokens, 5000", ask(site, path, 413, **body, long_documents="split")["detail"])
+    assert not split
+
+
 async def test_no_answer_of_many_clients_is_lost_or_swapped(site: ServedSite, local: JinaColbertEncoder) -> None:
     clients, seconds = 64, 60.0 if FULL else 2.0
     texts = [f"Report {n}: " + " ".join(f"ferry {n + m} left" for m in range(n % 7)) for n in range(40)]
@@ -219,6 +236,7 @@ async def test_no_answer_of_many_clients_is_lost_or_swapped(site: ServedSite, lo
     [
         ({"input": []}, 422, "invalid_request", "input: .*at least 1"),
         ({"input": ["a", " \n"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
+        ({"input": ["a", "\x90\u200b"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
         ({"input": ["a", 7]}, 422, "invalid_request", r"input\[1\]: .*string"),
         ({"input": ["a", "\ud800"]}, 422, "invalid_request", r"input\[1\]: .*Unicode"),
         ({"input": "a", "model": "bert"}, 404, "unknown_model", "'bert'.*'mini'"),
