@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -76,12 +78,15 @@ def clean_logs() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence progress bars and warnings of transformers and qdrant-client."""
-    from transformers.utils import logging as its_logging
+    """Silence progress bars and warnings of transformers and qdrant-client, without importing them."""
+    if {"transformers", "huggingface_hub"} & sys.modules.keys():
+        from transformers.utils import logging as its_logging
 
-    transformers_logging: Any = its_logging
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+        transformers_logging: Any = its_logging
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+    else:  # they read this when they are imported, which takes seconds, and remote encoders need neither
+        os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     quiet_client()
 
 

@@ -41,10 +41,11 @@ HASH_KEY = "_hash"
 
 # White space, control characters, and what Unicode lets a renderer ignore: zero-width characters, BOMs, soft hyphens,
 # marks of direction, variation selectors, and blanks that are letters or symbols by category.
-_VISIBLE = re.compile(
+VISIBLE = (
     r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
 )
+_VISIBLE = re.compile(VISIBLE)
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
-
-from qdrant_client import models
+from typing import TYPE_CHECKING, Any, Literal
 
 from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, is_unicode, json_value
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, UnsupportedFilterError
+from jcv2_plugin.lazy import lazy_module
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+else:
+    models = lazy_module("qdrant_client.models")
 
 _PLAIN_NAME = re.compile(r"[\w-]+")
 _PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")

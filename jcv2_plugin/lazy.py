@@ -1,11 +1,27 @@
-"""Lazy imports of a package's public names, so that importing the package is fast."""
+"""Lazy imports: of a package's public names, and of modules, so that importing ours is fast."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+def lazy_module(name: str) -> types.ModuleType:
+    """Return a stand-in for a module that is imported when it is first used.
+
+    For qdrant-client, which takes a second to import and which collections in a folder need for filters only.
+    """
+    return _Lazy(name)
+
+
+class _Lazy(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self.__name__), name)
+        setattr(self, name, value)
+        return value
 
 
 def lazy_exports(

@@ -20,6 +20,7 @@ _BUSY = {429, 500, 502, 503}
 _TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
 # Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
 _LONGEST_ASKED_WAIT = 300.0
+_LONGEST_REASON = 600
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Failure:
     def later(self) -> str:
         """When to try again, in words."""
         return "later" if self.retry_after is None else f"in {self.retry_after:g} seconds"
+
+
+def shortened(reason: str) -> str:
+    """Return a reason without space around it, and not too long for a message."""
+    reason = reason.strip()
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
 
 
 def seconds_of(asked: Any) -> float | None:

@@ -60,7 +60,7 @@ class Kept(WritingConnection):
 class Evaluated:
     """Options for the model and the collection to evaluate."""
 
-    model: Annotated[str, typer.Option(help="Name or folder of the model.")] = DEFAULT_MODEL
+    model: Annotated[str, typer.Option(help="Name or folder of the model, or address of an encoder.")] = DEFAULT_MODEL
     storage: Annotated[str, typer.Option(help=f"{STORAGES_HELP}.")] = "float16"
     first_stage: Annotated[
         str, typer.Option(help=f"{FIRST_STAGES_HELP}. With none, MaxSim ranks all documents, as in published figures.")

@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 class Settings:
     """Settings of a collection; None for options that were not given."""
 
-    model: Annotated[str | None, typer.Option(help="Name or folder of the model.")] = None
+    model: Annotated[str | None, typer.Option(help="Name or folder of the model, or address of an encoder.")] = None
     dim: Annotated[int | None, typer.Option(help="Matryoshka dimension.")] = None
     storage: Annotated[str | None, typer.Option(help=f"{STORAGES_HELP}.")] = None
     first_stage: Annotated[str | None, typer.Option(help=f"{FIRST_STAGES_HELP}.")] = None

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from qdrant_client import QdrantClient, models
 from typing_extensions import Unpack
 
 from jcv2_plugin.collection import migrate, read, repair, search, verify, write
@@ -44,6 +43,8 @@ from jcv2_plugin.errors import CollectionMismatchError, InvalidOptionError
 from jcv2_plugin.filters import check_filter, check_payload_key
 
 if TYPE_CHECKING:
+    from qdrant_client import QdrantClient, models
+
     from jcv2_plugin.scoring.explanation import Explanation
 
 __all__ = ["ColbertCollection", "IngestReport"]

@@ -7,17 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from qdrant_client import QdrantClient
-
 from jcv2_plugin.engines.base import Engine, NewCollection
-from jcv2_plugin.engines.deadlines import connect
 from jcv2_plugin.engines.edge import EdgeEngine, check_free
-from jcv2_plugin.engines.qdrant import ClientEngine
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
 
 DEFAULT_NAME = "documents"
 MEMORY = ":memory:"
@@ -98,6 +97,8 @@ class Location:
                     f"{str(self.path)!r} is a folder. Collection options and shard keys are for Qdrant servers."
                 )
             return EdgeEngine.create(self.path, schema, overwrite=overwrite, indexes=options.payload_indexes)
+        from jcv2_plugin.engines.qdrant import ClientEngine
+
         client = self._connect(client_options)
         try:
             return ClientEngine.create(
@@ -123,6 +124,8 @@ class Location:
         NewCollection(retries=retries).check()
         if self.path is not None:
             return EdgeEngine.open(self.path)
+        from jcv2_plugin.engines.qdrant import ClientEngine
+
         client = self._connect(client_options)
         try:
             return ClientEngine.open(
@@ -135,6 +138,10 @@ class Location:
     def _connect(self, options: Mapping[str, Any] | None) -> QdrantClient:
         if self.client is not None:
             return self.client
+        from qdrant_client import QdrantClient
+
+        from jcv2_plugin.engines.deadlines import connect
+
         if self.url == MEMORY:
             return QdrantClient(MEMORY)
         assert self.url is not None  # parse() ensures that one of the three is given

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
-from qdrant_client import models
+from typing import TYPE_CHECKING
 
 from jcv2_plugin.collection.state import CollectionState, OpenCollection
 from jcv2_plugin.documents import StoredDocument, is_unicode, point_id
 from jcv2_plugin.engines.base import Record
 from jcv2_plugin.errors import CollectionError, InvalidDocumentError
 from jcv2_plugin.filters import check_filter
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 
 def get(current: OpenCollection, ids: list[str]) -> list[StoredDocument]:

@@ -7,9 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
-
-from qdrant_client import models
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jcv2_plugin.checks import check_flag, check_number, check_positive, check_query, check_query_vectors, in_batches
 from jcv2_plugin.collection.read import id_list
@@ -24,6 +22,9 @@ from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 from jcv2_plugin.filters import check_filter
 from jcv2_plugin.scoring.explanation import Explanation, TokenVectors, compare
 from jcv2_plugin.scoring.mmr import DocumentSimilarities, maximal_marginal_relevance
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 _QUERIES_PER_SEARCH = 64
 _DOCUMENTS_AT_A_TIME = 16

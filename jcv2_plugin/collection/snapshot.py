@@ -13,11 +13,10 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import models
 
 from jcv2_plugin.collection.location import Location
 from jcv2_plugin.collection.verify import problem_of
@@ -33,6 +32,12 @@ from jcv2_plugin.errors import (
     Jcv2Error,
 )
 from jcv2_plugin.files import new_file, parse_json, sweep
+from jcv2_plugin.lazy import lazy_module
+
+if TYPE_CHECKING:
+    from qdrant_client import models
+else:
+    models = lazy_module("qdrant_client.models")
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"

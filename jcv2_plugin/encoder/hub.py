@@ -55,6 +55,11 @@ def resolve_model(
     name = os.fspath(name_or_path)
     if not name.strip():
         raise ModelNotFoundError(f"The model name is empty. {_WAY_OUT}")
+    if "://" in name:
+        raise ModelNotFoundError(
+            f"{name.rpartition('@')[2]!r:.200} is an address, and here a model is needed that runs on this machine. An "
+            f"encoder on a server is a RemoteEncoder. {_WAY_OUT}"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         refuse_pickles(path)

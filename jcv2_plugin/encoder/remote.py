@@ -211,6 +211,12 @@ class RemoteEncoder:
     def _key_variable(self) -> str:
         return JINA_KEY_VARIABLE if self.is_jina else KEY_VARIABLE
 
+    @property
+    def _where_to_put_the_key(self) -> str:
+        if not self.is_jina and not self._client.has_key and os.environ.get(KEY_VARIABLE):
+            return f"{SERVER_VARIABLE}={self.url} if this server is yours: without it, {KEY_VARIABLE} is not sent there"
+        return self._key_variable
+
     def _key_of_environment(self) -> str:
         owner = os.environ.get(SERVER_VARIABLE, "").rstrip("/")
         if not self.is_jina and owner not in ("", self.url):
@@ -574,12 +580,12 @@ class RemoteEncoder:
         try:
             yield
         except RequestError as error:
-            raise self._client.translated(error, self._key_variable) from error
+            raise self._client.translated(error, self._where_to_put_the_key) from error
         except WrongAnswer as error:
             raise self._wrong(error) from error
 
     def _wrong(self, error: WrongAnswer) -> Jcv2Error:
-        return self._client.translated(RequestError(Failure(UNREADABLE, str(error))), self._key_variable)
+        return self._client.translated(RequestError(Failure(UNREADABLE, str(error))), self._where_to_put_the_key)
 
 
 def is_remote(name: str | os.PathLike[str]) -> bool:

@@ -27,10 +27,9 @@ from jcv2_plugin.errors import (
     UnknownDimError,
 )
 from jcv2_plugin.files import parse_json
-from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNREACHABLE, UNREADABLE, Backoff, Failure, seconds_of
+from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNREACHABLE, UNREADABLE, Backoff, Failure, seconds_of, shortened
 
 _LOG = logging.getLogger("jcv2_plugin")
-_LONGEST_REASON = 600
 _CODES: dict[Any, type[Jcv2Error]] = {
     "unknown_model": ModelNotFoundError,
     "unknown_dimension": UnknownDimError,
@@ -218,7 +217,7 @@ class EncoderClient:
         """Return what a server says, shortened and without our key, which it may repeat."""
         if self._key:
             reason = reason.replace(self._key, "***")
-        return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
+        return shortened(reason)
 
     def _log(self, state: RetryCallState) -> None:
         _LOG.warning(
@@ -228,7 +227,7 @@ class EncoderClient:
         )  # fmt: skip
 
     def translated(self, error: RequestError, key_from: str) -> Jcv2Error:
-        """Return the exception that a user gets. ``key_from`` names the environment variable of the key."""
+        """Return the exception that a user gets. ``key_from`` says which environment variable to set for a key."""
         failure, where = error.failure, f"The encoder at {self.url}"
         status, reason = failure.status, failure.reason.strip().rstrip(".")
         if error.code in _CODES:

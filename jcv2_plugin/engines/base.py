@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import models
 
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
 from jcv2_plugin.filters import check_payload_key
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 PayloadIndex = Literal["keyword", "integer", "float", "bool", "datetime", "geo", "text", "uuid"]
 PAYLOAD_INDEXES: tuple[PayloadIndex, ...] = get_args(PayloadIndex)

@@ -17,19 +17,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import qdrant_edge as edge
 from filelock import FileLock, Timeout
-from qdrant_client import models
 
 from jcv2_plugin.engines import forks
 from jcv2_plugin.engines.answers import check_documents, hits_of, records_of
 from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record, SearchRequest, by_bytes
 from jcv2_plugin.engines.edge_config import edge_config, edge_query, edge_vectors
-from jcv2_plugin.engines.edge_filters import to_edge_filter
+from jcv2_plugin.engines.edge_failures import edge_errors
 from jcv2_plugin.engines.edge_process import optimize_apart
-from jcv2_plugin.engines.failures import edge_errors
 from jcv2_plugin.engines.first_stage import DenseParams
 from jcv2_plugin.engines.schema import VECTOR_NAME, CollectionSchema
 from jcv2_plugin.engines.storage import oversampling_of
@@ -43,6 +41,9 @@ from jcv2_plugin.errors import (
     Jcv2Error,
 )
 from jcv2_plugin.files import check_space, naming, read_json, temporary_for, write_atomically
+
+if TYPE_CHECKING:
+    from qdrant_client import models
 
 T = TypeVar("T")
 
@@ -73,6 +74,14 @@ _BYTES_TO_OPTIMIZE_HERE = 16 * 1024 * 1024
 # two files.
 _SPACE = 16 * 1024 * 1024
 _SPACE_TO_CREATE = _SPACE_TO_OPTIMIZE = 64 * 1024 * 1024
+
+
+def _edge_filter(filter: models.Filter | None) -> edge.Filter | None:
+    if filter is None:
+        return None
+    from jcv2_plugin.engines.edge_filters import to_edge_filter  # needs qdrant-client, see lazy_module()
+
+    return to_edge_filter(filter)
 
 
 def is_edge_collection(path: Path) -> bool:
@@ -244,7 +253,7 @@ class EdgeEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if not requests:
             return []
-        edge_filter = to_edge_filter(filter)
+        edge_filter = _edge_filter(filter)
 
         def answer(part: Sequence[SearchRequest]) -> Any:
             batch = [edge_query(one, limit, edge_filter, score_threshold, self._oversampling) for one in part]
@@ -270,7 +279,7 @@ class EdgeEngine:
         self, filter: models.Filter | None, *, with_payload: bool | list[str], with_vectors: bool = False
     ) -> Iterator[Record]:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        edge_filter = to_edge_filter(filter)
+        edge_filter = _edge_filter(filter)
 
         def page(offset: Any) -> Any:
             request = edge.ScrollRequest(
@@ -296,12 +305,12 @@ class EdgeEngine:
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        edge_filter: Any = to_edge_filter(filter)
+        edge_filter: Any = _edge_filter(filter)
         self._update(lambda: edge.UpdateOperation.delete_points_by_filter(edge_filter))
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
-        request = edge.CountRequest(exact=True, filter=to_edge_filter(filter))
+        request = edge.CountRequest(exact=True, filter=_edge_filter(filter))
         return int(self._call(lambda shard: shard.count(request)))
 
     def size(self) -> int:

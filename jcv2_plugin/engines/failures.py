@@ -1,16 +1,9 @@
-"""Failures of both engines, and the exceptions that a user gets.
-
-Those of a Qdrant server, over REST or gRPC, are told apart by their HTTP status. Qdrant Edge has no exceptions of its
-own: its failures are told apart by the operating system's error number in their text.
-"""
+"""Failures of a Qdrant server, over REST or gRPC, told apart by their HTTP status, and the exceptions a user gets."""
 
 from __future__ import annotations
 
-import errno
 import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import grpc
 import httpx
@@ -19,19 +12,23 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from jcv2_plugin.errors import (
     CollectionAccessError,
-    CollectionCorruptError,
     CollectionError,
     CollectionExistsError,
     CollectionNotFoundError,
-    DiskFullError,
-    Jcv2Error,
     ServerBusyError,
     ServerLimitError,
 )
-from jcv2_plugin.files import is_disk_full, parse_json
-from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNFINISHED, UNREACHABLE, UNREADABLE, Failure, seconds_of
-
-_LONGEST_REASON = 600
+from jcv2_plugin.files import parse_json
+from jcv2_plugin.transport import (
+    TIMEOUT,
+    TOO_LARGE,
+    UNFINISHED,
+    UNREACHABLE,
+    UNREADABLE,
+    Failure,
+    seconds_of,
+    shortened,
+)
 
 _STATUS_OF_CODE = {
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -121,17 +118,12 @@ def _stated_reason(content: bytes) -> str | None:
     return stated if isinstance(stated, str) and stated else None
 
 
-def _shortened(reason: str) -> str:
-    reason = reason.strip()
-    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} ..."
-
-
 def translated(error: BaseException, where: str) -> CollectionError | None:
     """Translate an error of the client, or return None if it is not a failed request. ``where`` is the address."""
     failure = failure_of(error)
     if failure is None:
         return None
-    status, reason = failure.status, _shortened(failure.reason)
+    status, reason = failure.status, shortened(failure.reason)
     if status == UNREACHABLE:
         return CollectionError(
             f"Qdrant at {where} cannot be reached ({reason}). Check that it is running, its URL (http or https, the "
@@ -162,61 +154,3 @@ def status_of(error: CollectionError) -> int:
     """Return the HTTP status behind a translated error, or 0 if there is none."""
     failure = failure_of(error.__cause__)
     return UNREACHABLE if failure is None else failure.status
-
-
-_OS_ERROR = re.compile(r"os error (\d+)")
-_UNREADABLE_DATA = re.compile(r"deseriali|decode|corrupt|checksum|unexpected end|IO error|panic", re.IGNORECASE)
-_OF_THE_SYSTEM: Mapping[int, tuple[type[CollectionError], str]] = {
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS),
-        (CollectionAccessError, "Make the folder and all files in it writable, or copy it to a writable place."),
-    ),
-    **dict.fromkeys(
-        (errno.EMFILE, errno.ENFILE), (CollectionError, "Close other collections, or raise the limit (ulimit -n).")
-    ),
-    errno.ENOMEM: (CollectionError, "Memory ran out. Use less of it, or send less at a time."),
-}
-_REPAIR = (
-    CollectionCorruptError,
-    "Files of the collection are damaged, or were changed by another program. Check it with jcv2 verify, or restore it "
-    "from a backup.",
-)
-
-
-@contextmanager
-def edge_errors(title: str, otherwise: tuple[type[CollectionError], str] | None = None) -> Iterator[None]:
-    """Translate errors of Qdrant Edge, see :func:`edge_error`. Ours and requests to stop pass."""
-    try:
-        yield
-    except BaseException as error:
-        is_panic = type(error).__name__ == "PanicException"  # not an Exception
-        if isinstance(error, Jcv2Error) or not (is_panic or isinstance(error, Exception)):
-            raise
-        raise edge_error(error, title, otherwise) from error
-
-
-def edge_error(
-    error: BaseException, title: str, otherwise: tuple[type[CollectionError], str] | None = None
-) -> Jcv2Error:
-    """Translate an error of Qdrant Edge.
-
-    Args:
-        error: The error.
-        title: The collection and its folder.
-        otherwise: Kind and remedy unless the operating system refused. By default, the text tells damaged files from
-            wrong calls.
-    """
-    reason = _shortened(str(error)) or type(error).__name__
-    if is_disk_full(error):
-        return DiskFullError(
-            f"{title}: the disk is full ({reason}), and Qdrant Edge writes to a collection's folder even to read it. "
-            "Free some space. The collection itself is intact."
-        )
-    found = _OS_ERROR.search(reason)
-    is_damage = isinstance(error, OSError) or type(error).__name__ == "PanicException"
-    damaged = found is not None or is_damage or _UNREADABLE_DATA.search(reason)
-    usual = _REPAIR if damaged else (CollectionError, "Check the call, and the version of qdrant-edge-py.")
-    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    number = int(found[1]) if found is not None else number or 0
-    kind, remedy = _OF_THE_SYSTEM.get(number, otherwise or usual)
-    return kind(f"{title}: Qdrant Edge failed: {reason}{'' if reason.endswith('.') else '.'} {remedy}")

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from jcv2_plugin import __version__
 from jcv2_plugin.encoder.protocol import MODELS, MULTI_VECTOR, TOKENIZE
@@ -44,6 +44,7 @@ _ERRORS: dict[int, str] = {
     500: "The server failed.",
     503: "The server is stopping.",
 }
+_METRICS_PAGE = {"description": "Counters of this server.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 _ABOUT = "Token vectors and reranking by late interaction, for the clients of Jina's and Cohere's services too."
 
 
@@ -107,7 +108,7 @@ def create_app(
             raise RefusedError(503, "unavailable", "The server is stopping.", headers={"Retry-After": "5"})
         return Response(to_json(content), media_type="application/json")
 
-    @app.get(METRICS, response_class=PlainTextResponse, responses=_errors(401))
+    @app.get(METRICS, response_model=None, responses={200: _METRICS_PAGE, **_errors(401)})
     async def prometheus() -> Response:
         """Return what Prometheus reads."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

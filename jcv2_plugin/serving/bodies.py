@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from jcv2_plugin.documents import is_unicode
+from jcv2_plugin.documents import VISIBLE, has_text, is_unicode
 from jcv2_plugin.encoder.protocol import EmbeddingType, ErrorCode, InputType
 from jcv2_plugin.encoder.windows import LongDocuments
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("the text is blank. Leave it out")
+    if not has_text(text):
+        raise ValueError("the text is blank. Give it some words, or leave it out")
     if not is_unicode(text):
         raise ValueError("the text is no Unicode: it has lone surrogates. Decode it again")
     return text
@@ -35,7 +35,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_TEXT = {"type": "string", "pattern": r"\S"}
+# JSON Schema's expressions have no \U.
+_TEXT = {"type": "string", "pattern": VISIBLE.replace(r"\U000e0000-\U000e0fff", "\U000e0000-\U000e0fff")}
 _WITH_TEXT = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
 
 Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema(_TEXT)]
@@ -51,7 +52,10 @@ TextOfDocument = Annotated[
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Number = Annotated[int, Field(ge=1), BeforeValidator(_whole)]  # in this order, or the description lacks the bound
+
+
+_CUT = "Tokens of each document to rank by. What follows is ignored."
 
 
 class _Body(BaseModel):
@@ -95,6 +99,10 @@ class RerankBody(_Body):
     return_documents: bool = True
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
+    max_tokens_per_doc: Number | None = Field(None, description=_CUT)
+    # Clients send these as null. Another value is refused, for it would change nothing here.
+    max_chunks_per_doc: None = None
+    rank_fields: None = None
 
 
 class RerankBodyV2(_Body):
@@ -106,6 +114,7 @@ class RerankBodyV2(_Body):
     top_n: Number | None = None
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"
+    max_tokens_per_doc: Number | None = Field(None, description=_CUT)
 
 
 class ItemBody(BaseModel):

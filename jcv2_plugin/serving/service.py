@@ -145,6 +145,8 @@ class Service:
         texts = visit.tokenized(body.input)
         if body.input_type == "document" and body.long_documents == "error":
             visit.split_documents(texts, "error")
+        if body.long_documents == "split":
+            visit.check_tokens(sum(texts.counts))
         items = self._token_items(texts, body, True)
         return {"object": "list", "model": self.name, "data": items}
 
@@ -162,12 +164,14 @@ class Service:
         """Return the answer to ``/v1/rerank`` or ``/v2/rerank``: a superset of Jina's and Cohere's."""
         self.check_model(body.model)
         dim = self.resolve_dim(body.dimensions)
+        visit.check_count(body.documents)  # rerank() asks for a part of them at a time
+        documents = visit.cut(body.documents, body.max_tokens_per_doc)
         long_documents = body.long_documents
         if long_documents == "error":  # here, for the error's index
-            visit.split_documents(visit.tokenized(body.documents), long_documents)
+            visit.split_documents(visit.tokenized(documents), long_documents)
             long_documents = "truncate"
         encoder = cast("Encoder", visit)  # it has what rerank() uses
-        ranked = rerank(encoder, body.query, body.documents, dim=dim, long_documents=long_documents)
+        ranked = rerank(encoder, body.query, documents, dim=dim, long_documents=long_documents)
         results = [
             {
                 "index": one.index,
@@ -220,10 +224,38 @@ class Visit:
         Raises:
             RefusedError: If there are too many texts.
         """
+        self.check_count(texts)
+        return self._encoder.tokenized(texts)
+
+    def check_count(self, texts: Sequence[str]) -> None:
+        """Refuse too many texts.
+
+        Raises:
+            RefusedError: If there are too many.
+        """
         most = self._service.settings.max_texts
         if len(texts) > most:
             raise RefusedError(413, "too_large", f"There are {len(texts)} texts, {most} are allowed. Send fewer.")
-        return self._encoder.tokenized(texts)
+
+    def check_tokens(self, tokens: int) -> None:
+        """Refuse too many tokens.
+
+        Raises:
+            RefusedError: If there are too many.
+        """
+        most = self._service.settings.max_request_tokens
+        if tokens > most:
+            raise RefusedError(413, "too_large", f"The request has {tokens} tokens, {most} are allowed. Send less.")
+
+    def cut(self, texts: list[str], most: int | None) -> list[str]:
+        """Return the first ``most`` tokens of each text, or all of them for None."""
+        if most is None:
+            return texts
+        found = self._encoder.plain_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            text[: one.offsets[most - 1][1]] if len(one.ids) > most else text
+            for text, one in zip(texts, found, strict=True)
+        ]
 
     def split_documents(self, texts: TokenizedTexts, long_documents: LongDocuments) -> tuple[list[str], list[int]]:
         """See :meth:`JinaColbertEncoder.split_documents`.
@@ -259,6 +291,8 @@ class Visit:
     ) -> list[NDArray[np.float32]]:
         """See :meth:`JinaColbertEncoder.document_vectors`."""
         given = texts if isinstance(texts, TokenizedTexts) else self.tokenized(texts)
+        if long_documents == "split":
+            self.check_tokens(self.tokens + sum(given.counts))  # first, for to split 4 MB takes a minute
         windows, owners = self.split_documents(given, long_documents)
         counts = given.counts if len(windows) == len(given) else self._encoder.tokenized(windows).counts
         counts = [min(count, self._encoder.content_length) for count in counts]
@@ -267,9 +301,7 @@ class Visit:
 
     def _encoded(self, job: Job, tokens: int) -> Vectors:
         self.tokens += tokens
-        most = self._service.settings.max_request_tokens
-        if (has := max(self.tokens, sum(job.sizes))) > most:
-            raise RefusedError(413, "too_large", f"The request has {has} tokens, {most} are allowed. Send less.")
+        self.check_tokens(max(self.tokens, sum(job.sizes)))
         job.span = self._span
         self._future = self._service.batcher.submit(job)
         if self._cancelled:

