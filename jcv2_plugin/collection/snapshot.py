@@ -32,7 +32,7 @@ from jcv2_plugin.errors import (
     InvalidDocumentError,
     Jcv2Error,
 )
-from jcv2_plugin.files import new_file, parse_json, sweep
+from jcv2_plugin.files import new_file, open_regular, parse_json, sweep
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
@@ -104,7 +104,7 @@ def read_info(file: Path) -> SnapshotInfo:
         SnapshotError: The file is not a snapshot, or was written by a newer version of this package.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             described = parse_json(_read(archive, _DESCRIPTION))
         known = 1 <= described["format"] <= SNAPSHOT_FORMAT
         documents, parts, schema = int(described["documents"]), int(described["parts"]), described["schema"]
@@ -128,7 +128,7 @@ def check_snapshot(file: Path) -> None:
     """
     info = read_info(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             there = set(archive.namelist())
             lost = set(parse_json(_read(archive, _DESCRIPTION))["members"]) - there
         surplus = sorted(name for name in there if "/" in name and int(name.partition("/")[0]) >= info.parts)
@@ -183,7 +183,7 @@ def read_points(file: Path) -> Iterator[list[Point]]:
         SnapshotError: A part is damaged.
     """
     info = read_info(file)
-    with zipfile.ZipFile(file) as archive:
+    with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
         for number in range(info.parts):
             try:
                 yield _read_part(archive, number)
