@@ -63,7 +63,7 @@ def write_snapshot(
     """Write all points of a collection to a file.
 
     Raises:
-        SnapshotError: The file already exists.
+        SnapshotError: The file already exists, or a document is one that :func:`check_snapshot` refuses.
     """
     sweep(file)
     if file.exists() or file.is_symlink():
@@ -76,6 +76,8 @@ def write_snapshot(
             zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         ):
             for number, records in enumerate(_parts(engine.scroll(None, with_payload=True, with_vectors=True))):
+                for record in records:
+                    _check_can_be_restored(engine, schema, record)
                 _write_part(archive, number, records, schema)
                 documents += len(records)
                 parts += 1
@@ -147,6 +149,17 @@ def check_snapshot(file: Path) -> None:
         raise SnapshotError(
             f"{str(file)!r} is damaged: it has {documents} of {info.documents} documents, lacks {sorted(lost)[:3]} and "
             f"has {surplus[:3]} too many. Use another snapshot."
+        )
+
+
+def _check_can_be_restored(engine: Engine, schema: CollectionSchema, record: Record) -> None:
+    vectors = np.empty((0, schema.dim), np.float32) if record.vectors is None else record.vectors
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+        vectors = vectors.astype(_written_type(schema))
+    if problem := _problem(schema, Point(record.id, vectors, record.payload, record.stages), set()):
+        raise SnapshotError(
+            f"{engine.title}: {problem} No snapshot of it could be restored, so none was written. Delete the document, "
+            "or add it again."
         )
 
 
@@ -277,8 +290,7 @@ def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], sc
     rows = [{"id": record.id, "payload": record.payload} for record in records]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     archive.writestr(_name(number, "payloads.jsonl"), lines, zipfile.ZIP_DEFLATED)
-    # float16 is lossless for vectors stored as float16 or less.
-    kind = np.float32 if schema.storage == "float32" else np.float16
+    kind = _written_type(schema)
     matrices = [np.empty((0, schema.dim)) if one.vectors is None else one.vectors for one in records]
     _write_array(archive, _name(number, "rows.npy"), np.array([len(matrix) for matrix in matrices]))
     _write_array(archive, _name(number, "vectors.npy"), np.concatenate(matrices).astype(kind))
@@ -288,6 +300,11 @@ def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], sc
         _write_array(archive, _name(number, f"{name}.places.npy"), positions)
         for suffix, array in _stage_arrays([vector for _, vector in found]).items():
             _write_array(archive, _name(number, f"{name}.{suffix}.npy"), array)
+
+
+def _written_type(schema: CollectionSchema) -> Any:
+    # float16 is lossless for vectors stored as float16 or less.
+    return np.float32 if schema.storage == "float32" else np.float16
 
 
 def _stage_arrays(vectors: list[StageVector]) -> dict[str, NDArray[Any]]:
