@@ -15,14 +15,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
+from typer.core import TyperGroup
 
 # C0 (but for tabs and line feeds), DEL, C1, marks that reorder text, other line ends, halves of surrogate pairs.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_MOST_OF_A_NAME = 200
+_MOST_OF_A_NAME, _MOST_OF_A_MESSAGE = 200, 4000
+# click's, or that of Typer's copy of click.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def clean(text: str) -> str:
@@ -37,8 +41,12 @@ def name(text: str) -> str:
 
 
 def message(text: str) -> str:
-    """Return a message that may quote foreign text: its further lines are indented, so that none looks like ours."""
-    return clean(text).replace("\n", "\n    ")
+    """Return a message that may quote foreign text, see :func:`clean`.
+
+    Its further lines are indented, so that none looks like ours. If it is very long, its middle is left out.
+    """
+    shown = clean(text).replace("\n", "\n    ")
+    return shown if len(shown) <= _MOST_OF_A_MESSAGE else f"{shown[: _MOST_OF_A_MESSAGE - 500]} … {shown[-500:]}"
 
 
 def to_json(value: Any) -> str:
@@ -64,6 +72,29 @@ err = CleanConsole(stderr=True)
 
 # Wide enough that nothing is wrapped or truncated in a pipe.
 _WIDTH_IN_A_PIPE = 10_000
+
+
+class CleanGroup(TyperGroup):
+    """Commands whose usage errors quote arguments, such as names of files, as text."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the arguments before the command."""
+        with _clean_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the arguments of the command, and run it."""
+        with _clean_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _clean_errors() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = message(error.message)
+        raise
 
 
 class _CleanFormatter(logging.Formatter):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from tenacity import RetryCallState, wait_exponential_jitter
 
 from jcv2_plugin.errors import InvalidOptionError
@@ -16,6 +17,8 @@ UNREADABLE = 200
 UNFINISHED = 202
 TIMEOUT = 504
 TOO_LARGE = 413
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
+"""Headers of our requests: a few kilobytes could be inflated to more than there is memory."""
 _BUSY = {429, 500, 502, 503}
 _TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
 # Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
@@ -54,6 +57,17 @@ def seconds_of(asked: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return seconds if 0 <= seconds < math.inf else None
+
+
+def refuse_compressed(answer: httpx.Response) -> None:
+    """Refuse an answer whose size is not known before it is inflated.
+
+    Raises:
+        httpx.DecodingError: It is compressed, although the request said :data:`UNCOMPRESSED`.
+    """
+    coding = answer.headers.get("Content-Encoding", "identity")
+    if coding.strip().lower() not in ("", "identity"):
+        raise httpx.DecodingError(f"its answer is compressed ({coding!r:.40}), which was not asked for")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Small models of sentence-transformers with random weights, for first stages of the user's own."""
+"""First stages of the user's own: one without a model, and small models of sentence-transformers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +12,24 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
 from transformers import PreTrainedTokenizerFast
 
-from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin import DenseParams, JinaColbertEncoder, SparseParams, SparseVector
+
+LETTERS = DenseParams(24, "dot")
+
+
+class Letters:
+    """Counts letters: a stage that a user might write, which can be pickled and follows the protocol by its parts."""
+
+    def __init__(self, name: str = "letters", params: Any = LETTERS) -> None:
+        self.name, self.params = name, params
+
+    def encode_documents(self, texts: Sequence[str]) -> Any:
+        if isinstance(self.params, SparseParams):
+            counts = [{letter: text.count(letter) for letter in set(text)} for text in texts]
+            return [SparseVector([ord(one) for one in found], list(found.values())) for found in counts]
+        return np.array([[1.0 + text.count(chr(97 + n)) for n in range(self.params.size)] for text in texts])
+
+    encode_queries = encode_documents
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

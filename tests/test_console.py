@@ -50,6 +50,13 @@ def test_a_further_line_of_a_message_does_not_look_like_ours() -> None:
     assert message("The server said: no\nDropped the collection.") == "The server said: no\n    Dropped the collection."
 
 
+def test_a_message_keeps_its_beginning_and_its_end() -> None:
+    shown = message(f"The id {'x' * 10**6!r} comes twice. Remove one.")
+    assert len(shown) < 4100
+    assert shown.startswith("The id 'xxx")
+    assert shown.endswith("xxx' comes twice. Remove one.")
+
+
 def test_json_is_the_same_and_printable() -> None:
     value = {HOSTILE: [HOSTILE, "Grüße, 你好"]}
     text = to_json(value)

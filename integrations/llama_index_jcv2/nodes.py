@@ -28,6 +28,8 @@ SOURCE_HASH_KEY = "_doc_hash"
 """Payload key of the source document's hash: the only key that is not in LlamaIndex's layout."""
 CONTENT_KEY = "_node_content"
 TYPE_KEY = "_node_type"
+UNREADABLE = (TypeError, ValueError, KeyError, AttributeError, RecursionError)
+"""What LlamaIndex raises for a payload that is not that of a node."""
 
 
 def embedded_text(node: BaseNode) -> str:
@@ -84,17 +86,26 @@ def _named(node: BaseNode) -> str:
 
 
 def node_of(stored: StoredDocument) -> BaseNode:
-    """Return the node of a document. A document not written by LlamaIndex becomes a ``TextNode``."""
+    """Return the node of a document. A document not written by LlamaIndex becomes a ``TextNode``.
+
+    Raises:
+        InvalidDocumentError: The document has a node that cannot be read.
+    """
     if CONTENT_KEY not in stored.payload:
         return TextNode(id_=stored.id, text=stored.text, metadata=stored.metadata)
-    return node_of_payload(stored.payload)
+    try:
+        return node_of_payload(stored.payload)
+    except UNREADABLE as error:
+        raise InvalidDocumentError(
+            f"Document {stored.id!r:.200}: its payload is not that of a LlamaIndex node ({error!r:.200}). Delete the "
+            "document, or add it again."
+        ) from error
 
 
 def node_of_payload(payload: Mapping[str, Any]) -> BaseNode:
     """Return the node in a payload of LlamaIndex's layout.
 
-    Raises:
-        ValueError: The payload contains no node, or one that cannot be read.
+    Raises one of :data:`UNREADABLE` if the payload contains no node, or one that cannot be read.
     """
     if payload.get(TYPE_KEY) == LlamaDocument.class_name():  # LlamaIndex's function returns a TextNode
         return LlamaDocument.from_json(payload[CONTENT_KEY])

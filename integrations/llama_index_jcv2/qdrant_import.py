@@ -41,7 +41,7 @@ def document_of(point_id: str, payload: Mapping[str, Any], *, text_key: str = DE
             node = TextNode(id_=str(point_id), text=text, metadata=metadata, relationships=relationships, **span)
         else:
             return None
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except nodes.UNREADABLE as error:
         raise InvalidDocumentError(
             f"Point {point_id}: its payload is not that of a LlamaIndex node ({error!r:.200}). Delete the point, or "
             "exclude it with filter=..."

@@ -23,7 +23,7 @@ from jcv2_plugin.cli.lazy import with_shared_options
 from jcv2_plugin.cli.options import Json
 from jcv2_plugin.console import err, out, print_table, remark, to_json
 from jcv2_plugin.console import name as shown_name
-from jcv2_plugin.engines.aliases import aliases_of, collection_names
+from jcv2_plugin.engines.aliases import aliases_of, collection_names, generation_of
 from jcv2_plugin.engines.edge import DELETION, DESCRIPTION, EdgeEngine, is_edge_collection, is_ours
 from jcv2_plugin.engines.schema import METADATA_FIELD, CollectionSchema
 from jcv2_plugin.errors import (
@@ -162,12 +162,11 @@ def _state_of(error: Exception) -> str:
 
 def _generation(physical: str, names: Mapping[str, str]) -> str | None:
     """Return which migration a collection without an alias belongs to, or None."""
-    name, _, number = physical.rpartition(".")
-    now = names.get(name, name)
-    if now == name or not number.isdecimal() or not now.removeprefix(f"{name}.").isdecimal():
+    name = physical.rpartition(".")[0]
+    own, now = generation_of(physical, name), generation_of(names.get(name, name), name)
+    if not own or not now:
         return None
-    older = int(number) < int(now.removeprefix(f"{name}."))
-    return f"kept by a migration of {name}" if older else f"of an unfinished migration of {name}"
+    return f"kept by a migration of {name}" if own < now else f"of an unfinished migration of {name}"
 
 
 def _of_folder(location: str) -> Iterator[_Listed]:

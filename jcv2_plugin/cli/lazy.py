@@ -9,7 +9,9 @@ from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
+
+from jcv2_plugin.console import CleanGroup
 
 
 def command_of(function: Callable[..., Any], name: str) -> Any:
@@ -81,7 +83,7 @@ class LazyCommand(TyperCommand):
         return self.load().make_context(*arguments, **options)
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(CleanGroup):
     """A group of :class:`LazyCommand`."""
 
     package: ClassVar[str]

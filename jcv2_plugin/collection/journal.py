@@ -18,7 +18,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from jcv2_plugin.documents import Document
-from jcv2_plugin.errors import CollectionLockedError, Jcv2Error
+from jcv2_plugin.errors import CollectionLockedError, DiskFullError, Jcv2Error
 from jcv2_plugin.files import naming, numbered_lines, parse_json, write_atomically
 
 _FORMAT = 1
@@ -64,6 +64,10 @@ class IngestJournal:
             raise CollectionLockedError(
                 f"The journal {str(file)!r} is in use by another run. Wait for it, or choose another journal."
             ) from error
+        except OSError as error:
+            if isinstance(error, DiskFullError):
+                raise
+            raise JournalError(f"{str(file)!r} cannot be locked ({error}). Choose another journal.") from error
         try:
             header, seen = _read(file)
             journal = cls(header, seen)

@@ -23,6 +23,7 @@ from jcv2_plugin.errors import InvalidOptionError
 
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 _GIB = 2**30
+_LEAST, _MOST = 1e-3, 1e18
 _FILL = 0.7
 """Maximum fill level of a node. The optimiser writes new segments before it deletes old ones, and load is uneven."""
 
@@ -48,7 +49,7 @@ def parse_number(text: str) -> int:
     except (ValueError, OverflowError):
         number = 0
     if number < 1:
-        raise InvalidOptionError(f"{text!r} is not a positive number. Write it like 100M, 2.5k or 7000.")
+        raise InvalidOptionError(f"{text!r:.60} is not a positive number. Write it like 100M, 2.5k or 7000.")
     return number
 
 
@@ -91,14 +92,12 @@ class Workload:
         storage_profile(self.storage)
         if self.first_stage not in FIRST_STAGES:
             raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {self.first_stage!r}.")
-        least = {"documents": 1, "tokens": 1, "dim": 1, "pool_factor": 1, "replicas": 1, "workers": 1}
+        least = dict.fromkeys(("documents", "tokens", "dim", "pool_factor", "replicas", "workers"), 1.0)
+        least |= dict.fromkeys(("text_bytes", "node_memory", "node_disk", "tokens_per_second"), _LEAST)
         for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InvalidOptionError(f"{name} must be at least {low}, got {getattr(self, name)!r}.")
-        for name in ("text_bytes", "node_memory", "node_disk", "tokens_per_second"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidOptionError(f"{name} must be positive, got {value!r}.")
+            if value is not None and not low <= value <= _MOST:
+                raise InvalidOptionError(f"{name} must be a number from {low:g} to {_MOST:g}, got {value!r:.60}.")
 
 
 @dataclass(frozen=True)

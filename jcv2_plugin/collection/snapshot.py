@@ -31,7 +31,7 @@ from jcv2_plugin.errors import (
     InvalidDocumentError,
     Jcv2Error,
 )
-from jcv2_plugin.files import new_file, parse_json, sweep
+from jcv2_plugin.files import new_file, open_regular, parse_json, sweep
 from jcv2_plugin.lazy import lazy_module
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write_snapshot(
     """Write all points of a collection to a file.
 
     Raises:
-        SnapshotError: The file already exists.
+        SnapshotError: The file already exists, or a document is one that :func:`check_snapshot` refuses.
     """
     sweep(file)
     if file.exists() or file.is_symlink():
@@ -81,6 +81,8 @@ def write_snapshot(
             zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         ):
             for number, records in enumerate(_parts(engine.scroll(None, with_payload=True, with_vectors=True))):
+                for record in records:
+                    _check_can_be_restored(engine, schema, record)
                 _write_part(archive, number, records, schema)
                 documents += len(records)
                 parts += 1
@@ -109,7 +111,7 @@ def read_info(file: Path) -> SnapshotInfo:
         SnapshotError: The file is not a snapshot, or was written by a newer version of this package.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             described = parse_json(_read(archive, _DESCRIPTION))
         known = 1 <= described["format"] <= SNAPSHOT_FORMAT
         documents, parts, schema = int(described["documents"]), int(described["parts"]), described["schema"]
@@ -133,7 +135,7 @@ def check_snapshot(file: Path) -> None:
     """
     info = read_info(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             there = set(archive.namelist())
             lost = set(parse_json(_read(archive, _DESCRIPTION))["members"]) - there
         surplus = sorted(name for name in there if "/" in name and int(name.partition("/")[0]) >= info.parts)
@@ -152,6 +154,17 @@ def check_snapshot(file: Path) -> None:
         raise SnapshotError(
             f"{str(file)!r} is damaged: it has {documents} of {info.documents} documents, lacks {sorted(lost)[:3]} and "
             f"has {surplus[:3]} too many. Use another snapshot."
+        )
+
+
+def _check_can_be_restored(engine: Engine, schema: CollectionSchema, record: Record) -> None:
+    vectors = np.empty((0, schema.dim), np.float32) if record.vectors is None else record.vectors
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+        vectors = vectors.astype(_written_type(schema))
+    if problem := _problem(schema, Point(record.id, vectors, record.payload, record.stages), set()):
+        raise SnapshotError(
+            f"{engine.title}: {problem} No snapshot of it could be restored, so none was written. Delete the document, "
+            "or add it again."
         )
 
 
@@ -188,7 +201,7 @@ def read_points(file: Path) -> Iterator[list[Point]]:
         SnapshotError: A part is damaged.
     """
     info = read_info(file)
-    with zipfile.ZipFile(file) as archive:
+    with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
         for number in range(info.parts):
             try:
                 yield _read_part(archive, number)
@@ -282,8 +295,7 @@ def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], sc
     rows = [{"id": record.id, "payload": record.payload} for record in records]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     archive.writestr(_name(number, "payloads.jsonl"), lines, zipfile.ZIP_DEFLATED)
-    # float16 is lossless for vectors stored as float16 or less.
-    kind = np.float32 if schema.storage == "float32" else np.float16
+    kind = _written_type(schema)
     matrices = [np.empty((0, schema.dim)) if one.vectors is None else one.vectors for one in records]
     _write_array(archive, _name(number, "rows.npy"), np.array([len(matrix) for matrix in matrices]))
     _write_array(archive, _name(number, "vectors.npy"), np.concatenate(matrices).astype(kind))
@@ -293,6 +305,11 @@ def _write_part(archive: zipfile.ZipFile, number: int, records: list[Record], sc
         _write_array(archive, _name(number, f"{name}.places.npy"), positions)
         for suffix, array in _stage_arrays([vector for _, vector in found]).items():
             _write_array(archive, _name(number, f"{name}.{suffix}.npy"), array)
+
+
+def _written_type(schema: CollectionSchema) -> Any:
+    # float16 is lossless for vectors stored as float16 or less.
+    return np.float32 if schema.storage == "float32" else np.float16
 
 
 def _stage_arrays(vectors: list[StageVector]) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bs4 import BeautifulSoup
+from bs4.builder import ParserRejectedMarkup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from jcv2_plugin.documents import Document, checked, has_text, is_unicode
@@ -32,6 +34,7 @@ _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__", "site-packages", "v
 DEFAULT_CHUNK_TOKENS = 200
 DEFAULT_MAX_MIB = 64
 _MIB = 2**20
+_SECTION = re.compile(r"<!\[(?!CDATA\[)")
 FILE_KEY = "_file"
 """Payload key with the name of the file a document was read from, independent of its metadata."""
 
@@ -287,16 +290,34 @@ def _text_of(file: SourceFile, max_mib: int) -> str:
         text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{file.path} cannot be read as UTF-8 text ({error}). Convert or leave it out.") from error
-    return html_text(text) if file.path.suffix.lower() in (".html", ".htm") else text
+    if file.path.suffix.lower() not in (".html", ".htm"):
+        return text
+    try:
+        return html_text(text)
+    except ParserRejectedMarkup as error:
+        raise SourceError(f"{file.path} cannot be read as HTML ({error}). Convert or leave it out.") from error
 
 
 def html_text(page: str) -> str:
     """Extract the text of an HTML page, without scripts and styles."""
-    soup = BeautifulSoup(page, "html.parser")
+    soup = BeautifulSoup(_with_ends(page), "html.parser")
     for element in soup(["script", "style", "template", "noscript"]):
         element.decompose()
     lines = (line.strip() for line in soup.get_text("\n").splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def _with_ends(page: str) -> str:
+    """Escape the beginnings of comments and tags that do not end.
+
+    For each of them, Python's parser looks for an end in all that follows, which takes hours for a few megabytes. It
+    also knows no sections but CDATA and some of Word's; in HTML, these are comments.
+    """
+    page = _SECTION.sub("<!", page)
+    for begin, end, escaped in (("<!--", "-->", "&lt;!--"), ("<![CDATA[", "]]>", "<!"), ("<", ">", "&lt;")):
+        ended, last, rest = page.rpartition(end)
+        page = ended + last + rest.replace(begin, escaped)
+    return page
 
 
 def _opened(path: Path) -> IO[bytes]:

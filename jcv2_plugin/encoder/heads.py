@@ -165,7 +165,7 @@ class MatryoshkaHeads(Module):
             expected = {f"linears.{dim}.weight": dim for dim in config["dims"]}
             tensors = load_file(path)
         except (OSError, KeyError, TypeError, SafetensorError) as error:
-            raise ModelLayoutError(f"{path} or the config.json beside it is damaged ({error!r}).") from error
+            raise ModelLayoutError(f"{path} or the config.json beside it is damaged ({error!r:.300}).") from error
         if set(tensors) != set(expected):
             raise ModelLayoutError(f"{path}: expected the tensors {sorted(expected)}, found {sorted(tensors)}.")
         try:

@@ -113,21 +113,35 @@ def layout_errors(source: ModelSource) -> Iterator[None]:
     """
     try:
         yield
+    except ModelLayoutError as error:
+        if str(source.folder) in str(error):
+            raise
+        raise ModelLayoutError(f"{source.folder}: {error}") from error
     except (Jcv2Error, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers
+            raise
         raise ModelLayoutError(
-            f"{source.name!r} ({source.folder}) cannot be loaded as a multi-vector model: {str(error) or repr(error)} "
+            f"{source.name!r} ({source.folder}) cannot be loaded as a multi-vector model: "
+            f"{str(error) or repr(error):.600} "
             "Supported are the layouts of jina-colbert-v2, of this package, and of sentence-transformers' "
             "MultiVectorEncoder (its own, PyLate's and Stanford's), without remote code."
         ) from error
 
 
 def _check_lengths(loaded: LoadedModel) -> None:
-    """Check the lengths to which texts are padded or cut."""
+    """Check the size of the vocabulary, and the lengths to which texts are padded or cut."""
     transformer: Any = loaded.modules[0]
     most = getattr(getattr(transformer, "config", None), "max_position_embeddings", None) or MOST_TOKENS
     expansion = getattr(transformer, "query_expansion", None) or {}
+    embeddings = getattr(getattr(transformer, "model", None), "get_input_embeddings", lambda: None)()
+    tokens, rows = len(transformer.tokenizer), getattr(embeddings, "num_embeddings", None)
+    if rows is not None and tokens > rows:
+        raise ModelLayoutError(
+            f"{loaded.source.folder}: the tokenizer has {tokens:,} tokens, and the model has weights for {rows:,}. The "
+            "files are of different models: download all of them again."
+        )
     lengths = {
         "query_expansion.length": expansion.get("length"),
         **{name: getattr(transformer, name, None) for name in ("query_length", "document_length", "max_seq_length")},

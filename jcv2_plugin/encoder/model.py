@@ -25,6 +25,7 @@ from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
 from jcv2_plugin.encoder.hub import ModelSource
 from jcv2_plugin.encoder.inference import encode_batches
+from jcv2_plugin.encoder.int8 import QuantizedTransformer
 from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_plugin.encoder.short_texts import ShortTexts, require_short_texts
@@ -191,6 +192,10 @@ class JinaColbertEncoder(MultiVectorEncoder):
             encoder.skiplist = skiplist
         encoder.query_engine = query_engine
         encoder.prepare()
+        if not isinstance(encoder.backbone, QuantizedTransformer):  # its network would not survive a fork
+            with loading.layout_errors(loaded.source):  # before a user's texts are
+                encoder.query_vectors(["text"], encoder.dims[0])
+                encoder.document_vectors(["text"], encoder.dims[0])
         return encoder
 
     def prepare(self) -> None:

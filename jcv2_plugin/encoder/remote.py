@@ -268,7 +268,7 @@ class RemoteEncoder:
             if wanted is None or not (isinstance(cause, RequestError) and cause.failure.status == 404):
                 raise
             return ModelFacts(wanted)
-        names = [one.id for one in there]
+        names = f"{[one.id for one in there]!s:.600}"
         if wanted is None and len(there) != 1:
             raise ModelNotFoundError(f"{self.url} has the models {names}. Say which: model=, or {self.url}#NAME.")
         found = next((one for one in there if wanted in (None, one.id)), None)

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_plugin.documents import is_unicode
 from jcv2_plugin.encoder.protocol import EmbeddingType
 from jcv2_plugin.encoder.scored_tokens import ScoredToken
 
 _ROUNDING = 0.02
 """How far a row's length may be from 1. bfloat16 and float16 round it by less."""
 _MOST_DIMS = 4096
+_MOST_HEADS = 256
+_LONGEST_NAME = 1000
 
 
 class WrongAnswer(ValueError):
@@ -42,7 +45,7 @@ class ModelFacts:
         """Read an entry. Raises WrongAnswer if a field has a wrong type."""
         dims = entry.get("dims") or []
         default = entry.get("default_dim")
-        if not isinstance(dims, list) or not all(_is_count(one, _MOST_DIMS) for one in dims):
+        if not isinstance(dims, list) or len(dims) > _MOST_HEADS or not all(_is_count(one, _MOST_DIMS) for one in dims):
             raise WrongAnswer(f"the model {entry['id']!r} has the dims {dims!r:.60}")
         for name in ("query_length", "document_length", "content_length"):
             if entry.get(name) is not None and not _is_count(entry[name], 2**20):
@@ -75,6 +78,8 @@ def models_of(body: Any) -> list[ModelFacts]:
         raise WrongAnswer("its list of models has no 'data'")
     if not all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in entries):
         raise WrongAnswer("its list of models has entries without an 'id'")
+    if wrong := next((one["id"] for one in entries if not _is_name(one["id"])), None):
+        raise WrongAnswer(f"its list of models has the 'id' {wrong!a:.60}, which is too long or not Unicode")
     return [ModelFacts.of(entry) for entry in entries]
 
 
@@ -159,6 +164,10 @@ def tokens_of(item: Mapping[str, Any], text: str) -> list[ScoredToken]:
             raise WrongAnswer(f"text {item['index']} has a token at {start!r:.20} to {end!r:.20}, outside of the text")
         found.append(ScoredToken(token, start, end))
     return found
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= _LONGEST_NAME and is_unicode(text)
 
 
 def _is_count(value: Any, most: int) -> bool:

@@ -27,7 +27,18 @@ from jcv2_plugin.errors import (
     UnknownDimError,
 )
 from jcv2_plugin.files import parse_json
-from jcv2_plugin.transport import TIMEOUT, TOO_LARGE, UNREACHABLE, UNREADABLE, Backoff, Failure, seconds_of, shortened
+from jcv2_plugin.transport import (
+    TIMEOUT,
+    TOO_LARGE,
+    UNCOMPRESSED,
+    UNREACHABLE,
+    UNREADABLE,
+    Backoff,
+    Failure,
+    refuse_compressed,
+    seconds_of,
+    shortened,
+)
 
 _LOG = logging.getLogger("jcv2_plugin")
 _CODES: dict[Any, type[Jcv2Error]] = {
@@ -155,6 +166,8 @@ class EncoderClient:
                 answer = await asyncio.wait_for(self._answer(client, method, path, content, most), self._timeout)
             except (asyncio.TimeoutError, httpx.TimeoutException) as error:
                 raise RequestError(Failure(TIMEOUT, f"no whole answer in {self._timeout:g} s")) from error
+            except httpx.DecodingError as error:
+                raise RequestError(Failure(UNREADABLE, self._safe(str(error)))) from error
             except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
                 raise RequestError(Failure(UNREACHABLE, self._safe(str(error) or type(error).__name__))) from error
         status, headers, text = answer
@@ -167,7 +180,8 @@ class EncoderClient:
     ) -> tuple[int, httpx.Headers, bytes]:
         received = bytearray()
         async with client.stream(method, f"{self.url}{path}", content=content) as response:
-            async for chunk in response.aiter_bytes():
+            refuse_compressed(response)
+            async for chunk in response.aiter_raw():
                 received += chunk
                 if len(received) > most:
                     raise RequestError(Failure(UNREADABLE, f"the answer is larger than {most:,} bytes"))
@@ -177,7 +191,7 @@ class EncoderClient:
         """Return the client and the turns of this process's loop. Called in the loop."""
         loop = asyncio.get_running_loop()
         if self._connected is None or self._connected[0] is not loop:
-            headers = {"Accept": "application/json", "Content-Type": "application/json", "Accept-Encoding": "identity"}
+            headers = {"Accept": "application/json", "Content-Type": "application/json", **UNCOMPRESSED}
             if self._key is not None:
                 headers["Authorization"] = f"Bearer {self._key}"
             limits = httpx.Limits(max_connections=self._parallel, max_keepalive_connections=self._parallel)
@@ -194,9 +208,12 @@ class EncoderClient:
 
     def _refusal(self, status: int, headers: httpx.Headers, text: bytes) -> RequestError:
         if 300 <= status < 400:
-            target = urlsplit(headers.get("Location", ""))
-            where = f"{target.scheme}://{target.hostname}" if target.hostname else "another path"
-            return RequestError(Failure(status, f"it redirects to {where}"))
+            try:
+                target = urlsplit(headers.get("Location", ""))
+                where = f"{target.scheme}://{target.hostname}" if target.hostname else "another path"
+            except ValueError:
+                where = "what is no address"
+            return RequestError(Failure(status, self._safe(f"it redirects to {where}")))
         code = index = None
         reason = f"status {status}"
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +13,8 @@ from jcv2_plugin.engines.schema import METADATA_FIELD
 from jcv2_plugin.errors import CollectionError
 
 T = TypeVar("T")
+
+_MOST_TAKEN = 1000
 
 
 def aliases_of(client: QdrantClient) -> dict[str, str]:
@@ -57,6 +58,12 @@ def check_no_generation(name: str, aliases: Mapping[str, str]) -> None:
             raise CollectionError(f"{name!r} has the alias {alias!r}. Replace or migrate {alias!r} instead.")
 
 
+def generation_of(physical: str, name: str) -> int:
+    """Return the number of a collection that the alias ``name`` points to or pointed to, or 0 for another's name."""
+    number = physical.removeprefix(f"{name}.")
+    return int(number) if number.isdecimal() and len(number) < 19 else 0
+
+
 def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
     """Return the name for the next generation, and the metadata of any leftover collection of that name.
 
@@ -64,15 +71,18 @@ def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, An
     skipped.
     """
     aliases = aliases_if_allowed(client)
-    last = (old or "").removeprefix(f"{name}.")  # the old name itself if it has no alias
-    for generation in itertools.count(int(last) + 1 if last.isdecimal() else 1):
+    first = generation_of(old or "", name) + 1
+    for generation in range(first, first + _MOST_TAKEN):
         physical = f"{name}.{generation}"
         if not client.collection_exists(physical):
             return physical, None
         metadata = client.get_collection(physical).config.metadata or {}
         if METADATA_FIELD in metadata and physical not in {*aliases, *aliases.values()}:
-            break
-    return physical, metadata
+            return physical, metadata
+    raise CollectionError(
+        f"All names from {name}.{first} to {physical} are taken on the server, as it says. Check the server and what "
+        "stands before it, or choose another name."
+    )
 
 
 def point_alias(client: QdrantClient, name: str, physical: str, old: str | None) -> None:

@@ -102,7 +102,7 @@ def _record(point: Any, where: str, dim: int | None, sizes: Mapping[str, int]) -
     try:
         vectors = {name: _vector(value) for name, value in found.items()}
     except (ValueError, TypeError) as error:  # rows of different lengths
-        raise wrong_answer(where, f"The vectors of point {point.id} are unreadable: {error}.") from error
+        raise wrong_answer(where, f"The vectors of point {point.id} are unreadable: {error!s:.200}.") from error
     matrix = vectors.pop(VECTOR_NAME, None)
     for name, value, axes in ((VECTOR_NAME, matrix, 2), *((name, value, 1) for name, value in vectors.items())):
         wanted = sizes.get(name, dim)

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionLockedError,
     CollectionNotFoundError,
+    DiskFullError,
     Jcv2Error,
 )
 from jcv2_plugin.files import check_space, naming, read_json, temporary_for, write_atomically
@@ -199,7 +201,7 @@ class EdgeEngine:
                 CollectionSchema.from_dict(described, f"The collection in {str(path)!r}")  # raises
             if not (path / name).is_dir():
                 raise CollectionCorruptError(f"{str(path / name)!r} is missing. Restore the folder from a backup.")
-            _refuse_links(path / name)
+            _refuse_others(path / name)
             if _is_described(path, name, described):
                 _remove_leftovers(path, name)
             storage = described.get("storage") if isinstance(described, dict) else None
@@ -485,18 +487,24 @@ def _shards(path: Path) -> list[str]:
     return sorted(name for name in names if name == _SHARD or _generation(name) > 1)
 
 
-def _refuse_links(folder: Path) -> None:
-    """Refuse a shard with links: Edge would write through them to files elsewhere.
+def _refuse_others(folder: Path) -> None:
+    """Refuse a shard with links, through which Edge would write to files elsewhere, or pipes, which it would wait for.
 
     Raises:
         CollectionAccessError: There is one.
     """
     for root, folders, files in os.walk(folder):
         for name in ("", *folders, *files):
-            if os.path.islink(link := os.path.join(root, name) if name else root):
+            entry = os.path.join(root, name) if name else root
+            if stat.S_ISLNK(mode := os.lstat(entry).st_mode):
                 raise CollectionAccessError(
-                    f"{link!r} is a link, and Qdrant Edge would write to the file that it points to. Copy the "
+                    f"{entry!r} is a link, and Qdrant Edge would write to the file that it points to. Copy the "
                     "collection with the files themselves (cp -rL) if you trust it, and open the copy."
+                )
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise CollectionAccessError(
+                    f"{entry!r} is not a regular file, and Qdrant Edge would wait for it. Remove it if the collection "
+                    "is yours, and restore the file from a backup."
                 )
 
 
@@ -630,9 +638,13 @@ def _acquire(path: Path) -> FileLock:
     except Timeout as error:
         raise CollectionLockedError(_locked_message(path)) from error
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if isinstance(error, DiskFullError):
             raise
-        raise CollectionAccessError(_not_writable(path, error)) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise CollectionAccessError(_not_writable(path, error)) from error
+        raise CollectionAccessError(
+            f"{str(path / _LOCK)!r} cannot be locked ({error.strerror}). Remove it if it is not a regular file."
+        ) from error
     return lock
 
 

@@ -23,6 +23,7 @@ from jcv2_plugin.engines.aliases import (
     aliases_of,
     check_no_generation,
     collection_names,
+    generation_of,
     if_allowed,
     next_name,
     point_alias,
@@ -54,6 +55,7 @@ from jcv2_plugin.transport import TOO_LARGE
 _SCROLL_PAGE = 1000
 _VECTORS_PAGE = 64
 _IDS_PAGE = 10_000
+_MOST_REPLACED = 100
 # A server accepts 32 MiB per request. In JSON, a float32 takes up to 21 bytes, rounded to 6 decimals up to 10.
 _BYTES_PER_REQUEST = 24 * 1024 * 1024
 _BYTES_PER_FLOAT = 21
@@ -472,14 +474,16 @@ class ClientEngine:
         return key in [one.key for one in there]
 
     def _drop(self, old: str) -> None:
-        """Delete a replaced collection, and one that it replaced itself if a crash came before that was deleted.
+        """Delete a replaced collection, and those that it replaced itself if a crash came before they were deleted.
 
         If that fails, log a warning and leave them.
         """
+        chain = [old]
         try:
-            if (older := self._replaced_by(old)) is not None:
-                self._drop(older)
-            self._call(self.client.delete_collection, old)
+            while len(chain) < _MOST_REPLACED and (older := self._replaced_by(chain[-1])) is not None:
+                chain.append(older)
+            for one in reversed(chain):
+                self._call(self.client.delete_collection, one)
         except CollectionError as error:
             _LOG.warning(
                 "%s has been replaced, but %r could not be deleted from the server: %s", self.title, old, error
@@ -488,8 +492,7 @@ class ClientEngine:
     def _replaced_by(self, physical: str) -> str | None:
         """Return the generation of this collection that another one has replaced, if it is still there."""
         old = (self._call(self.client.get_collection, physical).config.metadata or {}).get(REPLACES_FIELD)
-        generation, older = (str(one).removeprefix(f"{self.name}.") for one in (physical, old))
-        if not (generation.isdecimal() and older.isdecimal() and int(older) < int(generation)):
+        if not 0 < generation_of(str(old), self.name) < generation_of(physical, self.name):
             return None
         if (
             not self._call(self.client.collection_exists, old)

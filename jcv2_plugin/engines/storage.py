@@ -70,7 +70,7 @@ def oversampling_of(storage: str) -> float | None:
 
 def version_of(version: str) -> tuple[int, int] | None:
     """Return the major and minor version of a server, or None if the text is not a version."""
-    found = re.match(r"(\d+)\.(\d+)", version)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", version)
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -16,6 +16,8 @@ from jcv2_plugin.files import numbered_lines, parse_json, read_json
 _LAYOUT = "A BEIR folder holds corpus.jsonl, queries.jsonl and qrels/<split>.tsv."
 _HEADER = "query-id\\tcorpus-id\\tscore"
 _NAMED = 5
+_HIGHEST_SCORE = 10**6
+"""trec_eval keeps a counter for each grade up to the highest."""
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +246,13 @@ def _id(record: dict[str, Any], where: str) -> str:
     own_id = _string(record, "_id", where)
     if not own_id:
         raise BeirFormatError(f"{where}: '_id' is empty. Give each line an id of its own.")
+    _check_id(own_id, where)
     return own_id
+
+
+def _check_id(own_id: str, where: str) -> None:
+    if "\0" in own_id:
+        raise BeirFormatError(f"{where}: the id {own_id!r:.60} has a NUL, where trec_eval would cut it. Rename it.")
 
 
 def _read_queries(path: Path, wanted: Container[str]) -> dict[str, str]:
@@ -300,9 +308,13 @@ def _qrels_row(line: bytes, where: str, *, header: bool) -> tuple[str, str, int]
     except ValueError as error:
         if header:
             return None
-        raise BeirFormatError(f"{where}: the score must be an integer, got {columns[2]!r}.") from error
+        raise BeirFormatError(f"{where}: the score must be an integer, got {columns[2]!r:.60}.") from error
+    if abs(score) > _HIGHEST_SCORE:
+        raise BeirFormatError(f"{where}: a score is at most {_HIGHEST_SCORE:,}, got {columns[2]!r:.60}. Use grades.")
     if header:
         raise BeirFormatError(f"{where}: expected the header {_HEADER}, got {columns!r:.120}. Add it as first line.")
+    for own_id in columns[:2]:
+        _check_id(own_id, where)
     return columns[0], columns[1], score
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cli_helpers import MINI, error, jcv2, run, run_both, run_json
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.cli import app
@@ -251,6 +252,17 @@ def test_documents_do_not_control_the_terminal(folder: Path) -> None:
     assert run_json("search", "harbour", "-c", "[red]h[/zz]")[0]["id"] == HOSTILE
     assert "[red]h[/zz].html" in run("explain", "harbour", "-c", "[red]h[/zz]", "--html", "[red]h[/zz].html")
     assert "\x1b" not in error("search", "x", "-c", "no\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    "command", [(f"--{HOSTILE}",), (HOSTILE,), ("search", "x", f"--{HOSTILE}"), ("info", "-c", "c", HOSTILE)]
+)
+def test_usage_errors_do_not_control_the_terminal(folder: Path, command: tuple[str, ...]) -> None:
+    """Names of files may be among the arguments."""
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 2
+    assert r"x\x1b[31m\x9b\u202e" in said.stderr
+    assert not [char for char in said.stderr if not char.isprintable() and char != "\n"]
 
 
 @pytest.mark.parametrize(

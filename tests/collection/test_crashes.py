@@ -23,6 +23,7 @@ import pytest
 from collection_samples import DIM, copied, documents
 from full import FULL
 from qdrant_client import QdrantClient, models
+from stage_samples import Letters
 from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
@@ -35,6 +36,7 @@ from jcv2_plugin.engines.aliases import aliases_of
 from jcv2_plugin.engines.base import Point
 from jcv2_plugin.errors import (
     CollectionExistsError,
+    CollectionMismatchError,
     CollectionNotFoundError,
     CollectionUnfinishedError,
     DiskFullError,
@@ -48,6 +50,7 @@ TRIALS = int(os.environ.get("JCV2_CRASHES", 40 if FULL else 2))
 TEXTS = [f"Text {number} of a lighthouse keeper." for number in range(9)]
 FILE = "saved.snapshot"
 STORE = "collection"
+OWN = Letters()
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ def jcv2(*arguments: object) -> None:
         raise result.exception
 
 
-def store(work: Path, encoder: JinaColbertEncoder, count: int = 6) -> None:
-    with ColbertCollection.create(work / STORE, encoder=encoder, dim=DIM) as collection:
-        collection.add(documents(count))
+def store(work: Path, encoder: JinaColbertEncoder, **options: Any) -> None:
+    with ColbertCollection.create(work / STORE, encoder=encoder, dim=DIM, **options) as collection:
+        collection.add(documents(6))
 
 
 def created(work: Path, encoder: JinaColbertEncoder) -> None:
@@ -84,10 +87,18 @@ def created_over(work: Path, encoder: JinaColbertEncoder) -> None:
 
 def opened(act: Callable[[ColbertCollection], object]) -> Callable[[Path, JinaColbertEncoder], None]:
     def run(work: Path, encoder: JinaColbertEncoder) -> None:
-        with ColbertCollection.open(work / STORE, encoder=encoder) as collection:
+        with with_own_stage(path=work / STORE, encoder=encoder) as collection:
             act(collection)
 
     return run
+
+
+def with_own_stage(**place: Any) -> ColbertCollection:
+    """Open a collection, with the object of its first stage if it needs one."""
+    try:
+        return ColbertCollection.open(**place)
+    except CollectionMismatchError:
+        return ColbertCollection.open(**place, first_stage=OWN)
 
 
 def ingested(work: Path, encoder: JinaColbertEncoder) -> None:
@@ -115,7 +126,7 @@ def index_first(work: Path, encoder: JinaColbertEncoder) -> None:
 
 
 def snapshot_file(work: Path, encoder: JinaColbertEncoder) -> None:
-    with ColbertCollection.create(":memory:", encoder=encoder, dim=64) as collection:
+    with ColbertCollection.create(":memory:", encoder=encoder, dim=64, first_stage=["pooled", OWN]) as collection:
         collection.add(TEXTS, ids=[f"t{number}" for number in range(len(TEXTS))])
         collection.snapshot(work / FILE)
 
@@ -145,6 +156,11 @@ COMMANDS = {
     "create": Command(created, done=(CollectionExistsError,)),
     "create --overwrite": Command(created_over, store, may_lack=True),
     "add": Command(opened(lambda one: one.add([*CHANGED, *documents(7, start=2)])), store, whole=False),
+    "add, with a stage of one's own": Command(
+        opened(lambda one: one.add([*CHANGED, *documents(7, start=2)])),
+        lambda work, encoder: store(work, encoder, first_stage=["bm25", OWN]),
+        whole=False,
+    ),
     "ingest": Command(ingested, store, whole=False),
     "index": Command(index, lambda work, encoder: files(work, 0, 1, 2), whole=False),
     "index again": Command(index, index_first, whole=False),
@@ -152,6 +168,7 @@ COMMANDS = {
     "delete by filter": Command(opened(lambda one: one.delete(filter=ONLY)), store, whole=False),
     "optimize": Command(opened(lambda one: one.optimize()), store),
     "migrate by copying": Command(opened(lambda one: one.migrate(storage="turbo8")), store),
+    "migrate to a stage of one's own": Command(opened(lambda one: one.migrate(first_stage=["pooled", OWN])), store),
     "migrate by encoding": Command(lambda work, _: jcv2("migrate", "-c", work / STORE, "--dim", "64"), store),
     "snapshot": Command(lambda work, _: jcv2("snapshot", work / FILE, "-c", work / STORE), store, (SnapshotError,)),
     "restore": Command(
@@ -171,9 +188,9 @@ COMMANDS = {
     ),
 }
 # The others only in the long form.
-SHORT = ["create --overwrite", "ingest", "migrate by copying", "snapshot", "restore --overwrite"]
+SHORT = ["create --overwrite", "ingest", "migrate to a stage of one's own", "snapshot", "restore --overwrite"]
 SHORT_REQUESTS = ["create --overwrite", "migrate by copying", "drop"]
-State = Any  # (dim, storage, {(id, text, metadata): number}), or None, or UNFINISHED
+State = Any  # (dim, storage and first stage, {(id, text, metadata): number}), or None, or UNFINISHED
 
 
 def look(work: Path, encoder: JinaColbertEncoder) -> State:
@@ -181,7 +198,7 @@ def look(work: Path, encoder: JinaColbertEncoder) -> State:
     if (work / FILE).exists():
         check_snapshot(work / FILE)
     try:
-        collection = ColbertCollection.open(work / STORE, encoder=encoder)
+        collection = with_own_stage(path=work / STORE, encoder=encoder)
     except CollectionNotFoundError:
         return None
     except CollectionUnfinishedError:
@@ -201,7 +218,7 @@ def state_of(opened: ColbertCollection) -> State:
         # Ids of texts without one are random.
         seen = Counter((text if re.fullmatch("[0-9a-f]{32}", own) else own, text, data) for own, text, data in found)
         schema = collection.schema
-    return (schema.dim, schema.storage), seen
+    return (schema.dim, schema.storage, schema.first_stage), seen
 
 
 def names(work: Path) -> list[str]:
@@ -340,7 +357,7 @@ REQUESTS: dict[str, tuple[Requests, int, tuple[type[Jcv2Error], ...], bool]] = {
 
 def look_at(client: QdrantClient, encoder: JinaColbertEncoder) -> State:
     try:
-        return state_of(ColbertCollection.open(client=client, encoder=encoder))
+        return state_of(with_own_stage(client=client, encoder=encoder))
     except CollectionNotFoundError:
         return None
     except CollectionUnfinishedError:

@@ -292,6 +292,19 @@ class TestFilesOfStrangers:
         with pytest.raises(CollectionAccessError, match="is a link"):
             ColbertCollection.open(folder)
 
+    @pytest.mark.parametrize("name", ["shard/wal/open-1", "shard/edge_config.json"])
+    def test_pipes_are_not_waited_for(self, folder: Path, name: str) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(CollectionAccessError, match=f"{name}' is not a regular file"):
+            ColbertCollection.open(folder)
+
+    def test_a_lock_that_is_none(self, folder: Path) -> None:
+        (folder / "lock").unlink(missing_ok=True)
+        (folder / "lock").mkdir()
+        with pytest.raises(CollectionAccessError, match=f"{folder}/lock' cannot be locked"):
+            ColbertCollection.open(folder)
+
     def test_a_description_that_never_ends(self, folder: Path) -> None:
         file = folder / "jcv2.json"
         file.unlink()

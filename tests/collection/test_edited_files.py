@@ -21,6 +21,7 @@ from collection_samples import DIM, contents, copied, documents, stored_vectors
 from full import FULL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stage_samples import Letters
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.cli.collections import _of_folder
@@ -29,6 +30,7 @@ from jcv2_plugin.collection.snapshot import SnapshotError, check_snapshot
 from jcv2_plugin.errors import CollectionCorruptError, Jcv2Error
 
 EXAMPLES = int(os.environ.get("JCV2_EXAMPLES", 2000 if FULL else 8))
+OWN = Letters()
 Members = list[tuple[str, bytes]]
 
 some = settings(
@@ -202,7 +204,8 @@ def encoder() -> JinaColbertEncoder:
 @pytest.fixture(scope="module")
 def original(encoder: JinaColbertEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("original") / "collection"
-    with ColbertCollection.create(path, encoder=encoder, dim=DIM) as collection:
+    stages: Any = ["pooled", "bm25", OWN]
+    with ColbertCollection.create(path, encoder=encoder, dim=DIM, first_stage=stages) as collection:
         collection.add(documents(4))
         collection.snapshot(path.parent / "snapshot")
     return path
@@ -246,7 +249,7 @@ def test_bytes_of_a_snapshot(snapshot: Path, original: Path, there: Path, tmp_pa
     """Whatever happens to a file on its way, it is noticed."""
     whole, good, target, file = snapshot.read_bytes(), there, tmp_path / "target", tmp_path / "edited"
     copied(good, target)
-    with ColbertCollection.open(original) as collection:
+    with ColbertCollection.open(original, first_stage=OWN) as collection:
         expected, vectors = contents(collection), stored_vectors(collection)
 
     @st.composite
@@ -259,7 +262,7 @@ def test_bytes_of_a_snapshot(snapshot: Path, original: Path, there: Path, tmp_pa
         file.write_bytes(content)
         if refusal(file, target):
             return
-        with ColbertCollection.open(target) as collection:
+        with ColbertCollection.open(target, first_stage="none") as collection:
             assert contents(collection) == expected
             for own_id, matrix in stored_vectors(collection).items():
                 np.testing.assert_array_equal(matrix, vectors[own_id])
@@ -282,7 +285,7 @@ def test_contents_of_a_snapshot(
         file.write_bytes(content)
         if refusal(file, target):
             return
-        with ColbertCollection.open(target) as collection:
+        with ColbertCollection.open(target, first_stage="none") as collection:
             report = collection.verify(sample=0)
             # Its text or metadata are others', and its hash says so.
             assert [one for one in report.problems if "changed by other software" not in one] == []
@@ -290,7 +293,7 @@ def test_contents_of_a_snapshot(
             (tmp_path / "again").unlink(missing_ok=True)
             assert collection.snapshot(tmp_path / "again").documents == report.documents
         check_snapshot(tmp_path / "again")
-        with ColbertCollection.open(target) as collection:
+        with ColbertCollection.open(target, first_stage="none") as collection:
             found = collection.get(list(collection.ids()))
             assert len(found) == report.documents
             collection.optimize()
@@ -314,7 +317,7 @@ def test_the_description_of_a_collection(original: Path, encoder: JinaColbertEnc
     copied(original, target)
     file = target / "jcv2.json"
     good = file.read_bytes()
-    with ColbertCollection.open(original) as collection:
+    with ColbertCollection.open(original, first_stage=OWN) as collection:
         expected = contents(collection)
 
     @st.composite
@@ -328,7 +331,7 @@ def test_the_description_of_a_collection(original: Path, encoder: JinaColbertEnc
         said = str(target)
         [listed] = _of_folder(str(target))
         try:
-            with ColbertCollection.open(target, encoder=encoder) as collection:
+            with ColbertCollection.open(target, encoder=encoder, first_stage=OWN) as collection:
                 assert contents(collection) == expected
                 assert collection.verify(sample=0).problems == []
                 assert collection.search(documents(3)[2].text, k=1)[0].id == "d2"
@@ -339,7 +342,7 @@ def test_the_description_of_a_collection(original: Path, encoder: JinaColbertEnc
             said = str(error)
         assert str(target) in said
         file.write_bytes(good)
-        with ColbertCollection.open(target, encoder=encoder) as collection:
+        with ColbertCollection.open(target, encoder=encoder, first_stage=OWN) as collection:
             collection.delete(["more"])
             assert contents(collection) == expected
             assert collection.verify(sample=2).problems == []

@@ -15,7 +15,7 @@ from collection_samples import DIM, QUERIES, documents, encoded, store
 from pydantic import ValidationError
 from qdrant_client import QdrantClient, models
 from server_site import Site
-from stage_samples import backbone_model, dense_model, sparse_model
+from stage_samples import LETTERS, Letters, backbone_model, dense_model, sparse_model
 
 from jcv2_plugin import (
     ColbertCollection,
@@ -41,23 +41,7 @@ from jcv2_plugin.evaluation.beir import BeirDataset
 
 DOCUMENTS = documents(120)
 TEXTS = [one.text for one in DOCUMENTS]
-SIZE = 24
-LETTERS = DenseParams(SIZE, "dot")
-
-
-class Letters:
-    """Counts letters: a stage that a user might write, which can be pickled and follows the protocol by its parts."""
-
-    def __init__(self, name: str = "letters", params: Any = LETTERS) -> None:
-        self.name, self.params = name, params
-
-    def encode_documents(self, texts: Sequence[str]) -> Any:
-        if isinstance(self.params, SparseParams):
-            counts = [{letter: text.count(letter) for letter in set(text)} for text in texts]
-            return [SparseVector([ord(one) for one in found], list(found.values())) for found in counts]
-        return np.array([[1.0 + text.count(chr(97 + n)) for n in range(self.params.size)] for text in texts])
-
-    encode_queries = encode_documents
+SIZE = LETTERS.size
 
 
 class Hashed(Letters):

@@ -100,13 +100,16 @@ class TestSums:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"documents": 0}, "documents must be at least 1"),
-            ({"pool_factor": 0.5}, "pool_factor must be at least 1"),
-            ({"pool_factor": float("nan")}, "pool_factor must be at least 1"),
+            ({"documents": 0}, "documents must be a number from 1 "),
+            ({"pool_factor": 0.5}, "pool_factor must be a number from 1 "),
+            ({"pool_factor": float("nan")}, "pool_factor must be a number from 1 "),
+            ({"tokens": float("inf")}, "tokens must be a number from 1 to 1e\\+18, got inf"),
+            ({"dim": 10**300}, "dim must be a number from 1 "),
+            ({"node_memory": 1e-300}, "node_memory must be a number from 0.001"),
             ({"storage": "int3"}, "storage must be one of"),
             ({"first_stage": "magic"}, "first_stage must be one of"),
-            ({"node_disk": 0}, "node_disk must be positive"),
-            ({"tokens_per_second": -1}, "tokens_per_second must be positive"),
+            ({"node_disk": 0}, "node_disk must be a number from 0.001"),
+            ({"tokens_per_second": -1}, "tokens_per_second must be a number from 0.001"),
         ],
     )
     def test_bad_input(self, options: dict[str, object], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +259,13 @@ def test_sizes_that_are_not_there_are_not_allocated(
     assert str(tmp_path / "edited") in str(caught.value)
     with ColbertCollection.open(there) as collection:
         assert list(collection.ids()) == ["here"]
+
+
+def test_what_is_no_file_is_not_waited_for(there: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(SnapshotError, match=f"{file}' is no snapshot, or is damaged: it is not a regular file"):
+            ColbertCollection.restore(file, there, overwrite=True)
 
 
 @pytest.mark.parametrize(

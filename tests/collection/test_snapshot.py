@@ -220,6 +220,28 @@ class TestWriting:
             edge.snapshot(tmp_path / "s.snap", progress=meanwhile)
         assert [one.read_text() for one in tmp_path.iterdir()] == ["the other one"]
 
+    def test_what_could_not_be_restored_is_named(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        """Such as metadata that version 0.1 took."""
+        deep: dict[str, Any] = {}
+        for _ in range(50):
+            deep = {"a": deep}
+        with ColbertCollection.create(":memory:", encoder=mini, dim=DIM) as collection:
+            collection.add(ITEMS[:5])
+            [record] = collection.engine.retrieve([point_id("d3")], with_payload=True, with_vectors=True)
+            assert record.vectors is not None
+            payload = {**record.payload, "metadata": deep}
+            collection.engine.upsert([Point(record.id, record.vectors, payload, record.stages)])
+            with pytest.raises(SnapshotError, match=r"more than 32 levels deep.*No snapshot of it could be restored"):
+                collection.snapshot(tmp_path / "s.snap")
+            large = np.full_like(record.vectors, 1e6)  # infinite as float16
+            collection.engine.upsert([Point(record.id, large, record.payload, record.stages)])
+            with pytest.raises(SnapshotError, match=r"'d3' .* not finite .*No snapshot of it could be restored"):
+                collection.snapshot(tmp_path / "s.snap")
+            assert list(tmp_path.iterdir()) == []
+            collection.delete(["d3"])
+            collection.snapshot(tmp_path / "s.snap")
+        check_snapshot(tmp_path / "s.snap")
+
     def test_no_link_is_followed(self, edge: ColbertCollection, tmp_path: Path) -> None:
         for name in ("s.snap.tmp", "dangling"):
             (tmp_path / name).symlink_to(tmp_path / "victim")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,18 @@ class TestPassages:
         head = "<head><style>p{}</style><script>x()</script></head>"
         page = f"<html>{head}<body><h1>Ships</h1><p>They sail.</p></body></html>"
         assert html_text(page) == "Ships\nThey sail."
+
+    @pytest.mark.parametrize("begun", ["<!--", "<!DOCTYPE", "<![CDATA[", "<![", "<?", "</", "<a b='", "<a ", "<!", "<"])
+    def test_html_that_ends_nothing(self, begun: str) -> None:
+        """Python's parser looks for the end of each in all that follows: minutes for a hundred kilobytes."""
+        for page in (begun * 20_000, begun * 20_000 + "-->"):
+            started = time.process_time()
+            assert "They sail." in html_text(f"<p>They sail.</p>{page}")
+            assert time.process_time() - started < 2
+
+    def test_html_sections(self) -> None:
+        page = "<![if x]>Ships<![endif]> <![what now]>sail <![CDATA[in]]> a <b>row.<!-- x --> A < B <!-- and <b"
+        assert " ".join(html_text(page).split()) == "Ships sail in a row. A < B <!-- and <b"
 
     def test_sizes_must_fit_the_window(self, mini: JinaColbertEncoder) -> None:
         with pytest.raises(SourceError, match="do not fit the model's window of 298"):

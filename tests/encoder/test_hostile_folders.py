@@ -45,12 +45,15 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path: P
     return shutil.copytree(folders[request.param], tmp_path / request.param)
 
 
-def named(file: str, **values: Any) -> Edit:
-    """Change settings in a file."""
+def named(file: str, *path: str | int, **values: Any) -> Edit:
+    """Change settings in a file, at a place in it."""
 
     def edit(folder: Path) -> None:
-        content = json.loads((folder / file).read_text())
-        (folder / file).write_text(json.dumps({**content, **values}))
+        content = at = json.loads((folder / file).read_text())
+        for key in path:
+            at = at[key]
+        at.update(values)
+        (folder / file).write_text(json.dumps(content))
 
     return edit
 
@@ -119,6 +122,17 @@ CASES: list[tuple[str, Edit, str]] = [
     ("ours", written("config.json", "[]"), "cannot be loaded"),
     ("ours", written("tokenizer.json", DEEP), "cannot be loaded"),
     ("ours", written("tokenizer.json", "{}"), "cannot be loaded"),
+    *(
+        (layout, named("tokenizer.json", "added_tokens", 1, content="<another>"), "the tokenizer has")
+        for layout in ("ours", "plain")
+    ),
+    ("official", named("tokenizer_config.json", "added_tokens_decoder", "2", content="<another>"), "the tokenizer has"),
+    ("ours", named("tokenizer.json", "normalizer", precompiled_charsmap="../x"), "cannot be loaded"),
+    ("ours", named("2_MultiVectorMask/config.json", keep_only_token_ids="x"), "cannot be loaded"),
+    ("ours", named("sentence_bert_config.json", "modality_config", "text", method=5), "cannot be loaded"),
+    ("ours", named("config_sentence_transformers.json", "prompts", document="\ud800"), "cannot be loaded"),
+    ("official", named("config.json", intermediate_size=None), "has no"),
+    ("official", named("config.json", attention_probs_dropout_prob="a" * 10**5), "cannot be loaded"),
     ("ours", written("model.safetensors", b""), "not a readable safetensors"),
     ("ours", written("model.safetensors", b"\xff" * 100), "not a readable safetensors"),
     ("ours", written("model.safetensors", headed({"a": [1]})), "not a readable safetensors"),
@@ -160,6 +174,7 @@ def test_it_is_refused(folder: Path, edit: Edit, message: str, monkeypatch: pyte
     with pytest.raises(ModelLayoutError, match=message or None) as caught:
         JinaColbertEncoder.from_pretrained(folder, device="cpu")
     assert str(folder) in str(caught.value)
+    assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize("folder", ["ours", "plain"], indirect=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import logging
 import os
@@ -172,6 +173,12 @@ def test_a_plain_server_serves_what_needs_no_tokens(plain: EncoderServer, mini: 
     }  # fmt: skip
 
 
+def inflating() -> bytes:
+    """A few hundred bytes, which are 200 MB after they were inflated twice."""
+    once = b"".join(gzip.compress(bytes(2**20)) for _ in range(200))
+    return gzip.compress(once)
+
+
 BAD_ANSWER = EncoderAnswerError
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "one too few": (changed(lambda one: {**one, "data": one["data"][1:]}), BAD_ANSWER, "1 items for 2"),
@@ -192,6 +199,12 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "HTML": (answering(200, b"<html>Log in</html>"), BAD_ANSWER, "a page of HTML"),
     "wrong JSON": (answering(200, b'{"data": ['), BAD_ANSWER, "instead of JSON"),
     "too much": (answering(200, b" " * 2**23), BAD_ANSWER, "larger than"),
+    "inflates": (
+        answering(200, inflating(), Content_Encoding="gzip, gzip"),
+        BAD_ANSWER,
+        r"compressed \('gzip, gzip'\), which was not asked for",
+    ),
+    "a redirect to no address": (answering(302, b"", Location="http://[no"), BAD_ANSWER, "it redirects to what is no"),
     "a redirect": (answering(307, b"", Location="https://evil.example/v1"), BAD_ANSWER, "https://evil.example"),
     "hangs": (hang, EncoderServerError, "longer timeout"),
     "breaks off": (break_off, EncoderServerError, "cannot be reached, or broke off"),
@@ -374,6 +387,25 @@ def test_a_server_says_which_models_it_has(site: EncoderServer) -> None:
         RemoteEncoder(site.url, dim=33).resolve_dim(None)
     with pytest.raises(InvalidOptionError, match="document_length"):
         RemoteEncoder(site.url, document_length=7).resolve_dim(None)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"id": "\ud800"}, "not Unicode"),
+        ({"id": "x" * 10**5}, "too long"),
+        ({"dims": [DIM] * 10**5}, "the dims"),
+        ({"features": "all"}, "the features"),
+    ],
+)
+def test_a_model_s_description_cannot_be_anything(
+    site: EncoderServer, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], match: str
+) -> None:
+    listed = site.listed()
+    monkeypatch.setattr(site, "listed", lambda: {"data": [{**listed["data"][0], **change}]})
+    with pytest.raises(EncoderAnswerError, match=match) as raised:
+        RemoteEncoder(site.url).document_vectors(["A text."], DIM)
+    assert len(str(raised.value)) < 600
 
 
 def test_jina_s_api_is_asked_as_its_callers_ask(mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

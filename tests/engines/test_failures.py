@@ -13,7 +13,9 @@ from loopback_qdrant import LoopbackQdrant
 from loopback_samples import FakeRpcError, filled_client, params, points, query, topic
 from qdrant_client import QdrantClient, models
 
+from jcv2_plugin.engines.aliases import generation_of, next_name
 from jcv2_plugin.engines.retries import Retry, translated_errors
+from jcv2_plugin.engines.storage import version_of
 from jcv2_plugin.errors import (
     CollectionAccessError,
     CollectionError,
@@ -204,3 +206,19 @@ def test_codes_of_grpc(code: str, details: str, kind: type[Jcv2Error], part: str
 
 def test_an_error_of_grpc_without_a_code() -> None:
     assert "refused: lost" in translated(CollectionError, lambda: raise_(grpc.RpcError("lost")))
+
+
+def test_a_server_that_has_every_name_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = QdrantClient(":memory:")
+    client.create_collection("other", models.VectorParams(size=2, distance=models.Distance.DOT))
+    found = client.get_collection("other")
+    monkeypatch.setattr(client, "collection_exists", lambda name: True)
+    monkeypatch.setattr(client, "get_collection", lambda name: found)
+    with pytest.raises(CollectionError, match=r"All names from papers\.8 to papers\.1007 are taken"):
+        next_name(client, "papers", "papers.7")
+
+
+def test_names_and_versions_with_thousands_of_digits_are_nobody_s() -> None:
+    """A server may tell any; Python does not convert so many."""
+    assert generation_of("papers." + "9" * 5000, "papers") == 0
+    assert version_of("9" * 5000 + ".1.0") is None

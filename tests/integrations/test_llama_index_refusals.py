@@ -6,9 +6,10 @@ import pytest
 from llama_index.core import Document, MockEmbedding
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
+import jcv2_plugin
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.errors import DocumentTooLongError, InvalidDocumentError
-from llama_index_jcv2 import JinaColbertIndex, JinaColbertVectorStore
+from llama_index_jcv2 import JinaColbertIndex, JinaColbertRetriever, JinaColbertVectorStore
 
 
 @pytest.fixture
@@ -58,3 +59,23 @@ def test_ids_are_checked_wherever_they_are_given(store, id):
     for call in (store.delete, lambda one: store.delete_nodes([one]), lambda one: store.get_nodes([one])):
         with pytest.raises(InvalidDocumentError, match=r"Ids are str, got|lone surrogates"):
             call(id)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("[" * 200_000, "TextNode"),
+        ("{", "TextNode"),
+        ("[1]", "Document"),
+        (5, "IndexNode"),
+        ('{"relationships": {"9": {}}}', "x"),
+    ],
+)
+def test_a_stored_node_that_cannot_be_read_is_named(store, content, kind):
+    """Such as that of a stranger's collection."""
+    payload = {"_node_content": content, "_node_type": kind}
+    store.client.add([jcv2_plugin.Document("A cup of tea.", "odd", {}, payload)])
+    with pytest.raises(InvalidDocumentError, match=r"Document 'odd': its payload is not that of a LlamaIndex node"):
+        JinaColbertRetriever(store.client).retrieve("tea")
+    with pytest.raises(InvalidDocumentError, match="Document 'odd'"):
+        store.get_nodes(["odd"])

@@ -1,7 +1,8 @@
-"""The timeout is for a whole answer, however slowly it comes."""
+"""The timeout is for a whole answer, however slowly it comes, and no answer is larger than memory."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -18,7 +19,7 @@ from jcv2_plugin.errors import CollectionError
 BODY = json.dumps({"result": {"exists": True}, "status": "ok", "time": 0.1, "pad": "x" * 1000}).encode()
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
-Serve = Callable[[bytes, int, float], str]
+Serve = Callable[..., str]
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def serve() -> Iterator[Serve]:
     listening: list[socket.socket] = []
     closing = threading.Event()
 
-    def start(first: bytes, size: int, wait: float) -> str:
+    def start(first: bytes, size: int, wait: float, answered: bytes = HEAD + BODY) -> str:
         server = socket.create_server(("127.0.0.1", 0))
         listening.append(server)
 
@@ -41,7 +42,7 @@ def serve() -> Iterator[Serve]:
 
         def answer(one: socket.socket) -> None:
             with one:
-                rest = (HEAD + BODY)[len(first) :]
+                rest = answered[len(first) :]
                 try:
                     one.recv(65536)
                     one.sendall(first)
@@ -86,3 +87,19 @@ def test_the_deadline_is_for_each_request(serve: Serve) -> None:
         assert client.collection_exists("c")
         time.sleep(0.5)
     client.close()
+
+
+def test_an_answer_without_end_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes faster than memory fills up, so no timeout ends it."""
+    monkeypatch.setattr(deadlines, "_MOST", 10**6)
+    endless = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000000\r\n\r\n" + bytes(10**7)
+    with pytest.raises(CollectionError, match=r"no Qdrant server.*its answer is larger than 1,000,000 bytes"):
+        ColbertCollection.open(serve(b"", 2**15, 0, endless))
+
+
+def test_an_answer_is_not_inflated(serve: Serve) -> None:
+    """A few bytes may stand for more than there is memory."""
+    once = gzip.compress(BODY)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(once)
+    with pytest.raises(CollectionError, match=r"no Qdrant server.*its answer is compressed \('gzip'\)"):
+        ColbertCollection.open(serve(b"", 2**15, 0, head + once))

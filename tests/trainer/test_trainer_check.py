@@ -60,8 +60,9 @@ def test_no_command_lets_foreign_text_control_the_terminal(tmp_path):
         invoke("score", good, "--teacher", "./t\x1b[2J", "--out", folder / "scored.jsonl"),
         invoke("train", bad, "--out", folder / "model", "--model", "mini"),
         invoke("heads", good, "--out", folder / "heads", "--model", folder),
+        invoke("check", "--\x9b\u202e"),
     ]
-    assert [one.exit_code for one in outputs] == [1, 1, 2, 0, 2, 2, 2, 2]
+    assert [one.exit_code for one in outputs] == [1, 1, 2, 0, 2, 2, 2, 2, 2]
     for one in outputs:
         assert one.exception is None or isinstance(one.exception, SystemExit)
         assert not [char for char in one.output if not char.isprintable() and char != "\n"], one.output

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -581,3 +582,18 @@ def test_help_loads_nothing_heavy():
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_recipe_of_few_lines_is_not_written_out(tmp_path):
+    """An error quotes values, and YAML's aliases make a hundred million of these lines, or billions of some more."""
+    lines = ["range_min: &a0 [x]"]
+    for number, name in enumerate(["range_max", "sampling", "seed", "negatives", "max_score"]):
+        lines.append(f"{name}: &a{number + 1} [{', '.join([f'*a{number}'] * 40)}]")
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    started = time.process_time()
+    with pytest.raises(RecipeError, match=r"max_score: .*, got \[\[\["):
+        load_recipe(MineRecipe, "mine", tmp_path / "r.yaml")
+    assert time.process_time() - started < 1
+    (tmp_path / "r.yaml").write_text("seed: " + ":".join(["59"] * 3000))
+    with pytest.raises(RecipeError, match="a number of thousands of digits"):
+        load_recipe(MineRecipe, "mine", tmp_path / "r.yaml")

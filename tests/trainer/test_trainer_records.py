@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import random
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from jcv2_trainer.data import lines as lines_module
 from jcv2_trainer.data.check import check_file
-from jcv2_trainer.data.lines import read_lines
+from jcv2_trainer.data.lines import _decompressed, read_lines
 from jcv2_trainer.data.reading import DataError, read_jsonl, sample_texts
 from jcv2_trainer.data.records import normalise, read_entries
 from jcv2_trainer.data.rows import Row, read_rows
@@ -333,3 +334,12 @@ def test_importing_the_trainer_and_its_command_needs_no_torch():
     code = "import sys, jcv2_trainer, jcv2_trainer.cli.app; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+def test_what_inflates_does_so_in_pieces(kind):
+    """A few hundred bytes of .bz2 may stand for gigabytes."""
+    packed = ARCHIVES[kind](bytes(10**8))
+    new = {"bz2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}[kind]
+    sizes = [len(one) for one in _decompressed(io.BytesIO(packed), new)]
+    assert (sum(sizes), max(sizes)) == (10**8, 2**20)

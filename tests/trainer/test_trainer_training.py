@@ -25,7 +25,9 @@ from jcv2_trainer.cli.app import app
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.training.card import card
 from jcv2_trainer.training.dev import DevSet
+from jcv2_trainer.training.report import TrainingReport
 from jcv2_trainer.training.requests import Request
 from jcv2_trainer.training.runs import REPORT, RunFolder, sole_writer
 from jcv2_trainer.training.train import train
@@ -249,6 +251,7 @@ def test_a_killed_process_is_resumed(unfinished, tmp_path):
         ("scheduler.pt", "missing"),
         ("rng_state.pth", "truncated"),
         (STATE, "truncated"),
+        (STATE, "deep"),
     ],
 )
 def test_a_damaged_file_of_a_checkpoint_is_named_and_passed_over(resumed, name, damage):
@@ -260,7 +263,8 @@ def test_a_damaged_file_of_a_checkpoint_is_named_and_passed_over(resumed, name, 
     if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes({"truncated": content[:middle], "flipped": flipped, "empty": b""}[damage])
+        damaged = {"truncated": content[:middle], "flipped": flipped, "empty": b"", "deep": b"[" * 200_000}
+        file.write_bytes(damaged[damage])
     with pytest.warns(UserWarning, match=rf"checkpoint-5/{name} is (damaged|missing)"):
         assert undamaged_checkpoint(run).name == "checkpoint-4"
 
@@ -275,9 +279,14 @@ def test_without_an_undamaged_checkpoint_the_way_out_is_said(resumed):
         with pytest.raises(TrainingError, match=rf"checkpoint-1/{name} is damaged.*no checkpoint before it.*--force"):
             train(resumed)
     assert "error: " in CliRunner().invoke(app, command(resumed, "--resume")).output
-    (run / "run.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"run\.json is damaged.*--force"):
-        train(resumed)
+    for content in ("{", "[1]", "[" * 200_000):
+        (run / "run.json").write_text(content)
+        with pytest.raises(TrainingError, match=r"run\.json is damaged.*--force"):
+            train(resumed)
+    for name, content in (("scale.json", '"x"'), ("before.json", '{"x": 1}')):
+        (run / name).write_text(content)
+        with pytest.raises(TrainingError, match=rf"{name} is damaged \(it has .*\)"):
+            RunFolder(run, resumed.out).read(name, {"64": 0.0} if name == "before.json" else 0.0)
 
 
 def test_a_damaged_best_checkpoint_is_not_passed_over_in_silence(resumed):
@@ -520,3 +529,13 @@ def test_a_field_out_of_range_or_unknown(flags, said, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["train", "rows.jsonl", "--out", "out", *flags])
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_card_shows_the_names_in_the_data_as_text():
+    names = {"files": ["a\x1b[2J.jsonl"], "languages": ["\x9b", ""], "sources": ["web\n\n# Forged <script>"]}
+    data = {**names, "with_negatives": 0, "with_scores": 0}
+    text = card(TrainingReport("mini\nlicense: forged", "train", 1, {}, data, {}, {}))
+    assert text.replace("\n", "").isprintable()
+    assert not [line for line in text.splitlines() if line.startswith(("license", "# Forged"))]
+    assert "<script>" not in text
+    assert "- languages: \\x9b, (none given)\n" in text

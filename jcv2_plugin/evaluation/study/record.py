@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except ValueError as error:
         raise StudyError(f"{path} is not JSON ({error}). Remove it, or start over with --force.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_whole(content):
         raise StudyError(
             f"{path} is not a study's results file of format {FORMAT}. Remove it, or start over with --force."
         )
@@ -99,6 +99,16 @@ def results_of(content: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(row["parameters"], row["values"], row["samples"], row.get("languages", {})) for row in content["cells"]
     ]
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    try:
+        cells = results_of(content)
+        dicts = [content["settings"], *content["runs"], *(part for cell in cells for part in vars(cell).values())]
+        dicts += [sample for cell in cells for sample in cell.samples.values()]
+        return isinstance(content["study"], str) and all(isinstance(one, dict) for one in dicts)
+    except (LookupError, TypeError, AttributeError):
+        return False
 
 
 @contextmanager

@@ -110,6 +110,16 @@ def test_equal_cells_and_none_are_refused(tmp_path: Path, given: list[int], mess
         ("{", "is not JSON"),
         ("[]", "is not a study's results file"),
         ('{"format": 99}', "is not a study's results file of format 1"),
+        ('{"format": 1, "study": "counting", "settings": {}}', "is not a study's results file"),
+        ('{"format": 1, "study": 1, "settings": {}, "runs": [], "cells": []}', "is not a study's results file"),
+        (
+            '{"format": 1, "study": "counting", "settings": {}, "runs": [], "cells": [{"parameters": {}}]}',
+            "is not a study's results file",
+        ),
+        (
+            '{"format": 1, "study": "counting", "settings": {}, "runs": [1], "cells": []}',
+            "is not a study's results file",
+        ),
         ('{"format": 1, "study": "other", "settings": {}, "runs": [], "cells": []}', "holds the study 'other', not 'c"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jcv2_plugin.console import CleanGroup
 from jcv2_trainer.cli import heads as heads_commands
 from jcv2_trainer.cli import mining as mining_commands
 from jcv2_trainer.cli import mlm as mlm_commands
@@ -34,6 +35,7 @@ _HELP = (
 )
 
 app = typer.Typer(
+    cls=CleanGroup,
     name="jcv2-finetune",
     help=_HELP,
     no_args_is_help=True,

@@ -14,7 +14,8 @@ from jcv2_plugin.errors import Jcv2Error
 LINE_LIMIT = 64 * 2**20
 """Maximum line length in bytes. A longer line means that the file is not JSON lines, and might not fit in memory."""
 
-_CHUNK = 1024  # bytes of compressed input; bzip2 and zstd may expand them to 30,000 times as many
+_CHUNK = 1024  # bytes of compressed input; zstd may expand them to 30,000 times as many
+_MOST = 2**20  # bytes of output at once where it can be limited; bzip2 makes 45 MB of a block of 40 bytes
 
 
 class DataError(Jcv2Error, ValueError):
@@ -106,8 +107,11 @@ def _decompressed(file: IO[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
             if not (chunk := chunk.lstrip(b"\0")):  # padding, as on tapes
                 continue
             decompressor = new()
+        limit = (_MOST,) if hasattr(decompressor, "needs_input") else ()
         try:
-            yield decompressor.decompress(chunk)
+            yield decompressor.decompress(chunk, *limit)
+            while limit and not decompressor.eof and not decompressor.needs_input:
+                yield decompressor.decompress(b"", *limit)
         except Exception as error:  # each library has its own
             raise OSError(_AFTER_STREAM if streams else str(error)) from error
         if decompressor.eof:

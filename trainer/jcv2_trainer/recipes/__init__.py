@@ -6,6 +6,7 @@ FILE``) sets only the fields it changes. A flag of the command overrides both.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import resources
@@ -53,9 +54,17 @@ def load_recipe(
         found = []
         for one in error.errors(include_url=False):
             field = ".".join(map(str, one["loc"]))
-            found.append(f"{field}: {one['msg']}, got {one['input']!r:.80}" if field else one["msg"])
+            found.append(f"{field}: {one['msg']}, got {_shown(one['input'])}" if field else one["msg"])
         source = f"recipe {name!r}" if file is None else file
         raise RecipeError(f"{source}: {'; '.join(found)}. Change the field in the recipe, or give its flag.") from error
+
+
+def _shown(value: Any) -> str:
+    """Return a value, cut short before it is written: YAML's aliases may stand for billions of values."""
+    try:
+        return f"{reprlib.repr(value):.80}"
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _read(path: Path, kind: type[Recipe]) -> dict[str, Any]:

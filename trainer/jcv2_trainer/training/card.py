@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from jcv2_plugin.console import name
 from jcv2_trainer.training.report import TrainingReport
 
 CURVE = "curve.svg"
@@ -34,17 +35,17 @@ def card(report: TrainingReport) -> str:
     unfinished = "" if report.finished else f"\n**Unfinished**: stopped after {report.steps:,} steps.\n"
     argument = "".join(f", dim={dim}" for dim in list(report.after)[:1])
     data = report.data
-    files = ", ".join(f"`{name}`" for name in data["files"])
+    files = ", ".join(f"`{name(one)}`" for one in data["files"])
     languages, sources = (
-        ", ".join(name or "(none given)" for name in data[names]) for names in ("languages", "sources")
+        ", ".join(escape(name(one)) or "(none given)" for one in data[names]) for names in ("languages", "sources")
     )
     skipped = "".join(f"- left out, {reason}: {count:,} rows\n" for reason, count in report.skipped.items())
-    fields = "".join(f"{name}: {'null' if value is None else value}\n" for name, value in report.recipe.items())
+    fields = "".join(f"{key}: {'null' if value is None else value}\n" for key, value in report.recipe.items())
     return f"""{TAGS}pipeline_tag: sentence-similarity
-base_model: {report.model}
+base_model: {name(report.model)}
 ---
 
-# Late-interaction retriever, finetuned from {report.model}
+# Late-interaction retriever, finetuned from {name(report.model)}
 
 Trained with `jcv2-finetune` of jcv2-plugin: one linear head for each Matryoshka dimension, MaxSim scoring.
 {unfinished}

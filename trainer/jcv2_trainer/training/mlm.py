@@ -183,7 +183,7 @@ def _train_mlm(
 def _run(trainer: Trainer, dev_rows: Rows, run: RunFolder, report: MlmReport, stop: StopOnSignal, resume: bool) -> None:
     """Train, measure the loss before and after, and fill in the report."""
     trainer.accelerator.wait_for_everyone()
-    if (before := run.read("before.json")) is None:
+    if (before := run.read("before.json", {"loss": 0.0})) is None:
         before = {"loss": held_out_loss(trainer, dev_rows)}
         run.write("before.json", before)
     report.start_loss = before["loss"]

@@ -61,7 +61,7 @@ class RunFolder:
                 f"{folder} is an unfinished run. Continue it with --resume, or start anew with --force."
             )
         plain = json.loads(json.dumps(identity))
-        if resume and checkpoints(folder) and (found := difference(cls(folder, out).read("run.json") or {}, plain)):
+        if resume and checkpoints(folder) and (found := difference(cls(folder, out).read("run.json", {}) or {}, plain)):
             raise TrainingError(f"{folder}: {found}")
         run = cls(folder, out, undamaged_checkpoint(folder) if resume else None)
         if is_first_process():
@@ -80,15 +80,22 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write("run.json", identity)
 
-    def read(self, name: str) -> Any:
+    def read(self, name: str, like: Any) -> Any:
         """Read a JSON file in the folder. Return None if it does not exist.
+
+        Args:
+            name: Name of the file.
+            like: An example of its content. A dict's values are like those of the same keys.
 
         Raises:
             TrainingError: The file is damaged.
         """
         path = self.folder / name
         try:
-            return read_json(path) if path.is_file() else None
+            content = read_json(path) if path.is_file() else None
+            if content is not None and not _is_like(content, like):
+                raise ValueError(f"it has {content!r:.60}")
+            return content
         except ValueError as error:
             raise TrainingError(f"{path} is damaged ({error}). Start anew with --force.") from error
 
@@ -99,6 +106,12 @@ class RunFolder:
     def clear(self) -> None:
         """Delete the folder, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _is_like(content: Any, example: Any) -> bool:
+    if isinstance(example, dict):
+        return isinstance(content, dict) and all(_is_like(content.get(key), one) for key, one in example.items())
+    return isinstance(content, (int, float)) and not isinstance(content, bool)
 
 
 @contextmanager

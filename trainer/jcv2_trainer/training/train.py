@@ -89,11 +89,12 @@ def _train(request: Request) -> TrainingReport:
     start = trainable(encoder) if settings.interpolation < 1 else {}
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
     if evaluator is not None:
-        before = _once(run, "before.json", lambda: evaluator.ndcg(encoder))
-        report.before = {int(dim): figure for dim, figure in before.items()}
+        like = dict.fromkeys(map(str, encoder.dims), 0.0)
+        before = _once(run, "before.json", lambda: {str(k): v for k, v in evaluator.ndcg(encoder).items()}, like)
+        report.before = {dim: before[str(dim)] for dim in encoder.dims}
     collator = _collator(encoder, settings, everything)
     if settings.scale is None:
-        scale = _once(run, "scale.json", lambda: best_scale(encoder, rows, request.settings, collator))
+        scale = _once(run, "scale.json", lambda: best_scale(encoder, rows, request.settings, collator), 0.0)
         settings = settings.model_copy(update={"scale": float(scale)})
         report.recipe = settings.model_dump()
     stop = StopOnSignal()
@@ -259,9 +260,9 @@ def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
     trainer.state.compute_steps(trainer.args, steps)  # type: ignore[no-untyped-call]
 
 
-def _once(run: RunFolder, name: str, measure: Callable[[], Any]) -> Any:
+def _once(run: RunFolder, name: str, measure: Callable[[], Any], like: Any) -> Any:
     """Return what is measured on the initial model, and is read from a file when a run is resumed."""
-    if (known := run.read(name)) is not None:
+    if (known := run.read(name, like)) is not None:
         return known
     measured = measure()
     if is_first_process():

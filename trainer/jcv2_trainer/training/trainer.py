@@ -200,7 +200,7 @@ def damage(checkpoint: Path) -> str | None:
     """
     try:
         best = TrainerState.load_from_json(str(checkpoint / STATE)).best_model_checkpoint
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         return f"{checkpoint / STATE} is damaged ({error})"
     wanted = [(checkpoint, name) for name in _PARTS[1:]] + ([(Path(best), TRAINABLE)] if best else [])
     for folder, name in wanted:
