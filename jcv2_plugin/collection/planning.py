@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from jcv2_plugin.checks import check_integer, check_number, check_pool_factor
 from jcv2_plugin.collection.search import CANDIDATES
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, DenseParams, FirstStageName, stage_params
 from jcv2_plugin.engines.schema import MAX_FLOATS
@@ -91,14 +92,19 @@ class Workload:
         storage_profile(self.storage)
         if self.first_stage not in FIRST_STAGES:
             raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {self.first_stage!r}.")
-        least = {"documents": 1, "tokens": 1, "dim": 1, "pool_factor": 1, "replicas": 1, "workers": 1}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InvalidOptionError(f"{name} must be at least {low}, got {getattr(self, name)!r}.")
-        for name in ("text_bytes", "node_memory", "node_disk", "tokens_per_second"):
+        found: dict[str, Any] = {"pool_factor": check_pool_factor(self.pool_factor)}
+        for name in ("documents", "dim", "replicas", "workers"):
+            found[name] = check_integer(getattr(self, name), name)
+        for name in ("tokens", "text_bytes", "node_memory", "node_disk", "tokens_per_second"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidOptionError(f"{name} must be positive, got {value!r}.")
+            if value is None and name in ("text_bytes", "tokens_per_second"):
+                continue
+            found[name] = check_number(value, name, InvalidOptionError)
+            least = 1 if name == "tokens" else 0
+            if not least <= found[name] < math.inf or not found[name]:
+                raise InvalidOptionError(f"{name} must be {'at least 1' if least else 'positive'}, got {value!r}.")
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from qdrant_client import models
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import (
     HASH_KEY,
@@ -62,6 +63,8 @@ def verify(
     current: OpenCollection, *, sample: int, seed: int, progress: Callable[[int], None] | None
 ) -> VerificationReport:
     """See :meth:`ColbertCollection.verify`."""
+    sample = check_integer(sample, "sample", least=0)
+    seed = check_integer(seed, "seed", least=0)
     report = VerificationReport(documents=current.engine.count(None))
     chosen: list[Record] = []
     chance = random.Random(seed)
