@@ -13,8 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ValidationInfo
 
-from jcv2_plugin.documents import Document, has_text, is_unicode
-from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, InvalidVectorError
+from jcv2_plugin.documents import Document, has_text, is_several, is_unicode
+from jcv2_plugin.errors import (
+    InvalidDocumentError,
+    InvalidOptionError,
+    InvalidQueryError,
+    InvalidVectorError,
+    UnknownDimError,
+)
 
 _BATCH_CHARACTERS = 1_000_000
 """Maximum characters per batch, unless a single document has more. Several copies of a batch's token vectors are in
@@ -58,30 +64,47 @@ def check_query(query: str) -> None:
         raise InvalidQueryError(f"The query has lone surrogates, so it is not Unicode: {query!a:.60}. Decode it again.")
 
 
-def check_positive(value: Any, name: str, error: type[ValueError] = InvalidQueryError) -> int:
-    """Return a positive integer, of Python or numpy, as Python's.
+def check_integer(value: Any, name: str, error: type[ValueError] = InvalidOptionError, least: int = 1) -> int:
+    """Return an integer, of Python or numpy, as Python's.
 
     Args:
         value: The value.
         name: Name of the option, for the error message.
         error: Class of the error.
+        least: The smallest value allowed.
 
     Raises:
-        InvalidQueryError: It is not a positive integer below 2**31. A bool, a float and a str are not integers.
+        InvalidOptionError: It is not such an integer. A bool, a float and a str are not integers.
     """
     try:
-        number = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
-        number = -1
-    if number < 1:
-        raise error(f"{name} must be a positive integer, got {value!r:.60}.")
+        number = None
+    if number is None or number < least:
+        kind = "a positive integer" if least == 1 else f"an integer of {least} or more"
+        raise error(f"{name} must be {kind}, got {value!r:.60}.")
+    return number
+
+
+def check_positive(value: Any, name: str, error: type[ValueError] = InvalidQueryError) -> int:
+    """Return a positive integer as :func:`check_integer` does.
+
+    Raises:
+        InvalidQueryError: It is not a positive integer below 2**31.
+    """
+    number = check_integer(value, name, error)
     if number >= 2**31:  # engines handle larger values differently
         raise error(f"{name} must be below 2**31, got {value!r:.60}.")
     return number
 
 
-def check_number(value: Any, name: str) -> float:
+def check_number(value: Any, name: str, error: type[ValueError] = InvalidQueryError) -> float:
     """Return a number, of Python or numpy, as a float.
+
+    Args:
+        value: The value.
+        name: Name of the option, for the error message.
+        error: Class of the error.
 
     Raises:
         InvalidQueryError: It is not a number. A bool, a str and NaN are none.
@@ -92,8 +115,34 @@ def check_number(value: Any, name: str) -> float:
         with suppress(OverflowError):
             number = float(value)
     if math.isnan(number):
-        raise InvalidQueryError(f"{name} must be a number, got {value!r:.60}.")
+        raise error(f"{name} must be a number, got {value!r:.60}.")
     return number
+
+
+def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
+    """Return one or several dimensions as a tuple of ints. numpy's integers are accepted.
+
+    Raises:
+        UnknownDimError: They are not positive integers.
+    """
+    try:
+        return tuple(check_integer(one, "dim") for one in (dim if isinstance(dim, Iterable) else (dim,)))
+    except InvalidOptionError:
+        raise UnknownDimError(f"dim must be a positive integer, or several of them, got {dim!r:.60}.") from None
+
+
+def check_pool_factor(value: Any) -> float:
+    """Return a token pooling factor as a float.
+
+    Raises:
+        InvalidOptionError: It is not a number from 1 to 100.
+    """
+    factor = math.nan
+    with suppress(InvalidOptionError):
+        factor = check_number(value, "pool_factor", InvalidOptionError)
+    if not 1 <= factor < 100:
+        raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {value!r:.60}.")
+    return factor
 
 
 def check_flag(value: Any, name: str) -> bool:
@@ -134,11 +183,11 @@ def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
     Raises:
         InvalidOptionError: If the size is not a positive integer.
-        InvalidDocumentError: If a single document is given instead of an iterable.
+        InvalidDocumentError: If something else than an iterable of documents is given.
     """
     size = check_positive(size, "batch_documents", InvalidOptionError)
-    if isinstance(items, (str, Document)):
-        raise InvalidDocumentError(f"Give an iterable of documents, not a single {type(items).__name__}.")
+    if not is_several(items):
+        raise InvalidDocumentError(f"Give an iterable of documents, not {items!r:.60} of type {type(items).__name__}.")
     batch: list[Any] = []
     for item in items:
         batch.append(item)

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, ValuesVi
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from jcv2_plugin.scoring.explanation import Explanation
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OnBlank = Literal["skip", "error"]
 """What to do with a document without text: leave it out with a warning, or refuse the call."""
@@ -41,11 +44,13 @@ HASH_KEY = "_hash"
 
 # White space, control characters, and what Unicode lets a renderer ignore: zero-width characters, BOMs, soft hyphens,
 # marks of direction, variation selectors, and blanks that are letters or symbols by category.
-VISIBLE = (
+VISIBLE = re.compile(
     r"[^\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    # As characters, since JSON Schema, which jcv2 serve describes its requests in, has no such escapes.
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_VISIBLE = re.compile(VISIBLE)
+"""Finds a character that is visible, see :func:`has_text`."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://pypi.org/project/jcv2-plugin/")
 
@@ -138,23 +143,52 @@ def as_documents(
     """Combine texts, ids and metadata into documents.
 
     Raises:
-        InvalidDocumentError: If their lengths differ, or a single text is given instead of a list.
+        InvalidDocumentError: If their lengths differ, a single text is given instead of a list, or ids or metadata are
+            given for a :class:`Document`, which has its own.
     """
-    if isinstance(texts, (str, Document)):
-        raise InvalidDocumentError(f"Give a list of texts, not a single {type(texts).__name__}.")
-    items = list(texts)
+    items = as_list(texts, "texts")
     for name, values in (("ids", ids), ("metadata", metadata)):
-        if isinstance(values, (str, Mapping)):
+        if values is not None and not is_several(values):
             raise InvalidDocumentError(f"{name} must be a list with an entry for each text, got {values!r:.60}.")
     own_ids = [None] * len(items) if ids is None else list(ids)
     own_metadata = [None] * len(items) if metadata is None else list(metadata)
     for name, listed in (("ids", own_ids), ("metadata", own_metadata)):
         if len(listed) != len(items):
             raise InvalidDocumentError(f"There are {len(items)} texts but {len(listed)} {name}.")
+    for position, (item, id, own) in enumerate(zip(items, own_ids, own_metadata, strict=True)):
+        if isinstance(item, Document) and (id is not None or own is not None):
+            raise InvalidDocumentError(
+                f"Document {position} has an id and metadata of its own. Leave out ids and metadata, or give its text."
+            )
     return [
         item if isinstance(item, Document) else Document(item, id, {} if own is None else own)
         for item, id, own in zip(items, own_ids, own_metadata, strict=True)
     ]
+
+
+def is_several(values: object) -> bool:
+    """Return whether a value is an iterable of texts or documents: not a single one, and not a dict or a table."""
+    return (
+        isinstance(values, Iterable)
+        and not isinstance(values, (str, bytes, Mapping, BaseModel))  # the frameworks' documents are models
+        and getattr(values, "ndim", 1) == 1
+    )
+
+
+def as_list(values: Iterable[T], what: str, error: type[ValueError] = InvalidDocumentError) -> list[T]:
+    """Return an iterable as a list.
+
+    Args:
+        values: The iterable, which may be a generator.
+        what: What it holds, for the error message, such as ``"texts"``.
+        error: Class of the error.
+
+    Raises:
+        InvalidDocumentError: It is a single text or document, or something else.
+    """
+    if not is_several(values):
+        raise error(f"Give a list of {what}, not {values!r:.60} of type {type(values).__name__}.")
+    return list(values)
 
 
 def has_text(text: str) -> bool:
@@ -163,7 +197,7 @@ def has_text(text: str) -> bool:
     White space, control characters and zero-width characters (U+200B, a BOM, NUL, a soft hyphen) are not visible.
     Punctuation is.
     """
-    return _VISIBLE.search(text) is not None
+    return VISIBLE.search(text) is not None
 
 
 def accepted(
@@ -236,7 +270,7 @@ def checked(document: Document, where: str, *, is_stored: bool = False) -> Docum
         raise InvalidDocumentError(f"{where}: the id has lone surrogates, so it is not Unicode.")
     metadata = _json_dict(document.metadata, f"{where}: metadata")
     payload = _json_dict(document.payload, f"{where}: payload")
-    return Document(document.text, id or uuid.uuid4().hex, metadata, payload)
+    return Document(plain_str(document.text), plain_str(id or uuid.uuid4().hex), metadata, payload)
 
 
 def check_text(text: str, where: str) -> None:
@@ -275,7 +309,7 @@ def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, str):
         if not is_unicode(value):
             raise InvalidDocumentError(f"{where} has lone surrogates, so it is not Unicode. Decode the text again.")
-        return value.value if isinstance(value, Enum) else str(value)
+        return plain_str(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
@@ -361,6 +395,11 @@ def _array(value: Any) -> Any:
                 seconds, rest = divmod(abs(int(nano.astype("int64"))), 10**9)
                 return f"{'-' if nano.astype('int64') < 0 else ''}PT{seconds}.{rest:09}S"
     return text
+
+
+def plain_str(text: str) -> str:
+    """Return a str without its subclass. JSON has the value of an Enum, where ``str`` gives the name of its member."""
+    return str(text.value) if isinstance(text, Enum) else str(text)
 
 
 def is_unicode(text: str) -> bool:

@@ -7,11 +7,12 @@ cannot tell neighbouring integers of 2**53 or more apart.
 from __future__ import annotations
 
 import datetime as dt
+import numbers
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, is_unicode, json_value
+from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, is_unicode, json_value, plain_str
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, UnsupportedFilterError
 from jcv2_plugin.lazy import lazy_module
 
@@ -35,8 +36,8 @@ def metadata_path(names: Sequence[object]) -> str:
     """Return the payload path of nested metadata. Names are literal: a dot or a space in one is part of it.
 
     Raises:
-        UnsupportedFilterError: A name is empty, not a string or contains a quotation mark or a backslash, or there are
-            too many.
+        UnsupportedFilterError: A name is empty, neither a string nor an integer, or contains a quotation mark or a
+            backslash, or there are too many.
     """
     if len(names) > MAX_DEPTH:
         raise UnsupportedFilterError(f"A filter is nested more than {MAX_DEPTH} levels deep. Flatten the metadata.")
@@ -49,8 +50,13 @@ def metadata_paths(key: str) -> list[str]:
     Raises:
         UnsupportedFilterError: The key is empty or contains a quotation mark or a backslash.
     """
-    literal, path = metadata_path([key]), f"{METADATA_KEY}.{key}"
-    return [literal, path] if literal != path and _PLAIN_PATH.fullmatch(key) else [literal]
+    literal = metadata_path([key])
+    key = plain_str(key)
+    path = f"{METADATA_KEY}.{key}"
+    if not _PLAIN_PATH.fullmatch(key):
+        names = key.split(".")
+        path = metadata_path(names) if all(names) and len(names) <= MAX_DEPTH else literal
+    return list(dict.fromkeys([literal, path]))
 
 
 def check_payload_key(key: str) -> None:
@@ -67,12 +73,15 @@ def check_payload_key(key: str) -> None:
 
 
 def _quoted(name: object) -> str:
+    if isinstance(name, numbers.Integral) and not isinstance(name, bool):
+        name = str(int(name))  # as metadata stores it
     if not isinstance(name, str) or not name or not is_unicode(name) or '"' in name or "\\" in name:
         raise UnsupportedFilterError(
             f"Filter on {name!r:.200}: a key must be a non-empty str without quotation marks and backslashes, which "
             "Qdrant's paths cannot contain. Such metadata is stored and returned. To filter by it, store it under "
             "another key."
         )
+    name = plain_str(name)
     return name if _PLAIN_NAME.fullmatch(name) else f'"{name}"'
 
 

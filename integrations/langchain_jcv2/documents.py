@@ -10,6 +10,7 @@ from langchain_core.documents import Document
 
 import jcv2_plugin
 from jcv2_plugin import Explanation, SearchHit, StoredDocument
+from jcv2_plugin.documents import as_list
 from jcv2_plugin.errors import InvalidDocumentError
 
 RELEVANCE_KEY = "relevance_score"
@@ -24,12 +25,16 @@ def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = No
     """Convert LangChain documents to documents of a collection. Ids in ``ids`` override the documents' own.
 
     Raises:
-        InvalidDocumentError: ``ids`` is a string, or its length differs from the number of documents.
+        InvalidDocumentError: ``documents`` is not an iterable of documents, or ``ids`` not one of as many ids.
     """
-    listed = list(documents)
-    if isinstance(ids, str):
-        raise InvalidDocumentError(f"ids must be a list with an entry for each document, got {ids!r:.60}.")
-    chosen = [None] * len(listed) if ids is None else list(ids)
+    listed = as_list(documents, "documents")
+    for position, one in enumerate(listed):
+        if not isinstance(one, Document):
+            raise InvalidDocumentError(
+                f"Document {position} must be a LangChain Document, got {type(one).__name__}: {one!r:.60}. Add texts "
+                "with add_texts or from_texts."
+            )
+    chosen = [None] * len(listed) if ids is None else as_list(ids, "ids")
     if len(chosen) != len(listed):
         raise InvalidDocumentError(f"There are {len(listed)} documents but {len(chosen)} ids.")
     return [

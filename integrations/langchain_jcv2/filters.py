@@ -42,7 +42,7 @@ def as_qdrant_filter(filter: MetadataFilter | None) -> models.Filter | None:
 def _conditions(outer: tuple[Any, ...], entries: Mapping[str, Any]) -> Iterator[models.FieldCondition]:
     for key, value in entries.items():
         path = metadata_path([*outer, key])
-        if key.startswith("$"):
+        if isinstance(key, str) and key.startswith("$"):
             raise UnsupportedFilterError(
                 f"Filter on {key!r}: a dict asks for equality and has no operators. Write it as a "
                 "qdrant_client.models.Filter on the key 'metadata.<key>'."

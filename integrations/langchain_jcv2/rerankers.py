@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_serializer, field_val
 
 import jcv2_plugin
 from jcv2_plugin.checks import Flag, Positive
+from jcv2_plugin.documents import as_list
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.base import Encoder, is_encoder
 from jcv2_plugin.encoder.named import load_encoder
@@ -20,6 +21,7 @@ from jcv2_plugin.encoder.windows import LongDocuments
 from langchain_jcv2.documents import (
     MATCHES_KEY,
     scores_of,
+    to_core,
     token_matches,
     with_metadata,
 )
@@ -88,11 +90,11 @@ class JinaColbertReranker(BaseDocumentCompressor):
             ModelNotFoundError: The model does not exist.
             UnknownDimError: The model has no projection head for ``dim``.
         """
-        documents = list(documents)
+        documents = as_list(documents, "documents")
         ranked = jcv2_plugin.rerank(
             self._loaded(),
             query,
-            [one.page_content for one in documents],
+            [one.text for one in to_core(documents)],
             dim=self.dim,
             long_documents=self.long_documents,
             with_explanation=self.with_explanation,

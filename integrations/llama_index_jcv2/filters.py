@@ -54,8 +54,9 @@ def query_filter(query: VectorStoreQuery, further: models.Filter | None = None) 
     """Combine everything that restricts a query: its filters, source documents and nodes."""
     if further is not None:
         check_filter(further)
-    sources = source_filter(query.doc_ids) if query.doc_ids else None
-    return both(to_qdrant_filter(query.filters), sources, node_filter(query.node_ids or None), further)
+    doc_ids, node_ids = (id_list(ids) if ids is not None else [] for ids in (query.doc_ids, query.node_ids))
+    sources = source_filter(doc_ids) if doc_ids else None
+    return both(to_qdrant_filter(query.filters), sources, node_filter(node_ids or None), further)
 
 
 def source_filter(ref_doc_ids: Sequence[str]) -> models.Filter:

@@ -20,7 +20,7 @@ from llama_index.core.storage.docstore.types import RefDocInfo
 
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.collection.opening import create_filled, open_collection
-from llama_index_jcv2.nodes import document_of, has_text, naming_sources, with_text
+from llama_index_jcv2.nodes import document_of, has_text, naming_sources, node_list, with_text
 from llama_index_jcv2.opening import create_collection
 from llama_index_jcv2.retrievers import JinaColbertRetriever, chosen_options
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
@@ -109,6 +109,7 @@ class JinaColbertIndex(VectorStoreIndex):
                 embedding model is given.
         """
         _refuse_embed_model(options.pop("embed_model", None))
+        documents = node_list(documents)
         rest: dict[str, Any] = {"show_progress": show_progress, "callback_manager": callback_manager}
         rest["transformations"] = transformations or Settings.transformations
         if storage_context is not None:
@@ -175,6 +176,14 @@ class JinaColbertIndex(VectorStoreIndex):
         """Return :attr:`ref_doc_info` without blocking the event loop."""
         return await asyncio.to_thread(self._store.ref_doc_info)
 
+    def insert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Insert nodes, see :meth:`JinaColbertVectorStore.add`."""
+        super().insert_nodes(node_list(nodes), **insert_kwargs)  # the base class would read a generator twice
+
+    async def ainsert_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> None:
+        """Run :meth:`insert_nodes` without blocking the event loop."""
+        await super().ainsert_nodes(node_list(nodes), **insert_kwargs)
+
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Replace the nodes of a document.
 
@@ -227,6 +236,7 @@ class JinaColbertIndex(VectorStoreIndex):
     def _refresh(
         self, documents: Sequence[Document], given: Mapping[str, Any], loop: AbstractEventLoop | None = None
     ) -> list[bool]:
+        documents = node_list(documents)
         stored = self._store.source_hashes([document.id_ for document in documents])
         refreshed = []
         for document in documents:

@@ -7,17 +7,19 @@ therefore read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.schema import Document as LlamaDocument
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from jcv2_plugin import Document, StoredDocument, documents
-from jcv2_plugin.documents import json_value, warn_of_blank
+from jcv2_plugin.documents import as_list, json_value, warn_of_blank
 from jcv2_plugin.errors import InvalidDocumentError
+
+Node = TypeVar("Node", bound=BaseNode)
 
 SOURCE_KEY = "doc_id"
 SOURCE_KEYS = frozenset({SOURCE_KEY, "document_id", "ref_doc_id"})
@@ -40,6 +42,22 @@ def embedded_text(node: BaseNode) -> str:
 def has_text(node: BaseNode) -> bool:
     """Return whether a node has text of its own. Readers give even empty pages metadata, which is encoded with text."""
     return documents.has_text(node.get_content(metadata_mode=MetadataMode.NONE))
+
+
+def node_list(nodes: Iterable[Node]) -> list[Node]:
+    """Return nodes, which may come from a generator, as a list.
+
+    Raises:
+        InvalidDocumentError: They are something else than an iterable of nodes.
+    """
+    listed = as_list(nodes, "nodes")
+    for position, node in enumerate(listed):
+        if not isinstance(node, BaseNode):
+            raise InvalidDocumentError(
+                f"Node {position} must be a LlamaIndex node, got {type(node).__name__}: {node!r:.60}. Wrap a text as "
+                "TextNode(text=...) or Document(text=...)."
+            )
+    return listed
 
 
 def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:

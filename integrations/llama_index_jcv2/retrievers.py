@@ -6,6 +6,7 @@ import copy
 import difflib
 import inspect
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -19,6 +20,7 @@ from typing_extensions import Unpack
 from jcv2_plugin import ColbertCollection, SearchOptions
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
+from jcv2_plugin.collection.read import id_list
 from llama_index_jcv2.nodes import node_of
 from llama_index_jcv2.results import ScoredNode
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
@@ -73,8 +75,8 @@ class JinaColbertRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self.vector_store_query_mode = VectorStoreQueryMode(vector_store_query_mode)
         self.filters = filters
-        self.node_ids = node_ids
-        self.doc_ids = doc_ids
+        self.node_ids = _ids(node_ids)
+        self.doc_ids = _ids(doc_ids)
         self.mmr_threshold = mmr_threshold
         self.vector_store_kwargs = vector_store_kwargs
         self.search_options = search_options
@@ -126,8 +128,9 @@ class JinaColbertRetriever(BaseRetriever):
         other = copy.copy(self)
         searching: Any = {name: options.pop(name) for name in _SEARCH_OPTIONS & options.keys()}
         other.search_options = {**self.search_options, **searching}
+        convert: dict[str, Any] = {"vector_store_query_mode": VectorStoreQueryMode, "node_ids": _ids, "doc_ids": _ids}
         for name, value in options.items():
-            setattr(other, name, VectorStoreQueryMode(value) if name == "vector_store_query_mode" else value)
+            setattr(other, name, convert[name](value) if name in convert else value)
         return other
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -150,6 +153,11 @@ class JinaColbertRetriever(BaseRetriever):
             node_ids=self.node_ids,
             doc_ids=self.doc_ids,
         )
+
+
+def _ids(ids: Iterable[str] | None) -> list[str] | None:
+    """Return ids as a list: they are used by each search, and a generator would only have them once."""
+    return None if ids is None else id_list(ids)
 
 
 def retriever_options() -> set[str]:

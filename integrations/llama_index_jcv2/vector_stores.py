@@ -34,6 +34,7 @@ from llama_index_jcv2.nodes import (
     TYPE_KEY,
     document_of,
     naming_sources,
+    node_list,
     node_of,
 )
 
@@ -124,8 +125,9 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
             InvalidDocumentError: A node occurs twice, or has metadata that cannot be stored as JSON. Nothing is
                 written.
         """
-        documents = [document_of(node) for node in nodes]
-        with self.write_lock, naming_sources(nodes):
+        listed = node_list(nodes)
+        documents = [document_of(node) for node in listed]
+        with self.write_lock, naming_sources(listed):
             return self._collection.add(documents, on_blank=on_blank)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.windows import TokenizedTexts
 
+_CHARACTERS_PER_VECTOR = 32
+"""A text with more is first judged by a part of it, since tokenising 60 MB takes minutes and gigabytes."""
+
 
 def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: Encoder) -> TokenizedTexts | None:
     """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
@@ -31,6 +34,8 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
         if schema.long_documents == "error":
             encoder.check_lengths(texts)
         return None
+    for document in documents if schema.long_documents == "split" else ():
+        _check_beginning(document, schema.dim, encoder)
     capacity = encoder.content_length
     tokenized = encoder.tokenized(texts)
     overhead = encoder.document_length - capacity
@@ -47,12 +52,28 @@ def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encod
             continue
         rows = len(encoder.scored_tokens(document.text, "document", schema.long_documents))
         if rows * schema.dim >= MAX_FLOATS:
-            raise DocumentTooLongError(
-                f"Document {document.id!r} ({document.text[:40]!r}...) makes {rows} vectors of dim={schema.dim}, "
-                f"Qdrant takes fewer than {MAX_FLOATS:,} floats a document: at most "
-                f"{(MAX_FLOATS - 1) // schema.dim} vectors. Split the document into several, or use a smaller dim."
-            )
+            raise _too_long(document, str(rows), schema.dim)
     return tokenized
+
+
+def _check_beginning(document: Document, dim: int, encoder: Encoder) -> None:
+    """Refuse a text whose beginning alone makes more than twice as many vectors as Qdrant takes."""
+    length = _CHARACTERS_PER_VECTOR * MAX_FLOATS // dim
+    skipped = getattr(encoder, "skiplist_ids", None) if len(document.text) > length else None
+    if skipped is None:  # short, or not known of an encoder elsewhere
+        return
+    (ids,) = encoder.tokenized([document.text[:length]]).ids
+    rows = sum(one not in skipped for one in ids) // 2  # windows may be tokenised a little differently
+    if rows * dim >= MAX_FLOATS:
+        raise _too_long(document, f"more than {rows}", dim)
+
+
+def _too_long(document: Document, vectors: str, dim: int) -> DocumentTooLongError:
+    return DocumentTooLongError(
+        f"Document {document.id!r} ({document.text[:40]!r}...) makes {vectors} vectors of dim={dim}, Qdrant takes "
+        f"fewer than {MAX_FLOATS:,} floats a document: at most {(MAX_FLOATS - 1) // dim} vectors. Split the document "
+        "into several, or use a smaller dim."
+    )
 
 
 def check_stored(matrix: Matrix, dim: int, what: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from typing_extensions import Unpack
 
+from jcv2_plugin.checks import as_dims
 from jcv2_plugin.collection import migrate, read, repair, search, verify, write
 from jcv2_plugin.collection.asynchronous import in_thread, pages_in_thread
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, IngestReport
@@ -211,6 +212,7 @@ class ColbertCollection:
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
+            UnknownDimError: ``dim`` is not a positive integer.
             CollectionMismatchError: The collection was created with another model or dimension, or with a first stage
                 of your own that is not given. If an encoder's server reports no fingerprint of the weights, the model
                 is compared by encoding a few documents again.
@@ -218,6 +220,8 @@ class ColbertCollection:
             CollectionLockedError: The folder is open elsewhere.
         """
         parsed = Location.parse(location, path=path, url=url, client=client, name=name)
+        if dim is not None:
+            (dim,) = as_dims(dim)
         engine = parsed.open(client_options=client_options, retries=retries, shard_key=shard_key)
         try:
             schema = CollectionSchema.from_dict(engine.describe(), engine.title)
@@ -531,12 +535,12 @@ class ColbertCollection:
         return self.search_many([query], k, **options)[0]
 
     def search_many(
-        self, queries: Sequence[str], k: int = 10, **options: Unpack[SearchOptions]
+        self, queries: Iterable[str], k: int = 10, **options: Unpack[SearchOptions]
     ) -> list[list[SearchHit]]:
         """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
         limit, checked = search.check_k(k), CheckedOptions.of(options)
-        search.check_queries(queries)
-        return self._state.run(lambda current: search.search(current, queries, limit, checked))
+        listed = search.check_queries(queries)
+        return self._state.run(lambda current: search.search(current, listed, limit, checked))
 
     def search_mmr(
         self,
@@ -652,6 +656,9 @@ class ColbertCollection:
             sample: Number of documents to encode again.
             seed: Seed for the sample.
             progress: Called with 1 for each document read.
+
+        Raises:
+            InvalidOptionError: ``sample`` or ``seed`` is not an integer of 0 or more.
         """
         return self._state.run(lambda now: verify.verify(now, sample=sample, seed=seed, progress=progress))
 
@@ -687,13 +694,13 @@ class ColbertCollection:
         return (await self.asearch_many([query], k, **options))[0]
 
     async def asearch_many(
-        self, queries: Sequence[str], k: int = 10, **options: Unpack[SearchOptions]
+        self, queries: Iterable[str], k: int = 10, **options: Unpack[SearchOptions]
     ) -> list[list[SearchHit]]:
         """Async version of :meth:`search_many`. No thread waits while a server encodes the queries."""
         limit, checked = search.check_k(k), CheckedOptions.of(options)
-        search.check_queries(queries)
-        encoded = await search.encoded_queries(self._state, queries)
-        return await in_thread(self._state.run)(lambda now: search.search(now, queries, limit, checked, encoded))
+        listed = search.check_queries(queries)
+        encoded = await search.encoded_queries(self._state, listed)
+        return await in_thread(self._state.run)(lambda now: search.search(now, listed, limit, checked, encoded))
 
     async def asearch_mmr(
         self,

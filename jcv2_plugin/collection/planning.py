@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from jcv2_plugin.checks import check_integer, check_number, check_pool_factor
 from jcv2_plugin.collection.search import CANDIDATES
 from jcv2_plugin.engines.first_stage import FIRST_STAGES, DenseParams, FirstStageName, stage_params
 from jcv2_plugin.engines.schema import MAX_FLOATS
@@ -92,12 +93,18 @@ class Workload:
         storage_profile(self.storage)
         if self.first_stage not in FIRST_STAGES:
             raise InvalidOptionError(f"first_stage must be one of {FIRST_STAGES}, got {self.first_stage!r}.")
-        least = dict.fromkeys(("documents", "tokens", "dim", "pool_factor", "replicas", "workers"), 1.0)
-        least |= dict.fromkeys(("text_bytes", "node_memory", "node_disk", "tokens_per_second"), _LEAST)
-        for name, low in least.items():
+        found: dict[str, Any] = {"pool_factor": check_pool_factor(self.pool_factor)}
+        for name in ("documents", "dim", "replicas", "workers"):
+            found[name] = check_integer(getattr(self, name), name)
+        for name in ("tokens", "text_bytes", "node_memory", "node_disk", "tokens_per_second"):
             value = getattr(self, name)
-            if value is not None and not low <= value <= _MOST:
-                raise InvalidOptionError(f"{name} must be a number from {low:g} to {_MOST:g}, got {value!r:.60}.")
+            if value is not None or name not in ("text_bytes", "tokens_per_second"):
+                found[name] = check_number(value, name, InvalidOptionError)
+        for name, value in found.items():
+            least = _LEAST if name in ("text_bytes", "node_memory", "node_disk", "tokens_per_second") else 1
+            if not least <= value <= _MOST:
+                raise InvalidOptionError(f"{name} must be a number from {least:g} to {_MOST:g}, got {value!r:.60}.")
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from jcv2_plugin.collection.state import CollectionState, OpenCollection
-from jcv2_plugin.documents import StoredDocument, is_unicode, point_id
+from jcv2_plugin.documents import StoredDocument, as_list, is_unicode, plain_str, point_id
 from jcv2_plugin.engines.base import Record
 from jcv2_plugin.errors import CollectionError, InvalidDocumentError
 from jcv2_plugin.filters import check_filter
@@ -44,14 +44,12 @@ def id_list(ids: Iterable[str]) -> list[str]:
     """Return the ids as a list, after checking them.
 
     Raises:
-        InvalidDocumentError: An id is not a string of valid Unicode, or a single string is given instead of a list.
+        InvalidDocumentError: An id is not a string of valid Unicode, or something else than a list is given.
     """
-    if isinstance(ids, str):
-        raise InvalidDocumentError(f"Give a list of ids, not the single string {ids!r}.")
-    listed = list(ids)
+    listed = as_list(ids, "ids")
     for one in listed:
         if not isinstance(one, str):
             raise InvalidDocumentError(f"Ids are str, got {type(one).__name__}: {one!a:.60}.")
         if not is_unicode(one):
             raise InvalidDocumentError(f"The id {one!a:.60} has lone surrogates, so it is not Unicode.")
-    return listed
+    return [plain_str(one) for one in listed]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from jcv2_plugin.checks import check_flag, check_number, check_positive, check_query, check_query_vectors, in_batches
 from jcv2_plugin.collection.read import id_list
 from jcv2_plugin.collection.state import CollectionState, OpenCollection
-from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, point_id
+from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, as_list, point_id
 from jcv2_plugin.encoder.base import Encoder
 from jcv2_plugin.encoder.remote import RemoteEncoder
 from jcv2_plugin.engines.base import RRF_K, Candidates, Fusion, Matrix, Record, SearchRequest
@@ -190,16 +190,16 @@ def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix 
     return explained
 
 
-def check_queries(queries: Sequence[str]) -> None:
-    """Check queries before any is encoded.
+def check_queries(queries: Iterable[str]) -> list[str]:
+    """Return queries as a list, checked before any is encoded.
 
     Raises:
-        InvalidQueryError: One is blank or not a string, or a single string is given instead of a list.
+        InvalidQueryError: One is blank or not a string, or something else than a list is given.
     """
-    if isinstance(queries, str):
-        raise InvalidQueryError("Give a list of queries to search_many, or one query to search.")
-    for query in queries:
+    listed = as_list(queries, "queries", InvalidQueryError)
+    for query in listed:
         check_query(query)
+    return listed
 
 
 def check_k(k: int) -> int:

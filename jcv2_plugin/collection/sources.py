@@ -19,6 +19,7 @@ from bs4 import BeautifulSoup
 from bs4.builder import ParserRejectedMarkup
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.documents import Document, checked, has_text, is_unicode
 from jcv2_plugin.errors import InvalidDocumentError, Jcv2Error
 from jcv2_plugin.files import parse_json
@@ -205,10 +206,8 @@ class PassageReader:
     def __init__(
         self, encoder: Encoder, chunk_tokens: int = DEFAULT_CHUNK_TOKENS, max_mib: int = DEFAULT_MAX_MIB
     ) -> None:
-        if chunk_tokens < 1:
-            raise SourceError(f"chunk_tokens must be positive, got {chunk_tokens}.")
-        if max_mib < 1:
-            raise SourceError(f"max_mib must be positive, got {max_mib}.")
+        chunk_tokens = check_integer(chunk_tokens, "chunk_tokens", SourceError)
+        max_mib = check_integer(max_mib, "max_mib", SourceError)
         window = encoder.content_length
         if chunk_tokens > window:
             raise SourceError(

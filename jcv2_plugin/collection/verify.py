@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import (
     HASH_KEY,
@@ -68,6 +69,8 @@ def verify(
     current: OpenCollection, *, sample: int, seed: int, progress: Callable[[int], None] | None
 ) -> VerificationReport:
     """See :meth:`ColbertCollection.verify`."""
+    sample = check_integer(sample, "sample", least=0)
+    seed = check_integer(seed, "seed", least=0)
     report = VerificationReport(documents=current.engine.count(None))
     chosen: list[Record] = []
     chance = random.Random(seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.collection.state import own_vectors
 from jcv2_plugin.errors import InvalidOptionError, Jcv2Error, ModelNotFoundError
 
@@ -37,20 +38,20 @@ def as_devices(workers: int | Sequence[str]) -> list[str]:
     """Return the device of each worker. A number of workers is spread over the available GPUs, or uses the CPU.
 
     Raises:
-        InvalidOptionError: The number is negative, or a device is not a string.
+        InvalidOptionError: The number is negative or not an integer, or a device is not a string.
     """
-    if isinstance(workers, int) and not isinstance(workers, bool):
-        if workers < 0:
-            raise InvalidOptionError(f"workers must be 0 or more, got {workers!r}.")
-        if workers == 0:
-            return []
-        import torch
-
-        gpus = torch.cuda.device_count()
-        return [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(workers)]
     if isinstance(workers, Sequence) and not isinstance(workers, str) and all(isinstance(one, str) for one in workers):
         return list(workers)
-    raise InvalidOptionError(f"workers must be a number or a list of devices, got {workers!r}.")
+    try:
+        number = check_integer(workers, "workers", least=0)
+    except InvalidOptionError:
+        raise InvalidOptionError(f"workers must be 0 or more, or a list of devices, got {workers!r:.60}.") from None
+    if number == 0:
+        return []
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return [f"cuda:{one % gpus}" if gpus else "cpu" for one in range(number)]
 
 
 class EncoderPool:

@@ -3,12 +3,16 @@
 torch's OpenMP threads do not survive a fork, and the first operator that needs them in the child waits for ever. That
 is so even if the model was only loaded before the fork, and for models loaded after it. A child therefore computes with
 one thread, as the workers of torch's ``DataLoader`` do. An accelerator cannot be used in it at all.
+
+Nor do other threads survive that tokenised texts during the fork. The tokenizer's own lock, in Rust, would stay locked
+in the child, so a fork waits until they are done.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -24,6 +28,9 @@ _inherited: weakref.WeakSet[JinaColbertEncoder] = weakref.WeakSet()
 _own: weakref.WeakSet[JinaColbertEncoder] = weakref.WeakSet()
 _threads_may_be_lost = False
 _is_child = False
+_LONGEST_WAIT = 5.0
+"""Seconds that a fork waits for tokenizers. Somebody may hold their locks for another reason."""
+_held = threading.local()
 
 
 def is_child() -> bool:
@@ -52,16 +59,27 @@ def check_device(encoder: JinaColbertEncoder) -> None:
         )
 
 
+def _before() -> None:
+    ends = time.monotonic() + _LONGEST_WAIT
+    locks = [encoder.tokenizer_lock for encoder in (*_own, *_inherited)]
+    _held.locks = [lock for lock in locks if lock.acquire(timeout=max(0.0, ends - time.monotonic()))]
+
+
+def _in_parent() -> None:
+    for lock in _held.locks:
+        lock.release()
+
+
 def _in_child() -> None:
     global _is_child
     _is_child = _is_child or _threads_may_be_lost
     if _threads_may_be_lost:
         torch.set_num_threads(1)
-    for encoder in list(_own):
-        encoder.tokenizer_lock = threading.RLock()  # another thread of the parent may have held it
-        _inherited.add(encoder)
+    _inherited.update(_own)
     _own.clear()
+    for encoder in _inherited:
+        encoder.tokenizer_lock = threading.RLock()  # another thread of the parent may have held it
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

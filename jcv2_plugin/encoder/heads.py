@@ -8,7 +8,6 @@ Heads are therefore never sliced: a dimension without a head is an error.
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -21,20 +20,9 @@ from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jcv2_plugin.checks import as_dims
 from jcv2_plugin.errors import ModelLayoutError, UnknownDimError
 from jcv2_plugin.files import new_file, write_atomically
-
-
-def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
-    """Return one or several dimensions as a tuple of ints. numpy integers are accepted.
-
-    Raises:
-        UnknownDimError: They are not integers.
-    """
-    try:
-        return tuple(map(operator.index, dim if isinstance(dim, Iterable) else (dim,)))
-    except TypeError:
-        raise UnknownDimError(f"dim must be an integer, or several of them, got {dim!r:.60}.") from None
 
 
 class MatryoshkaHeads(Module):

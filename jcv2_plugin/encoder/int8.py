@@ -17,7 +17,7 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.encoder.openvino_cpu import Network, require_openvino
+from jcv2_plugin.encoder.openvino_cpu import Network, lost_in_fork, require_openvino
 from jcv2_plugin.errors import ModelLayoutError
 from jcv2_plugin.files import new_file, read_json
 
@@ -86,8 +86,8 @@ class Int8Model:
 class QuantizedTransformer(Transformer):
     """A sentence-transformers ``Transformer`` with an int8 copy of itself for encoding on the CPU.
 
-    The float weights are used when gradients are enabled, on any other device, and if they have changed since they were
-    quantised.
+    The float weights are used when gradients are enabled, on any other device, if they have changed since they were
+    quantised, and in a process forked from one in which OpenVINO has computed.
     """
 
     runs_own_threads = True
@@ -134,7 +134,7 @@ class QuantizedTransformer(Transformer):
         return self
 
     def _runs_int8(self, features: dict[str, Any]) -> bool:
-        if self.training or torch.is_grad_enabled() or "attention_mask" not in features:
+        if self.training or torch.is_grad_enabled() or "attention_mask" not in features or lost_in_fork():
             return False
         ids = features.get("input_ids")
         if ids is None or ids.device.type != "cpu" or self.model.config.output_hidden_states:

@@ -19,10 +19,12 @@ from sentence_transformers.util import get_device_name
 from tokenizers import Tokenizer
 from torch import nn
 
+from jcv2_plugin.checks import as_dims, check_integer, check_pool_factor
+from jcv2_plugin.documents import as_list
 from jcv2_plugin.encoder import forks, loading
 from jcv2_plugin.encoder.batching import default_tokens_per_batch, occupied_columns, plan_batches, take_rows
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.encoder.heads import MatryoshkaHeads, as_dims
+from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.hub import ModelSource
 from jcv2_plugin.encoder.inference import encode_batches
 from jcv2_plugin.encoder.int8 import QuantizedTransformer
@@ -299,7 +301,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         """
         if (heads := self.heads) is not None:
             return heads.resolve_dims(dim)[0]
-        if dim not in (None, *self.dims):
+        if dim is not None and as_dims(dim) != self.dims:
             raise UnknownDimError(f"{self.name!r} has no head for dim={dim!r}; it has {list(self.dims)}.")
         return self.dims[0]
 
@@ -352,12 +354,13 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def document_length(self, value: int) -> None:
         with self.tokenizer_lock:
             shortest = len(self.tokenizer(self.prompts.get("document") or "")["input_ids"]) + 1
-        if not shortest <= value <= self.max_document_length:
+        length = check_integer(value, "document_length")
+        if not shortest <= length <= self.max_document_length:
             raise InvalidOptionError(
                 f"document_length must be between {shortest} and {self.max_document_length} for this model, "
                 f"got {value!r}."
             )
-        self.backbone.document_length = int(value)
+        self.backbone.document_length = length
         self.forget_derived()
 
     @property
@@ -417,9 +420,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
     @tokens_per_batch.setter
     def tokens_per_batch(self, value: int | None) -> None:
-        if value is not None and value < 1:
-            raise InvalidOptionError(f"tokens_per_batch must be positive, got {value!r}.")
-        self._tokens_per_batch = value
+        self._tokens_per_batch = None if value is None else check_integer(value, "tokens_per_batch")
 
     @property
     def plain_tokenizer(self) -> Tokenizer:
@@ -434,7 +435,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
         The result can be passed to :meth:`document_vectors` and :meth:`encode_document` instead of the texts.
         """
-        given = list(texts)
+        given = as_list(texts, "texts")
         encodings = self.plain_tokenizer.encode_batch_fast(given, add_special_tokens=False)
         return TokenizedTexts(given, [encoding.ids for encoding in encodings])
 
@@ -530,7 +531,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
         """Encode queries into float32 arrays of shape ``(query tokens, dim)``."""
-        return _arrays(self.encode_query(list(texts), dim=dim, convert_to_numpy=True))
+        return _arrays(self.encode_query(as_list(texts, "texts"), dim=dim, convert_to_numpy=True))
 
     def document_vectors(
         self,
@@ -540,10 +541,12 @@ class JinaColbertEncoder(MultiVectorEncoder):
         pool_factor: float = 1.0,
     ) -> list[NDArray[np.float32]]:
         """Encode documents into float32 arrays of shape ``(document tokens, dim)``; pooling leaves fewer rows."""
-        pooling = HierarchicalTokenPooling(pool_factor) if pool_factor > 1 else None
+        factor = check_pool_factor(pool_factor)
+        given = texts if isinstance(texts, TokenizedTexts) else as_list(texts, "texts")
+        pooling = HierarchicalTokenPooling(factor) if factor > 1 else None
         return _arrays(
             self.encode_document(
-                texts, dim=dim, long_documents=long_documents, convert_to_numpy=True, token_pooling=pooling
+                given, dim=dim, long_documents=long_documents, convert_to_numpy=True, token_pooling=pooling
             )
         )
 
@@ -608,6 +611,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
         Raises:
             UnknownDimError: If the model has no head for a dim.
+            InvalidOptionError: If ``batch_size`` or ``tokens_per_batch`` is not a positive integer.
             TypeError: If an input is not a string.
             DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
             ForkedProcessError: If the model was loaded on an accelerator before this process was forked.
@@ -615,6 +619,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
         forks.check_device(self)
         if long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
+        batch_size = _NO_CAP if batch_size is None else check_integer(batch_size, "batch_size")
+        if tokens_per_batch is not None:
+            tokens_per_batch = check_integer(tokens_per_batch, "tokens_per_batch")
         texts = _as_texts(inputs)
         several, raw = isinstance(dim, Iterable), kwargs.get("output_value", "") is None
         dims = self._resolve_dims(dim)
@@ -628,7 +635,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         options = {
             **kwargs,
             **({"dim": dims} if self.heads is not None else {}),
-            "batch_size": _NO_CAP if batch_size is None else batch_size,
+            "batch_size": batch_size,
             "show_progress_bar": show_progress_bar,
             "tokens_per_batch": tokens_per_batch,
         }

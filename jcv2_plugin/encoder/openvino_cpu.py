@@ -19,6 +19,17 @@ from jcv2_plugin.errors import MissingPackageError
 
 Result = TypeVar("Result")
 
+_started_in: int | None = None
+"""The process that OpenVINO first computed in."""
+
+
+def lost_in_fork() -> bool:
+    """Return whether OpenVINO was started in the parent of this process.
+
+    Its threads do not survive a fork, and if they were computing during it, the child waits for them for ever.
+    """
+    return _started_in not in (None, os.getpid())
+
 
 class Network:
     """A compiled network with ids and mask as inputs and one inference request per thread.
@@ -30,6 +41,8 @@ class Network:
     def __init__(self, read: Callable[[Any], Any]) -> None:
         import openvino
 
+        global _started_in
+        _started_in = _started_in or os.getpid()
         options = {
             "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
             # Without a PERFORMANCE_HINT: with LATENCY, networks of any shape ran on one core of two (OpenVINO 2026.4).

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.documents import has_text
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer
@@ -56,8 +57,7 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
     """
     if isinstance(texts, str):
         raise TypeError(f"quantize takes several texts, not the single string {texts!r:.60}.")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < LEAST_TEXTS:
-        raise InvalidOptionError(f"samples must be at least {LEAST_TEXTS}, got {samples!r}.")
+    samples = check_integer(samples, "samples", least=LEAST_TEXTS)
     require_packages()
     drawn = _draw(texts, samples)
     if len(drawn) < LEAST_TEXTS:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from jcv2_plugin.checks import check_positive
-from jcv2_plugin.documents import is_unicode
+from jcv2_plugin.checks import as_dims, check_number, check_pool_factor, check_positive
+from jcv2_plugin.documents import as_list, is_unicode
 from jcv2_plugin.encoder.base import UNKNOWN_WEIGHTS
 from jcv2_plugin.encoder.protocol import KEY_VARIABLE, MODELS, MULTI_VECTOR, TOKENIZE, EmbeddingType, InputType
 from jcv2_plugin.encoder.remote_answers import (
@@ -120,7 +120,8 @@ class RemoteEncoder:
         sizes = {"dim": dim, "document_length": document_length}
         limits |= {name: size for name, size in sizes.items() if size is not None}
         numbers = {name: check_positive(number, name, InvalidOptionError) for name, number in limits.items()}
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
+        timeout = check_number(timeout, "timeout", InvalidOptionError)
+        if not 0 < timeout < float("inf"):
             raise InvalidOptionError(f"timeout must be a positive number of seconds, got {timeout!r}.")
         self.url = address
         self.is_jina = address == JINA_URL
@@ -139,7 +140,7 @@ class RemoteEncoder:
                 f"The API key is sent to {address} unencrypted, and so are the texts. Use https.", stacklevel=2
             )
         self._client = EncoderClient(
-            address, key, timeout=float(timeout), parallel=parallel, backoff=Backoff(attempts=retries)
+            address, key, timeout=timeout, parallel=numbers["parallel"], backoff=Backoff(attempts=numbers["retries"])
         )
         self._facts: ModelFacts | None = None
         self._lock = threading.Lock()
@@ -177,7 +178,7 @@ class RemoteEncoder:
         for name, value in decided_there.items():
             if name not in _DECIDED_THERE or value is not None:
                 raise InvalidOptionError(f"{reference.partition('#')[0]} decides about {name} itself. Leave it out.")
-        wanted = (dims,) if isinstance(dims, int) else tuple(dims or ())
+        wanted = () if dims is None else as_dims(dims)
         options: dict[str, Any] = {"dim": wanted[0] if wanted else None, "document_length": document_length}
         if reference.startswith(JINA):
             return cls(JINA_URL, model=reference.removeprefix(JINA) or None, **options)
@@ -302,9 +303,10 @@ class RemoteEncoder:
         Raises:
             UnknownDimError: The model has no head for it.
         """
-        if dim not in (None, *self.dims):
+        chosen = self.dims[:1] if dim is None else as_dims(dim)
+        if len(chosen) != 1 or chosen[0] not in self.dims:
             raise UnknownDimError(f"{self.name!r} at {self.url} has no head for dim={dim!r}; it has {list(self.dims)}.")
-        return self.dims[0] if dim is None else dim
+        return chosen[0]
 
     def head_fingerprint(self, dim: int) -> str:
         """Return the fingerprint of the weights for ``dim``, or the server's and model's name if it reports none."""
@@ -348,13 +350,13 @@ class RemoteEncoder:
             EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
             UnknownDimError: The model has no head for ``dim``.
         """
-        return self._run(self._queries(list(texts), self.resolve_dim(dim)))
+        return self._run(self._queries(as_list(texts, "texts"), self.resolve_dim(dim)))
 
     async def aquery_vectors(self, texts: Sequence[str], dim: int) -> list[Matrix]:
         """Async version of :meth:`query_vectors`: no thread waits for the answer."""
         if self._facts is None:
             await asyncio.to_thread(lambda: self.facts)
-        return await self._arun(self._queries(list(texts), self.resolve_dim(dim)))
+        return await self._arun(self._queries(as_list(texts, "texts"), self.resolve_dim(dim)))
 
     def document_vectors(
         self,
@@ -371,7 +373,7 @@ class RemoteEncoder:
             InvalidOptionError: The server has no token pooling.
             UnknownDimError: The model has no head for ``dim``.
         """
-        return self._run(self._documents(list(texts), self.resolve_dim(dim), long_documents, pool_factor))
+        return self._run(self._documents(as_list(texts, "texts"), self.resolve_dim(dim), long_documents, pool_factor))
 
     async def adocument_vectors(
         self,
@@ -383,7 +385,8 @@ class RemoteEncoder:
         """Async version of :meth:`document_vectors`."""
         if self._facts is None:
             await asyncio.to_thread(lambda: self.facts)
-        return await self._arun(self._documents(list(texts), self.resolve_dim(dim), long_documents, pool_factor))
+        given = as_list(texts, "texts")
+        return await self._arun(self._documents(given, self.resolve_dim(dim), long_documents, pool_factor))
 
     async def _queries(self, texts: list[str], dim: int) -> list[Matrix]:
         extra = {"return_tokens": True} if self.gives_tokens else {}
@@ -401,7 +404,7 @@ class RemoteEncoder:
         if long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
         extra: dict[str, Any] = {}
-        if pool_factor > 1:
+        if (pool_factor := check_pool_factor(pool_factor)) > 1:
             if "pool_factor" not in self.facts.features:
                 raise InvalidOptionError(f"{self.url} has no token pooling. Use pool_factor=1.")
             extra["pool_factor"] = pool_factor
@@ -497,7 +500,7 @@ class RemoteEncoder:
             TokensUnknownError: The server does not return tokens.
             EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
         """
-        given = list(texts)
+        given = as_list(texts, "texts")
         self._need_tokens("the tokens of texts")
         with self._memory:
             known = {text: self._remembered[text] for text in given if text in self._remembered}

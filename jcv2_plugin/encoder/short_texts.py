@@ -7,7 +7,6 @@ batches run in torch, which is about as fast with them. Where anything else diff
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.encoder.openvino_cpu import Network, converted, quiet, require_openvino
+from jcv2_plugin.encoder.openvino_cpu import Network, converted, lost_in_fork, quiet, require_openvino
 
 MOST_TOKENS = 256
 """Longer texts take about as long in torch (docs/benchmarks.md)."""
@@ -40,7 +39,6 @@ class ShortTexts:
     def __init__(self, backbone: Transformer) -> None:
         self._model = backbone.model
         self._parameters = list(self._model.parameters())
-        self._process = os.getpid()
         self._network: Network | None = None
         if self._parameters[0].dtype != torch.float32 or self._parameters[0].device.type != "cpu":
             return
@@ -80,7 +78,7 @@ class ShortTexts:
             and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or model.training)
             and not (model.config.output_hidden_states or model._forward_hooks or backbone._forward_hooks)
             and self._parameters[0].dtype == torch.float32
-            and self._process == os.getpid()  # OpenVINO's threads do not survive a fork
+            and not lost_in_fork()
             and self._version == self._versions()
         )
 

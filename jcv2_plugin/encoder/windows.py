@@ -15,6 +15,8 @@ import numpy as np
 from semantic_text_splitter import TextSplitter
 from tokenizers import Tokenizer
 
+from jcv2_plugin.documents import has_text
+
 LongDocuments = Literal["truncate", "split", "error"]
 LONG_DOCUMENTS: tuple[LongDocuments, ...] = ("truncate", "split", "error")
 
@@ -90,7 +92,7 @@ def window_by_characters(text: str, capacity: int) -> list[str]:
     """Split a text into windows of at most ``capacity`` characters, at good boundaries. Blank ones are left out."""
     if len(text) <= capacity:
         return [text]
-    return [window for window in TextSplitter(capacity, trim=False).chunks(text) if window.strip()]
+    return [window for window in TextSplitter(capacity, trim=False).chunks(text) if has_text(window)]
 
 
 def join_windows(vectors: list[Any], owners: list[int]) -> list[Any]:

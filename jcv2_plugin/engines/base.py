@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import InvalidOptionError
@@ -126,8 +127,7 @@ class NewCollection:
             InvalidOptionError: ``retries`` is not a positive integer, or a payload index's key or type is
                 invalid.
         """
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 1:
-            raise InvalidOptionError(f"retries must be a positive integer (1 tries once), got {self.retries!r}.")
+        check_integer(self.retries, "retries")
         for key, kind in self.payload_indexes.items():
             check_payload_key(key)
             if kind not in PAYLOAD_INDEXES:

@@ -67,12 +67,16 @@ class DenseParams:
     size: int
     distance: Distance = "cosine"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.size, np.integer):  # which JSON does not have
+            object.__setattr__(self, "size", int(self.size))
+
     def __str__(self) -> str:
         return f"dense, size {self.size}, {self.distance}"
 
     def check(self, name: str) -> None:
         """Raise :class:`~jcv2_plugin.errors.InvalidOptionError` if a value is out of range."""
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= _MOST_DIMENSIONS:
+        if type(self.size) is not int or not 1 <= self.size <= _MOST_DIMENSIONS:
             raise InvalidOptionError(
                 f"First stage {name!r}: size must be an integer from 1 to {_MOST_DIMENSIONS:,}, got {self.size!r}."
             )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from jcv2_plugin.checks import check_pool_factor
 from jcv2_plugin.encoder.base import UNKNOWN_WEIGHTS, Encoder
 from jcv2_plugin.encoder.skiplist import SKIPLISTS
 from jcv2_plugin.encoder.windows import LONG_DOCUMENTS, LongDocuments
@@ -193,9 +194,7 @@ class CollectionSchema:
         if self.long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {self.long_documents!r}.")
         storage_profile(self.storage)
-        factor = self.pool_factor
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < 100:
-            raise InvalidOptionError(f"pool_factor must be a number from 1 (no pooling) to 100, got {factor!r}.")
+        check_pool_factor(self.pool_factor)
         if self.skiplist not in (*SKIPLISTS, "custom", None):
             raise InvalidOptionError(f"skiplist must be one of {SKIPLISTS}, 'custom' or None, got {self.skiplist!r}.")
         for name in ("dim", "document_length", "query_length"):

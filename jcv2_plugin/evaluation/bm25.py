@@ -10,6 +10,7 @@ from itertools import islice
 import bm25s
 import Stemmer
 
+from jcv2_plugin.checks import check_integer
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.evaluation.beir import BeirDataset, without_own
 
@@ -48,10 +49,9 @@ def bm25_run(
 
     Raises:
         UnknownLanguageError: If ``lang`` is not a language code.
-        ValueError: If ``k`` is not positive.
+        InvalidOptionError: If ``k`` is not a positive integer.
     """
-    if k < 1:
-        raise ValueError(f"k must be a positive integer, got {k!r}.")
+    k = check_integer(k, "k")
     tokenize = tokenizer_for(lang or dataset.language or "en")
     corpus = [tokenize(passage.full_text) for passage in dataset.corpus.values()]
     run: dict[str, dict[str, float]] = {query: {} for query in dataset.queries}

@@ -83,7 +83,7 @@ def rerank(
     (vectors,) = check_query_vectors(encoder.query_vectors([query], dim))
     asked = TokenVectors.of_query(encoder, query, vectors) if with_explanation else None
     scored: dict[str, tuple[float, Explanation | None]] = {}
-    for batch in cut_by_length(in_batches(dict.fromkeys(worded), _TEXTS_AT_A_TIME)):
+    for batch in cut_by_length(in_batches(list(dict.fromkeys(worded)), _TEXTS_AT_A_TIME)):
         for text, matrix in zip(batch, encoder.document_vectors(batch, dim, long_documents), strict=True):
             check_vectors(matrix, dim, f"Document {given.index(text)}")
             explanation = None

@@ -14,12 +14,16 @@ from jcv2_plugin.encoder.protocol import EmbeddingType, ErrorCode, InputType
 from jcv2_plugin.encoder.windows import LongDocuments
 
 
-def _not_blank(text: str) -> str:
-    if not has_text(text):
-        raise ValueError("the text is blank. Give it some words, or leave it out")
+def _unicode(text: str) -> str:
     if not is_unicode(text):
         raise ValueError("the text is no Unicode: it has lone surrogates. Decode it again")
     return text
+
+
+def _not_blank(text: str) -> str:
+    if not has_text(text):
+        raise ValueError("the text is blank. Leave it out")
+    return _unicode(text)
 
 
 def _as_list(value: Any) -> Any:
@@ -35,9 +39,9 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# JSON Schema's expressions have no \U.
-_TEXT = {"type": "string", "pattern": VISIBLE.replace(r"\U000e0000-\U000e0fff", "\U000e0000-\U000e0fff")}
-_WITH_TEXT = {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}
+_TEXT = {"type": "string", "pattern": VISIBLE.pattern}
+_ANY = {"type": "string"}
+_WITH_TEXT = {"type": "object", "properties": {"text": _ANY}, "required": ["text"]}
 
 Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema(_TEXT)]
 Texts = Annotated[
@@ -46,15 +50,14 @@ Texts = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": [{"type": "array", "items": _TEXT, "minItems": 1}, _TEXT]}),
 ]
-TextOfDocument = Annotated[
-    str, BeforeValidator(_text_of), AfterValidator(_not_blank), WithJsonSchema({"anyOf": [_TEXT, _WITH_TEXT]})
+# Documents to rank may be blank: they come last, as in rerank().
+Ranked = Annotated[str, AfterValidator(_unicode), WithJsonSchema(_ANY)]
+RankedText = Annotated[
+    str, BeforeValidator(_text_of), AfterValidator(_unicode), WithJsonSchema({"anyOf": [_ANY, _WITH_TEXT]})
 ]
 
-
 Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[int, Field(ge=1), BeforeValidator(_whole)]  # in this order, or the description lacks the bound
-
-
+Number = Annotated[int, Field(ge=1), BeforeValidator(_whole)]  # in this order, the schema has the minimum too
 _CUT = "Tokens of each document to rank by. What follows is ignored."
 
 
@@ -75,7 +78,7 @@ class EncodingBody(_Body):
     )
     long_documents: LongDocuments = Field("truncate", description="What to do with documents longer than the window.")
     document_length: Whole | None = Field(None, description="The window that you expect. Another is refused.")
-    pool_factor: float = Field(1.0, ge=1, le=1e6, description="Token pooling factor of documents.")
+    pool_factor: float = Field(1.0, ge=1, lt=100, description="Token pooling factor of documents.")
     return_tokens: bool = Field(False, description="Whether to add token ids, texts and offsets.")
 
 
@@ -94,7 +97,7 @@ class RerankBody(_Body):
 
     model: str | None = None
     query: Text
-    documents: list[TextOfDocument] = Field(min_length=1)
+    documents: list[RankedText] = Field(min_length=1)
     top_n: Number | None = None
     return_documents: bool = True
     dimensions: Whole | None = None
@@ -110,7 +113,7 @@ class RerankBodyV2(_Body):
 
     model: str
     query: Text
-    documents: list[Text] = Field(min_length=1)
+    documents: list[Ranked] = Field(min_length=1)
     top_n: Number | None = None
     dimensions: Whole | None = None
     long_documents: LongDocuments = "split"

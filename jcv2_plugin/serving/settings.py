@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jcv2_plugin.checks import check_integer, check_number
 from jcv2_plugin.errors import InvalidOptionError
 
 
@@ -36,11 +37,12 @@ class ServerSettings:
     body_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        limits = ("max_batch_tokens", "max_waiting", "max_body", "max_texts", "max_request_tokens", "body_seconds")
-        for name in limits:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InvalidOptionError(f"{name} must be positive, got {value!r}.")
+        for name in ("max_waiting", "max_body", "max_texts", "max_request_tokens"):
+            check_integer(getattr(self, name), name)
+        if self.max_batch_tokens is not None:
+            check_integer(self.max_batch_tokens, "max_batch_tokens")
+        if check_number(self.body_seconds, "body_seconds", InvalidOptionError) <= 0:
+            raise InvalidOptionError(f"body_seconds must be positive, got {self.body_seconds!r}.")
         # A header holds nothing else. The message must not show the key.
         if not all(key and key.isascii() and key.isprintable() and " " not in key for key in self.keys):
             raise InvalidOptionError("A key must be printable ASCII without spaces, and not empty.")

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from collection_samples import Create, both_engines
+from collection_samples import DIM, Create, both_engines
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
+from jcv2_plugin import ColbertCollection, DenseParams, Document, JinaColbertEncoder
 from jcv2_plugin.errors import (
     CollectionError,
     CollectionNotFoundError,
@@ -126,7 +127,7 @@ class TestReadingAndWriting:
 
 def test_many_queries_at_once(shared: ColbertCollection) -> None:
     queries = [f"Question {n} about rice and water?" for n in range(70)]
-    together = shared.search_many(queries, k=2)
+    together = shared.search_many((query for query in queries), k=2)
     assert len(together) == 70
     assert [hit.id for hit in together[69]] == [hit.id for hit in shared.search(queries[69], k=2)]
 
@@ -140,6 +141,15 @@ class TestBadInput:
             ({"texts": ["good", " \n\t"], "on_blank": "error"}, "Document 1: the text is empty"),
             ({"texts": ["good", 3]}, "Document 1: the text must be a str, got int"),
             ({"texts": "one string"}, "Give a list of texts"),
+            ({"texts": None}, "Give a list of texts, not None of type NoneType"),
+            ({"texts": {"a text": 1}}, "Give a list of texts"),
+            ({"texts": np.array([["good", "bad"]])}, "Give a list of texts"),
+            ({"texts": ["good"], "ids": 7}, "ids must be a list with an entry for each text"),
+            ({"texts": [Document("good")], "ids": ["x"]}, "Document 0 has an id and metadata of its own"),
+            (
+                {"texts": ["good", Document("bad")], "metadata": [{}, {}]},
+                "Document 1 has an id and metadata of its own",
+            ),
             ({"texts": ["good", "bad"], "ids": ["only one"]}, "2 texts but 1 ids"),
             ({"texts": ["good", "bad"], "ids": ["same", "same"]}, r"\(id 'same'\): this id comes twice"),
             ({"texts": ["good", "bad"], "ids": ["x", ""]}, "non-empty str, got ''"),
@@ -179,6 +189,27 @@ class TestBadInput:
                 collection.add(texts)
             assert collection.count() == 0
 
+    def test_the_beginning_of_a_huge_document_shows_that_it_is_too_long(
+        self, create: Create, mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Tokenising 60 MB took minutes and 8 GB."""
+        longest: list[int] = []
+        tokenized = JinaColbertEncoder.tokenized
+
+        def watched(self: JinaColbertEncoder, texts: Any) -> Any:
+            given = list(texts)
+            longest.append(max(map(len, given)))
+            return tokenized(self, given)
+
+        monkeypatch.setattr(JinaColbertEncoder, "tokenized", watched)
+        collection = create(dim=384)
+        with pytest.raises(DocumentTooLongError, match=r"'huge' .* makes more than \d+ vectors of dim=384"):
+            collection.add(["short", "The tide comes in. " * 20_000], ids=["short", "huge"])
+        assert longest == [32 * 2**20 // 384]
+        assert collection.count() == 0
+        collection.add([" " * 100_000 + "A short text after many blanks."], ids=["blanks"])
+        assert collection.search("a short text")[0].id == "blanks"
+
     def test_queries_and_numbers_of_results(self, shared: ColbertCollection) -> None:
         wrong: Any
         for wrong in ("", "  ", None, 3, ["a"]):
@@ -193,7 +224,8 @@ class TestBadInput:
 
     def test_what_is_read_and_deleted(self, shared: ColbertCollection) -> None:
         for call in (shared.get, shared.delete):
-            for wrong, message in (([5], "Ids are str, got int: 5"), ("rice", "Give a list of ids")):
+            several: list[Any] = ["rice", 5, {"rice": 1}, *([None] if call == shared.get else [])]
+            for wrong, message in (([5], "Ids are str, got int: 5"), *((one, "Give a list of ids") for one in several)):
                 with pytest.raises(InvalidDocumentError, match=message):
                     call(wrong)
         for arguments in ({}, {"ids": ["rice"], "filter": topic("food")}):
@@ -206,6 +238,32 @@ class TestBadInput:
                 create(**options)
         with pytest.raises(UnknownDimError, match=r"no head for dim=100; it has \[128, 32"):
             create(dim=100)
+
+    @pytest.mark.parametrize("value", ["3", True, 1.0, float("nan"), np.bool_(True), -1])
+    def test_numbers_are_strict(self, mini: JinaColbertEncoder, shared: ColbertCollection, value: Any) -> None:
+        options: dict[str, Any] = {"encoder": mini, "dim": DIM}
+        for refused in (
+            lambda: shared.verify(sample=value),
+            lambda: shared.verify(seed=value),
+            lambda: shared.ingest(["a text"], workers=value),
+            lambda: ColbertCollection.create(":memory:", **options, retries=value),
+            lambda: ColbertCollection.open(":memory:", retries=value),
+            lambda: ColbertCollection.open(":memory:", dim=value),
+            lambda: DenseParams(value).check("own"),
+        ):
+            with pytest.raises(ValueError, match=r"must be .*, got"):
+                refused()
+
+    def test_numbers_of_numpy_are_taken(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"dim": np.int64(DIM), "retries": np.int64(2), "pool_factor": np.float32(2)}
+        with ColbertCollection.create(tmp_path / "numpy", encoder=mini, **options) as collection:
+            collection.add(["A text with some words in it."])
+        with ColbertCollection.open(tmp_path / "numpy", dim=np.int64(DIM), retries=np.int64(1)) as collection:  # type: ignore[arg-type]
+            assert collection.schema.pool_factor == 2
+            report = collection.verify(sample=np.int64(5), seed=np.int64(1))  # type: ignore[arg-type]
+            assert (report.problems, report.encoded) == ([], 1)
+        assert DenseParams(np.int64(3)) == DenseParams(3)  # type: ignore[arg-type]
+        assert type(DenseParams(np.int64(3)).size) is int  # type: ignore[arg-type]
 
     def test_vectors_that_are_not_finite(self, create: Create) -> None:
         broken = JinaColbertEncoder.from_pretrained("mini", dims=64, device="cpu")

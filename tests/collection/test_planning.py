@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,12 +101,18 @@ class TestSums:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"documents": 0}, "documents must be a number from 1 "),
-            ({"pool_factor": 0.5}, "pool_factor must be a number from 1 "),
-            ({"pool_factor": float("nan")}, "pool_factor must be a number from 1 "),
-            ({"tokens": float("inf")}, "tokens must be a number from 1 to 1e\\+18, got inf"),
+            ({"documents": 0}, "documents must be a positive integer"),
+            ({"documents": "3"}, "documents must be a positive integer, got '3'"),
+            ({"dim": True}, "dim must be a positive integer, got True"),
             ({"dim": 10**300}, "dim must be a number from 1 "),
+            ({"workers": 1.0}, "workers must be a positive integer, got 1.0"),
+            ({"pool_factor": 0.5}, "pool_factor must be a number from 1"),
+            ({"pool_factor": float("nan")}, "pool_factor must be a number from 1 .* got nan"),
+            ({"tokens": 0.5}, "tokens must be a number from 1 to 1e\\+18, got 0.5"),
+            ({"tokens": float("inf")}, "tokens must be a number from 1 to 1e\\+18, got inf"),
+            ({"node_memory": None}, "node_memory must be a number, got None"),
             ({"node_memory": 1e-300}, "node_memory must be a number from 0.001"),
+            ({"text_bytes": "3"}, "text_bytes must be a number, got '3'"),
             ({"storage": "int3"}, "storage must be one of"),
             ({"first_stage": "magic"}, "first_stage must be one of"),
             ({"node_disk": 0}, "node_disk must be a number from 0.001"),
@@ -115,6 +122,10 @@ class TestSums:
     def test_bad_input(self, options: dict[str, object], message: str) -> None:
         with pytest.raises(InvalidOptionError, match=message):
             Workload(**{"documents": 10, "tokens": 10, "dim": 64, **options})
+
+    def test_numbers_of_numpy_do_not_overflow(self) -> None:
+        small: dict[str, Any] = {"documents": np.int8(100), "tokens": np.float16(100), "dim": np.uint8(128)}
+        assert plan(Workload(**small), SIZES) == plan(Workload(documents=100, tokens=100, dim=128), SIZES)
 
 
 class TestMeasuredSizes:

@@ -103,8 +103,10 @@ class TestPassages:
     def test_sizes_must_fit_the_window(self, mini: JinaColbertEncoder) -> None:
         with pytest.raises(SourceError, match="do not fit the model's window of 298"):
             PassageReader(mini, chunk_tokens=299)
-        with pytest.raises(SourceError, match="must be positive"):
-            PassageReader(mini, chunk_tokens=0)
+        for value in (0, "3", True, 1.0, float("nan")):
+            for name in ("chunk_tokens", "max_mib"):
+                with pytest.raises(SourceError, match=f"{name} must be a positive integer, got"):
+                    PassageReader(mini, **{name: value})  # type: ignore[arg-type]
 
     def test_a_text_larger_than_the_limit_is_not_read(self, mini: JinaColbertEncoder, tmp_path: Path) -> None:
         path = tmp_path / "large.txt"

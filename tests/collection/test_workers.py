@@ -137,10 +137,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, given: Any, gpus: int, expecte
 
 
 def test_what_names_no_device() -> None:
-    wrong: list[Any] = [-1, True, False, "cpu", 2.0, None, ["cpu", 0], {"cpu"}]
+    wrong: list[Any] = [-1, True, False, "cpu", 2.0, None, ["cpu", 0], {"cpu"}, np.bool_(True), float("nan")]
     for given in wrong:
         with pytest.raises(InvalidOptionError, match="workers must be"):
             as_devices(given)
+    assert as_devices(np.int64(0)) == []  # type: ignore[arg-type]
+    assert len(as_devices(np.int64(2))) == 2  # type: ignore[arg-type]
 
 
 PARENT = """

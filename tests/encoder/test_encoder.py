@@ -4,6 +4,7 @@ import copy
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from jcv2_plugin.encoder.loading import transformer_kwargs
 from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.errors import (
     DocumentTooLongError,
+    InvalidDocumentError,
     InvalidOptionError,
     ModelLayoutError,
     ModelNotFoundError,
@@ -280,10 +282,43 @@ class TestThreads:
 class TestOptions:
     @pytest.mark.parametrize("budget", [0, -5])
     def test_a_budget_must_be_positive(self, mini: JinaColbertEncoder, budget: int) -> None:
-        with pytest.raises(InvalidOptionError, match="tokens_per_batch must be positive"):
+        with pytest.raises(InvalidOptionError, match="tokens_per_batch must be a positive"):
             JinaColbertEncoder.from_pretrained("mini", tokens_per_batch=budget)
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(InvalidOptionError, match="tokens_per_batch must be a positive"):
             mini.encode_document(TEXTS, tokens_per_batch=budget)
+
+    @pytest.mark.parametrize("value", ["3", True, 1.0, float("nan"), np.float32(2), np.bool_(True)])
+    def test_numbers_are_strict(self, mini: JinaColbertEncoder, value: Any) -> None:
+        for name in ("tokens_per_batch", "document_length"):
+            with pytest.raises(InvalidOptionError, match=f"{name} must be a positive integer, got"):
+                setattr(mini, name, value)
+        for name in ("tokens_per_batch", "batch_size"):
+            with pytest.raises(InvalidOptionError, match=f"{name} must be a positive integer, got"):
+                mini.encode_document(TEXTS, **{name: value})
+        with pytest.raises(UnknownDimError, match="dim must be a positive integer"):
+            mini.resolve_dim(value)
+        if not isinstance(value, (float, np.float32)) or value != value:
+            with pytest.raises(InvalidOptionError, match="pool_factor must be a number"):
+                mini.document_vectors(TEXTS, 64, pool_factor=value)
+
+    def test_numbers_of_numpy_are_taken(self, mini: JinaColbertEncoder) -> None:
+        two = np.int64(2)
+        assert len(mini.encode_document(TEXTS, batch_size=two, tokens_per_batch=np.int32(256))) == len(TEXTS)
+        for factor in (two, np.float32(2)):
+            for one, other in zip(
+                mini.document_vectors(TEXTS, 64, pool_factor=factor),
+                mini.document_vectors(TEXTS, 64, pool_factor=2),
+                strict=True,
+            ):
+                np.testing.assert_allclose(one, other, atol=1e-6)
+
+    @pytest.mark.parametrize("given", ["one text", None, 5, {"a text": 1}])
+    def test_a_single_text_is_no_list(self, mini: JinaColbertEncoder, given: Any) -> None:
+        calls: list[Any] = [lambda: mini.query_vectors(given, 64), lambda: mini.document_vectors(given, 64)]
+        for call in [*calls, lambda: mini.tokenized(given)]:
+            with pytest.raises(InvalidDocumentError, match="Give a list of texts, not"):
+                call()
+        assert len(mini.query_vectors((text for text in TEXTS), 64)) == len(TEXTS)
 
     def test_flash_attention_is_for_half_precision_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object())

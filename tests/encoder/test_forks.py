@@ -72,6 +72,15 @@ held.wait()
 forked(lambda: as_before(encoder))
 done.set()
 forked(loaded_after)
+stop = threading.Event()
+tokenising = threading.Thread(
+    target=lambda: [encoder.preprocess(TEXTS * 20) for _ in iter(lambda: stop.wait(0.001), True)]
+)
+tokenising.start()
+for _ in range(5):
+    forked(lambda: as_before(encoder))
+stop.set()
+tokenising.join()
 forked(on_an_accelerator)
 as_before(encoder)
 """

@@ -147,7 +147,7 @@ class TestQuantize:
         ("texts", "samples", "error", "message"),
         [
             ([*SENTENCES[:9], "", "  \n"], 100, InvalidOptionError, "at least 10 texts that are not empty, got 9"),
-            (SENTENCES, 3, InvalidOptionError, "samples must be at least 10, got 3"),
+            (SENTENCES, 3, InvalidOptionError, "samples must be an integer of 10 or more, got 3"),
             (SENTENCES[0], 100, TypeError, "single string"),
             ([*SENTENCES, 3], 100, TypeError, "Texts must be str, got int"),
         ],
@@ -236,6 +236,25 @@ def test_signals_keep_their_stack(official: JinaColbertEncoder, quantized: JinaC
         pool.submit(models.clear).result()
     gc.collect()
     assert signal_stack() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_uses_the_float_weights(saved: Path, official: JinaColbertEncoder) -> None:
+    """OpenVINO's threads do not survive the fork: a child that was forked while they computed waited for ever."""
+    encoder, expected = JinaColbertEncoder.from_pretrained(saved, device="cpu"), both(official)
+    both(encoder)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(100)
+            later = JinaColbertEncoder.from_pretrained(saved, device="cpu")
+            for found in (both(encoder), both(later)):
+                assert all(np.allclose(one, other, atol=1e-4) for one, other in zip(found, expected, strict=True))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not all(np.allclose(one, other, atol=1e-4) for one, other in zip(both(encoder), expected, strict=True))
 
 
 class TestFolder:

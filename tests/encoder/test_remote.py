@@ -368,7 +368,7 @@ def test_wrong_options_are_refused_before_anything_is_sent() -> None:
     options: Any
     for options in (
         {"dim": 0}, {"timeout": 0}, {"timeout": float("nan")}, {"parallel": 0}, {"batch_texts": True},
-        {"embedding_type": "ubinary"}, {"api_key": "a\nb"}, {"model": "other"},
+        {"embedding_type": "ubinary"}, {"api_key": "a\nb"}, {"model": "other"}, {"timeout": "3"}, {"timeout": True},
     ):  # fmt: skip
         with pytest.raises(InvalidOptionError):
             RemoteEncoder("https://host#model", **options)
@@ -385,6 +385,15 @@ def test_a_server_says_which_models_it_has(site: EncoderServer) -> None:
         RemoteEncoder(site.url, model="maxi").resolve_dim(None)
     with pytest.raises(UnknownDimError, match="dim=33"):
         RemoteEncoder(site.url, dim=33).resolve_dim(None)
+    encoder = load_encoder(site.url, dims=np.int64(64))
+    assert [type(dim) for dim in (encoder.resolve_dim(None), encoder.resolve_dim(np.int64(32)))] == [int, int]  # type: ignore[arg-type]
+    wrong: list[Any] = [64.0, "64", True, (64, 32)]
+    for dim in wrong:
+        with pytest.raises(UnknownDimError, match="dim"):
+            encoder.resolve_dim(dim)
+    for given in ("one text", None):
+        with pytest.raises(InvalidDocumentError, match="Give a list of texts"):
+            encoder.query_vectors(given, 64)  # type: ignore[arg-type]
     with pytest.raises(InvalidOptionError, match="document_length"):
         RemoteEncoder(site.url, document_length=7).resolve_dim(None)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime as dt
 import decimal
+import enum
 import logging
 import pathlib
 import pickle
@@ -249,6 +251,12 @@ def test_keys_are_literal_before_they_are_paths(numbered: ColbertCollection) -> 
     assert in_langchain(numbered, a={"b": 1}) == ["in"]
     assert in_llama_index(numbered, **{"a.b": 1}) == ["dot", "in"]
     assert in_langchain(numbered, **{"a b": 2}) == in_llama_index(numbered, **{"a b": 2}) == ["dot"]
+    numbered.add([Document("a text", "odd", {"a": {"b c": 3, "rdfs:label": {"d": 4}}})])
+    assert in_langchain(numbered, a={"b c": 3}) == in_llama_index(numbered, **{"a.b c": 3}) == ["odd"]
+    assert in_llama_index(numbered, **{"a.rdfs:label.d": 4}) == ["odd"]
+    assert metadata_paths("a.b c") == ['metadata."a.b c"', 'metadata.a."b c"']
+    assert metadata_paths("see. b") == ['metadata."see. b"', 'metadata.see." b"']
+    assert metadata_paths("..a b") == ['metadata."..a b"']
     assert metadata_paths("a.b") == ['metadata."a.b"', "metadata.a.b"]
     assert (metadata_paths("year"), metadata_paths("a b")) == (["metadata.year"], ['metadata."a b"'])
 
@@ -433,6 +441,96 @@ def test_similarity_cutoff_works_on_llama_indexs_score(collection: ColbertCollec
     cut = SimilarityPostprocessor(similarity_cutoff=cutoff)
     for nodes in (found, reranker.postprocess_nodes(found, query_str=question)):
         assert [one.node_id for one in cut.postprocess_nodes(nodes)] == ["bees"]
+
+
+class Colour(str, enum.Enum):
+    RED = "dark red"
+
+
+def test_enums_of_str_are_their_values(collection: ColbertCollection) -> None:
+    """As in JSON, where they are ids, keys or values. ``str`` gives the names of their members."""
+    metadata: dict[Any, Any] = {Colour.RED: Colour.RED, 3: {Colour.RED: 4}}
+    assert collection.add([Colour.RED], ids=[Colour.RED], metadata=[metadata]) == ["dark red"]
+    langchain_jcv2.JinaColbertVectorStore(collection).add_texts([Colour.RED], [metadata], ids=[Colour.RED])
+    assert collection.count() == 1
+    for id in ("dark red", Colour.RED):
+        (stored,) = collection.get([id])
+        assert (stored.id, stored.text, type(stored.id)) == ("dark red", "dark red", str)
+    assert stored.metadata == {"dark red": "dark red", "3": {"dark red": 4}}
+    filters: list[dict[Any, Any]] = [
+        metadata,
+        {"dark red": "dark red"},
+        {"3": {"dark red": 4}},
+        {np.int64(3): metadata[3]},
+    ]
+    store = langchain_jcv2.JinaColbertVectorStore(collection)
+    for chosen in filters:
+        assert [one.id for one in store.similarity_search("a text", filter=chosen)] == ["dark red"]
+    assert in_llama_index(collection, **{Colour.RED: "dark red"}) == ["dark red"]
+    collection.delete([Colour.RED])
+    assert collection.count() == 0
+
+
+def test_ids_of_a_retriever_are_kept_for_all_searches(collection: ColbertCollection) -> None:
+    store = llama_index_jcv2.JinaColbertVectorStore(collection)
+    store.add([TextNode(id_=id, text="a text") for id in "abc"])
+    given: list[Any] = [["a", "b"], np.array(["a", "b"]), pd.Series(["a", "b"]), ("a", "b")]
+    for name in ("node_ids", "doc_ids"):
+        for ids in [*given, (id for id in "ab")]:
+            retriever = llama_index_jcv2.JinaColbertRetriever(store, similarity_top_k=3, **{name: ids})  # type: ignore[arg-type]
+            for _ in range(2):
+                assert sorted(one.node_id for one in retriever.retrieve("text")) == ["a", "b"]
+        other = llama_index_jcv2.JinaColbertRetriever(store).with_options(**{name: (id for id in "c")})
+        assert [[one.node_id for one in other.retrieve("text")] for _ in range(2)] == [["c"], ["c"]]
+
+
+def test_generators_are_read_once(collection: ColbertCollection) -> None:
+    def nodes(first: int) -> Iterator[TextNode]:
+        return (TextNode(id_=str(n), text=f"text {n}") for n in range(first, first + 2))
+
+    langchain = langchain_jcv2.JinaColbertVectorStore(collection)
+    index = llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    langchain.add_documents(LangChainDocument(page_content=f"text {n}", id=f"l{n}") for n in range(2))
+    index.vector_store.add(nodes(0))  # type: ignore[arg-type]
+    index.insert_nodes(nodes(2))  # type: ignore[arg-type]
+    asyncio.run(index.ainsert_nodes(nodes(4)))  # type: ignore[arg-type]
+    given = [LlamaIndexDocument(id_=f"d{n}", text=f"text {n}") for n in range(2)]
+    assert index.refresh_ref_docs(one for one in given) == [True, True]  # type: ignore[arg-type]
+    assert index.refresh_ref_docs(one for one in given) == [False, False]  # type: ignore[arg-type]
+    assert collection.count() == 10
+    assert len(collection.search_many(query for query in ("text", "a text"))) == 2
+    options: dict[str, Any] = {"encoder": collection.encoder, "dim": 32}
+    whole = llama_index_jcv2.JinaColbertIndex.from_documents((one for one in given), **options)  # type: ignore[arg-type]
+    assert whole.refresh_ref_docs(given) == [False, False]
+    reranker = langchain_jcv2.JinaColbertReranker(encoder=collection.encoder)
+    pages = (LangChainDocument(page_content=text) for text in ("text", ""))
+    assert len(reranker.compress_documents(pages, "text")) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "a text", b"text", {"a text": 1}, ["a text"], [None], [("a text", {})]])
+def test_what_is_no_document_is_refused_with_a_sentence(collection: ColbertCollection, wrong: Any) -> None:
+    langchain = langchain_jcv2.JinaColbertVectorStore(collection)
+    index = llama_index_jcv2.JinaColbertIndex.from_collection(collection)
+    reranker = langchain_jcv2.JinaColbertReranker(encoder=collection.encoder)
+    options: dict[str, Any] = {"encoder": collection.encoder, "dim": 32}
+    for add in (
+        langchain.add_documents,
+        lambda given: langchain_jcv2.JinaColbertVectorStore.from_documents(given, **options),
+        lambda given: reranker.compress_documents(given, "text"),
+        index.vector_store.add,
+        index.insert_nodes,
+        index.refresh_ref_docs,
+        lambda given: llama_index_jcv2.JinaColbertIndex.from_documents(given, **options),
+    ):
+        with pytest.raises(
+            InvalidDocumentError, match=r"Give a list of|must be a (LangChain Document|LlamaIndex node)"
+        ):
+            add(wrong)  # type: ignore[operator]
+    single = LangChainDocument(page_content="a text")
+    for call in (langchain.add_documents, langchain.add_texts, collection.add):
+        with pytest.raises(InvalidDocumentError, match="Give a list of"):
+            call(single)  # type: ignore[operator]
+    assert collection.count() == 0
 
 
 def test_documents_are_validated_into_new_ones() -> None:

@@ -177,6 +177,29 @@ def test_what_is_too_long_is_refused_before_it_is_split(
     assert not split
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+@pytest.mark.parametrize("long_documents", ["split", "error"])
+def test_blank_documents_come_last_as_in_the_core(
+    site: ServedSite, local: JinaColbertEncoder, path: str, long_documents: str
+) -> None:
+    documents = ["", "A ferry left.", "\u200b", " \n"]
+    own = rerank(local, "when do ships leave?", documents)
+    answer = ask(site, path, query="when do ships leave?", documents=documents, long_documents=long_documents)
+    found = [(row["index"], pytest.approx(row["relevance_score"], abs=1e-6)) for row in answer["results"]]
+    assert found == [(one.index, one.relevance) for one in own] == [(1, own[0].relevance), (0, 0), (2, 0), (3, 0)]
+    blank = ask(site, path, query="when do ships leave?", documents=["", "\u200b"], long_documents=long_documents)
+    assert [(row["index"], row["relevance_score"]) for row in blank["results"]] == [(0, 0), (1, 0)]
+    assert "the text is blank" in ask(site, path, 422, query="\u200b", documents=["a"])["detail"]
+    assert (
+        "Unicode"
+        in site.client.post(
+            path,
+            content=b'{"model": "mini", "query": "a", "documents": ["\\ud800"]}',
+            headers={"Content-Type": "application/json"},
+        ).json()["detail"]
+    )
+
+
 async def test_no_answer_of_many_clients_is_lost_or_swapped(site: ServedSite, local: JinaColbertEncoder) -> None:
     clients, seconds = 64, 60.0 if FULL else 2.0
     texts = [f"Report {n}: " + " ".join(f"ferry {n + m} left" for m in range(n % 7)) for n in range(40)]
@@ -237,6 +260,7 @@ async def test_no_answer_of_many_clients_is_lost_or_swapped(site: ServedSite, lo
         ({"input": []}, 422, "invalid_request", "input: .*at least 1"),
         ({"input": ["a", " \n"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
         ({"input": ["a", "\x90\u200b"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
+        ({"input": ["a", "\u200b\ufeff"]}, 422, "invalid_request", r"input\[1\]: the text is blank"),
         ({"input": ["a", 7]}, 422, "invalid_request", r"input\[1\]: .*string"),
         ({"input": ["a", "\ud800"]}, 422, "invalid_request", r"input\[1\]: .*Unicode"),
         ({"input": "a", "model": "bert"}, 404, "unknown_model", "'bert'.*'mini'"),
@@ -309,6 +333,17 @@ def test_keys_are_asked_for() -> None:
     for keys in (("",), ("two words",), ("schlüssel",)):
         with pytest.raises(InvalidOptionError, match="printable ASCII"):
             ServerSettings(keys=keys)
+
+
+@pytest.mark.parametrize("value", ["3", True, 0, float("nan"), None])
+def test_limits_are_numbers(value: Any) -> None:
+    for name in ("max_waiting", "max_body", "max_texts", "max_request_tokens", "body_seconds"):
+        with pytest.raises(InvalidOptionError, match=f"{name} must be"):
+            ServerSettings(**{name: value})
+    if value is not None:
+        with pytest.raises(InvalidOptionError, match="max_batch_tokens must be a positive integer"):
+            ServerSettings(max_batch_tokens=value)
+    ServerSettings(max_texts=np.int64(3), body_seconds=np.float32(0.5))
 
 
 def wait_for(site: ServedSite, waiting: int) -> None:
