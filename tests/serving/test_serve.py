@@ -487,4 +487,7 @@ def test_the_encoders_thread_ends_with_the_server() -> None:
         assert ask(site, input="a")["data"]
         own = {thread.name.rpartition("_")[0] or thread.name for thread in set(threading.enumerate()) - before}
         assert {"jcv2-serve-encoder", "jcv2-serve-request"} <= own
+    until = time.monotonic() + 30  # AnyIO's own threads are told to end, and not waited for
+    while not set(threading.enumerate()) <= before and time.monotonic() < until:
+        time.sleep(0.01)
     assert set(threading.enumerate()) <= before
