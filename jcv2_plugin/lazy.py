@@ -1,11 +1,14 @@
-"""Lazy imports of a package's public names, so that importing the package is fast."""
+"""Lazy imports of a package's public names, so that importing the package is fast, and packages that may be absent."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
+
+from jcv2_plugin.errors import MissingPackageError
 
 
 def lazy_exports(
@@ -41,3 +44,19 @@ def lazy_exports(
         return sorted({*vars(sys.modules[package]), *homes})
 
     return get, listing
+
+
+def require_packages(what: str, names: tuple[str, ...], extra: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Args:
+        what: What needs them, as the subject of a sentence.
+        names: Import names.
+        extra: The extra of our distribution.
+
+    Raises:
+        MissingPackageError: If one is not. The message says how to install it.
+    """
+    absent = [name for name in names if find_spec(name) is None]
+    if absent:
+        raise MissingPackageError(f"{what} needs {' and '.join(absent)}: pip install 'jcv2-plugin[{extra}]'")
