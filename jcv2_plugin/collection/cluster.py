@@ -11,8 +11,9 @@ import logging
 import numbers
 import os
 import pickle
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +44,7 @@ class IndexBatch:
 
     Args:
         location: URL of the Qdrant server.
-        **options: Keyword arguments of :meth:`ColbertCollection.open <jcv2_plugin.ColbertCollection.open>`. Leave out
+        **options: Keyword arguments of :meth:`~jcv2_plugin.ColbertCollection.open`. Leave out
             the API key: Ray keeps arguments unencrypted. Workers read it from ``QDRANT_API_KEY`` in their environment.
 
     Raises:
@@ -379,7 +380,8 @@ def _connected(address: str) -> Iterator[None]:
     before = {name: getattr(context, name) for name in wanted}
     try:
         vars(context).update(wanted)
-        yield
+        with redirect_stdout(sys.stderr):  # Ray tells of lost workers on stdout, which is for results
+            yield
     finally:
         vars(context).update(before)
         if begins:
