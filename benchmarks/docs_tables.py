@@ -159,6 +159,16 @@ def encoding_profile(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def _cluster(name: str) -> Callable[[dict[str, Any]], str]:
+    def table(report: dict[str, Any]) -> str:
+        import cluster
+
+        made: str = getattr(cluster, name)(report)
+        return made
+
+    return table
+
+
 def real_size(report: dict[str, Any]) -> str:
     """Memory and speed at the published size."""
     from real_size import markdown
@@ -180,6 +190,9 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "query-engines": ("peers_query", None, _peers("query")),
     "real-size": ("real_size", None, real_size),
     "encoding-profile": ("encoding_profile", None, encoding_profile),
+    "plan-sizes": ("cluster", None, _cluster("plan_table")),
+    "plan-hours": ("cluster", None, _cluster("hours_table")),
+    "cluster-constants": ("cluster", None, _cluster("table")),
     "quantised-encoding": ("int8", None, _peers("int8")),
     "study-matryoshka": _study("matryoshka", "Each head, averaged over the sets"),
     "study-scenarios": _study("matryoshka", "Which dimension"),
@@ -197,7 +210,7 @@ Results of studies lie in docs/studies, where ``jcv2 study`` writes them.
 """
 # One run makes all of these tables; its command and versions stand once on a page, under the last of them.
 _CAPTIONED = ("left_out",)
-_CAPTIONED_ELSEWHERE = {"multilingual-summary"} | {
+_CAPTIONED_ELSEWHERE = {"multilingual-summary", "plan-sizes", "plan-hours"} | {
     f"peers-{name.replace('_', '-')}" for name in PEER_TABLES if name not in _CAPTIONED
 }
 _MARKED = re.compile(r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -14,6 +14,7 @@ from jcv2_plugin.lazy import lazy_exports
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from jcv2_plugin.collection.cluster import IndexBatch
     from jcv2_plugin.collection.collection import ColbertCollection, IngestReport
     from jcv2_plugin.collection.qdrant_import import ImportReport, import_qdrant
     from jcv2_plugin.collection.search import SearchOptions
@@ -52,6 +53,7 @@ _HOMES = {
     "SparseEncoderStage": "engines.model_stages",
     "ImportReport": "collection.qdrant_import",
     "import_qdrant": "collection.qdrant_import",
+    "IndexBatch": "collection.cluster",
     "quantize": "encoder.quantization",
     "RerankResult": "scoring.rerank",
     "rerank": "scoring.rerank",
@@ -66,6 +68,7 @@ __all__ = [
     "Explanation",
     "FirstStage",
     "ImportReport",
+    "IndexBatch",
     "IngestReport",
     "JinaColbertEncoder",
     "MatryoshkaHeads",

@@ -1,4 +1,4 @@
-"""Lazy imports: of a package's public names, and of modules, so that importing ours is fast."""
+"""Lazy imports: of a package's public names, and of modules, so that importing ours is fast; and absent packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
+
+from jcv2_plugin.errors import MissingPackageError
 
 
 def lazy_module(name: str) -> types.ModuleType:
@@ -57,3 +60,19 @@ def lazy_exports(
         return sorted({*vars(sys.modules[package]), *homes})
 
     return get, listing
+
+
+def require_packages(what: str, names: tuple[str, ...], extra: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Args:
+        what: What needs them, as the subject of a sentence.
+        names: Import names.
+        extra: The extra of our distribution.
+
+    Raises:
+        MissingPackageError: If one is not. The message says how to install it.
+    """
+    absent = [name for name in names if find_spec(name) is None]
+    if absent:
+        raise MissingPackageError(f"{what} needs {' and '.join(absent)}: pip install 'jcv2-plugin[{extra}]'")

@@ -55,6 +55,7 @@ def reader_has(tmp_path: Path, mini: JinaColbertEncoder) -> Iterator[dict[str, d
     with LoopbackQdrant() as server, LoopbackGrpc(server) as wire, EncoderServer(mini) as encoders:
         yield {
             "two-stage.md": {"dense_model": dense_model(), "sparse_model": sparse_model()},
+            "scaling.md": {"url": server.url},
             "server.md": {"url": server.url, "grpc_port": wire.port},
             "encoders-on-another-machine.md": {"encoder_url": encoders.url},
             "migrating.md": {"ragatouille_index": str(write_ragatouille_index(tmp_path / "theirs"))},

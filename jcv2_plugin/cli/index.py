@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +18,15 @@ from qdrant_client import models
 from jcv2_plugin.cli.connection import WritingConnection
 from jcv2_plugin.cli.options import Json, Workers
 from jcv2_plugin.cli.target import WantedForFiles, open_target
+from jcv2_plugin.collection.cluster import Cluster
 from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.ingest import IngestReport
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.sources import (
     DEFAULT_CHUNK_TOKENS,
     DEFAULT_MAX_MIB,
     FILE_KEY,
+    STDIN,
     STDIN_NAME,
     NotEntered,
     PassageReader,
@@ -34,7 +37,7 @@ from jcv2_plugin.collection.sources import (
 from jcv2_plugin.console import progress_bar, quiet_libraries, remark, to_json
 from jcv2_plugin.documents import ID_KEY, Document, left_out
 from jcv2_plugin.engines.edge import JOURNAL
-from jcv2_plugin.errors import InvalidDocumentError
+from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError
 
 _FILES_A_FILTER = 30
 _DELETED_AT_ONCE = 1000
@@ -65,6 +68,14 @@ def index(
         bool, typer.Option(help="Also delete the documents of files that are gone from the given folders.")
     ] = False,
     strict: Annotated[bool, typer.Option(help="Stop at an unreadable file instead of skipping it.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Index on a Ray cluster: auto, its address, or local to start one here. --workers is the number of "
+            "encoders; the default is one per GPU or core.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Index files. Run it again to encode only what has changed.
@@ -75,6 +86,7 @@ def index(
     If the collection does not exist, it is created with the given settings. Defaults: model jinaai/jina-colbert-v2,
     storage float16, first stage hybrid. If it exists, the given settings must be those it was created with.
     """
+    cluster = None if ray is None else _cluster(ray, paths, connection, wanted, journal, workers)
     not_entered = NotEntered()
     files = find_files(paths, allow_empty=prune, not_entered=not_entered)
     if strict and not_entered.unread:
@@ -94,11 +106,35 @@ def index(
         reader = PassageReader(opened.encoder, chunk_tokens, max_mib)
         stream = DocumentStream(reader, files, seen, strict=strict, not_entered=not_entered)
         try:
-            result = _index(opened, stream, paths if prune else None, journal, workers)
+            result = _index(opened, stream, paths if prune else None, journal, workers, cluster)
         except (KeyboardInterrupt, SourceError, InvalidDocumentError):
             remark(f"Stopped with {opened.count()} documents stored. Run the command again to continue.")
             raise
         _print(result, opened, as_json=as_json)
+
+
+def _cluster(
+    address: str,
+    paths: Sequence[str],
+    connection: WritingConnection,
+    wanted: WantedForFiles,
+    journal: Path | None,
+    workers: int,
+) -> Cluster:
+    if STDIN in paths:
+        raise SourceError("The machines of a cluster cannot read this one's stdin (-). Write it to a .jsonl file.")
+    if journal is not None:
+        raise InvalidOptionError(
+            f"A run on a cluster keeps no journal ({journal}), since what is stored is not encoded again. Leave out "
+            "--journal."
+        )
+    options = {
+        "first_stage": "none",  # as Connection.open
+        "device": wanted.device,
+        "shard_key": wanted.shard,
+        **connection.arguments,
+    }
+    return Cluster(address, connection.location, options, workers)
 
 
 def _index(
@@ -107,6 +143,7 @@ def _index(
     pruned: Sequence[str] | None,
     journal: Path | None,
     workers: int,
+    cluster: Cluster | None,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     if journal is not None and journal.exists():
@@ -114,12 +151,14 @@ def _index(
             if opened.seen:
                 remark(f"Continuing a run that was stopped after {opened.seen} documents.")
     with progress_bar("Indexing", None) as advance:
-        report = collection.ingest(
-            stream,
-            progress=lambda done: advance(done, stream.expected),
-            journal=journal,
-            workers=workers,
-        )
+
+        def progress(done: int) -> None:
+            advance(done, stream.expected)
+
+        if cluster is None:
+            report = collection.ingest(stream, progress=progress, journal=journal, workers=workers)
+        else:
+            report = stream.index_on(cluster, progress)
     removed = stream.remove_stale(collection, pruned)
     if stream.blank:
         remark(left_out(stream.blank))
@@ -238,26 +277,54 @@ class DocumentStream:
         return self._reader.blank
 
     def __iter__(self) -> Iterator[Document]:
-        for file in self._all:
+        for number, file in enumerate(self._all):
             try:
                 documents = self._reader.read(file)
             except SourceError as error:
                 if self._strict:
                     raise
-                remark(f"skipped: {error}")
-                self.skipped += 1
+                self._skip(str(error))
                 continue
             self.files.append(file)
             for document in documents:
-                first = self._seen.add(str(document.id), len(self.files) - 1)
-                if first is not None:
-                    raise SourceError(
-                        f"{file.name}: the id {document.id!r} occurs a second time (first in "
-                        f"{self.files[first].name}). Give each document an id of its own."
-                    )
-                self._counts[file.name] += 1
-                self._documents += 1
+                self._note(number, str(document.id))
                 yield document
+
+    def index_on(self, cluster: Cluster, progress: Callable[[int], None]) -> IngestReport:
+        """Let a cluster read the files and store their documents, instead of iterating over them here.
+
+        A duplicate id is noticed when both documents are read, and perhaps stored: the collection has one of them.
+        """
+        report = IngestReport()
+        # Closed at once, so that an error or Ctrl-C ends the work of the cluster.
+        with closing(cluster.index(self._all, self._reader, strict=self._strict)) as outcomes:
+            for outcome in outcomes:
+                self._reader.bytes_read += outcome.bytes_read
+                self._reader.blank += outcome.blank
+                self.files += [self._all[number] for number in outcome.read]
+                for _, reason in outcome.skipped:
+                    self._skip(reason)
+                for number, own_id in zip(outcome.files, outcome.ids, strict=True):
+                    self._note(number, own_id)
+                report.written += outcome.written
+                report.unchanged += outcome.unchanged
+                progress(len(outcome.ids))
+        return report
+
+    def _skip(self, reason: str) -> None:
+        remark(f"skipped: {reason}")
+        self.skipped += 1
+
+    def _note(self, number: int, own_id: str) -> None:
+        name = self._all[number].name
+        first = self._seen.add(own_id, number)
+        if first is not None:
+            raise SourceError(
+                f"{name}: the id {own_id!r} occurs a second time (first in {self._all[first].name}). Give each "
+                "document an id of its own."
+            )
+        self._counts[name] += 1
+        self._documents += 1
 
     def remove_stale(self, collection: ColbertCollection, paths: Sequence[str] | None) -> int:
         """Delete documents that are no longer in their file, and return how many.

@@ -12,6 +12,7 @@ import typer
 from jcv2_plugin.collection.sources import PassageReader, SourceError, SourceFile, find_files
 from jcv2_plugin.console import quiet_libraries, remark
 from jcv2_plugin.files import check_new_folder, new_folder
+from jcv2_plugin.lazy import require_packages
 
 
 def quantize(
@@ -33,7 +34,7 @@ def quantize(
     from jcv2_plugin.encoder.int8 import FOLDER
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
-    quantization.require_packages()
+    require_packages("Quantising", quantization.PACKAGES, "int8")
     files = find_files(sources)
     quiet_libraries()
     start = time.perf_counter()

@@ -11,6 +11,7 @@ from jcv2_plugin.cli.options import Device
 from jcv2_plugin.console import quiet_libraries, remark
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.protocol import KEY_VARIABLE
+from jcv2_plugin.lazy import require_packages
 
 
 def serve(
@@ -40,9 +41,9 @@ def serve(
 
     Stop it with SIGTERM or Ctrl-C: it finishes the requests that run. Its OpenAPI page is /docs.
     """
-    from jcv2_plugin.serving.run import require_packages, reserve, run, url_of
+    from jcv2_plugin.serving.run import PACKAGES, reserve, run, url_of
 
-    require_packages()
+    require_packages("A server", PACKAGES, "serve")
     from jcv2_plugin.serving.settings import ServerSettings
 
     settings = ServerSettings(

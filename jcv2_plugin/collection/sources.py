@@ -214,12 +214,24 @@ class PassageReader:
                 f"Passages of {chunk_tokens} tokens do not fit the model's window of {window}. Take fewer, or load "
                 "the model with a larger document_length."
             )
-        count = encoder.token_counter()
-        self._markdown = MarkdownSplitter.from_callback(count, chunk_tokens)
-        self._plain = TextSplitter.from_callback(count, chunk_tokens)
+        self._count = encoder.token_counter()
+        self._chunk_tokens = chunk_tokens
         self._max_mib = max_mib
         self.bytes_read = 0
         self.blank: list[str] = []
+        self._make_splitters()
+
+    def _make_splitters(self) -> None:
+        self._markdown = MarkdownSplitter.from_callback(self._count, self._chunk_tokens)
+        self._plain = TextSplitter.from_callback(self._count, self._chunk_tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A reader travels to other machines with its tokenizer, and without a model. Splitters cannot be pickled.
+        return {name: value for name, value in vars(self).items() if name not in ("_markdown", "_plain")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_splitters()
 
     def read(self, file: SourceFile) -> Iterator[Document]:
         """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import logging
 import random
 import tempfile
@@ -25,11 +24,13 @@ from jcv2_plugin.documents import has_text
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
 from jcv2_plugin.encoder.int8 import Int8Model, QuantizedTransformer
 from jcv2_plugin.encoder.openvino_cpu import converted, in_own_thread, quiet
-from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
+from jcv2_plugin.errors import InvalidOptionError
+from jcv2_plugin.lazy import require_packages
 
 if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
+PACKAGES = ("openvino", "nncf")
 LEAST_TEXTS = 10
 """Minimum number of texts; fewer do not cover the range of activations."""
 SAMPLES = 100
@@ -58,7 +59,7 @@ def quantize(encoder: JinaColbertEncoder, texts: Iterable[str], *, samples: int 
     if isinstance(texts, str):
         raise TypeError(f"quantize takes several texts, not the single string {texts!r:.60}.")
     samples = check_integer(samples, "samples", least=LEAST_TEXTS)
-    require_packages()
+    require_packages("Quantising", PACKAGES, "int8")
     drawn = _draw(texts, samples)
     if len(drawn) < LEAST_TEXTS:
         raise InvalidOptionError(
@@ -139,17 +140,6 @@ def _in_memory(network: Any, made_from: str) -> Int8Model:
         graph, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
         openvino.serialize(network, graph, weights)
         return Int8Model(graph.read_bytes(), weights.read_bytes(), made_from)
-
-
-def require_packages() -> None:
-    """Check that OpenVINO and NNCF are installed.
-
-    Raises:
-        MissingPackageError: If one is not. The message says how to install it.
-    """
-    absent = [name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise MissingPackageError(f"Quantising needs {' and '.join(absent)}: pip install 'jcv2-plugin[int8]'")
 
 
 @contextlib.contextmanager

@@ -5,24 +5,12 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
-from jcv2_plugin.errors import InvalidOptionError, MissingPackageError
+from jcv2_plugin.errors import InvalidOptionError
 
-_PACKAGES = ("fastapi", "orjson", "prometheus_client", "uvicorn")
+PACKAGES = ("fastapi", "orjson", "prometheus_client", "uvicorn")
 _KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, so that none sends into a closing one
-
-
-def require_packages() -> None:
-    """Check that the packages of the extra are installed.
-
-    Raises:
-        MissingPackageError: If one is not. The message says how to install it.
-    """
-    absent = [name for name in _PACKAGES if find_spec(name) is None]
-    if absent:
-        raise MissingPackageError(f"A server needs {' and '.join(absent)}: pip install 'jcv2-plugin[serve]'")
 
 
 def reserve(host: str, port: int) -> socket.socket:
