@@ -35,12 +35,12 @@ from jcv2_plugin.encoder.skiplist import SKIPLISTS, Skiplist, skiplist_words
 from jcv2_plugin.encoder.windows import (
     LONG_DOCUMENTS,
     LongDocuments,
+    TokenCounter,
     TokenizedTexts,
     WindowSplitter,
     content_capacity,
     join_windows,
     plain_tokenizer,
-    token_counter,
 )
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
 from jcv2_plugin.files import filled_folder
@@ -354,7 +354,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def document_length(self, value: int) -> None:
         with self.tokenizer_lock:
             shortest = len(self.tokenizer(self.prompts.get("document") or "")["input_ids"]) + 1
-        length = check_integer(value, "document_length")
+        length = check_integer(value, "document_length", least=0)
         if not shortest <= length <= self.max_document_length:
             raise InvalidOptionError(
                 f"document_length must be between {shortest} and {self.max_document_length} for this model, "
@@ -455,7 +455,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
 
     def token_counter(self) -> Callable[[str], int]:
         """Return a function that counts a text's tokens, for splitting texts."""
-        return token_counter(self.plain_tokenizer)
+        return TokenCounter(self.plain_tokenizer)
 
     def check_lengths(self, texts: Sequence[str]) -> None:
         """Raise DocumentTooLongError for the first text that does not fit the window."""
