@@ -354,11 +354,14 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def document_length(self, value: int) -> None:
         with self.tokenizer_lock:
             shortest = len(self.tokenizer(self.prompts.get("document") or "")["input_ids"]) + 1
-        length = check_integer(value, "document_length", least=0)
+        try:
+            length = check_integer(value, "document_length")
+        except InvalidOptionError:
+            length = 0
         if not shortest <= length <= self.max_document_length:
             raise InvalidOptionError(
                 f"document_length must be between {shortest} and {self.max_document_length} for this model, "
-                f"got {value!r}."
+                f"got {value!r:.60}."
             )
         self.backbone.document_length = length
         self.forget_derived()

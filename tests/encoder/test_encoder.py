@@ -289,9 +289,10 @@ class TestOptions:
 
     @pytest.mark.parametrize("value", ["3", True, 1.0, float("nan"), np.float32(2), np.bool_(True)])
     def test_numbers_are_strict(self, mini: JinaColbertEncoder, value: Any) -> None:
-        for name in ("tokens_per_batch", "document_length"):
-            with pytest.raises(InvalidOptionError, match=f"{name} must be a positive integer, got"):
-                setattr(mini, name, value)
+        with pytest.raises(InvalidOptionError, match="tokens_per_batch must be a positive integer, got"):
+            mini.tokens_per_batch = value
+        with pytest.raises(InvalidOptionError, match="document_length must be between 3 and 512 for this model, got"):
+            mini.document_length = value
         for name in ("tokens_per_batch", "batch_size"):
             with pytest.raises(InvalidOptionError, match=f"{name} must be a positive integer, got"):
                 mini.encode_document(TEXTS, **{name: value})
