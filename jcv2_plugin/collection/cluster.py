@@ -11,6 +11,8 @@ import logging
 import numbers
 import os
 import pickle
+import re
+import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -33,6 +35,7 @@ from jcv2_plugin.lazy import require_packages
 LOCAL = "local"
 BLOCK_BYTES = 2**20
 """Bytes of text that a worker takes at a time, some thousand passages. So much is repeated if it is lost."""
+_SECONDS_TO_CONNECT = 10
 _PACKAGES = ("ray", "pyarrow", "pandas")
 
 
@@ -361,9 +364,11 @@ def _connected(address: str) -> Iterator[None]:
     begins = not ray.is_initialized()
     if begins:
         try:
+            if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself would try for minutes
+                socket.create_connection((found[1].strip("[]"), int(found[2])), _SECONDS_TO_CONNECT).close()
             more = {"include_dashboard": False} if address == LOCAL else {}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
-        except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
             raise InvalidOptionError(
                 f"There is no Ray cluster at {address!r}: {_last_line(error)} Start one with ray start --head and join "
                 f"it by 'auto', give its address, or write {LOCAL!r} to use this machine only."
@@ -378,11 +383,11 @@ def _connected(address: str) -> Iterator[None]:
         "print_on_execution_start": False,
     }
     before = {name: getattr(context, name) for name in wanted}
-    try:
-        vars(context).update(wanted)
-        with redirect_stdout(sys.stderr):  # Ray tells of lost workers on stdout, which is for results
+    with redirect_stdout(sys.stderr):  # Ray tells of lost workers on stdout, some of it at the end; it is for results
+        try:
+            vars(context).update(wanted)
             yield
-    finally:
-        vars(context).update(before)
-        if begins:
-            ray.shutdown()
+        finally:
+            vars(context).update(before)
+            if begins:
+                ray.shutdown()

@@ -595,5 +595,5 @@ def test_a_recipe_of_few_lines_is_not_written_out(tmp_path):
         load_recipe(MineRecipe, "mine", tmp_path / "r.yaml")
     assert time.process_time() - started < 1
     (tmp_path / "r.yaml").write_text("seed: " + ":".join(["59"] * 3000))
-    with pytest.raises(RecipeError, match="a number of thousands of digits"):
+    with pytest.raises(RecipeError, match=r"seed: .* less than 4294967296, got "):
         load_recipe(MineRecipe, "mine", tmp_path / "r.yaml")

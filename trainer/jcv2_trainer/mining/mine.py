@@ -61,7 +61,7 @@ class MineRecipe(Recipe):
     sampling: Literal["top", "random"] = Field(
         "top", description="Take the best of the remaining candidates ('top'), or a random sample ('random')."
     )
-    seed: int = Field(13, ge=0, description="Seed of random sampling.")
+    seed: int = Field(13, ge=0, lt=2**32, description="Seed of random sampling.")
     keep_existing: bool = Field(False, description="Keep the negatives that a row already has, and add to them.")
     drop_empty: bool = Field(False, description="Leave out rows without negatives. Otherwise they are kept as pairs.")
     exact: bool = Field(False, description="Rank all documents by MaxSim, not only those that the first stage finds.")

@@ -50,7 +50,7 @@ class Assembly(Recipe):
     texts: int = Field(
         default=3000, ge=2, description="Size of the sample to fit the heads to: half queries, half positives."
     )
-    seed: int = Field(default=13, description="Seed of the sample.")
+    seed: int = Field(default=13, ge=0, lt=2**32, description="Seed of the sample.")
     lang: str | None = Field(default=None, description="Use only rows with this lang.")
 
 
