@@ -176,6 +176,13 @@ def real_size(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def large_collection(report: dict[str, Any]) -> str:
+    """A collection as it grows."""
+    from large_collection import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
@@ -187,6 +194,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
+    "large-collection": ("large_collection", None, large_collection),
     "query-engines": ("peers_query", None, _peers("query")),
     "real-size": ("real_size", None, real_size),
     "encoding-profile": ("encoding_profile", None, encoding_profile),

@@ -59,9 +59,9 @@ def exact_top(corpus: LargeCorpus, sizes: Sequence[int]) -> dict[int, list[list[
     if file.exists():
         return {int(size): found for size, found in json.loads(file.read_text()).items()}
     say("exact MaxSim, once")
-    queries = torch.from_numpy(np.stack(corpus.query_vectors))
-    count, length, dim = queries.shape
-    flat = queries.reshape(count * length, dim).T.contiguous()
+    count, dim = len(corpus.query_vectors), corpus.query_vectors[0].shape[1]
+    flat = torch.from_numpy(np.concatenate(corpus.query_vectors)).T.contiguous()
+    owners = torch.repeat_interleave(torch.arange(count), torch.tensor([len(one) for one in corpus.query_vectors]))
     best, at = torch.full((count, K), -torch.inf), torch.zeros((count, K), dtype=torch.long)
     found: dict[int, list[list[str]]] = {}
     for start in range(0, max(sizes), _EXACT_BLOCK):
@@ -69,7 +69,7 @@ def exact_top(corpus: LargeCorpus, sizes: Sequence[int]) -> dict[int, list[list[
         longest = max(map(len, part))
         # Repeating a row changes no maximum.
         padded = torch.stack([torch.cat([one, one[:1].expand(longest - len(one), dim)]) for one in part])
-        scores = (padded @ flat).amax(dim=1).reshape(len(part), count, length).sum(dim=2).T
+        scores = torch.zeros(len(part), count).index_add_(1, owners, (padded @ flat).amax(dim=1)).T
         numbers = torch.arange(start, start + len(part)).expand(count, len(part))
         best, chosen = torch.cat([best, scores], dim=1).topk(K)
         at = torch.cat([at, numbers], dim=1).gather(1, chosen)
@@ -163,14 +163,10 @@ def searches_per_second(collection: ColbertCollection, asked: Sequence[SearchReq
     return len(asked) / (time.perf_counter() - start)
 
 
-def memory() -> dict[str, int]:
-    """Resident memory of this process, and the part of it that no file stands behind, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return {
-        name: int(found[1]) * 1024
-        for name, key in (("resident", "VmRSS"), ("anonymous", "RssAnon"))
-        if (found := re.search(rf"{key}:\s+(\d+)", status))
-    }
+def memory() -> int:
+    """Memory of this process that no file stands behind, in bytes. Mapped files can be dropped from memory at any time."""
+    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def disk(folder: Path) -> int:
@@ -208,7 +204,7 @@ def measure(storage: Any, sizes: Sequence[int], queries: int) -> list[dict[str, 
                     len(set(one) & set(best)) / K for one, best in zip(found, exact[stop], strict=True)
                 )
                 row["searches/s"] = {str(n): searches_per_second(collection, asked, n) for n in THREADS}
-                row["memory"] = {key: value - before[key] for key, value in memory().items()}
+                row["memory"] = memory() - before
                 if stop == max(sizes):
                     row.update(at_the_end(collection, corpus, asked))
             rows.append(row)
@@ -249,7 +245,7 @@ def markdown(report: dict[str, Any]) -> str:
         "threads stopped, ms",
         "bytes a token",
         "opening, s",
-        "memory, MB",
+        "private memory, MB",
         "search p50, ms",
         "p95",
         "searches/s, 1 / 2 / 4 threads",
@@ -271,7 +267,7 @@ def markdown(report: dict[str, Any]) -> str:
                 f"{row['storing']['longest stop']:.0f}",
                 f"{row['bytes'] / row['tokens']:.0f}",
                 f"{row['opening seconds']:.2f}",
-                f"{row['memory']['resident'] / 1e6:.0f}",
+                f"{row['memory'] / 1e6:.0f}",
                 f"{row['search']['p50']:.1f}",
                 f"{row['search']['p95']:.1f}",
                 " / ".join(f"{one:.0f}" for one in row["searches/s"].values()),
