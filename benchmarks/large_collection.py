@@ -164,7 +164,7 @@ def searches_per_second(collection: ColbertCollection, asked: Sequence[SearchReq
 
 
 def memory() -> int:
-    """Memory of this process that no file stands behind, in bytes. Mapped files can be dropped from memory at any time."""
+    """Memory of this process that no file stands behind, in bytes. Mapped files can be dropped at any time."""
     found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
 
