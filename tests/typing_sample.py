@@ -31,6 +31,7 @@ from jcv2_plugin import (
     Explanation,
     FirstStage,
     ImportReport,
+    IndexBatch,
     IngestReport,
     JinaColbertEncoder,
     MatryoshkaHeads,
@@ -94,6 +95,11 @@ def collecting(encoder: JinaColbertEncoder, client: QdrantClient) -> IngestRepor
     report: IngestReport = copy.ingest((Document(str(n)) for n in range(3)), progress=print, workers=2)
     assert report.written + report.unchanged == 3
     return report
+
+
+def on_a_cluster() -> dict[str, list[int]]:
+    worker = IndexBatch("http://qdrant:6333", name="house")
+    return worker({"id": ["a"], "text": ["a b"], "metadata": [{"room": "hall"}]})
 
 
 def finding(collection: ColbertCollection) -> Iterator[str]:
