@@ -40,8 +40,8 @@ def edge_config(schema: CollectionSchema) -> edge.EdgeConfig:
             # An HNSW graph over MaxSim takes minutes to build and finds the wrong documents: m=0 disables it.
             hnsw_config=_NO_GRAPH,
             quantization_config=quantization,
-            # Read as searches need them. Else Edge reads all of them when it opens, five times as long at 20,000
-            # documents, and searches are no faster afterwards.
+            # Read as searches need them. Else Edge reads all of them when it opens, which takes five times as long at
+            # 20,000 documents and holds the GIL. The first searches are slower, by half to twice; later ones are not.
             memory=edge.Memory.Cold,
         )
     }
