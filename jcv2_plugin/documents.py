@@ -191,6 +191,28 @@ def as_list(values: Iterable[T], what: str, error: type[ValueError] = InvalidDoc
     return list(values)
 
 
+def list_of(kind: type, values: Iterable[T], one: str, called: str, way_out: str) -> list[T]:
+    """Return an iterable as a list, like :func:`as_list`, if all in it are of a class.
+
+    Args:
+        kind: The class.
+        values: The iterable.
+        one: What it holds, for the error message, such as ``"Document"``.
+        called: What it must be, such as ``"LangChain Document"``.
+        way_out: What to do instead, as a sentence.
+
+    Raises:
+        InvalidDocumentError: It holds something else.
+    """
+    listed = as_list(values, f"{one.lower()}s")
+    for position, value in enumerate(listed):
+        if not isinstance(value, kind):
+            raise InvalidDocumentError(
+                f"{one} {position} must be a {called}, got {type(value).__name__}: {value!r:.60}. {way_out}"
+            )
+    return listed
+
+
 def has_text(text: str) -> bool:
     """Return whether a text has a visible character, so that it can be searched.
 

@@ -10,16 +10,11 @@ import datetime as dt
 import numbers
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, is_unicode, json_value, plain_str
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, UnsupportedFilterError
-from jcv2_plugin.lazy import lazy_module
-
-if TYPE_CHECKING:
-    from qdrant_client import models
-else:
-    models = lazy_module("qdrant_client.models")
+from jcv2_plugin.lazy import models
 
 _PLAIN_NAME = re.compile(r"[\w-]+")
 _PLAIN_PATH = re.compile(r"[\w-]+(\[\d*\])*(\.[\w-]+(\[\d*\])*)*")

@@ -7,24 +7,25 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jcv2_plugin.errors import MissingPackageError
 
 
-def lazy_module(name: str) -> types.ModuleType:
-    """Return a stand-in for a module that is imported when it is first used.
-
-    For qdrant-client, which takes a second to import and which collections in a folder need for filters only.
-    """
-    return _Lazy(name)
-
-
 class _Lazy(types.ModuleType):
+    """A stand-in for a module that is imported when it is first used."""
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(importlib.import_module(self.__name__), name)
         setattr(self, name, value)
         return value
+
+
+if TYPE_CHECKING:
+    from qdrant_client import models as models
+else:
+    # qdrant-client takes a second to import, and collections in a folder need it for filters only.
+    models = _Lazy("qdrant_client.models")
 
 
 def lazy_exports(

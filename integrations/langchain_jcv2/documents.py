@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 
 import jcv2_plugin
 from jcv2_plugin import Explanation, SearchHit, StoredDocument
-from jcv2_plugin.documents import as_list
+from jcv2_plugin.documents import as_list, list_of
 from jcv2_plugin.errors import InvalidDocumentError
 
 RELEVANCE_KEY = "relevance_score"
@@ -27,13 +27,8 @@ def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = No
     Raises:
         InvalidDocumentError: ``documents`` is not an iterable of documents, or ``ids`` not one of as many ids.
     """
-    listed = as_list(documents, "documents")
-    for position, one in enumerate(listed):
-        if not isinstance(one, Document):
-            raise InvalidDocumentError(
-                f"Document {position} must be a LangChain Document, got {type(one).__name__}: {one!r:.60}. Add texts "
-                "with add_texts or from_texts."
-            )
+    way_out = "Add texts with add_texts or from_texts."
+    listed = list_of(Document, documents, "Document", "LangChain Document", way_out)
     chosen = [None] * len(listed) if ids is None else as_list(ids, "ids")
     if len(chosen) != len(listed):
         raise InvalidDocumentError(f"There are {len(listed)} documents but {len(chosen)} ids.")

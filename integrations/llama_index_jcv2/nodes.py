@@ -16,7 +16,7 @@ from llama_index.core.schema import Document as LlamaDocument
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
 from jcv2_plugin import Document, StoredDocument, documents
-from jcv2_plugin.documents import as_list, json_value, warn_of_blank
+from jcv2_plugin.documents import json_value, list_of, warn_of_blank
 from jcv2_plugin.errors import InvalidDocumentError
 
 Node = TypeVar("Node", bound=BaseNode)
@@ -50,14 +50,8 @@ def node_list(nodes: Iterable[Node]) -> list[Node]:
     Raises:
         InvalidDocumentError: They are something else than an iterable of nodes.
     """
-    listed = as_list(nodes, "nodes")
-    for position, node in enumerate(listed):
-        if not isinstance(node, BaseNode):
-            raise InvalidDocumentError(
-                f"Node {position} must be a LlamaIndex node, got {type(node).__name__}: {node!r:.60}. Wrap a text as "
-                "TextNode(text=...) or Document(text=...)."
-            )
-    return listed
+    way_out = "Wrap a text as TextNode(text=...) or Document(text=...)."
+    return list_of(BaseNode, nodes, "Node", "LlamaIndex node", way_out)
 
 
 def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:

@@ -383,7 +383,7 @@ def _connected(address: str) -> Iterator[None]:
         "print_on_execution_start": False,
     }
     before = {name: getattr(context, name) for name in wanted}
-    with redirect_stdout(sys.stderr):  # Ray tells of lost workers on stdout, some of it at the end; it is for results
+    with redirect_stdout(sys.stderr):  # Ray reports lost workers on stdout, some at the end
         try:
             vars(context).update(wanted)
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jcv2_plugin.checks import in_batches
 from jcv2_plugin.documents import MAX_DEPTH, StoredDocument, json_value, payload_of
@@ -13,12 +13,7 @@ from jcv2_plugin.engines.base import Engine, Point, Record
 from jcv2_plugin.engines.edge import EdgeEngine, unfinished
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, InvalidDocumentError
-from jcv2_plugin.lazy import lazy_module
-
-if TYPE_CHECKING:
-    from qdrant_client import models
-else:
-    models = lazy_module("qdrant_client.models")
+from jcv2_plugin.lazy import models
 
 _COPIED_AT_A_TIME = 64
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,7 @@ from jcv2_plugin.errors import (
     Jcv2Error,
 )
 from jcv2_plugin.files import new_file, open_regular, parse_json, sweep
-from jcv2_plugin.lazy import lazy_module
-
-if TYPE_CHECKING:
-    from qdrant_client import models
-else:
-    models = lazy_module("qdrant_client.models")
+from jcv2_plugin.lazy import models
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"

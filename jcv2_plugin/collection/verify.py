@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,12 +21,7 @@ from jcv2_plugin.engines.base import Matrix, Record
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.engines.storage import storage_profile
-from jcv2_plugin.lazy import lazy_module
-
-if TYPE_CHECKING:
-    from qdrant_client import models
-else:
-    models = lazy_module("qdrant_client.models")
+from jcv2_plugin.lazy import models
 
 _MOST_NAMED = 20
 _STAGE_ERROR = 1e-2

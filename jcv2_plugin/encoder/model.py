@@ -195,7 +195,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         encoder.query_engine = query_engine
         encoder.prepare()
         if not isinstance(encoder.backbone, QuantizedTransformer):  # its network would not survive a fork
-            with loading.layout_errors(loaded.source):  # before a user's texts are
+            with loading.layout_errors(loaded.source):  # here, and not at the user's first text
                 encoder.query_vectors(["text"], encoder.dims[0])
                 encoder.document_vectors(["text"], encoder.dims[0])
         return encoder

@@ -81,7 +81,7 @@ _SPACE_TO_CREATE = _SPACE_TO_OPTIMIZE = 64 * 1024 * 1024
 def _edge_filter(filter: models.Filter | None) -> edge.Filter | None:
     if filter is None:
         return None
-    from jcv2_plugin.engines.edge_filters import to_edge_filter  # needs qdrant-client, see lazy_module()
+    from jcv2_plugin.engines.edge_filters import to_edge_filter  # needs qdrant-client, see jcv2_plugin.lazy
 
     return to_edge_filter(filter)
 
@@ -119,7 +119,7 @@ class EdgeEngine:
         self._lock = lock
         self._closing = threading.Lock()  # also held while another process has the shard
         self._unflushed = 0  # bytes
-        self._unoptimized: int | None = None  # bytes; None: written by whoever had it open before
+        self._unoptimized: int | None = None  # bytes; None: unknown, after a deletion or by whoever had it open before
         self._oversampling = oversampling_of(storage)
         self._pending = pending  # schema of a successor that has not been adopted yet
         forks.watch(self)
@@ -304,11 +304,13 @@ class EdgeEngine:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         if ids:
             self._update(lambda: edge.UpdateOperation.delete_points(list(ids)))
+            self._unoptimized = None  # a segment with many deleted points is written anew
 
     def delete_where(self, filter: models.Filter) -> None:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""
         edge_filter: Any = _edge_filter(filter)
         self._update(lambda: edge.UpdateOperation.delete_points_by_filter(edge_filter))
+        self._unoptimized = None
 
     def count(self, filter: models.Filter | None) -> int:
         """See :class:`~jcv2_plugin.engines.base.Engine`."""

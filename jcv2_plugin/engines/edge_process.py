@@ -1,6 +1,6 @@
 """Optimise an Edge shard in a process of its own.
 
-Edge holds the GIL during a call. Optimising 30,000 documents takes a quarter of a minute, in which no other thread and
+Edge holds the GIL during a call. Optimising 30,000 documents takes up to half a minute, in which no other thread and
 no event loop of this process would run.
 """
 

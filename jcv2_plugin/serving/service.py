@@ -292,7 +292,7 @@ class Visit:
         """See :meth:`JinaColbertEncoder.document_vectors`."""
         given = texts if isinstance(texts, TokenizedTexts) else self.tokenized(texts)
         if long_documents == "split":
-            self.check_tokens(self.tokens + sum(given.counts))  # first, for to split 4 MB takes a minute
+            self.check_tokens(self.tokens + sum(given.counts))  # first, since splitting megabytes takes long
         windows, owners = self.split_documents(given, long_documents)
         counts = given.counts if len(windows) == len(given) else self._encoder.tokenized(windows).counts
         counts = [min(count, self._encoder.content_length) for count in counts]

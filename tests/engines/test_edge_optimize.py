@@ -163,6 +163,20 @@ def test_few_new_points_are_optimised_here(filled: EdgeEngine, monkeypatch: pyte
     assert filled.size() == COUNT + 10
 
 
+def test_what_a_deletion_leaves_is_optimised_apart(filled: EdgeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment of which a fifth is deleted is written anew."""
+    filled.optimize()
+    monkeypatch.setattr(edge, "_BYTES_TO_OPTIMIZE_HERE", 10**6)
+    apart: list[Path] = []
+    monkeypatch.setattr(edge, "optimize_apart", lambda shard: apart.append(shard) or edge_process.optimize_apart(shard))
+    filled.delete([point.id for point in points(COUNT)[: COUNT // 2]])
+    before = segments(filled)
+    filled.optimize()
+    assert apart
+    assert segments(filled) != before
+    assert filled.size() == COUNT - COUNT // 2
+
+
 def test_the_log_does_not_grow_with_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take as much disk as all vectors in float32 until the collection is optimised or closed."""
     monkeypatch.setattr(edge, "_BYTES_PER_FLUSH", 2**24)
