@@ -139,8 +139,8 @@ def okapi(texts: Sequence[Sequence[int]], query: Sequence[int], k1: float, b: fl
     return scores
 
 
-def copied(source: Path, target: Path) -> Path:
+def copied(source: Path | str, target: Path | str) -> Path:
     """Copy a folder: Edge's files have holes, which ``shutil`` fills."""
     if subprocess.run(["cp", "-a", "--sparse=always", str(source), str(target)], check=False).returncode:
         shutil.copytree(source, target)
-    return target
+    return Path(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import starting
 from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection
@@ -58,14 +60,12 @@ def error(*arguments: str) -> str:
 
 
 def jcv2(*arguments: str, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, in a pipe."""
+    """The command as installed, in a pipe."""
     command = [PROGRAM, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, input=stdin)
 
 
-def start(*arguments: str, cwd: Path, stdin: int | None = None) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen([PROGRAM, *arguments], cwd=cwd, stdin=stdin, stdout=pipe, stderr=pipe, text=True)
+start = functools.partial(starting.start, starting.COMMAND)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

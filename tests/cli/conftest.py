@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import FOOD, MINI, SHIPS, run, write_rows
+from collection_samples import copied
 from loopback_qdrant import LoopbackQdrant
 
 
@@ -44,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def indexed(folder: Path, built: Path) -> Path:
     """With a collection of them in ``store``."""
-    shutil.copytree(built / "docs-store", folder / "store")
+    copied(built / "docs-store", folder / "store")
     return folder
 
 
@@ -52,7 +53,7 @@ def indexed(folder: Path, built: Path) -> Path:
 def rows(folder: Path, built: Path) -> Path:
     """With a collection in ``store`` of the 30 rows of a file."""
     shutil.copy(built / "rows.jsonl", folder)
-    shutil.copytree(built / "rows-store", folder / "store")
+    copied(built / "rows-store", folder / "store")
     return folder
 
 

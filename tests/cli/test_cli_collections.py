@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from cli_helpers import MINI, PROGRAM, error, run, run_both, run_json
+from collection_samples import copied
 
 from jcv2_plugin import ColbertCollection
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -23,9 +23,9 @@ from jcv2_plugin.errors import (
 
 class TestList:
     def test_a_folder_itself_and_those_in_it(self, rows: Path) -> None:
-        (rows / "many" / "deep" / "deeper").mkdir(parents=True)
-        shutil.copytree("store", "many/b")
-        shutil.copytree("store", "many/deep/deeper", dirs_exist_ok=True)
+        (rows / "many" / "deep").mkdir(parents=True)
+        copied("store", "many/b")
+        copied("store", "many/deep/deeper")
         (rows / "many" / "shard").mkdir()
         expected = {"model": "mini", "dim": 32, "storage": "float16", "first_stage": "hybrid", "documents": 30}
         assert run_json("collections", "list", "-c", "many") == [{"name": "many/b", **expected, "state": None}]
@@ -55,7 +55,7 @@ class TestList:
 
     def test_one_that_is_damaged_is_listed_too(self, rows: Path) -> None:
         for name in ("description", "shard"):
-            shutil.copytree("store", name)
+            copied("store", name)
         (rows / "description" / "jcv2.json").write_text("{")
         (shard,) = (rows / "shard").glob("shard*")
         shard.rename(rows / "elsewhere")

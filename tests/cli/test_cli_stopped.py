@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from cli_helpers import MINI, error, run, run_both, run_json, start, wait_until, write_rows
 from loopback_qdrant import LoopbackQdrant
+from starting import Started
 
 from jcv2_plugin.collection.journal import JournalError
 
@@ -21,7 +21,7 @@ def has_stored(journal: Path) -> bool:
     return journal.exists() and '"seen"' in journal.read_text()
 
 
-def begun(process: subprocess.Popen[str], journal: Path) -> None:
+def begun(process: Started, journal: Path) -> None:
     wait_until(lambda: has_stored(journal) or process.poll() is not None)
     assert process.poll() is None, process.communicate()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import starting
+from collection_samples import copied
 from official_checkpoint import write_checkpoint
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
@@ -44,7 +44,7 @@ def original(mini: JinaColbertEncoder, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def folder(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "collection"))
+    return copied(original, tmp_path / "collection")
 
 
 class TestReopening:
@@ -115,8 +115,7 @@ class TestLock:
                 ColbertCollection.open(folder)
             with pytest.raises(CollectionLockedError):
                 ColbertCollection.create(folder, encoder=mini, overwrite=True)
-            command = [sys.executable, "-c", script, str(folder)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = starting.run(script, folder)
             assert done.stdout == "locked\n", done.stderr
             assert collection.count() == 2
             closer = threading.Thread(target=collection.close)  # another thread may close it

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import starting
 from full import FULL
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
@@ -57,82 +54,40 @@ MIGRATE = (
 """
 )
 
-# Has imported what takes seconds, and gives birth to a process for each script that it is sent.
-MOTHER = """
-import json, os, sys
-import jcv2_plugin.collection.collection, jcv2_plugin.encoder.model
-for line in sys.stdin:
-    script, arguments, output = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-            sys.argv = ["script", *arguments]
-            exec(script, {"__name__": "script"})
-            status = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
 
 def text(number: int) -> str:
     return f"Report {number} tells of harbour {number % 97} and of ship {number % 89}."
 
 
-@pytest.fixture(scope="module")
-def mother() -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-c", MOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield process
-    process.communicate(timeout=60)
-
-
 class Run:
     """A script that may be killed."""
 
-    def __init__(self, mother: subprocess.Popen[str], tmp_path: Path, script: str, *arguments: object) -> None:
-        self._mother = mother
-        self._order = json.dumps([script, [str(one) for one in arguments], str(tmp_path / "output")])
-        self._output = tmp_path / "output"
-
-    def _start(self) -> int:
-        self._output.write_text("")
-        self._mother.stdin.write(self._order + "\n")
-        self._mother.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> int:
-        return int(self._mother.stdout.readline())
+    def __init__(self, script: str, *arguments: object) -> None:
+        self._script = (script, *arguments)
 
     def kill_after(self, batches: int, seconds: float) -> None:
         """Kill it a moment after so many batches; it may have come to its end in that moment."""
-        process = self._start()
-        until = time.monotonic() + 120
-        while len(lines := self._output.read_text().splitlines()) < batches:
-            assert time.monotonic() < until, f"no progress: {lines}"
-            time.sleep(0.002)
+        process = starting.start(*self._script)
+        for _ in range(batches):
+            assert process.stdout.readline() == "batch\n", process.communicate()
         time.sleep(seconds)
-        os.kill(process, signal.SIGKILL)  # until its mother has asked for it, its number is no other's
-        assert self._answer() in (0, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL)
 
     def to_its_end(self) -> list[int]:
         """The numbers of its report."""
-        self._start()
-        assert self._answer() == 0
-        return [int(one) for one in self._output.read_text().splitlines()[-1].split()]
+        done = starting.run(*self._script)
+        assert done.returncode == 0, done.stderr
+        return [int(one) for one in done.stdout.splitlines()[-1].split()]
 
 
 @pytest.mark.parametrize("with_journal", [False, True])
-def test_nothing_is_lost_and_nothing_comes_twice(
-    mini: JinaColbertEncoder, mother: subprocess.Popen[str], tmp_path: Path, with_journal: bool
-) -> None:
+def test_nothing_is_lost_and_nothing_comes_twice(mini: JinaColbertEncoder, tmp_path: Path, with_journal: bool) -> None:
     """Of documents with ids, and of texts without any by means of a journal."""
     folder, journal, chance = tmp_path / "collection", tmp_path / "run.journal", random.Random(5 + with_journal)
     ColbertCollection.create(folder, encoder=mini, dim=32).close()
-    run = Run(mother, tmp_path, INGEST_WITH_JOURNAL if with_journal else INGEST, folder, DOCUMENTS, journal)
+    run = Run(INGEST_WITH_JOURNAL if with_journal else INGEST, folder, DOCUMENTS, journal)
     counts = [0]
     for _ in range(KILLS):
         run.kill_after(counts[-1] // BATCH + chance.randint(1, 4), chance.uniform(0, 0.1))
@@ -159,13 +114,11 @@ def test_nothing_is_lost_and_nothing_comes_twice(
             np.testing.assert_allclose(found.vectors, fresh, atol=2e-3)
 
 
-def test_a_migration_leaves_the_old_collection_whole_until_it_is_done(
-    mini: JinaColbertEncoder, mother: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def test_a_migration_leaves_the_old_collection_whole_until_it_is_done(mini: JinaColbertEncoder, tmp_path: Path) -> None:
     folder, chance = tmp_path / "collection", random.Random(7)
     with ColbertCollection.create(folder, encoder=mini, dim=32) as collection:
         collection.add(Document(text(n), str(n), {"n": n}) for n in range(DOCUMENTS))
-    run = Run(mother, tmp_path, MIGRATE, folder, 0)
+    run = Run(MIGRATE, folder, 0)
     for number in range(KILLS):
         # At first while it copies; towards the end while it catches up, and swaps.
         batches = min(1 + 6 * number + chance.randint(0, 5), BATCHES)

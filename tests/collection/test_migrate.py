@@ -23,6 +23,7 @@ from collection_samples import (
     Place,
     both_engines,
     contents,
+    copied,
     documents,
     expected_contents,
     fail,
@@ -372,10 +373,10 @@ class TestFolder:
     def test_a_crash_after_the_swap_leaves_an_old_shard_that_goes_at_the_next_opening(
         self, folder: Path, mini: JinaColbertEncoder, tmp_path: Path
     ) -> None:
-        shutil.copytree(folder / "shard", tmp_path / "old")
+        copied(folder / "shard", tmp_path / "old")
         with ColbertCollection.open(folder, encoder=mini) as collection:
             collection.migrate(storage="turbo8")
-        shutil.copytree(tmp_path / "old", folder / "shard")
+        copied(tmp_path / "old", folder / "shard")
         (folder / "shard-2.pending.json").write_text("{}")
         with ColbertCollection.open(folder, encoder=mini) as collection:
             assert (collection.schema.storage, collection.count()) == ("turbo8", 30)

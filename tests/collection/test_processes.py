@@ -6,13 +6,12 @@ import copy
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import starting
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 
@@ -134,14 +133,14 @@ else:
 @pytest.mark.parametrize("where", ["folder", ":memory:"])
 def test_a_forked_child_refuses_and_leaves_its_parent_unharmed(where: str, tmp_path: Path) -> None:
     location = where if where == ":memory:" else str(tmp_path / "collection")
-    subprocess.run([sys.executable, "-c", FORK, location], check=True, timeout=100)
+    starting.run(FORK, location).check_returncode()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_during_a_write_neither_waits_nor_keeps_the_folder(tmp_path: Path) -> None:
     """Its parent's threads hold locks, PyTorch has started threads, and the folder is given by a link."""
     pytest.importorskip("llama_index.core")
-    subprocess.run([sys.executable, "-c", BUSY_FORK, str(tmp_path)], check=True, timeout=300)
+    starting.run(BUSY_FORK, tmp_path, timeout=300).check_returncode()
 
 
 @pytest.fixture
@@ -161,7 +160,7 @@ def test_a_folder_that_is_not_writable_is_refused_with_the_way_out(
     ColbertCollection.create(path, encoder=mini, dim=64).close()
     path.chmod(0o555)
     (path / "lock").chmod(0o444)
-    subprocess.run([sys.executable, "-c", READ_ONLY, str(path)], check=True, timeout=100)
+    starting.run(READ_ONLY, path).check_returncode()
 
 
 def test_copies_share_the_collection_and_pickling_is_refused(mini: JinaColbertEncoder) -> None:

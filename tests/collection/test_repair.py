@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from collection_samples import DIM
+from collection_samples import DIM, copied
 from typer.testing import CliRunner
 
 from jcv2_plugin import ColbertCollection, JinaColbertEncoder
@@ -43,7 +42,7 @@ def bricked(mini: JinaColbertEncoder, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def folder(bricked: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bricked, tmp_path / "collection"))
+    return copied(bricked, tmp_path / "collection")
 
 
 def test_all_that_can_be_read_is_kept_and_can_be_written_to(folder: Path) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
+import starting
 
 # Two threads, since an encoder with a single one has none to lose. The child's model must also find the tokenizer free.
 FORK = """
 import copy, os, signal, sys, threading
+import torch
 import numpy as np
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.errors import ForkedProcessError
 
+torch.set_num_threads(2)
 TEXTS = ["The ferry sails at noon. " * 20, "Rice is cooked in water. " * 15, "A piano has keys. " * 25]
 
 
@@ -89,6 +90,5 @@ as_before(encoder)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_an_encoder_works_in_a_forked_child() -> None:
     """Loaded only, used before, or loaded after the fork; an accelerator is refused."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", FORK], env=environment, capture_output=True, text=True, timeout=200)
+    done = starting.run(FORK, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from collection_samples import copied
 
 from jcv2_plugin.documents import Document, payload_of, point_id
 from jcv2_plugin.engines import edge, edge_process
@@ -59,7 +59,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def filled(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EdgeEngine]:
     monkeypatch.setattr(edge, "_BYTES_TO_OPTIMIZE_HERE", 1)
-    opened = EdgeEngine.open(Path(shutil.copytree(original, tmp_path / "collection")))
+    opened = EdgeEngine.open(copied(original, tmp_path / "collection"))
     yield opened
     opened.close()
 

@@ -9,8 +9,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any, get_args
 import httpx
 import numpy as np
 import pytest
+import starting
 from full import FULL
 
 pytest.importorskip("fastapi")
@@ -444,9 +443,8 @@ def test_schemathesis_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("jcv2")), "serve", "--model", "mini", "--port", "0", "--dims", "64"]
-    process = subprocess.Popen([*command, "--max-batch-tokens", "512"], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    assert process.stderr is not None
+    options = ("--model", "mini", "--port", 0, "--dims", 64, "--max-batch-tokens", 512)
+    process = starting.start(starting.COMMAND, "serve", *options, cwd=tmp_path)
     try:
         said = [process.stderr.readline()]
         while "Serving mini" not in said[-1]:

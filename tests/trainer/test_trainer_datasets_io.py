@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
+import starting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_samples import write_jsonl
@@ -140,7 +139,7 @@ def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_as_whole(tm
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"  # bytes; a larger file ends the process
         "training_dataset([Path(sys.argv[1])], Path(sys.argv[2]), on_bad='stop')"
     )
-    died = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "cache")])
+    died = starting.run(code, path, tmp_path / "cache")
     assert died.returncode == -signal.SIGXFSZ
     assert list((tmp_path / "cache").glob("**/rows.arrow"))  # it was in the middle of it
     assert len(training_dataset([path], tmp_path / "cache", on_bad="stop")[0]) == 6000

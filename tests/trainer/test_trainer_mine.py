@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import starting
 from training_samples import read_jsonl as read
 from training_samples import write_jsonl as write
 from typer.testing import CliRunner
@@ -458,15 +459,14 @@ def test_a_killed_run_loses_a_batch_at_most(kills, tmp_path):
     data, out = write(tmp_path / "data.jsonl", rows), tmp_path / "out.jsonl"
     reached = 0
     for _ in range(kills):
-        command = [sys.executable, "-c", KILLED, str(data), str(out)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                assert int(line) > reached
-                if int(line) >= reached + 40:
-                    reached = int(line)
-                    process.kill()
-                    break
+        process = starting.start(KILLED, data, out)
+        for line in process.stdout:
+            assert int(line) > reached
+            if int(line) >= reached + 40:
+                reached = int(line)
+                process.kill()
+                process.communicate()
+                break
         state = json.loads((tmp_path / "out.jsonl.partial.json").read_text())
         assert reached <= state["rows"] <= reached + 4
         assert not out.exists()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import starting
 import typer
 from study_samples import Counting
 
@@ -74,12 +73,11 @@ def test_a_run_that_ends_early_keeps_what_it_measured(
 def test_a_killed_run_keeps_what_it_measured(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
 from study_samples import Counting
 from jcv2_plugin.evaluation.study import run_study
-run_study(Counting(before=lambda number: number < 3 or os.kill(os.getpid(), signal.SIGKILL)), sys.argv[2])
+run_study(Counting(before=lambda number: number < 3 or os.kill(os.getpid(), signal.SIGKILL)), sys.argv[1])
 """
-    killed = subprocess.run([sys.executable, "-c", program, str(Path(__file__).parents[2]), str(tmp_path)])
+    killed = starting.run(program, tmp_path)
     assert killed.returncode == -9
     assert numbers(tmp_path) == [0, 1, 2]
     run_study(rest := Counting(), tmp_path)
