@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "TMPDIR" not in os.environ and Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 8e9:
-    os.environ["TMPDIR"] = "/dev/shm"  # Edge syncs its files often, which costs a disk more time than all the rest
+    # Edge syncs its files often, which takes more time on a disk than all the rest of a test.
+    tempfile.tempdir = os.environ["TMPDIR"] = "/dev/shm"
 sys.path.insert(0, str(Path(__file__).parent / "trainer"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
+import sentence_transformers.base.model
 import server_site
+import starting
 import torch
 
 from jcv2_plugin import JinaColbertEncoder
+from jcv2_plugin.collection import workers
 from jcv2_plugin.engines import retries as transport
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +57,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes need not import PyTorch anew. Other tests have them as they are."""
+    for module in (workers, sentence_transformers.base.model.mp):
+        monkeypatch.setattr(module, "get_context", lambda method: starting.CONTEXT)
 
 
 @pytest.fixture(params=server_site.ALL)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 COMMAND = "from jcv2_plugin.cli import main\nmain()"
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["sentence_transformers", "jcv2_plugin.collection.collection", "jcv2_plugin.cli.app"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["sentence_transformers", "jcv2_plugin.collection.collection", "jcv2_plugin.cli.app"])
 
 
 @dataclass
@@ -70,11 +70,11 @@ def start(
     environment: dict[str, str] | None = None,
 ) -> Started:
     """Run Python code as a main program; ``stdin`` is a file descriptor."""
-    (printed, stdout), (said, stderr) = (_CONTEXT.Pipe(duplex=False) for _ in range(2))
+    (printed, stdout), (said, stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
     given = Connection(os.open(os.devnull, os.O_RDONLY) if stdin is None else os.dup(stdin), writable=False)
     theirs = (given, stdout, stderr)
     words = [str(one) for one in arguments]
-    process = _CONTEXT.Process(target=_main, args=(code, words, str(Path(cwd).absolute()), environment or {}, theirs))
+    process = CONTEXT.Process(target=_main, args=(code, words, str(Path(cwd).absolute()), environment or {}, theirs))
     process.start()
     for pipe in theirs:
         pipe.close()

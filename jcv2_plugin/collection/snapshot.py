@@ -261,6 +261,7 @@ def _open_existing(
         engine = location.open(client_options=client_options, retries=options.retries)
     except (CollectionNotFoundError, CollectionCorruptError):
         return None
+    engine.drop_replaced()  # if an earlier restoration was interrupted before it
     described = engine.describe()
     if overwrite or (isinstance(described, dict) and described.get("unfinished") == "restoration"):
         return engine

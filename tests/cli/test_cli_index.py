@@ -229,6 +229,7 @@ class TestNewCollections:
         with pytest.raises(InvalidOptionError, match="must be one of"):
             run("index", "docs", "-c", "store", "--model", "no/model", *option)
 
+    @pytest.mark.usefixtures("quick_workers")
     def test_workers(self, folder: Path) -> None:
         write_rows(folder / "rows.jsonl", range(40))
         assert run_json("index", "rows.jsonl", "-c", "store", *MINI, "--workers", "1")["written"] == 40

@@ -401,8 +401,10 @@ def test_a_crash_between_any_two_requests(
             seen = look_at(client, encoder)
             # Until a drop is done, the name is gone, and the documents are not yet.
             assert between(seen, before, after, command), what
-        with suppress(*done):
-            act(client, encoder, tmp_path / FILE)
+        # An ingest that has removed its journal is over, and the next one is another.
+        if name != "ingest" or list(tmp_path.glob("*.journal")) or look_at(client, encoder) != after:
+            with suppress(*done):
+                act(client, encoder, tmp_path / FILE)
         assert look_at(client, encoder) == after, what
         assert names_of(client) == expected, what
 

@@ -247,6 +247,7 @@ def test_migrating_snapshots_and_imports_keep_it(
 
 
 class TestWorkers:
+    @pytest.mark.usefixtures("quick_workers")
     def test_workers_encode_it(self, mini: JinaColbertEncoder) -> None:
         with ColbertCollection.create(":memory:", encoder=mini, dim=DIM, first_stage=Letters()) as collection:
             assert collection.ingest(DOCUMENTS[:20], workers=1).written == 20

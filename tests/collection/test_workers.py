@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import official_checkpoint
 import pytest
+import starting
 import torch
 from collection_samples import DIM, Create, contents, documents, encoded, expected_contents, first, stored_vectors
 
@@ -70,6 +69,7 @@ def test_nothing_to_encode_starts_no_process(collection: ColbertCollection) -> N
     assert collection.ingest(ITEMS[:4], workers=["cuda:99"]).unchanged == 4
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_worker_that_dies(create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it encoded before is stored, here with an encoder of settings of its own."""
     encoder = custom_encoder(document_length=20)
@@ -150,24 +150,20 @@ import sys, time
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.collection.workers import EncoderPool
 
-if __name__ == "__main__":
-    pool = EncoderPool(JinaColbertEncoder.from_pretrained(sys.argv[1], device="cpu"), ["cpu"])
-    pool.submit(["a text"], 32, "split", 1.0).result()
-    print(*pool._pool._processes, flush=True)
-    time.sleep(600)
+pool = EncoderPool(JinaColbertEncoder.from_pretrained(sys.argv[1], device="cpu"), ["cpu"])
+pool.submit(["a text"], 32, "split", 1.0).result()
+print(*pool._pool._processes, flush=True)
+time.sleep(600)
 """
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     """As the parent is killed, which leaves it no time to end them."""
     model = official_checkpoint.write_checkpoint(tmp_path / "model", dim=DIM)
-    (tmp_path / "parent.py").write_text(PARENT)
-    command = [sys.executable, str(tmp_path / "parent.py"), str(model)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        os.kill(worker, 0)
-        parent.kill()
+    parent = starting.start(PARENT, model)
+    worker = int(parent.stdout.readline())
+    os.kill(worker, 0)
+    parent.kill()
     for _ in range(100):
         if not is_running(worker):
             return

@@ -104,6 +104,7 @@ class TestInputs:
             norms = mini.encode_document(TEXTS[1], dim=dim).norm(dim=-1)
             torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-5, rtol=0)
 
+    @pytest.mark.usefixtures("quick_workers")
     def test_several_processes_give_what_one_gives(self) -> None:
         encoder = JinaColbertEncoder.from_pretrained("mini", dims=(64, 32), device="cpu")
         texts = [f"{text} Number {n}." for n in range(10) for text in TEXTS[:4]]
