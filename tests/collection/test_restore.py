@@ -168,6 +168,30 @@ def test_a_new_collection_is_unfinished_until_all_is_restored(engine: str, file:
         ColbertCollection.restore(file, **location)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_crash_between_the_swap_and_the_end_leaves_no_collection_behind(
+    overwrite: bool, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = QdrantClient(":memory:")
+
+    def crash(name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "delete_collection", crash)
+        with pytest.raises(KeyboardInterrupt):
+            ColbertCollection.restore(file, client=client)
+    assert len(client.get_collections().collections) == 2
+    if overwrite:
+        ColbertCollection.restore(file, client=client, overwrite=True).close()
+    else:
+        with pytest.raises(CollectionExistsError):
+            ColbertCollection.restore(file, client=client)
+    assert len(client.get_collections().collections) == 1
+    with ColbertCollection.open(client=client) as collection:
+        assert collection.count() == 20
+
+
 @pytest.mark.parametrize("engine", ["folder", "client"])
 def test_a_payload_index_that_cannot_be_made_leaves_no_collection(
     mini: JinaColbertEncoder, engine: str, tmp_path: Path
