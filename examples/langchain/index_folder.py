@@ -29,7 +29,8 @@ def main() -> None:
     encoder = JinaColbertEncoder.from_pretrained("mini", dims=64)
     reader = PassageReader(encoder, chunk_tokens=200)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = shutil.copytree(DOCS, Path(temporary) / "docs", ignore=shutil.ignore_patterns("studies*"))
+        # Some of the pages, to be quick.
+        folder = shutil.copytree(DOCS, Path(temporary) / "docs", ignore=shutil.ignore_patterns("[!ael]*"))
         store = JinaColbertVectorStore.from_texts([], encoder=encoder, dim=64, location=Path(temporary) / "index")
         records = InMemoryRecordManager(namespace="docs")  # SQLRecordManager keeps them between runs
         records.create_schema()
@@ -42,7 +43,7 @@ def main() -> None:
 
         index_folder()
         (folder / "note.md").write_text("The documentation was read on a rainy day.", encoding="utf-8")
-        (folder / "server.md").unlink()
+        (folder / "encoder.md").unlink()
         index_folder()  # only the note is encoded
         print(f"\n{QUESTION}")
         for document, score in store.similarity_search_with_relevance_scores(QUESTION, k=3):

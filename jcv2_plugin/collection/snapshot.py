@@ -332,14 +332,14 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(member)
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, kinds: str = "iu") -> NDArray[Any]:
+def _read_array(archive: zipfile.ZipFile, name: str, kinds: str = "iu", axes: int = 1) -> NDArray[Any]:
     """Read a member that :func:`_write_array` wrote: of integers, or of floats if ``kinds`` is ``"f"``."""
     content = _read(archive, name)
     stream = io.BytesIO(content)
     np.lib.format.read_magic(stream)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     there = len(content) - stream.tell()
-    if fortran or dtype.kind not in kinds or math.prod(shape) * dtype.itemsize != there:
+    if fortran or dtype.kind not in kinds or len(shape) != axes or math.prod(shape) * dtype.itemsize != there:
         raise ValueError(f"{name} has the shape {shape} and type {dtype}, which its {there:,} bytes are not")
     return cast("NDArray[Any]", np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape))
 
@@ -350,7 +350,7 @@ def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
         if not (isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("payload"), dict)):
             raise ValueError(f"payloads.jsonl has the row {row!r:.80}, without an id and a payload")
     ends = np.cumsum(_read_array(archive, _name(number, "rows.npy")))[:-1]
-    matrices = np.split(_read_array(archive, _name(number, "vectors.npy"), "f").astype(np.float32), ends)
+    matrices = np.split(_read_array(archive, _name(number, "vectors.npy"), "f", axes=2).astype(np.float32), ends)
     stages: list[dict[str, StageVector]] = [{} for _ in rows]
     prefix = _name(number, "")
     members = [name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)]
@@ -367,7 +367,7 @@ def _read_part(archive: zipfile.ZipFile, number: int) -> list[Point]:
 
 def _read_stage(archive: zipfile.ZipFile, path: str, members: list[str], name: str) -> list[StageVector]:
     if f"{name}.dense.npy" in members:
-        return list(_read_array(archive, f"{path}.dense.npy", "f").astype(np.float32))
+        return list(_read_array(archive, f"{path}.dense.npy", "f", axes=2).astype(np.float32))
     ends = np.cumsum(_read_array(archive, f"{path}.lengths.npy"))[:-1]
     indices = np.split(_read_array(archive, f"{path}.indices.npy"), ends)
     values = np.split(_read_array(archive, f"{path}.values.npy", "f"), ends)

@@ -311,18 +311,18 @@ def test_contents_of_a_snapshot(
     check()
 
 
-def test_arrays_of_another_kind_of_number_are_refused(members: Members, there: Path, tmp_path: Path) -> None:
-    """Found with complex numbers in a stage of one's own, which Edge refused with an error of its own."""
+def test_arrays_of_other_numbers_or_another_shape_are_refused(members: Members, there: Path, tmp_path: Path) -> None:
+    """Found with complex numbers, and lists for numbers, at which Edge raised errors of its own."""
     target, file = copied(there, tmp_path / "target"), tmp_path / "edited"
     arrays = [(number, name, content) for number, (name, content) in enumerate(members) if name.endswith(".npy")]
-    assert len(arrays) == 9
+    assert len(arrays) == 10
     for number, name, content in arrays:
         array = np.load(io.BytesIO(content))
-        for kind in ("c8", "?", "S4", "M8[s]", "i8" if array.dtype.kind == "f" else "f8"):
+        for kind in ("shape", "c8", "?", "S4", "M8[s]", "i8" if array.dtype.kind == "f" else "f8"):
             written = io.BytesIO()
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                np.save(written, array.astype(kind))
+                np.save(written, array[..., None] if kind == "shape" else array.astype(kind))
             file.write_bytes(packed([*members[:number], (name, written.getvalue()), *members[number + 1 :]]))
             assert f"{name} has the shape" in refusal(file, target), (name, kind)
 
