@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jcv2_plugin.collection.location import Location
 from jcv2_plugin.collection.verify import problem_of
-from jcv2_plugin.documents import StoredDocument, checked
+from jcv2_plugin.documents import HASH_KEY, StoredDocument, checked
 from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
 from jcv2_plugin.engines.first_stage import DenseParams, SparseVector, StageVector
 from jcv2_plugin.engines.schema import CollectionSchema
@@ -170,6 +170,8 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
     ids.add(point.id)
     if problem := problem_of(schema, Record(point.id, point.payload, vectors=point.vectors)):
         return problem
+    if not isinstance(value := point.payload.get(HASH_KEY, ""), str):
+        return f"Point {point.id} has a hash that is not a str: {value!r:.60}."
     try:
         checked(StoredDocument.from_payload(point.payload).as_document(), "Its document", is_stored=True)
     except InvalidDocumentError as error:

@@ -404,7 +404,7 @@ def open_files() -> set[str]:
             links.append(str(link.readlink()))
         except OSError:
             continue
-    return {name for name in links if name.startswith("/") and not name.startswith("/dev/")}
+    return {name for name in links if name.startswith("/") and not Path(name).is_char_device()}
 
 
 class TestStream:

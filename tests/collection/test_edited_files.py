@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,15 @@ def edit_contents(draw: st.DrawFn, members: Members) -> Members:
     edit = draw(st.sampled_from([known, known, known, edit_bytes]))
     try:
         content = edit(draw, content)
-    except (ValueError, TypeError, IndexError, KeyError):  # what was edited before is not what it was
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        SyntaxError,
+        TokenError,
+        EOFError,
+    ):  # what was edited before is not what it was
         content = edit_bytes(draw, content)
     return [*members[:at], (name, content), *members[at + 1 :]]
 

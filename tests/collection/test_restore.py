@@ -103,6 +103,7 @@ def set_first(**payload: Any) -> Callable[[list[Any]], None]:
         ("000000/payloads.jsonl", edit_rows(set_first(_id="other")), "under another document's point"),
         ("000000/payloads.jsonl", edit_rows(set_first(metadata=nested(40))), "nested more than 32 levels"),
         ("000000/payloads.jsonl", edit_rows(set_first(metadata={"a": float("nan")})), "cannot be stored as JSON"),
+        ("000000/payloads.jsonl", edit_rows(set_first(_hash=float("nan"))), "a hash that is not a str: nan"),
         ("000000/payloads.jsonl", edit_rows(set_first(page_content="\ud800")), "lone surrogates"),
         ("000000/payloads.jsonl", edit_rows(lambda rows: rows.__setitem__(0, "x")), "without an id and a payload"),
         ("000000/pooled.places.npy", edit_array(0), "positions that are not those of 20 rows"),
