@@ -103,9 +103,25 @@ MaxSim), before and after training:
 |--:|--:|--:|--:|--:|
 {rows}
 ![nDCG@10 by dimension]({CURVE})
-{added}
+{_pooled_figures(report)}{added}
 The dev set also chose the checkpoint, so results on a test set will be a little lower.
 """
+
+
+def _pooled_figures(report: TrainingReport) -> str:
+    if not report.pooled_after:
+        return ""
+    rows = "".join(
+        f"| {dim} | {factor} | {before[dim]:.4f} | {after:.4f} | {after - report.after[dim]:+.4f} |\n"
+        for factor, before in report.pooled_before.items()
+        for dim, after in report.pooled_after[factor].items()
+    )
+    return f"""
+With the token vectors of passages pooled (`pool_factor` of a collection):
+
+| dim | pool factor | start | trained | trained, relative to no pooling |
+|--:|--:|--:|--:|--:|
+{rows}"""
 
 
 def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = "nDCG@10 by dimension") -> str:
