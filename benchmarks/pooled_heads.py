@@ -1,10 +1,10 @@
-"""What token pooling costs with heads trained for it and without: nDCG@10, exact MaxSim in float32.
+"""What token pooling costs with heads trained for it and without: nDCG@10 at 128 dims, exact MaxSim in float32.
 
 Two sets of heads are trained on the same texts by the same steps, from the same start: without pooling and with
-``--pool-factors``. ``mini`` is trained as ``make train-mini`` does, so its heads without pooling are the shipped ones.
-``mini-multilingual`` is trained as ``jcv2-finetune heads``, on the backbone with its adapter. Then each set of texts is
+``--pool-factors``. ``mini`` is trained as ``make train-mini`` does (its heads without pooling are the shipped ones),
+``mini-multilingual`` as ``jcv2-finetune heads`` does, on the backbone with its adapter. Then each set of texts is
 encoded once (heads are matrices on the token states, to which the largest shipped head leads back), and passages are
-pooled as a collection stores them. ``--cost`` times steps of LoRA and six heads instead.
+pooled as a collection stores them. ``--cost`` times steps of all weights and six heads instead.
 
     python benchmarks/pooled_heads.py --model mini --sets xquad-en tydi-en scifact cosqa-dev
     python benchmarks/pooled_heads.py --model mini-multilingual --rows 30 --sets xquad-en xquad-de tydi-sw
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JCV2_DATA") or ROOT / ".." / "shared" / "data")
 FOLDER = ROOT / "build" / "pooled_heads"
 OUTPUT = ROOT / "build" / "pooled_heads.json"
-DIMS = (128, 64)
+DIM = 128
 MEASURED = (1.0, 2.0, 4.0)
 PACKAGES = ("torch", "sentence-transformers", "transformers", "pytrec-eval-terrier")
 PLAIN, SHIPPED = "without pooling", "shipped"
@@ -96,7 +96,7 @@ def parse_options() -> argparse.Namespace:
 def trained(
     encoder: JinaColbertEncoder, options: argparse.Namespace, found: dict[str, Any]
 ) -> dict[str, MatryoshkaHeads]:
-    """The shipped heads, and those trained with and without pooling."""
+    """Return the shipped heads, and those trained with and without pooling."""
     assert encoder.heads is not None
     heads = {SHIPPED: encoder.heads}
     train: Callable[[Sequence[float]], MatryoshkaHeads] | None = None
@@ -126,7 +126,7 @@ def score_keeping(
     texts = [prompts.get("document", "") + text for text in passages]
     texts += [prompts.get("query", "") + text for text in queries]
     states = cached(encoder, options.model, texts, encoder.backbone.max_seq_length)
-    start = principal_heads(mean_outer_product(one.float() for one in states), DIMS)
+    start = principal_heads(mean_outer_product(one.float() for one in states), [DIM])
     read, asked = states[: len(passages)], states[len(passages) :]
     found |= {"texts": len(texts), "steps": options.steps}
     return lambda factors: keep_scores(start, asked, read, steps=options.steps, seed=SEED, pool_factors=factors)
@@ -143,7 +143,7 @@ def contrastive(
     everything += [prompts.get("document", "") + text for text in texts.passages]
     states = cached(encoder, options.model, everything, 320)
     queries, passages = TokenStates(states[: len(texts.queries)]), TokenStates(states[len(texts.queries) :])
-    start = whitened_heads(moment_of(queries, passages, 1500, SEED), (*DIMS, encoder.heads.in_features))
+    start = whitened_heads(moment_of(queries, passages, 1500, SEED), (DIM, encoder.heads.in_features))
     found |= {"texts": len(everything), "steps": options.steps}
     more = {"steps": options.steps, "seed": SEED}
     return lambda factors: train_heads(start, texts, queries, passages, pool_factors=factors, **more)
@@ -168,21 +168,21 @@ def cached(encoder: JinaColbertEncoder, model: str, texts: list[str], length: in
 def measure(
     dataset: BeirDataset, encoder: JinaColbertEncoder, heads: dict[str, MatryoshkaHeads], most: int
 ) -> dict[str, Any]:
-    """nDCG@10 by heads, dimension and factor, of passages cut to the model's window."""
+    """nDCG@10 by heads and factor, of passages cut to the model's window."""
     assert encoder.heads is not None
     largest = max(encoder.heads.dims)
     back = torch.linalg.inv(encoder.heads.weight(largest).double()).float()
-    weights = {(name, dim): own.weight(dim) @ back for name, own in heads.items() for dim in DIMS}
+    weights = {name: own.weight(DIM) @ back for name, own in heads.items()}
     texts = dict(list(dataset.queries.items())[:most])
     queries = [torch.as_tensor(one) for one in encoder.encode_query(list(texts.values()), dim=largest)]
     keys, passages = list(dataset.corpus), [passage.full_text for passage in dataset.corpus.values()]
     shape = (len(queries), len(keys))
-    scores = {(name, dim, factor): np.empty(shape, np.float32) for name, dim in weights for factor in MEASURED}
+    scores = {(name, factor): np.empty(shape, np.float32) for name in weights for factor in MEASURED}
     for start in range(0, len(keys), _DOCUMENTS_AT_A_TIME):
         vectors = encoder.encode_document(passages[start : start + _DOCUMENTS_AT_A_TIME], dim=largest)
         documents = [torch.as_tensor(one) for one in vectors]
         flat = torch.cat(documents)
-        for (name, dim), weight in weights.items():
+        for name, weight in weights.items():
             asked = [F.normalize(query @ weight.T, dim=-1) for query in queries]
             read = F.normalize(flat @ weight.T, dim=-1)
             each = pooled(read, [len(one) for one in documents], MEASURED)
@@ -190,12 +190,12 @@ def measure(
                 bounds = np.cumsum([0, *lengths])[:-1]
                 for row, query in enumerate(asked):
                     best = np.maximum.reduceat((query @ own.T).numpy(), bounds, axis=1).sum(axis=0)
-                    scores[name, dim, factor][row, start : start + len(documents)] = best
+                    scores[name, factor][row, start : start + len(documents)] = best
     figures: dict[str, Any] = {"queries": len(queries), "documents": len(keys)}
     qrels = {query: dataset.qrels[query] for query in texts}
-    for (name, dim, factor), matrix in scores.items():
+    for (name, factor), matrix in scores.items():
         run = run_of(torch.from_numpy(matrix), list(texts), keys)
-        figures.setdefault(name, {}).setdefault(str(dim), {})[f"{factor:g}"] = evaluate_run(run, qrels)["ndcg@10"]
+        figures.setdefault(name, {})[f"{factor:g}"] = evaluate_run(run, qrels)["ndcg@10"]
     return figures
 
 
@@ -217,30 +217,25 @@ def step_cost(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """A row for each model, set, dimension and heads: nDCG@10 without pooling, and the share lost by each factor."""
+    """A row for each model, set and heads: nDCG@10 without pooling, and the share of it lost by each factor."""
     factors = [f"{one:g}" for one in MEASURED[1:]]
-    head = ["model", "set", "dim", "heads trained", "nDCG@10", *(f"lost, pool {one}" for one in factors)]
-    lines = [head, [*["---"] * 2, "--:", "---", *["--:"] * (1 + len(factors))]]
+    head = ["model", "set", "heads trained for", "nDCG@10", *(f"lost, pool {one}" for one in factors)]
+    lines = [head, ["---"] * 3 + ["--:"] * (1 + len(factors))]
     for model, found in report["models"].items():
         sets: dict[str, dict[str, Any]] = {**found["sets"], "mean": mean(list(found["sets"].values()))}
         for name, figures in sets.items():
-            for dim in map(str, DIMS):
-                for heads, own in figures.items():
-                    if not isinstance(own, dict) or (model == "mini" and heads == SHIPPED):
-                        continue
-                    lost = [f"{1 - own[dim][one] / own[dim]['1']:.2%}" for one in factors]
-                    lines.append([model, name, dim, heads, f"{own[dim]['1']:.4f}", *lost])
+            for heads, own in figures.items():
+                if isinstance(own, dict):
+                    lost = [f"{1 - own[one] / own['1']:.2%}" for one in factors]
+                    lines.append([model, name, heads, f"{own['1']:.4f}", *lost])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def mean(sets: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the sets, in their shape."""
+    """Means over the sets, by heads and factor."""
     kinds = [name for name, own in sets[0].items() if isinstance(own, dict)] if sets else []
     return {
-        kind: {
-            dim: {factor: statistics.fmean(one[kind][dim][factor] for one in sets) for factor in own}
-            for dim, own in sets[0][kind].items()
-        }
+        kind: {factor: statistics.fmean(one[kind][factor] for one in sets) for factor in sets[0][kind]}
         for kind in kinds
     }
 
