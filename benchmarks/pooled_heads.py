@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import shlex
 import statistics
@@ -74,7 +75,7 @@ def main() -> None:
     write(report)
     for name in options.sets:
         if name not in found["sets"]:
-            found["sets"][name] = measure(BeirDataset.read(options.data / name), encoder, heads, options.queries)
+            found["sets"][name] = measure(BeirDataset.read(options.data / name), encoder, heads, options)
             say(f"{name}: {found['sets'][name]}")
             write(report)
     print(markdown(report))
@@ -88,6 +89,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=600, help="of each source and language, for mini-multilingual")
     parser.add_argument("--sets", nargs="*", default=["xquad-en", "tydi-en", "scifact", "cosqa-dev"])
     parser.add_argument("--queries", type=int, default=10**9, help="of each set, at most")
+    parser.add_argument("--documents", type=int, default=10**9, help="of each set, at most; more if they are judged")
     parser.add_argument("--cost", action="store_true", help="time steps of LoRA and six heads with and without")
     parser.add_argument("--data", type=Path, default=DATA, help="default: $JCV2_DATA, or ../shared/data")
     return parser.parse_args()
@@ -166,16 +168,22 @@ def cached(encoder: JinaColbertEncoder, model: str, texts: list[str], length: in
 
 
 def measure(
-    dataset: BeirDataset, encoder: JinaColbertEncoder, heads: dict[str, MatryoshkaHeads], most: int
+    dataset: BeirDataset, encoder: JinaColbertEncoder, heads: dict[str, MatryoshkaHeads], options: argparse.Namespace
 ) -> dict[str, Any]:
     """nDCG@10 by heads and factor, of passages cut to the model's window."""
     assert encoder.heads is not None
     largest = max(encoder.heads.dims)
     back = torch.linalg.inv(encoder.heads.weight(largest).double()).float()
     weights = {name: own.weight(DIM) @ back for name, own in heads.items()}
-    texts = dict(list(dataset.queries.items())[:most])
+    texts = dict(list(dataset.queries.items())[: options.queries])
+    qrels = {query: dataset.qrels[query] for query in texts}
+    judged = {document for own in qrels.values() for document in own}
+    others = [key for key in dataset.corpus if key not in judged]
+    step = max(1, math.ceil(len(others) / max(1, options.documents - len(judged))))
+    kept = judged.union(others[::step])
     queries = [torch.as_tensor(one) for one in encoder.encode_query(list(texts.values()), dim=largest)]
-    keys, passages = list(dataset.corpus), [passage.full_text for passage in dataset.corpus.values()]
+    keys = [key for key in dataset.corpus if key in kept]
+    passages = [dataset.corpus[key].full_text for key in keys]
     shape = (len(queries), len(keys))
     scores = {(name, factor): np.empty(shape, np.float32) for name in weights for factor in MEASURED}
     for start in range(0, len(keys), _DOCUMENTS_AT_A_TIME):
@@ -192,7 +200,6 @@ def measure(
                     best = np.maximum.reduceat((query @ own.T).numpy(), bounds, axis=1).sum(axis=0)
                     scores[name, factor][row, start : start + len(documents)] = best
     figures: dict[str, Any] = {"queries": len(queries), "documents": len(keys)}
-    qrels = {query: dataset.qrels[query] for query in texts}
     for (name, factor), matrix in scores.items():
         run = run_of(torch.from_numpy(matrix), list(texts), keys)
         figures.setdefault(name, {})[f"{factor:g}"] = evaluate_run(run, qrels)["ndcg@10"]
@@ -204,7 +211,7 @@ def step_cost(options: argparse.Namespace) -> dict[str, Any]:
     from training_throughput import SIX, ours, triplets
     from training_throughput import measure as timed
 
-    rows = argparse.Namespace(batch_size=8, negatives=7, steps=2, document_length=300, lang="en", rounds=3)
+    rows = argparse.Namespace(batch_size=4, negatives=7, steps=1, document_length=300, lang="en", rounds=2)
     chosen = {"1": (1.0,), " ".join(f"{one:g}" for one in options.pool_factors): tuple(options.pool_factors)}
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as scratch:
@@ -213,7 +220,11 @@ def step_cost(options: argparse.Namespace) -> dict[str, Any]:
                 more = {**vars(rows), "output": f"{scratch}/output", "pool_factors": factors}
                 seconds[name].append(timed(ours("mini", SIX, chunk, more))["processor"] / rows.steps)
                 say(f"factors {name}: {seconds[name][-1]:.2f} s a step")
-    return {"dims": SIX, "passages": 64, "seconds": {name: statistics.median(own) for name, own in seconds.items()}}
+    return {
+        "dims": SIX,
+        "passages": rows.batch_size * (1 + rows.negatives),
+        "seconds": {name: statistics.median(own) for name, own in seconds.items()},
+    }
 
 
 def markdown(report: dict[str, Any]) -> str:
