@@ -194,6 +194,7 @@ def test_a_run_reports_each_factor_and_is_resumed(
     text = (tmp_path / "whole" / "README.md").read_text("utf-8")
     before, after = whole.pooled_before["2"][8], whole.pooled_after["2"][8]
     assert f"| 8 | 2 | {before:.4f} | {after:.4f} | {after - whole.after[8]:+.4f} |\n" in text
+    assert "pool_factors: [1.0, 2.0]\n" in text
     stored = json.loads((tmp_path / "whole" / "training.json").read_text("utf-8"))
     assert stored["recipe"]["pool_factors"] == [1.0, 2.0]
     assert stored["pooled_after"] == {"2": {str(dim): one for dim, one in whole.pooled_after["2"].items()}}

@@ -114,9 +114,10 @@ class MatryoshkaLateInteractionLoss(nn.Module):
                     loss = torch.zeros((), device=keys.device)
                     if settings.contrastive_weight:
                         everything = pooled
-                        if several:
-                            same = factor == 1
-                            everything = gathered.head(start, dim) if same else _gather(pooled, batch.document_keys)[0]
+                        if several and factor == 1:
+                            everything = gathered.head(start, dim)
+                        elif several:
+                            everything, _, _ = _gather(pooled, batch.document_keys)
                         scores = all_scores(own, everything)
                         contrast = contrastive_loss(scores, positive, excluded, scale)
                         if not_asked is not None:

@@ -40,7 +40,8 @@ def card(report: TrainingReport) -> str:
         ", ".join(escape(name(one)) or "(none given)" for one in data[names]) for names in ("languages", "sources")
     )
     skipped = "".join(f"- left out, {reason}: {count:,} rows\n" for reason, count in report.skipped.items())
-    fields = "".join(f"{key}: {'null' if value is None else value}\n" for key, value in report.recipe.items())
+    recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in report.recipe.items()}
+    fields = "".join(f"{key}: {'null' if value is None else value}\n" for key, value in recipe.items())
     return f"""{TAGS}pipeline_tag: sentence-similarity
 base_model: {name(report.model)}
 ---
