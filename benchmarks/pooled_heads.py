@@ -61,7 +61,6 @@ def main() -> None:
     options = parse_options()
     report: dict[str, Any] = json.loads(OUTPUT.read_text("utf-8")) if OUTPUT.exists() else {"models": {}}
     report |= {
-        "command": shlex.join(["python", "benchmarks/pooled_heads.py", *sys.argv[1:]]),
         "versions": {one: importlib.metadata.version(one) for one in PACKAGES},
         "machine": machine(),
     }
@@ -77,6 +76,8 @@ def main() -> None:
         if name not in found["sets"]:
             found["sets"][name] = measure(BeirDataset.read(options.data / name), encoder, heads, options)
             say(f"{name}: {found['sets'][name]}")
+            commands = [*report.get("command", "").split("; "), shlex.join(["python", *sys.argv])]
+            report["command"] = "; ".join(dict.fromkeys(filter(None, commands)))  # of all that is kept
             write(report)
     print(markdown(report))
 
@@ -233,8 +234,11 @@ def markdown(report: dict[str, Any]) -> str:
     head = ["model", "set", "heads trained for", "nDCG@10", *(f"lost, pool {one}" for one in factors)]
     lines = [head, ["---"] * 3 + ["--:"] * (1 + len(factors))]
     for model, found in report["models"].items():
-        sets: dict[str, dict[str, Any]] = {**found["sets"], "mean": mean(list(found["sets"].values()))}
-        for name, figures in sets.items():
+        sets = {
+            f"{name} ({own['queries']:,} queries, {own['documents']:,} passages)": own
+            for name, own in found["sets"].items()
+        }
+        for name, figures in {**sets, "mean": mean(list(sets.values()))}.items():
             for heads, own in figures.items():
                 if isinstance(own, dict):
                     lost = [f"{1 - own[one] / own['1']:.2%}" for one in factors]
