@@ -183,6 +183,13 @@ def large_collection(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def pooled_heads(report: dict[str, Any]) -> str:
+    """Heads trained for token pooling beside others."""
+    from pooled_heads import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
@@ -190,6 +197,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
     "mini-heads": ("mini_heads", None, mini_heads),
+    "pooled-heads": ("pooled_heads", None, pooled_heads),
     "multilingual": ("multilingual_quality", None, multilingual),
     "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
     "training-throughput": ("training_throughput", None, training_throughput),

@@ -131,6 +131,7 @@ def ours(model: str, dims: tuple[int, ...], chunk: list[dict[str, Any]], options
         "warmup": 0.0,
         "log_every": 1,
         "lora": False,
+        "pool_factors": options.get("pool_factors", (1.0,)),
     }
     settings = load_recipe(TrainingRecipe, "triplets", None, changes)
     rows = Dataset.from_list(

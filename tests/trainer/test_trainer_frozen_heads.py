@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from sentence_transformers.util.similarity import maxsim
 from torch.nn import functional as F
 from training_samples import write_jsonl as write
@@ -24,6 +25,7 @@ from jcv2_trainer.heads.frozen import (
     dev_ndcg,
     maxsim_scores,
     moment_of,
+    pooled_scores,
     train_heads,
     whitened_heads,
 )
@@ -66,6 +68,20 @@ class TestScores:
             (scores * upstream).sum().backward()  # type: ignore[no-untyped-call]
             gradients.append(weight.grad)
         torch.testing.assert_close(*gradients)
+
+    def test_of_pooled_passages_are_those_of_the_vectors_that_are_stored(self) -> None:
+        weight = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        lengths = [12, 1, 30]
+        queries, passages = packed([2, 4], 1), packed(lengths, 2)
+        asked, read = (F.normalize(states @ weight.T, dim=-1) for states in (queries, passages))
+        scores_by_factor = pooled_scores(weight, queries, [2, 4], passages, lengths, (1, 2, 4))
+        for factor, scores in zip((1, 2, 4), scores_by_factor, strict=True):
+            stored = padded(read, lengths)
+            stored = HierarchicalTokenPooling(factor).pool(stored) if factor > 1 else stored
+            expected = maxsim(padded(asked, [2, 4]), stored)
+            torch.testing.assert_close(scores, expected)
+            gradients = [torch.autograd.grad(one.sum(), weight, retain_graph=True)[0] for one in (scores, expected)]
+            torch.testing.assert_close(*gradients)
 
 
 class TestStart:
@@ -185,6 +201,22 @@ class TestTraining:
         assert torch.equal(alone.weight(4), same.weight(4))
         assert not torch.equal(alone.weight(4), seeded.weight(4))
 
+    def test_pooled_passages_are_learnt_too(self) -> None:
+        texts, queries, passages = task()
+        start = whitened_heads(moment_of(queries, passages, 40, 0), (12, 4))
+        options: dict[str, Any] = {"steps": 120, "batch_size": 12, "learning_rate": 2e-2}
+        plain, same, aware = (
+            train_heads(start, texts, queries, passages, pool_factors=factors, **options)
+            for factors in ((1,), (1.0,), (1, 3))
+        )
+        assert all(torch.equal(plain.weight(dim), same.weight(dim)) for dim in (12, 4))
+        for dim in (12, 4):
+            before, after = (
+                dev_ndcg({dim: one.weight(dim)}, texts, queries, passages, 3)["made, de"][dim] for one in (start, aware)
+            )
+            assert after > before + 0.2
+            assert not torch.equal(plain.weight(dim), aware.weight(dim))
+
 
 def test_states_are_those_of_the_prompt_and_the_text() -> None:
     backbone = load_backbone("mini")
@@ -209,6 +241,23 @@ class TestCommand:
         assert (heads.in_features, heads.dims, heads.normalize) == (384, (16, 8), True)
         assert self.run(data, out).exit_code == 2
         assert self.run(data, out, "--force").exit_code == 0
+
+    def test_figures_are_given_for_each_pooling_factor(self, tmp_path: Path) -> None:
+        data, out = write(tmp_path / "rows.jsonl", triplets(16, "en")), tmp_path / "heads"
+        result = self.run(data, out, "--pool-factors", "2,1.5")
+        assert result.exit_code == 0, result.output
+        for factor in ("", ", pooled by 1.5", ", pooled by 2"):
+            figures = rf"^ +8 dimensions{re.escape(factor)}  0\.\d{{4}} -> 0\.\d{{4}}$"
+            assert re.search(figures, result.stdout, re.MULTILINE), factor
+
+    @pytest.mark.parametrize("command", ["heads", "principal-heads"])
+    @pytest.mark.parametrize("factors", ["0.5", "1,1", "two", "100", ""])
+    def test_factors_that_make_no_sense_are_refused(self, tmp_path: Path, command: str, factors: str) -> None:
+        data, out = write(tmp_path / "rows.jsonl", triplets(4, "en")), tmp_path / "heads"
+        result = CliRunner().invoke(app, [command, str(data), "--out", str(out), "--pool-factors", factors])
+        assert result.exit_code == 2
+        assert "--pool-factors must be distinct numbers" in result.output
+        assert not out.exists()
 
     def test_too_large_a_head_is_refused(self, tmp_path: Path) -> None:
         result = self.run(write(tmp_path / "rows.jsonl", triplets(4, "en")), tmp_path / "heads", "--dims", "512")

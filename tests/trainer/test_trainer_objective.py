@@ -259,7 +259,7 @@ def share_of_a_process(rank: int, folder: Path, rows: list[dict[str, Any]], port
     for stage in ("pairs", "triplets"):
         for cached in (False, True):
             encoder.zero_grad()
-            loss = MatryoshkaLateInteractionLoss(encoder, settings(stage, cached=cached))
+            loss = MatryoshkaLateInteractionLoss(encoder, settings(stage, cached=cached, pool_factors=[1, 2]))
             loss.model = DistributedDataParallel(encoder, find_unused_parameters=True, broadcast_buffers=False)
             loss(batch).backward()
             gradients = {name: one.grad for name, one in encoder.named_parameters() if one.grad is not None}
@@ -275,7 +275,9 @@ def test_two_processes_have_the_gradients_of_one(checkpoint):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(share_of_a_process, (checkpoint.parent, rows, port), 2)
     for stage in ("pairs", "triplets"):
-        _, expected = loss_and_gradients(encoder, batch_of(encoder, rows), settings(stage, cached=False))
+        _, expected = loss_and_gradients(
+            encoder, batch_of(encoder, rows), settings(stage, cached=False, pool_factors=[1, 2])
+        )
         for cached in (False, True):
             for rank in (0, 1):
                 found = torch.load(checkpoint.parent / f"{stage}-{cached}-{rank}", weights_only=True)

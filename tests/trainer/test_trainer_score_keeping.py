@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
@@ -69,6 +70,39 @@ def test_the_objective_is_that_of_a_slow_reference():
         errors.append(float(whole.square().mean()))
     expected = sum(squares) / len(squares) + 0.5 * sum(errors) / len(errors)
     assert float(score_keeping._loss(batch, weight)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_pooled_passages_are_compared_with_the_whole_states():
+    queries, passages = states(3, seed=1), states(5, seed=2)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(3))
+    (batch,) = score_keeping._batches(list(queries), list(passages), 1, seed=0)
+    plain, _ = batch.best(weight, (1, 2))
+    assert torch.equal(plain, batch.best(weight)[0])
+    asked = F.normalize(batch.queries @ weight.T, dim=-1)
+    read = list(F.normalize(batch.passages @ weight.T, dim=-1).split(batch.passage_lengths))
+    best = torch.stack([(asked @ one.T).max(dim=1).values for one in HierarchicalTokenPooling(2).pool(read)], dim=1)
+    error = best - best.mean(dim=1, keepdim=True) - batch.wanted
+    expected = error.square().sum(dim=1).mean() + 0.5 * batch.sums(error).square().mean()
+    assert float(score_keeping._loss(batch, weight, (2,))) == pytest.approx(float(expected), rel=1e-5)
+    both = (float(score_keeping._loss(batch, weight)) + float(expected)) / 2
+    assert float(score_keeping._loss(batch, weight, (1, 2))) == pytest.approx(both, rel=1e-5)
+
+
+def test_heads_trained_for_pooling_lose_less_of_maxsim_when_pooled():
+    queries, passages = states(30, seed=1), [F.normalize(one, dim=-1) for one in states(60, seed=2)]
+    start = principal_heads(torch.eye(12, dtype=torch.float64), (12, 4))
+    plain, aware = (keep_scores(start, queries, passages, steps=80, pool_factors=one) for one in ((1,), (1, 2)))
+    assert torch.equal(plain.weight(12), start.weight(12))
+    assert not torch.equal(aware.weight(12), start.weight(12))
+    for dim in (12, 4):
+        lost = [
+            sum(
+                float(score_keeping._loss(batch, one.weight(dim), (2,)))
+                for batch in score_keeping._batches(queries, passages, 8, seed=9)
+            )
+            for one in (plain, aware)
+        ]
+        assert lost[1] < lost[0]
 
 
 def test_trained_heads_lose_less_of_maxsim_on_other_texts(fitted, texts):

@@ -25,6 +25,11 @@ def say(text: str, *, err: bool = False) -> None:
     typer.echo(message(text), err=err)
 
 
+def with_pooling(factor: float) -> str:
+    """Return what follows a dimension in a line of figures: nothing, or the token pooling factor."""
+    return "" if factor == 1 else f", pooled by {factor:g}"
+
+
 @contextmanager
 def failing_politely(stopped: Callable[[], str] | None = None) -> Iterator[None]:
     """Exit with status 2 and a message on errors meant for the user, without a traceback. Warnings are one line.

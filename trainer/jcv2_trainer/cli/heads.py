@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -12,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import new_folder
-from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries, say
+from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries, say, with_pooling
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.data.reading import sample_texts
-from jcv2_trainer.recipes.settings import Assembly, Dims
+from jcv2_trainer.recipes.settings import Assembly, Dims, PoolFactors
 
 _HEADS_FILES = {"config.json", "model.safetensors"}
 
@@ -27,10 +28,22 @@ def _parse_dims(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"--dims must be distinct positive integers, such as 128,64; got {text!r}.") from error
 
 
+def _parse_factors(text: str) -> tuple[float, ...]:
+    try:
+        return TypeAdapter(PoolFactors).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"--pool-factors must be distinct numbers from 1 (no pooling) to 100, such as 1,2,4; got {text!r}."
+        ) from error
+
+
 HeadsOut = Annotated[Path, typer.Option(help="Folder to write the heads to.")]
 HeadsForce = Annotated[bool, typer.Option("--force", help="Replace the heads that are in the folder.")]
 Backbone = Annotated[str, typer.Option(help="A shipped model, for its backbone, or a folder of a transformers model.")]
 HeadsDims = Annotated[str, typer.Option(help="Dimensions of the heads, the default one first.")]
+HeadsFactors = Annotated[
+    str, typer.Option(help="Token pooling factors of passages to train for, such as 1,2,4. 1 is without pooling.")
+]
 _DIMS = "128,32,64,96,256,384"
 
 
@@ -76,6 +89,7 @@ def _principal_heads(
     steps: Annotated[
         int, typer.Option(min=0, help="Steps in which heads learn to rank like the full hidden states. 0 for none.")
     ] = 400,
+    pool_factors: HeadsFactors = "1",
     seed: Annotated[int, typer.Option(help="Seed of the sample and of the steps.")] = 13,
     lang: Annotated[str | None, typer.Option(help="Use only rows with this lang.")] = None,
     force: HeadsForce = False,
@@ -85,7 +99,7 @@ def _principal_heads(
     The hidden states are computed once and held in memory (230 MB for 3,000 texts of 100 tokens with a small backbone).
     The exit status is 2 if the heads cannot be fitted or written.
     """
-    wanted = _parse_dims(dims)
+    wanted, factors = _parse_dims(dims), _parse_factors(pool_factors)
     with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         queries, positives = sample_texts(data, texts, seed, lang)
         quiet_libraries()
@@ -95,10 +109,9 @@ def _principal_heads(
         backbone = load_backbone(model)
         refuse_large(model, backbone, wanted)
         with progress_bar("texts", texts) as read, progress_bar("steps", steps) as done:
-            bars = {"texts_done": read.update, "steps_done": done.update}
-            fitted = fit_heads(
-                backbone, queries, positives, wanted, prompts=prompts_of(model), steps=steps, seed=seed, **bars
-            )
+            options: dict[str, Any] = {"steps": steps, "pool_factors": factors, "seed": seed}
+            options |= {"prompts": prompts_of(model), "texts_done": read.update, "steps_done": done.update}
+            fitted = fit_heads(backbone, queries, positives, wanted, **options)
         fitted.heads.save(str(folder))
     say(f"{out}: heads for {model!r}, from {len(queries):,} queries and {len(positives):,} positives.")
     _show_shares(fitted.captured)
@@ -124,6 +137,7 @@ def _heads(
         float,
         typer.Option(min=0.0, max=1.0, help="Share of the smaller heads' loss that is distilled from the largest."),
     ] = 0.5,
+    pool_factors: HeadsFactors = "1",
     dev_every: Annotated[int, typer.Option(min=0, help="Hold out one in so many passages. 0 for none.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draw of rows, and of the batches.")] = 13,
     force: HeadsForce = False,
@@ -133,7 +147,7 @@ def _heads(
     The hidden states are computed once and held in memory (1.5 GB for 10,000 passages of 200 tokens with a small
     backbone), so a CPU trains all heads in minutes. The exit status is 2 if they cannot be trained or written.
     """
-    wanted = _parse_dims(dims)
+    wanted, factors = _parse_dims(dims), _parse_factors(pool_factors)
     with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         quiet_libraries()
         from jcv2_trainer.heads.frozen import FrozenTexts, TokenStates, dev_ndcg, moment_of, train_heads, whitened_heads
@@ -152,17 +166,20 @@ def _heads(
         options: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         with progress_bar("steps", steps) as bar:
             start = whitened_heads(moment, wanted)
-            options |= {"steps": steps, "distillation": distillation, "progress": bar.update}
+            options |= {"steps": steps, "distillation": distillation, "pool_factors": factors, "progress": bar.update}
             heads = train_heads(start, texts, queries, passages, **options)
         heads.save(str(folder))
         both = (principal_heads(moment, wanted), heads)
-        figures = [dev_ndcg({dim: one.weight(dim) for dim in wanted}, texts, queries, passages) for one in both]
+        weights = [{dim: one.weight(dim) for dim in wanted} for one in both]
+        figures = {
+            factor: [dev_ndcg(one, texts, queries, passages, factor) for one in weights] for factor in {1.0, *factors}
+        }
     say(f"{out}: heads for {model!r}, from {len(texts.examples):,} rows.")
     if texts.dev:
         say(f"nDCG@10 of {len(texts.dev):,} rows that were held out, principal components and trained heads:")
-    for dim in wanted if texts.dev else ():
-        before, after = (fmean(row[dim] for row in one.values()) for one in figures)
-        say(f"  {dim:>5} dimensions  {before:.4f} -> {after:.4f}")
+    for factor, dim in product(sorted(figures), wanted) if texts.dev else ():
+        before, after = (fmean(row[dim] for row in one.values()) for one in figures[factor])
+        say(f"  {dim:>5} dimensions{with_pooling(factor)}  {before:.4f} -> {after:.4f}")
 
 
 def _show_shares(shares: dict[int, float]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jcv2_plugin.encoder import DEFAULT_MODEL
-from jcv2_trainer.cli.commands import INTERRUPTED, RecipeFile, failing_politely, quiet_libraries, say
+from jcv2_trainer.cli.commands import INTERRUPTED, RecipeFile, failing_politely, quiet_libraries, say, with_pooling
 from jcv2_trainer.cli.recipe_flags import recipe_command
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
@@ -80,9 +80,10 @@ def _show(report: TrainingReport, out: Path) -> None:
     say(f"{report.rows:,} rows{skipped}; {report.steps:,} steps{kept}.")
     if report.after:
         say(f"nDCG@10 on the dev set ({report.dev['queries']:,} queries, {report.dev['documents']:,} passages):")
-        for dim, after in report.after.items():
-            before = report.before[dim]
-            say(f"  {dim:>5} dims  {before:.4f} -> {after:.4f}  ({after - before:+.4f})")
+        for factor, before in ({"1": report.before} | report.pooled_before).items():
+            for dim, after in (report.pooled_after.get(factor) or report.after).items():
+                change = f"{before[dim]:.4f} -> {after:.4f}  ({after - before[dim]:+.4f})"
+                say(f"  {dim:>5} dims{with_pooling(float(factor))}  {change}")
         if report.after[dim := next(iter(report.after))] < report.before[dim]:
             say("No checkpoint is better than the start. Try lower rates, more rows, or another --dev set.", err=True)
     if report.finished:

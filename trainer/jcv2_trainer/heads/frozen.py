@@ -30,6 +30,7 @@ from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.rows import read_rows
 from jcv2_trainer.heads.principal import falling_rate, half_states, mean_outer_product, principal_heads
 from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
+from jcv2_trainer.loss.pooling import pooled
 
 MAIN_DIRECTION, WHITENING = 0.2, 0.1
 _SCALE = 3.0
@@ -199,10 +200,25 @@ def maxsim_scores(
     Returns:
         Scores of shape ``(queries, passages)``.
     """
+    return pooled_scores(weight, queries, query_lengths, passages, passage_lengths, (1,))[0]
+
+
+def pooled_scores(
+    weight: Tensor,
+    queries: Tensor,
+    query_lengths: Sequence[int],
+    passages: Tensor,
+    passage_lengths: list[int],
+    factors: Sequence[float],
+) -> list[Tensor]:
+    """:func:`maxsim_scores` with the passages' vectors pooled by each factor."""
     asked, read = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
-    best: Tensor = _Largest.apply(asked, read, passage_lengths)  # type: ignore[no-untyped-call]
     owners = torch.repeat_interleave(torch.arange(len(query_lengths)), torch.tensor(query_lengths))
-    return torch.zeros(len(query_lengths), len(passage_lengths)).index_add(0, owners, best)
+    scores = []
+    for vectors, lengths in pooled(read, passage_lengths, factors):
+        best: Tensor = _Largest.apply(asked, vectors, lengths)  # type: ignore[no-untyped-call]
+        scores.append(torch.zeros(len(query_lengths), len(lengths)).index_add(0, owners, best))
+    return scores
 
 
 def train_heads(
@@ -215,6 +231,7 @@ def train_heads(
     batch_size: int = 48,
     learning_rate: float = 1e-3,
     distillation: float = 0.5,
+    pool_factors: Sequence[float] = (1,),
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> MatryoshkaHeads:
@@ -230,6 +247,8 @@ def train_heads(
         learning_rate: Of the heads.
         distillation: Share of the smaller heads' loss that is their KL divergence from the largest head's scores of the
             batch's passages; the rest is contrastive.
+        pool_factors: Token pooling factors of the passages. A head's loss is the mean over them. All but the largest
+            head's scores with the smallest factor are distilled from these.
         seed: Of the batches.
         progress: Called after each step with 1.
 
@@ -243,6 +262,7 @@ def train_heads(
         [{"params": list(one.values()), "lr": rate} for one, rate in groups], betas=(0.9, 0.98)
     )
     schedule = falling_rate(optimizer, steps)
+    factors = sorted(pool_factors)
     for batch in _batches(texts, steps, batch_size, seed):
         read = list(dict.fromkeys(place for one in batch for place in (one.positive, *one.negatives)))
         column = {place: number for number, place in enumerate(read)}
@@ -254,14 +274,17 @@ def train_heads(
         optimizer.zero_grad()
         teacher: Tensor | None = None
         for dim in sorted(heads.dims, reverse=True):  # one at a time: the heads share nothing
-            scores = maxsim_scores(weights[dim], *packed) * scales[dim].exp()
-            loss = contrastive_loss(scores, positive, excluded)
-            if teacher is None:
-                teacher = scores.detach()
-            else:
-                allowed = scores.masked_fill(excluded, float("-inf"))
-                loss = (1 - distillation) * loss + distillation * distillation_loss(allowed, teacher)
-            loss.backward()  # type: ignore[no-untyped-call]
+            total = torch.zeros(())
+            for own in pooled_scores(weights[dim], *packed, factors):
+                scores = own * scales[dim].exp()
+                loss = contrastive_loss(scores, positive, excluded)
+                if teacher is None:
+                    teacher = scores.detach()
+                else:
+                    allowed = scores.masked_fill(excluded, float("-inf"))
+                    loss = (1 - distillation) * loss + distillation * distillation_loss(allowed, teacher)
+                total = total + loss / len(factors)
+            total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if progress is not None:
@@ -286,7 +309,11 @@ def _batches(texts: FrozenTexts, steps: int, size: int, seed: int) -> Iterator[l
 
 
 def dev_ndcg(
-    weights: Mapping[int, Tensor], texts: FrozenTexts, queries: TokenStates, passages: TokenStates
+    weights: Mapping[int, Tensor],
+    texts: FrozenTexts,
+    queries: TokenStates,
+    passages: TokenStates,
+    pool_factor: float = 1,
 ) -> dict[str, dict[int, float]]:
     """nDCG@10 of the rows set aside, by source and language, then by dimension: each among its own passages."""
     groups: dict[str, list[Example]] = defaultdict(list)
@@ -300,7 +327,7 @@ def dev_ndcg(
         qrels = {str(one): {str(place): 1 for place in texts.known[one] & held} for one in asked}
         packed = (*queries.pack(asked), *passages.pack(read))
         with torch.no_grad():
-            scores = {dim: maxsim_scores(weight, *packed) for dim, weight in weights.items()}
+            scores = {dim: pooled_scores(weight, *packed, [pool_factor])[0] for dim, weight in weights.items()}
         figures[name] = {
             dim: measure_run(run_of(own, list(map(str, asked)), list(map(str, read))), qrels).ndcg_at_10
             for dim, own in scores.items()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_trainer.heads.principal import captured, falling_rate, half_states, mean_outer_product, principal_heads
+from jcv2_trainer.loss.pooling import pooled
 
 STEPS = 400
 QUERIES, PASSAGES = 24, 72
@@ -46,16 +47,22 @@ class _Step:
     @cached_property
     def wanted(self) -> Tensor:
         """Target of every head: :meth:`best` of the full hidden states."""
-        return self.best(None)
+        return self.best(None)[0]
 
-    def best(self, weight: Tensor | None) -> Tensor:
-        """Return each query token's largest cosine with each passage, centred over passages: ``(tokens, passages)``."""
+    def best(self, weight: Tensor | None, pool_factors: Sequence[float] = (1,)) -> list[Tensor]:
+        """Return each query token's largest cosine with each passage, centred over passages: ``(tokens, passages)``.
+
+        There is one result for each token pooling factor of the passages.
+        """
         queries, passages = self.queries, self.passages
         if weight is not None:
             queries, passages = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
-        products = torch.split(queries @ passages.T, self.passage_lengths, dim=1)
-        best = torch.stack([one.max(dim=1).values for one in products], dim=1)
-        return best - best.mean(dim=1, keepdim=True)
+        found = []
+        for vectors, lengths in pooled(passages, self.passage_lengths, pool_factors):
+            products = torch.split(queries @ vectors.T, lengths, dim=1)
+            best = torch.stack([one.max(dim=1).values for one in products], dim=1)
+            found.append(best - best.mean(dim=1, keepdim=True))
+        return found
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum token rows into query rows."""
@@ -68,6 +75,7 @@ def keep_scores(
     passages: TokenStates,
     *,
     steps: int = STEPS,
+    pool_factors: Sequence[float] = (1,),
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> MatryoshkaHeads:
@@ -75,10 +83,12 @@ def keep_scores(
 
     Args:
         heads: Initial heads, such as :func:`~jcv2_trainer.heads.principal.principal_heads`. A head as large as the
-            hidden states is left unchanged: an orthogonal matrix loses nothing.
+            hidden states is left unchanged, unless passages are pooled: an orthogonal matrix loses nothing.
         queries: Hidden states of the queries.
         passages: Hidden states of the passages that answer them, in the same order. There may be more.
         steps: Optimiser steps.
+        pool_factors: Token pooling factors of the passages, over which a head's loss is the mean. The hidden states
+            that it should rank like are never pooled.
         seed: Random seed of the batches.
         progress: Called with 1 after each step.
 
@@ -92,12 +102,12 @@ def keep_scores(
         got = f"{len(queries)} and {len(passages)}"
         raise ValueError(f"Give at least one query, and as many passages, two or more; got {got}.")
     weights = {dim: nn.Parameter(heads.weight(dim).float().cpu().clone()) for dim in heads.dims}
-    trained = [weight for dim, weight in weights.items() if dim < heads.in_features]
+    trained = [weight for dim, weight in weights.items() if dim < heads.in_features or max(pool_factors) > 1]
     if trained:
         optimizer = torch.optim.Adam(trained, lr=_LEARNING_RATE)
         schedule = falling_rate(optimizer, steps)
         for batch in _batches(queries, passages, steps, seed):
-            loss = sum((_loss(batch, weight) for weight in trained), start=torch.zeros(()))
+            loss = sum((_loss(batch, weight, pool_factors) for weight in trained), start=torch.zeros(()))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -131,6 +141,7 @@ def fit_heads(
     *,
     prompts: Mapping[str, str] | None = None,
     steps: int = STEPS,
+    pool_factors: Sequence[float] = (1,),
     seed: int = 0,
     texts_done: Callable[[int], object] | None = None,
     steps_done: Callable[[int], object] | None = None,
@@ -147,6 +158,7 @@ def fit_heads(
         dims: Dimensions of the heads, the default one first.
         prompts: Prefix of each ``"query"`` and each ``"document"``, as in a model's ``prompts``.
         steps: Steps of :func:`keep_scores`. 0 returns the principal components.
+        pool_factors: Token pooling factors to train for; see :func:`keep_scores`.
         seed: Random seed of the batches.
         texts_done: Called after each batch of texts with their number.
         steps_done: Called with 1 after each step.
@@ -166,7 +178,9 @@ def fit_heads(
     before = errors(components)
     if not steps:
         return FittedHeads(components, shares, before, components, before)
-    heads = keep_scores(components, asked, answers, steps=steps, seed=seed, progress=steps_done)
+    heads = keep_scores(
+        components, asked, answers, steps=steps, pool_factors=pool_factors, seed=seed, progress=steps_done
+    )
     return FittedHeads(heads, shares, errors(heads), components, before)
 
 
@@ -176,14 +190,18 @@ def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, see
     with torch.no_grad():
         for batch in _batches(queries, passages, steps, seed):
             wanted = batch.sums(batch.wanted)
-            lost += float((batch.sums(batch.best(weight)) - wanted).square().sum())
+            lost += float((batch.sums(batch.best(weight)[0]) - wanted).square().sum())
             whole += float(wanted.square().sum())
     return lost / whole
 
 
-def _loss(batch: _Step, weight: Tensor) -> Tensor:
-    error = batch.best(weight) - batch.wanted
-    return error.square().sum(dim=1).mean() + _WHOLE_QUERIES * batch.sums(error).square().mean()
+def _loss(batch: _Step, weight: Tensor, pool_factors: Sequence[float] = (1,)) -> Tensor:
+    total = torch.zeros(())
+    for best in batch.best(weight, pool_factors):
+        error = best - batch.wanted
+        loss = error.square().sum(dim=1).mean() + _WHOLE_QUERIES * batch.sums(error).square().mean()
+        total = total + loss / len(pool_factors)
+    return total
 
 
 def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int) -> Iterator[_Step]:

@@ -15,6 +15,9 @@ import torch
 from sentence_transformers.util.similarity import maxsim, maxsim_pairwise
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from jcv2_trainer.loss.pooling import pooled
 
 
 @dataclass
@@ -40,6 +43,18 @@ class TokenVectors:
         model.
         """
         return replace(self, vectors=[vectors[..., start : start + dim].float() for vectors in self.vectors])
+
+    def pooled(self, factors: Sequence[float]) -> list[TokenVectors]:
+        """Return the vectors of one head of documents, pooled by each factor: see :mod:`jcv2_trainer.loss.pooling`."""
+        merging = [factor for factor in factors if factor > 1]
+        found = {factor: replace(self, vectors=[], masks=[]) for factor in merging}
+        for vectors, mask in zip(self.vectors, self.masks, strict=True) if merging else ():
+            each = pooled(vectors[mask], mask.sum(dim=1).tolist(), merging)
+            for own, (flat, counts) in zip(found.values(), each, strict=True):
+                own.vectors.append(pad_sequence(list(torch.split(flat, counts)), batch_first=True))
+                places = torch.arange(max(counts), device=mask.device)
+                own.masks.append(places < torch.tensor(counts, device=mask.device)[:, None])
+        return [found.get(factor, self) for factor in factors]
 
     @property
     def order(self) -> Tensor:

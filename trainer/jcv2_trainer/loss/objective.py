@@ -2,7 +2,7 @@
 
 Every head projects the hidden states of a batch and has its own loss. The total is their weighted sum (arXiv
 2408.16672: Matryoshka representation learning without weight tying). Since the heads share no weights, a head's
-gradient is that of its own loss.
+gradient is that of its own loss. With several token pooling factors, a head's loss is the mean over them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class MatryoshkaLateInteractionLoss(nn.Module):
         self.dims = model.dims
         weights = weights or [1.0] * len(self.dims)
         self.weights = [weight / sum(weights) for weight in weights]
-        self.last: dict[int, Tensor] = {}
+        self.last: dict[str, Tensor] = {}
+        """Loss of each head and factor, by its name in the log."""
 
     def forward(self, features: Batch, labels: Tensor | None = None) -> Tensor:
         """Return the loss of a batch, a scalar."""
@@ -108,23 +109,29 @@ class MatryoshkaLateInteractionLoss(nn.Module):
             for (start, dim), weight in zip(head_slices(self.dims), self.weights, strict=True):
                 if weight == 0:
                     continue
-                own = queries.head(start, dim)
-                loss = torch.zeros((), device=keys.device)
-                if settings.contrastive_weight:
-                    scores = all_scores(own, gathered.head(start, dim))
-                    contrast = contrastive_loss(scores, positive, excluded, scale)
-                    if not_asked is not None:
-                        back = scores if not several else all_scores(asked.head(start, dim), documents.head(start, dim))
-                        back = back[:, batch.positive if several else positive].T
-                        contrast = (contrast + contrastive_loss(back, own_query, not_asked, scale)) / 2
-                    loss = loss + settings.contrastive_weight * contrast
-                if settings.distillation_weight and not bool(batch.teacher.isnan().all()):
-                    scores = candidate_scores(own, documents.head(start, dim), batch.candidates)
-                    loss = loss + settings.distillation_weight * distillation_loss(
-                        scores, batch.teacher, scale, settings.teacher_temperature
-                    )
-                self.last[dim] = loss.detach()
-                total = total + weight * loss
+                own, factors = queries.head(start, dim), settings.pool_factors
+                for factor, pooled in zip(factors, documents.head(start, dim).pooled(factors), strict=True):
+                    loss = torch.zeros((), device=keys.device)
+                    if settings.contrastive_weight:
+                        everything = pooled
+                        if several and factor == 1:
+                            everything = gathered.head(start, dim)
+                        elif several:
+                            everything, _, _ = _gather(pooled, batch.document_keys)
+                        scores = all_scores(own, everything)
+                        contrast = contrastive_loss(scores, positive, excluded, scale)
+                        if not_asked is not None:
+                            back = scores if not several else all_scores(asked.head(start, dim), pooled)
+                            back = back[:, batch.positive if several else positive].T
+                            contrast = (contrast + contrastive_loss(back, own_query, not_asked, scale)) / 2
+                        loss = loss + settings.contrastive_weight * contrast
+                    if settings.distillation_weight and not bool(batch.teacher.isnan().all()):
+                        scores = candidate_scores(own, pooled, batch.candidates)
+                        loss = loss + settings.distillation_weight * distillation_loss(
+                            scores, batch.teacher, scale, settings.teacher_temperature
+                        )
+                    self.last[f"loss_{dim}" if factor == 1 else f"loss_{dim}_pool_{factor:g}"] = loss.detach()
+                    total = total + weight / len(factors) * loss
         return total
 
 

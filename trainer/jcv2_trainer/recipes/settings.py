@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from jcv2_plugin.checks import check_pool_factor
 from jcv2_trainer.recipes import Recipe
 
 PAPER_DIMS = (128, 64, 96, 256, 512, 768)
@@ -23,7 +24,15 @@ def _distinct(dims: tuple[int, ...]) -> tuple[int, ...]:
     return dims
 
 
+def _factors(factors: tuple[float, ...]) -> tuple[float, ...]:
+    checked = tuple(map(check_pool_factor, factors))
+    if not checked or len(set(checked)) != len(checked):
+        raise ValueError("pool_factors must be distinct numbers from 1 (no pooling) to 100, such as 1,2,4")
+    return checked
+
+
 Dims = Annotated[tuple[int, ...], BeforeValidator(_split), AfterValidator(_distinct)]
+PoolFactors = Annotated[tuple[float, ...], BeforeValidator(_split), AfterValidator(_factors)]
 Weights = Annotated[tuple[float, ...], BeforeValidator(_split)]
 
 
@@ -69,6 +78,11 @@ class TrainingRecipe(Recipe):
     )
     head_weights: Weights | None = Field(
         None, description="Weight of each dimension's loss, in the order of dims. Equal by default."
+    )
+    pool_factors: PoolFactors = Field(
+        (1.0,),
+        description="Token pooling factors to train for, such as 1,2,4. Each head's loss is the mean over them. 1 is "
+        "without pooling.",
     )
     negatives: int = Field(
         7, ge=0, description="Maximum hard negatives of a row. If it has more, others are drawn each epoch."

@@ -40,7 +40,8 @@ def card(report: TrainingReport) -> str:
         ", ".join(escape(name(one)) or "(none given)" for one in data[names]) for names in ("languages", "sources")
     )
     skipped = "".join(f"- left out, {reason}: {count:,} rows\n" for reason, count in report.skipped.items())
-    fields = "".join(f"{key}: {'null' if value is None else value}\n" for key, value in report.recipe.items())
+    recipe = {key: list(value) if isinstance(value, tuple) else value for key, value in report.recipe.items()}
+    fields = "".join(f"{key}: {'null' if value is None else value}\n" for key, value in recipe.items())
     return f"""{TAGS}pipeline_tag: sentence-similarity
 base_model: {name(report.model)}
 ---
@@ -103,9 +104,25 @@ MaxSim), before and after training:
 |--:|--:|--:|--:|--:|
 {rows}
 ![nDCG@10 by dimension]({CURVE})
-{added}
+{_pooled_figures(report)}{added}
 The dev set also chose the checkpoint, so results on a test set will be a little lower.
 """
+
+
+def _pooled_figures(report: TrainingReport) -> str:
+    if not report.pooled_after:
+        return ""
+    rows = "".join(
+        f"| {dim} | {factor} | {before[dim]:.4f} | {after:.4f} | {after - report.after[dim]:+.4f} |\n"
+        for factor, before in report.pooled_before.items()
+        for dim, after in report.pooled_after[factor].items()
+    )
+    return f"""
+With the token vectors of passages pooled (`pool_factor` of a collection):
+
+| dim | pool factor | start | trained | trained, relative to no pooling |
+|--:|--:|--:|--:|--:|
+{rows}"""
 
 
 def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = "nDCG@10 by dimension") -> str:

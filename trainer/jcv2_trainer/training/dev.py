@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from sentence_transformers.util.similarity import maxsim
 from torch import Tensor
 
@@ -115,24 +117,35 @@ class DevEvaluator(BaseEvaluator):
         """Return nDCG@10 by dimension."""
         return {dim: metrics.ndcg_at_10 for dim, metrics in self.metrics(encoder).items()}
 
+    def pooled_ndcg(self, encoder: JinaColbertEncoder, factors: Sequence[float]) -> dict[str, dict[int, float]]:
+        """Return nDCG@10 by token pooling factor of the passages, such as ``"2"``, and by dimension."""
+        found = self.pooled_metrics(encoder, factors)
+        return {f"{factor:g}": {dim: one.ndcg_at_10 for dim, one in own.items()} for factor, own in found.items()}
+
     def metrics(self, encoder: JinaColbertEncoder) -> dict[int, Metrics]:
         """Return all metrics by dimension, means and per query."""
+        return self.pooled_metrics(encoder, [1])[1]
+
+    def pooled_metrics(self, encoder: JinaColbertEncoder, factors: Sequence[float]) -> dict[float, dict[int, Metrics]]:
+        """Return all metrics by token pooling factor of the passages, and by dimension."""
         texts = list(self.dev.documents.values())
         training = encoder.training
         encoder.eval()
         options: dict[str, Any] = {"dim": self.dims, "show_progress_bar": False}
         queries = encoder.encode_query(list(self.dev.queries.values()), **options)
-        parts: dict[int, list[Tensor]] = {dim: [] for dim in self.dims}
+        parts: dict[tuple[float, int], list[Tensor]] = {key: [] for key in product(factors, self.dims)}
         # Encode the passages in parts: all heads' vectors of a large set would not fit in memory.
         for start in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
             documents = encoder.encode_document(texts[start : start + _DOCUMENTS_AT_A_TIME], **options)
-            for dim in self.dims:
-                parts[dim].append(maxsim(queries[dim], documents[dim]).cpu())
+            for factor, dim in parts:
+                pooling = HierarchicalTokenPooling(factor)
+                read = pooling.pool(documents[dim], task="document") if factor > 1 else documents[dim]
+                parts[factor, dim].append(maxsim(queries[dim], read).cpu())
         encoder.train(training)
-        found = {}
-        for dim, own in parts.items():
+        found: dict[float, dict[int, Metrics]] = {factor: {} for factor in factors}
+        for (factor, dim), own in parts.items():
             run = run_of(torch.cat(own, dim=1), list(self.dev.queries), list(self.dev.documents))
-            found[dim] = measure_run(without_own(run, self.dev.own_documents), self.dev.qrels)
+            found[factor][dim] = measure_run(without_own(run, self.dev.own_documents), self.dev.qrels)
         return found
 
 

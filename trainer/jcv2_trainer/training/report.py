@@ -25,6 +25,8 @@ class TrainingReport:
         best_step: Step of the saved weights, which are the best on the dev set.
         before: nDCG@10 of the initial model on the dev set, by dimension (new heads as initialised).
         after: nDCG@10 of the trained model on the dev set, by dimension.
+        pooled_before: The same as ``before`` with pooled passages, by token pooling factor. 1 is not among them.
+        pooled_after: The same as ``after`` with pooled passages.
         finished: False if training was interrupted.
         history: Losses and metrics by step.
         versions: Versions of Python and the relevant packages.
@@ -42,6 +44,8 @@ class TrainingReport:
     best_step: int = 0
     before: dict[int, float] = field(default_factory=dict)
     after: dict[int, float] = field(default_factory=dict)
+    pooled_before: dict[str, dict[int, float]] = field(default_factory=dict)
+    pooled_after: dict[str, dict[int, float]] = field(default_factory=dict)
     finished: bool = True
     history: list[dict[str, float]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=versions)

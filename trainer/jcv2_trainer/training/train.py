@@ -88,10 +88,13 @@ def _train(request: Request) -> TrainingReport:
     report.added_dims = prepare(encoder, settings, rows)
     start = trainable(encoder) if settings.interpolation < 1 else {}
     evaluator = None if dev is None else DevEvaluator(dev, encoder.dims)
+    factors = (1.0, *(factor for factor in settings.pool_factors if factor > 1))
     if evaluator is not None:
-        like = dict.fromkeys(map(str, encoder.dims), 0.0)
-        before = _once(run, "before.json", lambda: {str(k): v for k, v in evaluator.ndcg(encoder).items()}, like)
-        report.before = {dim: before[str(dim)] for dim in encoder.dims}
+        like = {f"{factor:g}": dict.fromkeys(map(str, encoder.dims), 0.0) for factor in factors}
+        before = _once(run, "before.json", lambda: evaluator.pooled_ndcg(encoder, factors), like)
+        # From a file, dimensions are strings.
+        before = {factor: {int(dim): value for dim, value in own.items()} for factor, own in before.items()}
+        report.before, report.pooled_before = before.pop("1"), before
     collator = _collator(encoder, settings, everything)
     if settings.scale is None:
         scale = _once(run, "scale.json", lambda: best_scale(encoder, rows, request.settings, collator), 0.0)
@@ -108,9 +111,10 @@ def _train(request: Request) -> TrainingReport:
         check_finite(encoder, report.steps)
         interpolate(encoder, start, settings.interpolation)
         if evaluator is not None:
-            measured = {} if start else _of_the_best(trainer, encoder.dims)
+            measured = {} if start or len(factors) > 1 else _of_the_best(trainer, encoder.dims)
             with finite(encoder, report.steps):
-                report.after = measured or evaluator.ndcg(encoder)
+                after = {"1": measured} if measured else evaluator.pooled_ndcg(encoder, factors)
+            report.after, report.pooled_after = after.pop("1"), after
         _write(encoder, report, run, request)
     trainer.accelerator.wait_for_everyone()
     return report

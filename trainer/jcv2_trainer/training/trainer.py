@@ -36,7 +36,7 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
     The inputs are :class:`~jcv2_trainer.data.collator.Batch`, and the loss is
     :class:`~jcv2_trainer.loss.objective.MatryoshkaLateInteractionLoss`. Batches are grouped
     (:class:`~jcv2_trainer.data.sampler.GroupedBatchSampler`), a checkpoint holds only the trained parameters, and the
-    loss of each head is logged.
+    loss of each head is logged, by token pooling factor if there are several.
     """
 
     loss: MatryoshkaLateInteractionLoss  # type: ignore[assignment]
@@ -62,7 +62,7 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
         if not bool(torch.isfinite(loss.detach() if isinstance(loss, Tensor) else loss[0].detach())):
             raise blown_up("loss", self.state.global_step)
         if len(self.loss.last) > 1 and self.model.training:
-            self.track_loss_components({f"loss_{dim}": one for dim, one in self.loss.last.items()})
+            self.track_loss_components(self.loss.last)
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
