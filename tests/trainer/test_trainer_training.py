@@ -36,7 +36,6 @@ from jcv2_trainer.training.trainer import (
     TRAINABLE,
     Course,
     checkpoints,
-    last_checkpoint,
     undamaged_checkpoint,
 )
 
@@ -234,7 +233,7 @@ def test_resuming_gives_what_an_unbroken_run_gives(unfinished, resumed, tmp_path
 def test_a_killed_process_is_resumed(unfinished, tmp_path):
     request = replace(unfinished, out=tmp_path / "out")
     process = subprocess.Popen([sys.executable, "-m", "jcv2_trainer", *command(request)])
-    while last_checkpoint(tmp_path / "out.run") is None and process.poll() is None:
+    while not checkpoints(tmp_path / "out.run") and process.poll() is None:
         pass
     process.kill()
     process.wait()
@@ -399,7 +398,7 @@ def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path, monkeyp
     assert "Stopped after 2 steps" in result.output
     assert "--resume" in result.output
     assert not (tmp_path / "out").exists()
-    assert last_checkpoint(tmp_path / "out.run") == tmp_path / "out.run" / "checkpoint-2"
+    assert checkpoints(tmp_path / "out.run")[0] == tmp_path / "out.run" / "checkpoint-2"
     so_far = JinaColbertEncoder.from_pretrained(str(tmp_path / "out.run" / "model"), device="cpu")
     assert so_far.dims == (16, 8)
 

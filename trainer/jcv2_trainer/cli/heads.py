@@ -136,8 +136,8 @@ def _heads(
     wanted = _parse_dims(dims)
     with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         quiet_libraries()
-        from jcv2_trainer.heads.frozen import FrozenTexts, TokenStates, dev_ndcg, moment_of, train_heads, whitened_heads
-        from jcv2_trainer.heads.principal import load_backbone, principal_heads, prompts_of, refuse_large
+        from jcv2_trainer.heads.frozen import FrozenTexts, dev_ndcg, moment_of, train_heads, whitened_heads
+        from jcv2_trainer.heads.principal import half_states, load_backbone, principal_heads, prompts_of, refuse_large
 
         texts = FrozenTexts.read(
             data, rows=rows, negatives=negatives, dev_every=dev_every, dev_rows=max(1, rows // 10), seed=seed
@@ -146,8 +146,8 @@ def _heads(
         refuse_large(model, backbone, wanted)
         backbone.max_seq_length = min(document_length, backbone.max_seq_length or document_length)
         with progress_bar("texts", len(texts.queries) + len(texts.passages)) as bar:
-            queries = TokenStates.of(backbone, texts.queries, prompts.get("query", ""), bar.update)
-            passages = TokenStates.of(backbone, texts.passages, prompts.get("document", ""), bar.update)
+            queries = half_states(backbone, texts.queries, prompts["query"], 4096, bar.update)
+            passages = half_states(backbone, texts.passages, prompts["document"], 4096, bar.update)
         moment = moment_of(queries, passages, 1500, seed)
         options: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         with progress_bar("steps", steps) as bar:

@@ -87,11 +87,6 @@ KINDS: dict[str, tuple[Severity, str]] = {
 _MOST_NAMES = 1000  # distinct languages, sources, unknown fields: every row may have a different one
 
 
-def row_faults(row: dict[str, Any]) -> list[Fault]:
-    """Return all errors of a row with canonical field names. The fields are listed in the module."""
-    return validate(row, {})[1]
-
-
 def validate(record: dict[str, Any], own_names: dict[str, str]) -> tuple[Row | None, list[Fault]]:
     """Return a row, or None and all errors, from what :func:`~jcv2_trainer.data.records.normalise` returns."""
     given = {field: value for field in FIELDS if (value := record.get(field)) is not None}

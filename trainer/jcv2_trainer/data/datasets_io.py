@@ -17,8 +17,8 @@ import numpy as np
 from jcv2_plugin.files import read_json
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.reading import OnBad, read_rows
 from jcv2_trainer.data.records import file_state
-from jcv2_trainer.data.rows import OnBad, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

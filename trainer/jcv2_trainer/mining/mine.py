@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.mining.resumable import Progress, file_identity, open_output, short_of_memory, sound_rows
-from jcv2_trainer.mining.sources import PASSED, CollectionSource, Finder, Found, Source, passage_key
+from jcv2_trainer.data.reading import DataError, mendable_rows
+from jcv2_trainer.mining.resumable import Progress, file_identity, open_output, short_of_memory
+from jcv2_trainer.mining.sources import CollectionSource, Finder, Found, Source, passage_key
 from jcv2_trainer.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ class MineReport:
 class Survey:
     """Queries, positives and languages of a training file, from a first pass. Holds 16 bytes per row in memory."""
 
-    def __init__(self, data: Path, *, needless: Sequence[str] = ()) -> None:
+    def __init__(self, data: Path) -> None:
         queries, positives = array("q"), array("q")
         self.languages: Counter[str] = Counter()
-        for row in sound_rows(data, needless=("scores", *needless), passed=PASSED):
+        for row in mendable_rows(data):
             queries.append(passage_key(row["query"]))
             positives.append(passage_key(row["positive"]))
             self.languages[row.get("lang") or "en"] += 1
@@ -160,7 +160,7 @@ def mine(
     with open_output(out, identity, data=data, resume=resume, force=force) as output:
         survey = Survey(data)
         lang = settings.lang or "+".join(sorted(survey.languages))
-        rows = sound_rows(data, skip=output.rows, needless=("scores",), passed=PASSED)
+        rows = mendable_rows(data, output.rows)
         with chosen.opened(data, lang, output.scratch, index_progress) as finder:
             while batch := list(islice(rows, settings.batch_size)):
                 written = _mined(batch, output.rows, finder, survey, settings, output.counts)
@@ -183,7 +183,7 @@ def _mined(
     k = settings.range_max + min(max(map(len, known)), _MOST_POSITIVES)
     queries, positives = [row["query"] for row in batch], [row["positive"] for row in batch]
     with short_of_memory(settings.batch_size):
-        found = finder.find(queries, positives, k, settings.exact)
+        found = finder(queries, positives, k, settings.exact)
     written = []
     for index, (row, one, right) in enumerate(zip(batch, found, known, strict=True), first):
         # Seeded by the row, so that it draws the same in any batch and any run.
@@ -208,13 +208,8 @@ def choose_negatives(
 ) -> list[str]:
     """Return the negatives of one row: its own first, if they are kept, then candidates by rank.
 
-    Args:
-        row: The row, with canonical field names.
-        found: The candidates.
-        known: Keys (:func:`jcv2_trainer.mining.sources.passage_key`) of the query's positives.
-        settings: Which candidates to reject.
-        counts: Updated with the rejected candidates, by reason.
-        draw: Samples from the remaining candidates. None takes the best.
+    ``known`` are the keys of the query's positives. ``counts`` gets the rejected candidates, by reason. ``draw``
+    samples from the remaining candidates; without it, the best are taken.
     """
     right = {*known, passage_key(row["positive"]), passage_key(row["query"])}
     seen: set[int] = set()

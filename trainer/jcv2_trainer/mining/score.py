@@ -15,22 +15,20 @@ from pydantic import Field
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import read_json
-from jcv2_trainer.data.check import row_faults
-from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.check import validate
+from jcv2_trainer.data.reading import DataError, mendable_rows
 from jcv2_trainer.mining.resumable import (
     Progress,
     file_identity,
     model_identity,
     open_output,
     short_of_memory,
-    sound_rows,
 )
 from jcv2_trainer.recipes import Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-_PASSED = ("positive-as-negative", "duplicate-negatives")
 _HEADS = ("ForSequenceClassification", "ForCausalLM")
 _ONE_SCORE = "Give a cross-encoder with one score per pair (num_labels 1)."
 _ROW_OVERHEAD = 8  # maximum rows of a window, as a multiple of its pairs: rows may have none to score
@@ -116,21 +114,17 @@ def score(
         **model_identity(teacher, "teacher"),
     }
     with open_output(out, identity, data=data, resume=resume, force=force) as output:
-        total = sum(1 for _ in _rows(data, 0))
+        total = sum(1 for _ in mendable_rows(data))
         if not total:
             raise DataError(f"{data} has no rows. Give a file of pairs or triplets.")
         model = load_teacher(teacher, settings, trust_remote_code=trust_remote_code, device=device)
-        for batch in _windows(_rows(data, output.rows), settings):
+        for batch in _windows(mendable_rows(data, output.rows), settings):
             written = _scored(batch, model, teacher, settings, output.counts)
             output.append(written, len(batch))
             if progress is not None:
                 progress(output.rows, total)
     counts = output.counts
     return ScoreReport(output.rows, output.resumed_at, counts["pairs"], counts["kept"], counts["lone"])
-
-
-def _rows(data: Path, skip: int) -> Iterator[dict[str, Any]]:
-    return sound_rows(data, skip=skip, needless=("scores",), passed=_PASSED)
 
 
 def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[list[dict[str, Any]]]:
@@ -152,7 +146,7 @@ def _is_kept(row: dict[str, Any], settings: ScoreRecipe) -> bool:
     """Return whether a row keeps its scores, which it has without errors."""
     if settings.overwrite or row.get("scores") is None:
         return False
-    return not any(fault.field.startswith("scores") for fault in row_faults(row))
+    return not any(fault.field.startswith("scores") for fault in validate(row, {})[1])
 
 
 def _scored(

@@ -7,9 +7,8 @@ components (:mod:`jcv2_trainer.heads.principal`), which are a better starting po
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from jcv2_trainer.heads.principal import captured, load_backbone, principal_head
 from jcv2_trainer.recipes.settings import PAPER_DIMS, Assembly
 from jcv2_trainer.training.card import TAGS, listed
 from jcv2_trainer.training.rotary import LOADING_ERRORS
-from jcv2_trainer.training.runs import REPORT, refuse_taken, versions
+from jcv2_trainer.training.runs import refuse_taken, versions, write_report
 
 __all__ = ["PAPER_DIMS", "Assembly", "AssemblyReport", "add_markers", "assemble"]
 
@@ -114,7 +113,7 @@ def assemble(
     with new_folder(out, partial(refuse_taken, force=force)) as folder:
         encoder.save_pretrained(str(folder), create_model_card=False)
         (folder / "README.md").write_text(_card(report), encoding="utf-8")
-        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        write_report(folder, report)
     return report
 
 

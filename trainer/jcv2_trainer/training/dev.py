@@ -20,7 +20,7 @@ from jcv2_plugin.evaluation.metrics import Metrics, measure_run, run_of
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.datasets_io import split_dev
 from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.data.reading import read_rows
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.training.report import TrainingReport
 from jcv2_trainer.training.requests import Request

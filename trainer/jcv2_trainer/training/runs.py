@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,14 @@ class RunFolder:
         """Write a JSON file atomically."""
         write_atomically(self.folder / name, json.dumps(value, indent=1) + "\n")
 
+    def once(self, name: str, measure: Callable[[], Any], like: Any) -> Any:
+        """Return what is measured on the initial model, and is read from a file when a run is resumed."""
+        if (known := self.read(name, like)) is None:
+            known = measure()
+            if is_first_process():
+                self.write(name, known)
+        return known
+
     def clear(self) -> None:
         """Delete the folder, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -164,6 +172,11 @@ def refuse_taken(out: Path, force: bool) -> None:
         raise TrainingError(
             f"{out} already contains a trained model. Choose another --out, or replace it with --force."
         )
+
+
+def write_report(folder: Path, report: Any) -> None:
+    """Write a report, a dataclass, to a model folder."""
+    (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
