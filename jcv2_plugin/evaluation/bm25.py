@@ -40,14 +40,12 @@ def bm25_run(
 
     Args:
         dataset: Test set. Title and text of its documents are indexed as one field.
-        lang: Language that determines the tokenizer, see :func:`tokenizer_for`. If None, that of the test set, or
-            English if it has none.
-        k: Maximum number of results per query. Documents that share no token with the query are not results.
+        lang: Language that determines the tokenizer, see :func:`tokenizer_for`. By default that of the test set, or
+        English. k: Maximum number of results per query. Documents that share no token with the query are not results.
         ignore_identical_ids: Which queries' own documents are no results, see :meth:`BeirDataset.own_documents`.
 
     Returns:
-        Scores by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`. A query without
-        results has an empty dict.
+        Scores by query id and document id, for :func:`jcv2_plugin.evaluation.metrics.evaluate_run`.
 
     Raises:
         UnknownLanguageError: If ``lang`` is not a language code.

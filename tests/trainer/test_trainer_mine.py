@@ -575,9 +575,7 @@ def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
 
 def test_help_loads_nothing_heavy():
     script = (
-        "import sys, typer\n"
-        "from jcv2_trainer.cli.mining import register\n"
-        "app = typer.Typer()\nregister(app)\n"
+        "import sys, jcv2_trainer.cli.app\n"
         "loaded = {'torch', 'transformers', 'qdrant_client', 'bm25s'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

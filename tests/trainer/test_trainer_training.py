@@ -25,9 +25,8 @@ from jcv2_trainer.cli.app import app
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
-from jcv2_trainer.training.card import card
+from jcv2_trainer.training.card import TrainingReport, card
 from jcv2_trainer.training.dev import DevSet
-from jcv2_trainer.training.report import TrainingReport
 from jcv2_trainer.training.requests import Request
 from jcv2_trainer.training.runs import REPORT, RunFolder, sole_writer
 from jcv2_trainer.training.train import train

@@ -12,8 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import new_folder
-from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries, say
-from jcv2_trainer.cli.recipe_flags import recipe_command
+from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries, recipe_command, say
 from jcv2_trainer.data.reading import sample_texts
 from jcv2_trainer.recipes.settings import Assembly, Dims
 
@@ -34,14 +33,8 @@ HeadsDims = Annotated[str, typer.Option(help="Dimensions of the heads, the defau
 _DIMS = "128,32,64,96,256,384"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands ``assemble``, ``principal-heads`` and ``heads`` to an app."""
-    app.command("assemble")(recipe_command(Assembly, "assemble")(_assemble))
-    app.command("principal-heads")(_principal_heads)
-    app.command("heads")(_heads)
-
-
-def _assemble(
+@recipe_command(Assembly, "assemble")
+def assemble(
     backbone: Annotated[str, typer.Argument(help="Folder of an encoder (from mlm, convert, or any BERT), or 'mini'.")],
     data: Annotated[Path, typer.Option(help="A file of pairs or triplets, to whose texts the heads are fitted.")],
     out: Annotated[Path, typer.Option(help="Folder to write the encoder to.")],
@@ -54,9 +47,9 @@ def _assemble(
     """
     with failing_politely(), progress_bar("texts", settings.texts) as bar:
         quiet_libraries()
-        from jcv2_trainer.training.assemble import assemble
+        from jcv2_trainer.training import assemble as making
 
-        report = assemble(backbone, data, out, settings, force=force, progress=bar.update)
+        report = making.assemble(backbone, data, out, settings, force=force, progress=bar.update)
     say(
         f"{out}: an encoder over {backbone!r}, {report.parameters:,} parameters. Its heads are not trained; they are "
         f"fitted to {report.queries:,} queries and {report.positives:,} positives."
@@ -67,7 +60,7 @@ def _assemble(
     say(f"  Next, train it: jcv2-finetune pairs DATA... --model {out} --out DIR")
 
 
-def _principal_heads(
+def principal_heads(
     data: Annotated[Path, typer.Argument(help="A file of pairs or triplets, whose texts are the sample.")],
     out: HeadsOut,
     model: Backbone = "mini",
@@ -109,7 +102,7 @@ def _principal_heads(
             say(f"  {dim:>5} dimensions lose {error:.2%} (principal components: {before:.2%})")
 
 
-def _heads(
+def heads(
     data: Annotated[list[Path], typer.Argument(help="Files of pairs and triplets.")],
     out: HeadsOut,
     model: Backbone = "mini-multilingual",
@@ -136,8 +129,9 @@ def _heads(
     wanted = _parse_dims(dims)
     with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         quiet_libraries()
+        from jcv2_trainer.heads import principal
         from jcv2_trainer.heads.frozen import FrozenTexts, dev_ndcg, moment_of, train_heads, whitened_heads
-        from jcv2_trainer.heads.principal import half_states, load_backbone, principal_heads, prompts_of, refuse_large
+        from jcv2_trainer.heads.principal import half_states, load_backbone, prompts_of, refuse_large
 
         texts = FrozenTexts.read(
             data, rows=rows, negatives=negatives, dev_every=dev_every, dev_rows=max(1, rows // 10), seed=seed
@@ -153,9 +147,9 @@ def _heads(
         with progress_bar("steps", steps) as bar:
             start = whitened_heads(moment, wanted)
             options |= {"steps": steps, "distillation": distillation, "progress": bar.update}
-            heads = train_heads(start, texts, queries, passages, **options)
-        heads.save(str(folder))
-        both = (principal_heads(moment, wanted), heads)
+            trained = train_heads(start, texts, queries, passages, **options)
+        trained.save(str(folder))
+        both = (principal.principal_heads(moment, wanted), trained)
         figures = [dev_ndcg({dim: one.weight(dim) for dim in wanted}, texts, queries, passages) for one in both]
     say(f"{out}: heads for {model!r}, from {len(texts.examples):,} rows.")
     if texts.dev:

@@ -131,14 +131,10 @@ def _aside(text: str, every: int) -> bool:
 def whitened_heads(
     moment: Tensor, dims: Sequence[int], main_direction: float = MAIN_DIRECTION, whitening: float = WHITENING
 ) -> MatryoshkaHeads:
-    """Principal components, scaled: where training starts.
+    """Return scaled principal components, where training starts.
 
-    Args:
-        moment: As for :func:`~jcv2_trainer.heads.principal.principal_heads`.
-        dims: Sizes of the heads, the default one first.
-        main_direction: What the states' length along the first component is multiplied by.
-        whitening: Each other component is divided by its share of the length to this power, relative to the second's.
-            1/2 would make all components equal, noise included.
+    The states' length along the first is multiplied by ``main_direction``. Each other one is divided by its share of
+    the length to the power ``whitening``, relative to the second's; 1/2 would make all equal, noise included.
     """
     components = principal_heads(moment, dims)
     largest = components.weight(max(dims)).double()
@@ -152,11 +148,7 @@ def whitened_heads(
 def maxsim_scores(
     weight: Tensor, queries: Tensor, query_lengths: Sequence[int], passages: Tensor, passage_lengths: list[int]
 ) -> Tensor:
-    """MaxSim under a head ``(dim, hidden)`` of states packed one after the other ``(tokens, hidden)``.
-
-    Returns:
-        Scores of shape ``(queries, passages)``.
-    """
+    """Return MaxSim, ``(queries, passages)``, under a head ``(dim, hidden)`` of packed states ``(tokens, hidden)``."""
     return sums(largest_cosines(weight, queries, passages, passage_lengths), query_lengths)
 
 

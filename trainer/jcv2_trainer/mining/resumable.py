@@ -99,11 +99,8 @@ def difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 class ResumableOutput:
     """An output file being written, created by :func:`open_output`.
 
-    Attributes:
-        rows: Number of input rows done.
-        resumed_at: Number of them done in an earlier run.
-        counts: Counters by name, kept when a run is resumed.
-        scratch: Folder for other data that an interrupted run should keep. It is deleted at the end.
+    ``rows`` counts the input rows done, ``resumed_at`` those done in an earlier run. ``counts`` are kept when a run is
+    resumed, and ``scratch`` is a folder that an interrupted run keeps.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:

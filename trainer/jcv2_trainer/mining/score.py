@@ -87,18 +87,9 @@ def score(
 ) -> ScoreReport:
     """Write the rows of a training file with a teacher's logits for the positive, then for each negative.
 
-    The file is read twice, first to find errors before anything is scored. A window of rows is held in memory.
-
-    Args:
-        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
-        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
-        teacher: Hub name or folder of a cross-encoder.
-        settings: How to run the teacher.
-        trust_remote_code: Run the Python code in the teacher's repository.
-        device: Device to run the teacher on. Defaults to the best one available.
-        resume: Resume an interrupted run.
-        force: Replace ``out``.
-        progress: Called after each window.
+    The file is read twice, first to find errors before anything is scored. A window of rows is held in memory, after
+    each of which ``progress`` is called. For ``out``, ``resume`` and ``force``, see
+    :func:`~jcv2_trainer.mining.resumable.open_output`.
 
     Raises:
         DataError: A row is invalid. The first one is reported, before anything is written.
@@ -193,9 +184,8 @@ def _logits(pairs: list[tuple[str, str]], model: CrossEncoder, teacher: str, bat
 def load_teacher(
     name: str, settings: ScoreRecipe, *, trust_remote_code: bool = False, device: str | None = None
 ) -> CrossEncoder:
-    """Load a cross-encoder that returns one logit per pair.
-
-    No pickle is read, and no remote code is run unless trusted.
+    """Load a cross-encoder that returns one logit per pair. No pickle is read, and no remote code is run unless
+    trusted.
 
     Raises:
         TeacherError: It cannot be loaded, is not such a cross-encoder, or needs its repository's code.

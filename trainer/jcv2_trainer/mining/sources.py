@@ -47,11 +47,8 @@ class Source(Protocol):
     def opened(self, data: Path, lang: str, scratch: Path, progress: Progress | None) -> AbstractContextManager[Finder]:
         """Index what there is to index, for the duration of the ``with`` block.
 
-        Args:
-            data: The training file, whose passages are the corpus if there is no other.
-            lang: Language, for BM25.
-            scratch: Folder that an interrupted run keeps.
-            progress: Called with the number of passages indexed since the last call.
+        The passages of the training file are the corpus if there is no other. An interrupted run keeps ``scratch``.
+        ``progress`` gets the number of passages indexed since its last call.
         """
 
 

@@ -1,15 +1,17 @@
-"""Write the model card of a trained model, with a chart of quality by dimension."""
+"""Report on a training run, in ``training.json``, and in the model card with a chart of quality by dimension."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from jcv2_plugin.console import name
 from jcv2_plugin.evaluation.study.base import Chart, Interval
 from jcv2_plugin.evaluation.study.charts import svg
-from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.runs import versions
 
 CURVE = "curve.svg"
 TAGS = """---
@@ -21,6 +23,31 @@ tags:
 - late-interaction
 """
 """Start of a card's metadata, which a line of dashes ends."""
+
+
+@dataclass
+class TrainingReport:
+    """Data, recipe and results of a run.
+
+    ``skipped`` counts rows by reason. ``before`` and ``after`` are nDCG@10 on the dev set by dimension, of the initial
+    model (new heads as initialised) and of the saved weights, which are those of ``best_step``.
+    """
+
+    model: str
+    stage: str
+    rows: int
+    skipped: dict[str, int]
+    data: dict[str, Any]
+    dev: dict[str, Any]
+    recipe: dict[str, Any]
+    added_dims: tuple[int, ...] = ()
+    steps: int = 0
+    best_step: int = 0
+    before: dict[int, float] = field(default_factory=dict)
+    after: dict[int, float] = field(default_factory=dict)
+    finished: bool = True
+    history: list[dict[str, float]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=versions)
 
 
 def write_card(folder: Path, report: TrainingReport) -> None:
@@ -108,10 +135,10 @@ The dev set also chose the checkpoint, so results on a test set will be a little
 """
 
 
-def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = "nDCG@10 by dimension") -> str:
+def curve(before: Mapping[int, float], after: Mapping[int, float]) -> str:
     """Return an SVG chart of quality by dimension (and its bytes a token in float16) before and after training."""
     series = {
         label: {f"{dim} ({2 * dim} B)": Interval(value, value, value) for dim, value in sorted(figures.items())}
         for label, figures in (("trained", after), ("start", before))
     }
-    return svg(Chart(title, "nDCG@10, by dimension (bytes a token in float16)", series))
+    return svg(Chart("nDCG@10 by dimension", "nDCG@10, by dimension (bytes a token in float16)", series))

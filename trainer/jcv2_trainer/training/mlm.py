@@ -27,7 +27,7 @@ from jcv2_plugin.errors import ModelLayoutError
 from jcv2_plugin.files import new_folder
 from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, tokenizer_digest
 from jcv2_trainer.errors import TrainingError, out_of_memory
-from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+from jcv2_trainer.recipes.settings import MlmRecipe
 from jcv2_trainer.training.rotary import load_masked_lm, read_config
 from jcv2_trainer.training.runs import RunFolder, refuse_taken, sole_writer, versions, write_report
 from jcv2_trainer.training.trainer import SmallCheckpoints, StopOnSignal, arguments_of, check_finite

@@ -37,15 +37,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any], *, resume: bool, force: bool) -> RunFolder:
-        """Create the folder, or open that of an unfinished run.
+        """Create the folder, or open that of an unfinished run of the same ``identity``.
 
         Checkpoints after the one to resume from, which are damaged or incomplete, are renamed to ``damaged-*``.
-
-        Args:
-            out: Output folder of the result.
-            identity: What must stay the same to resume a run (:func:`~jcv2_trainer.mining.resumable.difference`).
-            resume: Resume from the last checkpoint.
-            force: Replace a result, and restart an unfinished run.
 
         Raises:
             TrainingError: ``out`` is taken, there is an unfinished run, or (with ``resume``) there is none, a different
@@ -83,12 +77,7 @@ class RunFolder:
     def read(self, name: str, like: Any) -> Any:
         """Read a JSON file in the folder. Return None if it does not exist.
 
-        Args:
-            name: Name of the file.
-            like: An example of its content. A dict's values are like those of the same keys.
-
-        Raises:
-            TrainingError: The file is damaged.
+        ``like`` is an example of its content. Anything else is damage, a ``TrainingError``.
         """
         path = self.folder / name
         try:
@@ -156,12 +145,7 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 
 def refuse_taken(out: Path, force: bool) -> None:
-    """Raise if writing to ``out`` would overwrite anything but the result of a training.
-
-    Raises:
-        TrainingError: ``out`` is a file, contains something other than a trained model, or (without ``force``)
-            anything.
-    """
+    """Raise ``TrainingError`` if ``out`` holds anything but the result of a training, or that and no ``force``."""
     if out.exists() and not out.is_dir():
         raise TrainingError(f"{out} is not a folder. Choose another --out.")
     if not out.exists() or not any(out.iterdir()):

@@ -25,11 +25,9 @@ from jcv2_trainer.errors import TrainingError, out_of_memory
 from jcv2_trainer.loss.calibration import best_scale
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
 from jcv2_trainer.recipes.settings import TrainingRecipe
-from jcv2_trainer.training.card import write_card
+from jcv2_trainer.training.card import TrainingReport, write_card
 from jcv2_trainer.training.dev import DevEvaluator, metric_name, split
-from jcv2_trainer.training.lora import save_lora
-from jcv2_trainer.training.prepare import finish, interpolate, prepare
-from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.prepare import finish, interpolate, prepare, save_lora
 from jcv2_trainer.training.requests import Request
 from jcv2_trainer.training.runs import RunFolder, refuse_taken, sole_writer, write_report
 from jcv2_trainer.training.trainer import (
@@ -111,8 +109,7 @@ def load(request: Request) -> JinaColbertEncoder:
     """Load the initial encoder in float32, since optimisers lose small steps in half precision.
 
     Raises:
-        TrainingError: The model is a backbone without heads.
-        Jcv2Error: The model cannot be loaded.
+        TrainingError: The model is a backbone without heads, or cannot be loaded.
     """
     options: dict[str, Any] = {name: getattr(request, name) for name in ("revision", "device", "attn_implementation")}
     try:

@@ -26,8 +26,7 @@ from jcv2_trainer.data.collator import Batch, PackedCollator
 from jcv2_trainer.data.sampler import GroupedBatchSampler
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
-from jcv2_trainer.recipes.mlm_settings import MlmRecipe
-from jcv2_trainer.recipes.settings import TrainingRecipe
+from jcv2_trainer.recipes.settings import MlmRecipe, TrainingRecipe
 
 TRAINABLE, STATE = "trainable.safetensors", "trainer_state.json"
 _PARTS = (STATE, TRAINABLE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
@@ -138,11 +137,7 @@ def blown_up(what: str, step: int) -> TrainingError:
 
 
 def check_finite(model: nn.Module, step: int) -> None:
-    """Check the trained parameters.
-
-    Raises:
-        TrainingError: One is NaN or infinite.
-    """
+    """Raise the error of :func:`blown_up` if a trained parameter is NaN or infinite."""
     for name, one in model.named_parameters():
         if one.requires_grad and not bool(one.isfinite().all()):
             raise blown_up(f"weight {name!r}", step)
@@ -150,11 +145,7 @@ def check_finite(model: nn.Module, step: int) -> None:
 
 @contextmanager
 def finite(model: nn.Module, step: int) -> Iterator[None]:
-    """Check the trained parameters, and translate errors of an evaluation that their products were not finite.
-
-    Raises:
-        TrainingError: See :func:`blown_up`.
-    """
+    """Check the trained parameters, and translate errors of an evaluation that their products were not finite."""
     check_finite(model, step)
     try:
         yield
@@ -332,10 +323,7 @@ class Course(TrainerCallback):
 
 
 def reports() -> list[str]:
-    """Return where to log the run besides the terminal: TensorBoard and Weights & Biases, where available.
-
-    Both must be installed, and Weights & Biases must be logged in.
-    """
+    """Return where to log the run too: TensorBoard, and Weights & Biases if it is logged in, if they are installed."""
     from transformers import integrations
 
     available = integrations.get_available_reporting_integrations()  # type: ignore[attr-defined,no-untyped-call]
