@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_trainer.data.check import text_key
-from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.data.reading import read_rows
 from jcv2_trainer.recipes import load_recipe
 from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.train import build_trainer

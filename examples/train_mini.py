@@ -23,8 +23,7 @@ import torch
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.shipped import shipped_model
-from jcv2_trainer.data.reading import sample_texts
-from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.data.reading import read_rows, sample_texts
 from jcv2_trainer.heads.principal import load_backbone
 from jcv2_trainer.heads.score_keeping import FittedHeads, fit_heads
 from jcv2_trainer.recipes import load_recipe

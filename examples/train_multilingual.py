@@ -32,14 +32,13 @@ from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.encoder.shipped import shipped_model
 from jcv2_trainer.heads.frozen import (
     FrozenTexts,
-    TokenStates,
     dev_ndcg,
     maxsim_scores,
     moment_of,
     train_heads,
     whitened_heads,
 )
-from jcv2_trainer.heads.principal import principal_heads, prompts_of
+from jcv2_trainer.heads.principal import TokenStates, half_states, pack, principal_heads, prompts_of
 from jcv2_trainer.recipes import load_recipe
 from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.card import CURVE, curve
@@ -177,7 +176,8 @@ def write_rows(path: Path, weight: torch.Tensor, texts: FrozenTexts, states: Sta
             if not one.negatives or counts[one.source, one.lang] > LORA_ROWS:
                 continue
             read = [one.positive, *one.negatives]
-            scores = maxsim_scores(weight, *queries.pack([one.query]), *passages.pack(read))[0] * scale
+            packed = (*pack([queries[one.query]]), *pack(passages[place] for place in read))
+            scores = maxsim_scores(weight, *packed)[0] * scale
             row = {
                 "query": texts.queries[one.query],
                 "positive": texts.passages[one.positive],
@@ -201,11 +201,11 @@ def computed(backbone: Transformer, texts: FrozenTexts, folder: Path) -> States:
             for start in range(0, len(own), _TEXTS_AT_A_TIME):
                 file = folder / f"{role}-{start}.pt"
                 if not file.is_file():
-                    made = TokenStates.of(backbone, own[start : start + _TEXTS_AT_A_TIME], prompts[role], bar.update)
-                    torch.save(list(made.parts), file.with_suffix(".new"))
+                    made = half_states(backbone, own[start : start + _TEXTS_AT_A_TIME], prompts[role], 4096, bar.update)
+                    torch.save(made, file.with_suffix(".new"))
                     file.with_suffix(".new").rename(file)
                 parts += torch.load(file, weights_only=True)
-        found.append(TokenStates(parts))
+        found.append(parts)
     return found[0], found[1]
 
 

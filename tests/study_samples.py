@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jcv2_plugin.evaluation.study import Cell, Chart, Report
-from jcv2_plugin.evaluation.study.intervals import interval
+from jcv2_plugin.evaluation.study.intervals import mean_over_sets
 
 THINGS = ("ferry", "harbour", "rice", "telescope", "bread", "oven", "violin", "glacier", "bridge", "river", "lantern")
 
@@ -66,6 +66,6 @@ class Counting:
         return cell.measured(values, {"value": samples}, {"q0": "de->en"} if number else {})
 
     def report(self, settings: Mapping[str, Any], cells: Sequence[Cell]) -> Report:
-        series = {"<value> & more": {cell.key: interval([cell.samples["value"]]) for cell in cells}}
+        series = {"<value> & more": {cell.key: mean_over_sets([[cell.samples["value"]]]) for cell in cells}}
         chart = Chart('Shows "values" <by> number', "value", series)
         return Report("What is it?", [f"{len(cells)} numbers"], {"Numbers": ["Text.", chart]}, ["Little."])

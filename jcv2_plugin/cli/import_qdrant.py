@@ -27,11 +27,7 @@ _NOTHING = 1
 
 
 def source_server(url: str, api_key: str | None, target: Connection) -> Connection:
-    """Return the connection to the source's server. On the target's own server, the target's key is used.
-
-    Raises:
-        typer.BadParameter: If the URL is invalid.
-    """
+    """Return the connection to the source's server. On the target's own server, the target's key is used."""
     server = Connection(url, api_key=api_key, timeout=target.timeout, grpc=target.grpc)
     if not server.is_server:
         raise typer.BadParameter(
@@ -45,12 +41,7 @@ def source_server(url: str, api_key: str | None, target: Connection) -> Connecti
 
 @contextmanager
 def source_client(folder: Path) -> Iterator[QdrantClient]:
-    """Yield a client of qdrant-client's local mode.
-
-    Raises:
-        CollectionNotFoundError: If there is no such folder.
-        CollectionLockedError: If the folder is open elsewhere.
-    """
+    """Yield a client of qdrant-client's local mode for a folder, unless it is missing or open elsewhere."""
     # Check first, because opening a missing folder would create it.
     if not (folder / _LOCAL_DESCRIPTION).is_file():
         raise CollectionNotFoundError(

@@ -237,9 +237,8 @@ def _digest(own_id: str) -> bytes:
 class DocumentStream:
     """Iterate over the documents of all files. Duplicate ids are an error.
 
-    Attributes:
-        files: Files read so far, including the current one.
-        skipped: Number of files that could not be read and were skipped with a message.
+    ``files`` are those read so far, and ``skipped`` counts those that could not be read and were skipped with a
+    message.
     """
 
     def __init__(
@@ -327,14 +326,10 @@ class DocumentStream:
         self._documents += 1
 
     def remove_stale(self, collection: ColbertCollection, paths: Sequence[str] | None) -> int:
-        """Delete documents that are no longer in their file, and return how many.
+        """Delete documents that are no longer in their file, once all files are read, and return how many.
 
-        All ids are collected before the first deletion, so that nothing is deleted while scrolling.
-
-        Args:
-            collection: Collection with the documents. The stream must have been read to the end.
-            paths: Paths whose folders are also checked for files that no longer exist. If None, only files that were
-                read are checked.
+        With ``paths``, also those of files that no longer exist in these folders. All ids are collected before the
+        first deletion, so that nothing is deleted while scrolling.
         """
         for own_id in self._stale(collection) if paths is None else self._stale_or_missing(collection, paths):
             self._seen.note_gone(own_id)

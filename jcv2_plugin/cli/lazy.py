@@ -24,8 +24,7 @@ def command_of(function: Callable[..., Any], name: str) -> Any:
 def with_shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Replace a function's parameters that are dataclasses by their fields, for Typer.
 
-    A field is an option if it is annotated with one, as in ``Annotated[int, typer.Option()]``. Other fields keep their
-    default.
+    A field is an option if it is annotated with one. Other fields keep their default.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, tuple[type, list[str]]] = {}
@@ -58,10 +57,8 @@ def with_shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
 class LazyCommand(TyperCommand):
     """A command or command group that is imported when it is called or its own help is requested.
 
-    Args:
-        name: Name of the command.
-        home: Location of a function or ``typer.Typer``, as ``module:name``.
-        summary: Line shown in the list of commands.
+    ``home`` is the place of a function or ``typer.Typer``, as ``module:name``. ``summary`` is shown in the list of
+    commands.
     """
 
     def __init__(self, name: str, home: str, summary: str) -> None:

@@ -33,11 +33,7 @@ class Settings:
     pool_factor: Annotated[float | None, typer.Option(help=f"{POOL_HELP}.")] = None
 
     def check_names(self) -> None:
-        """Check the storage and the first stage, before a model is loaded.
-
-        Raises:
-            InvalidOptionError: If one of them is unknown.
-        """
+        """Reject an unknown storage or first stage before a model is loaded."""
         if self.storage is not None:
             storage_profile(self.storage)
         if self.first_stage is not None and self.first_stage not in FIRST_STAGES:

@@ -63,11 +63,7 @@ class Wanted(Settings):
         return int(self.shard_key) if self.shard_key is not None and self.shard_key.isdecimal() else self.shard_key
 
     def indexes(self) -> dict[str, PayloadIndex]:
-        """Return the types of payload indexes by key. File names are indexed first, to find stale documents.
-
-        Raises:
-            typer.BadParameter: If one is not of the form KEY=TYPE, or its type is unknown.
-        """
+        """Return the types of payload indexes by key. File names are indexed first, to find stale documents."""
         indexes: dict[str, PayloadIndex] = {FILE_KEY: "keyword"} if self.by_file else {}
         for given in self.payload_indexes or ():
             key, separator, kind = given.rpartition("=")
@@ -93,12 +89,7 @@ class Wanted(Settings):
         return {key: value for key, value in options.items() if value is not None}
 
     def check(self, connection: Connection) -> None:
-        """Reject invalid options before a model is loaded.
-
-        Raises:
-            typer.BadParameter: If options for shards are given for a folder, or a payload index is invalid.
-            InvalidOptionError: If the storage or first stage is unknown.
-        """
+        """Reject invalid options before a model is loaded."""
         self.indexes()
         self.check_names()
         given = {"--shard-key": self.shard_key, "--shards": self.shards, "--replicas": self.replicas}
@@ -127,10 +118,7 @@ def open_target(
 ) -> ColbertCollection:
     """Open the collection, or create it if it does not exist or its creation was interrupted.
 
-    Args:
-        connection: Where it is.
-        wanted: Its settings.
-        check: Called with the encoder of a new collection before it is created. Raises if it must not be.
+    ``check`` is called with the encoder of a new collection, and raises if it must not be created.
 
     Raises:
         CollectionMismatchError: If it exists, but does not match the options.

@@ -12,7 +12,7 @@ from official_checkpoint import write_checkpoint
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.encoder.adapter import CONFIG, WEIGHTS, merge_adapter
 from jcv2_plugin.errors import ModelLayoutError
-from jcv2_trainer.training.lora import add_lora, merge_lora, save_lora
+from jcv2_trainer.training.prepare import add_lora, merge_lora, save_lora
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from training_samples import write_jsonl
 from typer.testing import CliRunner
 
 from jcv2_trainer.cli.app import app, show_report
-from jcv2_trainer.data.check import FIELDS, KINDS, CheckReport, check_file, row_faults
+from jcv2_trainer.data.check import FIELDS, KINDS, CheckReport, check_file, validate
 
 PAIR = {"query": "who?", "positive": "she"}
 TRIPLET = {"query": "what?", "positive": "this", "negatives": ["that", "those"]}
@@ -196,7 +196,7 @@ JSON = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_any_row_is_either_sound_or_has_known_faults(row):
-    faults = list(row_faults(row))
+    faults = validate(row, {})[1]
     assert {fault.kind for fault in faults} <= KINDS.keys()
     if not faults:
         assert row["query"].strip()

@@ -21,7 +21,6 @@ from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.heads.frozen import (
     Example,
     FrozenTexts,
-    TokenStates,
     dev_ndcg,
     maxsim_scores,
     moment_of,
@@ -29,7 +28,7 @@ from jcv2_trainer.heads.frozen import (
     train_heads,
     whitened_heads,
 )
-from jcv2_trainer.heads.principal import load_backbone, principal_heads
+from jcv2_trainer.heads.principal import TokenStates, half_states, load_backbone, principal_heads
 
 HIDDEN = 12
 LENGTHS = [3, 1, 5]
@@ -162,7 +161,7 @@ def task(count: int = 40) -> tuple[FrozenTexts, TokenStates, TokenStates]:
     def states(tokens: int) -> TokenStates:
         loud = 3 * torch.randn(count, tokens, HIDDEN - 4, generator=generator)
         both = torch.cat([loud, faint.expand(-1, tokens, -1)], dim=2)
-        return TokenStates(list(F.normalize(both, dim=-1).half()))
+        return list(F.normalize(both, dim=-1).half())
 
     numbers = random.Random(1)
     rows = [
@@ -220,7 +219,7 @@ class TestTraining:
 
 def test_states_are_those_of_the_prompt_and_the_text() -> None:
     backbone = load_backbone("mini")
-    (part,) = TokenStates.of(backbone, ["late interaction"], "query: ").parts
+    (part,) = half_states(backbone, ["late interaction"], "query: ")
     with torch.inference_mode():
         states = backbone(backbone.preprocess(["query: late interaction"]))["token_embeddings"][0]
     torch.testing.assert_close(part.float(), F.normalize(states, dim=-1), atol=1e-3, rtol=0)

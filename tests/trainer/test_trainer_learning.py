@@ -16,8 +16,8 @@ import torch
 from full import FULL
 from training_samples import settings, write_jsonl
 
-from jcv2_trainer.data.rows import Row, read_rows
-from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.data.reading import Row, read_rows
+from jcv2_trainer.training.card import TrainingReport
 from jcv2_trainer.training.requests import Request
 from jcv2_trainer.training.train import train
 

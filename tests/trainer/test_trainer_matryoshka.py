@@ -68,10 +68,6 @@ class TestNewHeads:
         assert fresh.norm(dim=1).min() > 0
         torch.testing.assert_close(fresh @ heads.weight(OLD).T, torch.zeros(16, OLD), atol=1e-5, rtol=0)
 
-    def test_more_than_there_are_states(self, heads, states):
-        with pytest.raises(ValueError, match="48 components"):
-            with_dims(heads, (OLD, 49), moment(states))
-
 
 class TestTied:
     def test_every_head_is_a_prefix_of_one_matrix(self, heads, states):
@@ -117,9 +113,8 @@ class TestCalibration:
 class TestCurve:
     def test_it_shows_every_dimension_of_both(self):
         picture = curve({8: 0.5, 16: 0.6}, {16: 0.8, 8: 0.7})
-        assert picture.count("<circle") == 2 * 2 + 2
-        assert ">16<" in picture
-        assert ">32 B<" in picture
+        assert picture.count(">●<") == picture.count(">■<") == 2 + 1
+        assert ">16 (32 B)<" in picture
 
     def test_one_dimension_and_equal_figures(self):
-        assert "nan" not in curve({16: 1.0}, {16: 1.0})
+        assert "nan" not in curve({16: 1.0}, {16: 1.0}).replace("dominant", "")

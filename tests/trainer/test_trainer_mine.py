@@ -211,10 +211,10 @@ def test_a_positive_that_a_collection_lacks_is_scored_as_if_it_were_there(memory
 
 
 def test_bm25_gives_the_scores_of_the_baseline_to_passages_in_the_index_and_others(tmp_path, data, corpus):
-    with Bm25Source(corpus).opened(data, "en", tmp_path, None) as finder:
-        found = finder.find([row["query"] for row in ROWS], [row["positive"] for row in ROWS], 20, False)
-        (other,) = finder.find(["capital capital of Rome"], ["Rome, capital of capitals"], 20, False)
-        nothing = finder.find(["...", "zebra"], ["zebra", "zebra"], 20, False)
+    with Bm25Source(corpus).opened(data, "en", tmp_path, None) as find:
+        found = find([row["query"] for row in ROWS], [row["positive"] for row in ROWS], 20, False)
+        (other,) = find(["capital capital of Rome"], ["Rome, capital of capitals"], 20, False)
+        nothing = find(["...", "zebra"], ["zebra", "zebra"], 20, False)
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)
     write(folder / "corpus.jsonl", [{"_id": str(number), "text": text} for number, text in enumerate(CORPUS)])
@@ -575,9 +575,7 @@ def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
 
 def test_help_loads_nothing_heavy():
     script = (
-        "import sys, typer\n"
-        "from jcv2_trainer.cli.mining import register\n"
-        "app = typer.Typer()\nregister(app)\n"
+        "import sys, jcv2_trainer.cli.app\n"
         "loaded = {'torch', 'transformers', 'qdrant_client', 'bm25s'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

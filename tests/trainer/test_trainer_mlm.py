@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 import zstandard
 from official_checkpoint import build_tokenizer, write_tokenizer
 from safetensors.torch import load_file
@@ -31,13 +30,13 @@ from transformers import (
 from typer.testing import CliRunner
 
 from jcv2_plugin.errors import ModelLayoutError, ModelNotFoundError
-from jcv2_trainer.cli.mlm import register
+from jcv2_trainer.cli.app import app
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, read_texts, word_starts
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.heads.principal import load_backbone
 from jcv2_trainer.recipes import load_recipe
-from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+from jcv2_trainer.recipes.settings import MlmRecipe
 from jcv2_trainer.training import mlm as training
 from jcv2_trainer.training.mlm import MlmReport, _predict_masked_only, train_mlm
 
@@ -387,8 +386,6 @@ def test_folders_that_cannot_be_trained(model: Path, corpus: Path, tmp_path: Pat
 
 
 def invoke(*arguments: object) -> Any:
-    app = typer.Typer()
-    register(app)
     return CliRunner().invoke(app, [str(one) for one in arguments], env={"COLUMNS": "200"})
 
 

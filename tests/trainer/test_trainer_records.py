@@ -26,9 +26,8 @@ from hypothesis import strategies as st
 from jcv2_trainer.data import lines as lines_module
 from jcv2_trainer.data.check import check_file
 from jcv2_trainer.data.lines import _decompressed, read_lines
-from jcv2_trainer.data.reading import DataError, read_jsonl, sample_texts
+from jcv2_trainer.data.reading import DataError, Row, read_jsonl, read_rows, sample_texts
 from jcv2_trainer.data.records import normalise, read_entries
-from jcv2_trainer.data.rows import Row, read_rows
 
 ROWS: list[dict[str, Any]] = [
     {"query": f"q{i}", "positive": f"p{i}\u2028", "negatives": [f"n{i}", "m"], "scores": [2.0, 1.0, 0.5]}

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_trainer.heads import score_keeping
-from jcv2_trainer.heads.principal import half_states, load_backbone, principal_heads
-from jcv2_trainer.heads.score_keeping import FittedHeads, TokenStates, fit_heads, keep_scores, score_error
+from jcv2_trainer.heads.principal import TokenStates, half_states, load_backbone, principal_heads
+from jcv2_trainer.heads.score_keeping import FittedHeads, fit_heads, keep_scores, score_error
 
 ROOT = Path(__file__).parents[2]
 DIMS = (64, 16, 384)

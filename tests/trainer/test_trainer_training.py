@@ -25,9 +25,8 @@ from jcv2_trainer.cli.app import app
 from jcv2_trainer.data.lines import DataError
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
-from jcv2_trainer.training.card import card
+from jcv2_trainer.training.card import TrainingReport, card
 from jcv2_trainer.training.dev import DevSet
-from jcv2_trainer.training.report import TrainingReport
 from jcv2_trainer.training.requests import Request
 from jcv2_trainer.training.runs import REPORT, RunFolder, sole_writer
 from jcv2_trainer.training.train import train
@@ -36,7 +35,6 @@ from jcv2_trainer.training.trainer import (
     TRAINABLE,
     Course,
     checkpoints,
-    last_checkpoint,
     undamaged_checkpoint,
 )
 
@@ -234,7 +232,7 @@ def test_resuming_gives_what_an_unbroken_run_gives(unfinished, resumed, tmp_path
 def test_a_killed_process_is_resumed(unfinished, tmp_path):
     request = replace(unfinished, out=tmp_path / "out")
     process = subprocess.Popen([sys.executable, "-m", "jcv2_trainer", *command(request)])
-    while last_checkpoint(tmp_path / "out.run") is None and process.poll() is None:
+    while not checkpoints(tmp_path / "out.run") and process.poll() is None:
         pass
     process.kill()
     process.wait()
@@ -399,7 +397,7 @@ def test_interrupting_saves_and_says_how_to_go_on(model, data, tmp_path, monkeyp
     assert "Stopped after 2 steps" in result.output
     assert "--resume" in result.output
     assert not (tmp_path / "out").exists()
-    assert last_checkpoint(tmp_path / "out.run") == tmp_path / "out.run" / "checkpoint-2"
+    assert checkpoints(tmp_path / "out.run")[0] == tmp_path / "out.run" / "checkpoint-2"
     so_far = JinaColbertEncoder.from_pretrained(str(tmp_path / "out.run" / "model"), device="cpu")
     assert so_far.dims == (16, 8)
 

@@ -24,11 +24,9 @@ class Cell:
     """The unit that a study measures at a time.
 
     Attributes:
-        parameters: Parameters by name, such as ``{"set": "xquad-en", "dim": 64, "seed": 0}``. They identify the cell
-            within its study.
+        parameters: Parameters by name, such as ``{"set": "xquad-en", "dim": 64, "seed": 0}``. They identify the cell.
         values: Measured values by name; the report shows all of them.
-        samples: For each measure, the value of each query (or other sampled unit) by id. Intervals are computed from
-            them.
+        samples: For each measure, the value of each query (or other sampled unit) by id, for intervals.
         languages: Language of each query, if the queries of a cell differ in language.
     """
 
@@ -84,14 +82,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """Figures with their intervals, by series and category, drawn as rows of dots.
+    """Figures with their intervals, by series (at most eight are distinguishable) and category, drawn as rows of dots.
 
-    Attributes:
-        title: Title, also for screen readers.
-        label: Label of the axis.
-        series: Figures by series (at most eight are distinguishable) and category.
-        note: Sentence below the chart.
-        reference: Value at which to draw a line.
+    ``label`` is that of the axis, ``note`` a sentence below the chart, and ``reference`` the value at which to draw a
+    line.
     """
 
     title: str

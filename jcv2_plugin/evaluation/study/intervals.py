@@ -23,34 +23,14 @@ METHOD = (
 Array = NDArray[np.float64]
 
 
-def interval(draws: Sequence[Samples], seed: int = 0) -> Interval:
-    """Return the mean over all queries of all draws.
+def share(draws: Sequence[tuple[Samples, Samples]]) -> Interval | None:
+    """Return the mean of the first as a percentage of that of the second, over the queries in both, resampled together.
 
-    Args:
-        draws: Values by query id, for each draw. A query in several draws counts in each of them, and is resampled as
-            one.
-        seed: Random seed of the bootstrap.
-
-    Raises:
-        StudyError: If there are no values.
-    """
-    return mean_over_sets([draws], seed)
-
-
-def difference(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval:
-    """Return the mean of paired differences, first minus second, over the queries in both."""
-    return interval([subtract(one, other) for one, other in draws], seed)
-
-
-def share(draws: Sequence[tuple[Samples, Samples]], seed: int = 0) -> Interval | None:
-    """Return the mean of the first as a percentage of that of the second, over the queries in both.
-
-    Both are resampled together. If so few of the second values are above 0 that a bootstrap can miss all of them, the
-    result is None.
+    If so few of the second values are above 0 that a bootstrap can miss all of them, the result is None.
     """
     parts, _ = _by_query([{query: own[query] for query in own if query in other} for own, other in draws])
     wholes, _ = _by_query([{query: other[query] for query in own if query in other} for own, other in draws])
-    (weights,) = _weights((len(wholes),), seed)
+    (weights,) = _weights((len(wholes),))
     if not (weights @ wholes).all():
         return None
     return _interval(float(100 * parts.sum() / wholes.sum()), 100 * (weights @ parts) / (weights @ wholes))
@@ -61,12 +41,15 @@ def subtract(one: Samples, other: Samples) -> dict[str, float]:
     return {query: value - other[query] for query, value in one.items() if query in other}
 
 
-def mean_over_sets(sets: Iterable[Sequence[Samples]], seed: int = 0) -> Interval:
-    """Return the mean over sets, all with the same weight, of their means over queries; see :func:`interval`."""
+def mean_over_sets(sets: Iterable[Sequence[Samples]]) -> Interval:
+    """Return the mean over sets, all with the same weight, of their means over the queries of all draws.
+
+    A query in several draws counts in each of them, and is resampled as one. No values at all are a ``StudyError``.
+    """
     parts = [_by_query(draws) for draws in sets]
     if not parts:
         raise StudyError("There is no value to take the mean of.")
-    weights = _weights(tuple(len(sums) for sums, _ in parts), seed)
+    weights = _weights(tuple(len(sums) for sums, _ in parts))
     resampled = [(own @ sums) / (own @ counts) for own, (sums, counts) in zip(weights, parts, strict=True)]
     means = [float(sums.sum() / counts.sum()) for sums, counts in parts]
     return _interval(math.fsum(means) / len(means), np.mean(resampled, axis=0))
@@ -91,9 +74,9 @@ def _interval(mean: float, resampled: Array) -> Interval:
 
 
 @lru_cache(maxsize=4)
-def _weights(numbers: tuple[int, ...], seed: int) -> list[NDArray[np.int64]]:
+def _weights(numbers: tuple[int, ...]) -> list[NDArray[np.int64]]:
     """Return how often each bootstrap sample draws each query, for sets with these numbers of queries."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES) for number in numbers]
 
 

@@ -57,14 +57,11 @@ class LengthsStudy:
         layers: Number of layers.
         hidden: Hidden size; the feed-forward layers are four times as wide.
         heads: Number of attention heads.
-        dtype: Dtype of weights and activations. By default bfloat16 on a GPU, float32 on a CPU.
-        device: Device to run on. By default the best available.
+        dtype: By default bfloat16 on a GPU, float32 on a CPU.
+        device: By default the best available.
         seconds: Limit for a cell after the network is built. A cell that exceeds a limit is stopped and reported so.
         memory_mib: Limit in MiB for the process or, on an accelerator, the device.
         seeds: How often to measure each cell, each time in a new process.
-
-    Raises:
-        InvalidOptionError: If such a network cannot be built, or there is no cell to measure.
     """
 
     lengths: Sequence[int]
@@ -224,8 +221,7 @@ def _tokens(variant: Mapping[str, Any]) -> int:
 def _run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job in a new process and return its result. The outcome says why it ended early, if it did.
 
-    Raises:
-        StudyError: If the process fails for another reason than its size.
+    A process that fails for another reason than its size is a ``StudyError``.
     """
     command = [sys.executable, "-m", "jcv2_plugin.evaluation.study.length_worker"]
     try:

@@ -23,14 +23,8 @@ _PARTS = 4  # buckets up to the expanded length
 class MasksStudy(RetrievalStudy):
     """Compare kinds of query expansion at one dimension. The model's own is restored after each cell.
 
-    Args:
-        encoder: Model to measure.
-        sampling: Test sets and draws.
-        dim: Dimension to search with.
-        length: Tokens of an expanded query; longer queries are cut, as ColBERT does.
-
-    Raises:
-        InvalidOptionError: If the model cannot expand queries.
+    Queries longer than ``length`` tokens are cut if they are expanded, as ColBERT does. A model that cannot expand
+    queries is an ``InvalidOptionError``.
     """
 
     name = "masks"

@@ -47,11 +47,7 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:
-    """Parse a comma-separated option of positive integers.
-
-    Raises:
-        typer.BadParameter: If one is not a positive integer.
-    """
+    """Parse a comma-separated option of positive integers."""
     for one in listed(text):
         if not one.isdecimal() or int(one) < 1:
             raise typer.BadParameter(f"{one!r} is not a positive integer.", param_hint=option)

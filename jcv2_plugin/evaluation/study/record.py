@@ -22,13 +22,7 @@ _SAMPLE_DIGITS = 6
 
 
 class StudyRecord:
-    """The results of a study, in memory and in ``<out>/<study>.json``.
-
-    Args:
-        path: Results file; loaded if it exists.
-        study: Name of the study.
-        settings: Settings of the study; they must match those in the file.
-        force: Whether to start over, whatever the file contains.
+    """The results of a study, in memory and in ``<out>/<study>.json``, which is loaded unless ``force``.
 
     Raises:
         StudyError: If the file is unreadable, or belongs to another study or other settings.
@@ -56,11 +50,7 @@ class StudyRecord:
         self._run = self.runs.index(dict(run))
 
     def add(self, cell: Cell) -> None:
-        """Add a measured cell and write it to disk before returning.
-
-        Raises:
-            StudyError: If a value is not finite.
-        """
+        """Add a measured cell and write it to disk. A value that is not finite is a ``StudyError``."""
         for name, value in cell.values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise StudyError(f"{cell.key}: {name} is {value}. A study must return None for what it cannot measure.")
@@ -78,11 +68,7 @@ class StudyRecord:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a study's results file.
-
-    Raises:
-        StudyError: If it is not a valid results file.
-    """
+    """Read a study's results file. Anything else is a ``StudyError``."""
     try:
         content = read_json(path)
     except ValueError as error:
@@ -113,11 +99,7 @@ def _is_whole(content: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a results file against other processes.
-
-    Raises:
-        StudyError: If another process holds the lock.
-    """
+    """Lock a results file against other processes. If one holds the lock, that is a ``StudyError``."""
     # In the temporary folder, because the lock file would otherwise be left next to the results.
     own = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     try:

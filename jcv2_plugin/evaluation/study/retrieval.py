@@ -42,11 +42,7 @@ def load_encoder(
     document_length: int | None = None,
     dtype: str | None = None,
 ) -> JinaColbertEncoder:
-    """Load an encoder by name or folder, without progress bars and warnings on the terminal.
-
-    Raises:
-        InvalidOptionError: If the dtype is unknown.
-    """
+    """Load an encoder by name or folder, without progress bars and warnings on the terminal."""
     if dtype is not None and dtype not in DTYPES:
         raise InvalidOptionError(f"dtype must be one of {DTYPES}, got {dtype!r}.")
     quiet_libraries()
@@ -70,16 +66,10 @@ def model_settings(encoder: JinaColbertEncoder, dims: Sequence[int]) -> dict[str
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which test sets to search, and how much of each.
+    """Which test sets (folders of ``data``, in BEIR layout) to search, and how much of each.
 
-    Attributes:
-        data: Folder that contains the test sets.
-        sets: Names of folders in it, in BEIR layout.
-        split: Split of the judgments.
-        queries: Maximum number of queries per draw.
-        documents: Number of documents to search: all that are judged for the draw's queries, plus random others. None
-            means all.
-        seeds: Number of draws. A set that is used whole has only one.
+    A draw has at most ``queries``, and ``documents``: all that are judged for them, plus random others. None means all.
+    There are ``seeds`` draws of a set, but one of a set that is used whole.
     """
 
     data: Path
@@ -152,19 +142,10 @@ def _query_languages(file: Path) -> dict[str, str]:
 
 
 class RetrievalStudy:
-    """A study that searches draws of test sets in several ways.
+    """A study that searches draws of test sets in several ways: the values of the parameter ``axis``.
 
     Texts are encoded at all dimensions in one pass and kept for the next cells. Only one draw is kept at a time, with
     the documents in float16, as ``jcv2 eval`` stores them.
-
-    Args:
-        encoder: Model to measure.
-        sampling: Test sets and draws.
-        dims: Dimensions to encode at.
-
-    Attributes:
-        axis: Name of the parameter that tells the ways apart.
-        ways: Its values.
     """
 
     axis: str
@@ -235,11 +216,7 @@ class RetrievalStudy:
 def exact_run(dataset: BeirDataset, queries: Vectors, documents: Vectors) -> Run:
     """Rank all documents by MaxSim and return the best of each query, see :func:`run_of`.
 
-    Args:
-        dataset: Test set with the ids of the queries and documents.
-        queries: Query vectors in the order of the test set.
-        documents: Document vectors in the order of the test set. float16 vectors are scored in the dtype of the
-            queries.
+    Vectors are in the order of the test set. float16 documents are scored in the dtype of the queries.
     """
     scores = torch.empty(len(queries), len(documents))
     # Score texts of similar length together, because each block is padded to its longest text.
@@ -268,8 +245,7 @@ class Draws:
     def whole(cls, axis: str, cells: Sequence[Cell], values: Sequence[Value] = ()) -> Draws:
         """Return the draws in which all these values of the axis (by default, all there are) were measured.
 
-        Raises:
-            StudyError: If there is no such draw yet.
+        If there is no such draw yet, that is a ``StudyError``.
         """
         measured: dict[Any, set[Value]] = {}
         for one in cells:
@@ -295,13 +271,9 @@ class Draws:
         return [(first[draw], second[draw]) for draw in first if draw in second]
 
     def mean(self, value: Value, measure: str = NDCG, *, less: Value = None, each_set: bool = False) -> Interval:
-        """Return the mean at a value of the axis.
+        """Return the mean at a value of the axis, or of the paired differences from the value ``less``.
 
-        Args:
-            value: Value of the axis.
-            measure: Name of the samples.
-            less: If given, the mean is of the paired differences from this value of the axis.
-            each_set: Average the means of the sets, all with the same weight, rather than all queries.
+        With ``each_set``, the means of the sets are averaged, all with the same weight, rather than all queries.
         """
         parts = list(self.each_set().values()) if each_set else [self]
         if less is None:

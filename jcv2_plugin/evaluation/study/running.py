@@ -25,12 +25,7 @@ def run_study(study: Study, out: str | os.PathLike[str], *, force: bool = False)
     """Measure the missing cells of a study and write ``<out>/<name>.json``, ``.html`` and ``.svg``.
 
     Every cell is written to disk before the next one starts, so an interrupted run loses at most one cell. Calling this
-    again continues the run.
-
-    Args:
-        study: Study to run.
-        out: Output folder; created if it does not exist.
-        force: Whether to start over and discard earlier results. The old file is kept until the first cell is measured.
+    again continues the run. With ``force``, earlier results are replaced when the first cell is measured.
 
     Raises:
         StudyError: If the folder has results of other settings, another process is measuring into it, or the
@@ -82,10 +77,7 @@ def _measure(study: Study, record: StudyRecord, cells: Sequence[Cell]) -> int:
 def write_report(study: Study, record: StudyRecord, *, unmeasured: int = 0) -> list[Path]:
     """Write the HTML page and, if the report has a chart, the first one as SVG, beside the record.
 
-    Args:
-        study: Study that creates the report.
-        record: Measured cells.
-        unmeasured: Number of requested cells that were not measured, shown at the top of the page.
+    The page says at its top how many cells are ``unmeasured``.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

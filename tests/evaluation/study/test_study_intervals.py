@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from jcv2_plugin.evaluation.study import StudyError
 from jcv2_plugin.evaluation.study.base import Interval
-from jcv2_plugin.evaluation.study.intervals import difference, interval, mean_over_sets, median_interval, share
+from jcv2_plugin.evaluation.study.intervals import mean_over_sets, median_interval, share, subtract
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     draws = [rng.beta(4, 1, size=100) for _ in range(200)]
-    found = [interval([dict(zip(map(str, range(100)), values.tolist(), strict=True))]) for values in draws]
+    found = [mean_over_sets([[dict(zip(map(str, range(100)), values.tolist(), strict=True))]]) for values in draws]
     assert 0.9 <= sum(one.low <= 0.8 <= one.high for one in found) / 200 <= 0.98
     medians = [median_interval(rng.lognormal(size=11).tolist()) for _ in range(500)]
     assert sum(one.low <= 1 <= one.high for one in medians) / 500 >= 0.95
@@ -21,7 +21,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_a_query_in_several_draws_is_resampled_as_one() -> None:
     draw = {f"q{n}": float(n % 2) for n in range(50)}
-    once, thrice = interval([draw]), interval([draw, draw, draw])
+    once, thrice = mean_over_sets([[draw]]), mean_over_sets([[draw, draw, draw]])
     assert thrice == pytest.approx(once)
 
 
@@ -29,13 +29,13 @@ def test_paired_differences_are_narrower_than_the_figures() -> None:
     rng = np.random.default_rng(1)
     one = {str(n): float(value) for n, value in enumerate(rng.uniform(size=60))}
     other = {key: value - 0.05 for key, value in one.items()}
-    gap = difference([(one, other)])
+    gap = mean_over_sets([[subtract(one, other)]])
     assert gap == pytest.approx((0.05, 0.05, 0.05))
-    assert interval([one]).high - interval([one]).low > 0.1
+    assert mean_over_sets([[one]]).high - mean_over_sets([[one]]).low > 0.1
 
 
 def test_a_difference_is_of_the_queries_that_both_have() -> None:
-    assert difference([({"a": 1.0, "b": 0.0}, {"a": 0.5, "c": 9.0})]).mean == 0.5
+    assert mean_over_sets([[subtract({"a": 1.0, "b": 0.0}, {"a": 0.5, "c": 9.0})]]).mean == 0.5
 
 
 def test_a_share_is_of_means_and_paired() -> None:
@@ -58,7 +58,7 @@ def test_each_set_counts_the_same() -> None:
 def test_nothing_has_no_mean() -> None:
     for nothing in ([], [{}]):
         with pytest.raises(StudyError, match="no value"):
-            interval(nothing)
+            mean_over_sets([nothing])
     with pytest.raises(StudyError, match="no value"):
         mean_over_sets([])
 
@@ -66,7 +66,7 @@ def test_nothing_has_no_mean() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
 def test_an_interval_holds_its_mean(values: list[float]) -> None:
-    found = interval([{str(n): value for n, value in enumerate(values)}])
+    found = mean_over_sets([[{str(n): value for n, value in enumerate(values)}]])
     assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
 

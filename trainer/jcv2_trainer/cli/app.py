@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jcv2_plugin.console import CleanGroup
-from jcv2_trainer.cli import heads as heads_commands
-from jcv2_trainer.cli import mining as mining_commands
-from jcv2_trainer.cli import mlm as mlm_commands
-from jcv2_trainer.cli import training as training_commands
 from jcv2_trainer.cli.commands import say
+from jcv2_trainer.cli.heads import assemble, heads, principal_heads
+from jcv2_trainer.cli.mining import mine, score
+from jcv2_trainer.cli.mlm import convert, mlm
+from jcv2_trainer.cli.training import training_command
 from jcv2_trainer.data.check import CheckReport, check_file
 from jcv2_trainer.data.reading import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-_STAGES = ("convert", "mlm", "assemble", "pairs", "triplets", "mine", "score")
-_ORDER = ("train", "check", *_STAGES, "heads", "principal-heads")
 
 _HELP = (
     "Train late-interaction models such as jina-colbert-v2, with a head for each Matryoshka dimension.\n\n"
@@ -66,7 +63,6 @@ def _main(
     clean_logs()
 
 
-@app.command("check")
 def check(
     files: Annotated[list[Path], typer.Argument(help="JSON lines (also .gz, .xz, .bz2, .zst), Parquet, or folders.")],
     max_findings: Annotated[int, typer.Option(min=0, help="Findings to show of each file.")] = 20,
@@ -153,6 +149,18 @@ def _table(report: CheckReport) -> Table:
     return table
 
 
-for _commands in (training_commands, mlm_commands, heads_commands, mining_commands):
-    _commands.register(app)
-app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "train": training_command("train"),
+    "check": check,
+    "convert": convert,
+    "mlm": mlm,
+    "assemble": assemble,
+    "pairs": training_command("pairs"),
+    "triplets": training_command("triplets"),
+    "mine": mine,
+    "score": score,
+    "heads": heads,
+    "principal-heads": principal_heads,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)

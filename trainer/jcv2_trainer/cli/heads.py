@@ -13,8 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import new_folder
-from jcv2_trainer.cli.commands import failing_politely, progress_bar, quiet_libraries, say, with_pooling
-from jcv2_trainer.cli.recipe_flags import recipe_command
+from jcv2_trainer.cli.commands import (
+    failing_politely,
+    progress_bar,
+    quiet_libraries,
+    recipe_command,
+    say,
+    with_pooling,
+)
 from jcv2_trainer.data.reading import sample_texts
 from jcv2_trainer.recipes.settings import Assembly, Dims, PoolFactors
 
@@ -47,14 +53,8 @@ HeadsFactors = Annotated[
 _DIMS = "128,32,64,96,256,384"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands ``assemble``, ``principal-heads`` and ``heads`` to an app."""
-    app.command("assemble")(recipe_command(Assembly, "assemble")(_assemble))
-    app.command("principal-heads")(_principal_heads)
-    app.command("heads")(_heads)
-
-
-def _assemble(
+@recipe_command(Assembly, "assemble")
+def assemble(
     backbone: Annotated[str, typer.Argument(help="Folder of an encoder (from mlm, convert, or any BERT), or 'mini'.")],
     data: Annotated[Path, typer.Option(help="A file of pairs or triplets, to whose texts the heads are fitted.")],
     out: Annotated[Path, typer.Option(help="Folder to write the encoder to.")],
@@ -67,9 +67,9 @@ def _assemble(
     """
     with failing_politely(), progress_bar("texts", settings.texts) as bar:
         quiet_libraries()
-        from jcv2_trainer.training.assemble import assemble
+        from jcv2_trainer.training import assemble as making
 
-        report = assemble(backbone, data, out, settings, force=force, progress=bar.update)
+        report = making.assemble(backbone, data, out, settings, force=force, progress=bar.update)
     say(
         f"{out}: an encoder over {backbone!r}, {report.parameters:,} parameters. Its heads are not trained; they are "
         f"fitted to {report.queries:,} queries and {report.positives:,} positives."
@@ -80,7 +80,7 @@ def _assemble(
     say(f"  Next, train it: jcv2-finetune pairs DATA... --model {out} --out DIR")
 
 
-def _principal_heads(
+def principal_heads(
     data: Annotated[Path, typer.Argument(help="A file of pairs or triplets, whose texts are the sample.")],
     out: HeadsOut,
     model: Backbone = "mini",
@@ -122,7 +122,7 @@ def _principal_heads(
             say(f"  {dim:>5} dimensions lose {error:.2%} (principal components: {before:.2%})")
 
 
-def _heads(
+def heads(
     data: Annotated[list[Path], typer.Argument(help="Files of pairs and triplets.")],
     out: HeadsOut,
     model: Backbone = "mini-multilingual",
@@ -150,8 +150,9 @@ def _heads(
     wanted, factors = _parse_dims(dims), _parse_factors(pool_factors)
     with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         quiet_libraries()
-        from jcv2_trainer.heads.frozen import FrozenTexts, TokenStates, dev_ndcg, moment_of, train_heads, whitened_heads
-        from jcv2_trainer.heads.principal import load_backbone, principal_heads, prompts_of, refuse_large
+        from jcv2_trainer.heads import principal
+        from jcv2_trainer.heads.frozen import FrozenTexts, dev_ndcg, moment_of, train_heads, whitened_heads
+        from jcv2_trainer.heads.principal import half_states, load_backbone, prompts_of, refuse_large
 
         texts = FrozenTexts.read(
             data, rows=rows, negatives=negatives, dev_every=dev_every, dev_rows=max(1, rows // 10), seed=seed
@@ -160,16 +161,16 @@ def _heads(
         refuse_large(model, backbone, wanted)
         backbone.max_seq_length = min(document_length, backbone.max_seq_length or document_length)
         with progress_bar("texts", len(texts.queries) + len(texts.passages)) as bar:
-            queries = TokenStates.of(backbone, texts.queries, prompts.get("query", ""), bar.update)
-            passages = TokenStates.of(backbone, texts.passages, prompts.get("document", ""), bar.update)
+            queries = half_states(backbone, texts.queries, prompts["query"], 4096, bar.update)
+            passages = half_states(backbone, texts.passages, prompts["document"], 4096, bar.update)
         moment = moment_of(queries, passages, 1500, seed)
         options: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         with progress_bar("steps", steps) as bar:
             start = whitened_heads(moment, wanted)
             options |= {"steps": steps, "distillation": distillation, "pool_factors": factors, "progress": bar.update}
-            heads = train_heads(start, texts, queries, passages, **options)
-        heads.save(str(folder))
-        both = (principal_heads(moment, wanted), heads)
+            trained = train_heads(start, texts, queries, passages, **options)
+        trained.save(str(folder))
+        both = (principal.principal_heads(moment, wanted), trained)
         weights = [{dim: one.weight(dim) for dim in wanted} for one in both]
         figures = {
             factor: [dev_ndcg(one, texts, queries, passages, factor) for one in weights] for factor in {1.0, *factors}

@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jcv2_plugin.console import to_json
-from jcv2_trainer.cli.commands import Device, RecipeFile, failing_politely, progress_bar, quiet_libraries, say
-from jcv2_trainer.cli.recipe_flags import recipe_command
-from jcv2_trainer.mining.mine import MineRecipe, MineReport, mine
-from jcv2_trainer.mining.score import ScoreRecipe, ScoreReport, score
+from jcv2_trainer.cli.commands import (
+    Device,
+    RecipeFile,
+    failing_politely,
+    progress_bar,
+    quiet_libraries,
+    recipe_command,
+    say,
+)
+from jcv2_trainer.mining import mine as mining
+from jcv2_trainer.mining import score as scoring
+from jcv2_trainer.mining.mine import MineRecipe, MineReport
+from jcv2_trainer.mining.score import ScoreRecipe, ScoreReport
 from jcv2_trainer.mining.sources import Bm25Source, CollectionSource, ModelSource, Source
 
 if TYPE_CHECKING:
@@ -39,13 +48,8 @@ _REJECTED = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands ``mine`` and ``score`` to an app."""
-    app.command("mine")(recipe_command(MineRecipe, "mine")(_mine))
-    app.command("score")(recipe_command(ScoreRecipe, "score")(_score))
-
-
-def _mine(
+@recipe_command(MineRecipe, "mine")
+def mine(
     data: Data,
     out: Out,
     settings: MineRecipe,
@@ -88,7 +92,7 @@ def _mine(
     if collection is None:
         source = _file_source(corpus, by, model, dim, device)
         with _run(out) as bar, progress_bar("passages") as indexed:
-            report = mine(
+            report = mining.mine(
                 data, out, source, settings, resume=resume, force=force, progress=bar, index_progress=indexed.update
             )
     else:
@@ -96,7 +100,9 @@ def _mine(
             if given:
                 raise typer.BadParameter(f"{option} cannot be combined with --collection. Leave one of them out.")
         with _run(out) as bar, _opened(collection, name, api_key, model, dim, device) as opened:
-            report = mine(data, out, CollectionSource(opened), settings, resume=resume, force=force, progress=bar)
+            report = mining.mine(
+                data, out, CollectionSource(opened), settings, resume=resume, force=force, progress=bar
+            )
     _show(out, report, as_json, _mined(report, settings, out))
 
 
@@ -174,7 +180,8 @@ def _mined(report: MineReport, settings: MineRecipe, out: Path) -> Iterator[str]
         )
 
 
-def _score(
+@recipe_command(ScoreRecipe, "score")
+def score(
     data: Data,
     out: Out,
     teacher: Annotated[
@@ -206,7 +213,7 @@ def _score(
     quiet_libraries()
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": device}
     with _run(out) as bar:
-        report = score(data, out, teacher, settings, **trust, resume=resume, force=force, progress=bar)
+        report = scoring.score(data, out, teacher, settings, **trust, resume=resume, force=force, progress=bar)
     _show(out, report, as_json, _scored(report, teacher))
 
 

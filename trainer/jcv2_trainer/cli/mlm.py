@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries, say
-from jcv2_trainer.cli.recipe_flags import recipe_command
+from jcv2_trainer.cli.commands import INTERRUPTED, failing_politely, quiet_libraries, recipe_command, say
 from jcv2_trainer.processes import is_first_process
-from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+from jcv2_trainer.recipes.settings import MlmRecipe
 
 _STOPPED = "Stopped. If there is a checkpoint, continue from it with --resume."
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands ``convert`` and ``mlm`` to an app."""
-    app.command("convert")(_convert)
-    app.command("mlm")(recipe_command(MlmRecipe, "mlm")(_mlm))
-
-
-def _convert(
+def convert(
     source: Annotated[Path, typer.Argument(help="Folder of a BERT, RoBERTa, CamemBERT or XLM-RoBERTa.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     rope_theta: Annotated[float, typer.Option(help="Base of the rotary frequencies.")] = 10000.0,
@@ -34,7 +25,7 @@ def _convert(
     All weights except the position table are kept. The model must learn its new positions before it is useful: see the
     command mlm. The exit status is 2 if the source cannot be converted.
     """
-    with failing_politely(lambda: _STOPPED), _needing_packages():
+    with failing_politely(lambda: _STOPPED):
         quiet_libraries()
         from jcv2_trainer.training.rotary import to_rotary
 
@@ -48,7 +39,8 @@ def _convert(
     say(f"  Next, warm up the positions: jcv2-finetune mlm TEXT... --model {out} --out DIR")
 
 
-def _mlm(
+@recipe_command(MlmRecipe, "mlm")
+def mlm(
     texts: Annotated[
         list[Path],
         typer.Argument(
@@ -70,7 +62,7 @@ def _mlm(
     saves a checkpoint. On several GPUs: accelerate launch -m jcv2_trainer mlm ... The exit status is 2 if training
     cannot start or continue, and 130 after Ctrl-C.
     """
-    with failing_politely(lambda: _STOPPED), _needing_packages():
+    with failing_politely(lambda: _STOPPED):
         quiet_libraries()
         from jcv2_trainer.training.mlm import train_mlm
 
@@ -92,13 +84,3 @@ def _mlm(
         f"  masked-language loss on {report.held_out:,} sequences held out: "
         f"{report.start_loss:.4f} before, {report.final_loss:.4f} after"
     )
-
-
-@contextmanager
-def _needing_packages() -> Iterator[None]:
-    """Exit with install instructions if a package is missing."""
-    try:
-        yield
-    except ImportError as error:
-        say(f"error: more packages are needed ({error}): pip install 'jcv2-plugin[train]'", err=True)
-        raise typer.Exit(2) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from jcv2_plugin.encoder import DEFAULT_MODEL
-from jcv2_trainer.cli.commands import INTERRUPTED, RecipeFile, failing_politely, quiet_libraries, say, with_pooling
-from jcv2_trainer.cli.recipe_flags import recipe_command
+from jcv2_trainer.cli.commands import (
+    INTERRUPTED,
+    RecipeFile,
+    failing_politely,
+    quiet_libraries,
+    recipe_command,
+    say,
+    with_pooling,
+)
 from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
 from jcv2_trainer.training.requests import Request, Stage
 
 if TYPE_CHECKING:
-    from jcv2_trainer.training.report import TrainingReport
+    from jcv2_trainer.training.card import TrainingReport
 
 _HELP: dict[Stage, str] = {
     "train": "Adapt a model to a domain, from pairs or triplets. No further flag is needed.",
@@ -33,40 +39,25 @@ _AFTER = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands ``train``, ``pairs`` and ``triplets`` to an app."""
-    for stage, text in _HELP.items():
-        app.command(name=stage, help=f"{text}\n\n{_AFTER}")(_command(stage))
-
-
-def _command(stage: Stage) -> Callable[..., None]:
+def training_command(stage: Stage) -> Callable[..., None]:
     """Return a command whose options are the fields of :class:`Request` and of the recipe."""
 
     def command(recipe: Path | None, **given: Any) -> None:
         _train(Request(stage=stage, **given))
 
-    parameters = {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in _parameters() if one.name != "stage"}
-    parameters["model"] = parameters["model"].replace(default=DEFAULT_MODEL)
-    untyped: Any = command
-    untyped.__signature__ = inspect.Signature(list(parameters.values()))
+    own = [one.replace(kind=one.KEYWORD_ONLY) for one in inspect.signature(Request, eval_str=True).parameters.values()]
+    own = [one.replace(default=DEFAULT_MODEL) if one.name == "model" else one for one in own if one.name != "stage"]
+    recipe = inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RecipeFile)
+    vars(command)["__signature__"] = inspect.Signature([*own, recipe])
+    command.__doc__ = f"{_HELP[stage]}\n\n{_AFTER}"
     return recipe_command(TrainingRecipe, stage)(command)
 
 
-def _parameters() -> list[inspect.Parameter]:
-    recipe = inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=RecipeFile)
-    return [*inspect.signature(Request, eval_str=True).parameters.values(), recipe]
-
-
 def _train(request: Request) -> None:
-    try:
-        from jcv2_trainer.training.train import train
-    except ImportError as error:
-        raise typer.BadParameter(
-            f"Training needs more packages ({error}). Install them with: pip install 'jcv2-plugin[train]'"
-        ) from error
     quiet_libraries()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     with failing_politely(lambda: "Stopped. Continue from the last checkpoint, if there is one, with --resume."):
+        from jcv2_trainer.training.train import train
+
         report = train(request)
     if is_first_process():
         _show(report, request.out)

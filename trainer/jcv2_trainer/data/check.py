@@ -49,10 +49,10 @@ _Score = Annotated[float, Strict(), Field(gt=-1e30, lt=1e30, allow_inf_nan=False
 
 @validated(frozen=True, slots=True)
 class Row:
-    """A row without errors.
+    """A row without errors. Texts are as in the file, not stripped.
 
-    Texts are as in the file, not stripped. ``negatives`` is empty for a pair, ``scores`` is None or has the teacher's
-    scores for the positive and then for each negative, and ``lang`` and ``source`` may be empty.
+    ``negatives`` is empty for a pair, ``scores`` is None or has the teacher's scores for the positive and then for each
+    negative, and ``lang`` and ``source`` may be empty.
     """
 
     query: _Text
@@ -85,11 +85,6 @@ KINDS: dict[str, tuple[Severity, str]] = {
 """Severity and remedy of each kind of finding."""
 
 _MOST_NAMES = 1000  # distinct languages, sources, unknown fields: every row may have a different one
-
-
-def row_faults(row: dict[str, Any]) -> list[Fault]:
-    """Return all errors of a row with canonical field names. The fields are listed in the module."""
-    return validate(row, {})[1]
 
 
 def validate(record: dict[str, Any], own_names: dict[str, str]) -> tuple[Row | None, list[Fault]]:
@@ -175,7 +170,7 @@ class CheckReport:
 
     Attributes:
         path: The file or folder.
-        rows: Number of rows, which are non-blank lines or table rows.
+        rows: Number of non-blank lines or table rows.
         pairs: Number of valid rows without negatives.
         triplets: Number of valid rows with negatives.
         counts: Number of findings by kind, including those not shown.
@@ -183,7 +178,7 @@ class CheckReport:
         sources: Number of valid rows by ``source``, most frequent first.
         mean_characters: Mean text length of valid rows in characters, by field.
         negatives_per_row: Number of valid rows by number of negatives.
-        findings: Findings to show, by line: the first ones of each kind, errors before warnings.
+        findings: The first findings of each kind, by line, errors before warnings.
     """
 
     path: str

@@ -27,13 +27,7 @@ _MOST_TEXTS = 4096
 
 @dataclass
 class Packed:
-    """Queries or passages, split into forward passes.
-
-    Attributes:
-        rows: Positions of the texts, for each forward pass.
-        features: Model inputs, for each forward pass.
-        count: Number of texts.
-    """
+    """Queries or passages, split into forward passes: the positions of the texts and the model inputs of each."""
 
     rows: list[list[int]]
     features: list[dict[str, Any]]
@@ -48,8 +42,8 @@ class Batch:
         queries: The rows' queries.
         documents: The distinct passages of all rows.
         positive: Position of each row's positive among the documents, shape ``(rows,)``.
-        candidates: Positions of each row's positive and negatives, shape ``(rows, 1 + negatives)``. Rows with fewer are
-            filled up with ``NO_CANDIDATE``.
+        candidates: Positions of each row's positive and negatives, shape ``(rows, 1 + negatives)``, filled up with
+            ``NO_CANDIDATE``.
         teacher: The teacher's scores of the candidates, same shape; NaN if missing.
         document_keys: A 64-bit key of each document's text, shape ``(documents,)``.
         known: Keys of all passages known to answer each row's query, shape ``(rows, most)``, filled up with the
@@ -80,14 +74,9 @@ def _moved(value: Any, device: torch.device) -> Any:
 class PackedCollator:
     """Collate dataset rows into a :class:`Batch`, as described in the module.
 
-    Args:
-        encoder: Tokenises the texts, and defines how queries and documents are prepared.
-        negatives: Maximum number of negatives per row. If a row has more, a new sample is drawn each epoch, determined
-            by ``seed`` and the row.
-        document_length: Maximum tokens per passage. Defaults to the encoder's.
-        tokens_per_batch: Padded tokens per forward pass. Defaults to the device's default.
-        known: Keys of the passages known to answer a query, by the query's key, for queries with several.
-        seed: Seed for sampling negatives.
+    If a row has more than ``negatives``, a new sample is drawn each epoch, determined by ``seed`` and the row.
+    ``known`` holds the keys of the passages known to answer a query, by the query's key, for queries with several. The
+    limits are in tokens; their defaults are the encoder's and the device's.
     """
 
     encoder: JinaColbertEncoder

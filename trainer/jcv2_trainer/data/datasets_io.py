@@ -17,8 +17,8 @@ import numpy as np
 from jcv2_plugin.files import read_json
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.reading import OnBad, read_rows
 from jcv2_trainer.data.records import file_state
-from jcv2_trainer.data.rows import OnBad, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,28 +34,18 @@ def training_dataset(
 ) -> tuple[Dataset, dict[str, int]]:
     """Load the valid rows of files of any supported format as a memory-mapped dataset, in the files' order.
 
-    The files are read once and cached, see :func:`cached_rows`.
-
-    Args:
-        paths: Files or folders that :mod:`jcv2_trainer.data.records` can read.
-        cache: Cache folder, created if missing.
-        on_bad: How to handle rows with errors: ``"stop"`` raises, ``"skip"`` skips and counts them.
-        languages: Keep only rows with one of these ``lang`` values. "" selects rows without one.
+    The files are read once and cached, see :func:`cached_rows`. ``languages`` keeps only rows with one of these
+    ``lang`` values; "" selects rows without one.
 
     Returns:
         The dataset with ``COLUMNS``, and the number of skipped rows by kind: those of ``check.KINDS``, and
-        "other-language". ``negatives`` are lists of texts, ``scores`` are lists of floats (empty without scores), and
-        the keys are :func:`jcv2_trainer.data.check.text_key` of the texts (int64).
+        "other-language". ``scores`` are empty lists without scores, and the keys are
+        :func:`jcv2_trainer.data.check.text_key` of the texts (int64).
 
     Raises:
         DataError: A file cannot be read or changes while being read, a row has errors (with ``"stop"``), or no rows are
             left.
-        ValueError: There are no paths, or ``languages`` is empty.
     """
-    if not paths:
-        raise ValueError("Give at least one training file.")
-    if languages is not None and (isinstance(languages, str) or not languages):
-        raise ValueError(f"languages must be a list of at least one language, or None for all; got {languages!r}.")
     wanted = None if languages is None else sorted(set(languages))
     types = ("string", "string", "texts", "scores", "string", "string", "int64", "int64")
     return cached_rows(
@@ -101,19 +91,15 @@ def cached_rows(
 ) -> tuple[Dataset, dict[str, int]]:
     """Write rows made from files to a folder in ``cache``, and load them as a memory-mapped dataset.
 
-    The folder is reused as long as the options and the files' paths, sizes and modification times stay the same. Only
-    complete folders are reused. If several processes want the same one, one writes it and the others wait. Folders of
-    files that have changed since are not removed.
+    The folder is reused as long as the options and the files' paths, sizes and modification times stay the same. If
+    several processes want the same one, one writes it and the others wait.
 
     Args:
         paths: The files that the rows are made from.
         cache: Cache folder, created if missing.
         options: What the rows depend on besides the files, as JSON.
         columns: Arrow type of each column, or "texts", "scores" (lists of float64) or "tokens" (lists of uint32).
-        rows: Yields the rows, and counts in its argument what there is to count.
-
-    Returns:
-        The dataset, and the counts.
+        rows: Yields the rows, and counts in its argument what there is to count. The counts are returned too.
 
     Raises:
         DataError: A file cannot be read or changes while being read, or the package datasets is missing.
@@ -184,24 +170,12 @@ def split_dev(dataset: Dataset, share: float = 0.05, most: int = 500, seed: int 
 
     Rows with the same positive stay together. Rows outside the dev set that share a query with it (with another
     positive) are in neither list. They are at most as many as the target size of the dev set, because positives that
-    would cost more are not drawn. The dev set is smaller than its target, or empty, if too few are small enough.
-
-    Args:
-        dataset: A dataset from :func:`training_dataset`, or rows selected from it.
-        share: Target size of the dev set as a share of the rows, at least one row. 0 for none.
-        most: Maximum target size, in rows.
-        seed: Random seed. The same seed draws the same rows from the same dataset.
+    would cost more are not drawn. The dev set is smaller than its target, ``share`` of the rows but at most ``most``,
+    or empty, if too few are small enough. The same seed draws the same rows.
 
     Returns:
         The indices of the training rows and of the dev rows, both ascending.
-
-    Raises:
-        ValueError: ``share`` is not in [0, 1), or ``most`` is negative.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be at least 0 and less than 1, got {share!r}.")
-    if most < 0:
-        raise ValueError(f"most must not be negative, got {most!r}.")
     rows = len(dataset)
     if not rows or not share or not most:
         return list(range(rows)), []

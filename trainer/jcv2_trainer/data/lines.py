@@ -25,8 +25,6 @@ class DataError(Jcv2Error, ValueError):
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield ``(line number, line)`` for the non-blank lines of a file, decompressed by its suffix.
 
-    The suffixes are .gz, .xz, .bz2 and .zst, which requires the package ``zstandard``.
-
     Raises:
         DataError: The file is missing, cannot be read or decompressed, has other data after the compressed data, or
             has a line over ``LINE_LIMIT``.
@@ -96,8 +94,7 @@ def _decompressor(path: Path) -> Callable[[], Any] | None:
 def _decompressed(file: IO[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
     """Yield the content of all streams in a file. Python's own readers ignore other data after .xz and .bz2 streams.
 
-    Raises:
-        OSError: A stream is damaged or cut short, or followed by data that is not one.
+    A stream that is damaged or cut short, or followed by data that is not one, is an ``OSError``.
     """
     decompressor: Any = new()
     rest, streams = b"", 0

@@ -42,11 +42,10 @@ _BATCH_TEXTS, _BATCH_CHARACTERS = 256, 2**20
 def read_texts(path: Path) -> Iterator[str]:
     """Yield the documents of a file, without blank ones.
 
-    A file named ``.txt`` (plain, .gz, .xz, .bz2, .zst) has one document per line. Other files are read by
-    :mod:`jcv2_trainer.data.records`, with the document in the field ``text`` of each record.
+    A ``.txt`` file (also .gz, .xz, .bz2, .zst) has one per line, other formats have them in the field ``text``.
 
     Raises:
-        DataError: The file cannot be read, or a record has no text. The message names the file and line.
+        DataError: The file cannot be read, or a record has no text.
     """
     if _TEXT_FILE.search(path.name):
         for number, line in read_lines(path):
@@ -64,15 +63,10 @@ def read_texts(path: Path) -> Iterator[str]:
 
 
 def word_starts(text: str, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Return which tokens of a text begin a word.
+    """Return which tokens of a text begin a word, from their pre-tokens and their places in characters.
 
     A word is a pre-token of the tokenizer. If pre-tokens contain spaces (SentencePiece without a split), a word also
     begins at each space. In scripts without spaces, a pre-token is a whole clause, so each token is a word.
-
-    Args:
-        text: The text that was tokenised.
-        word_ids: The pre-token of each token, from a fast tokenizer.
-        offsets: Start and end of each token in the text, in characters.
     """
     clauses = _UNSPACED.search(text) is not None
     starts = []
@@ -90,11 +84,7 @@ def word_starts(text: str, word_ids: Sequence[int | None], offsets: Sequence[tup
 
 
 def text_files(texts: Iterable[Path]) -> list[list[Any]]:
-    """Return the name and the size in bytes of each file to read.
-
-    Raises:
-        DataError: A file does not exist.
-    """
+    """Return the name and the size in bytes of each file to read. One that does not exist is a ``DataError``."""
     files = []
     for path in texts:
         if not path.exists():
@@ -115,15 +105,8 @@ def pack(
     """Pack documents one after another into rows, each between the model's first and last special token.
 
     Documents are separated by the last special token and may continue in the next row. Nothing is padded, and only the
-    tokens of the last, incomplete row are dropped. The rows are cached, see
-    :func:`~jcv2_trainer.data.datasets_io.cached_rows`.
-
-    Args:
-        texts: Files, see :func:`read_texts`.
-        tokenizer: A transformers tokenizer. Must be a fast one for whole words.
-        length: Tokens per row.
-        whole_word: Whether to mark words of several tokens, for whole-word masking.
-        cache: Cache folder.
+    tokens of the last, incomplete row are dropped. The rows are cached
+    (:func:`~jcv2_trainer.data.datasets_io.cached_rows`).
 
     Returns:
         A dataset with the column ``values``, lists of ``length`` numbers: twice the token id, plus 1 if the token
@@ -171,11 +154,7 @@ def _packed(
 
 
 def boundary_ids(tokenizer: Any) -> tuple[int, int]:
-    """Return the ids of the special tokens around a text: ``<s>`` and ``</s>``, or ``[CLS]`` and ``[SEP]``.
-
-    Raises:
-        DataError: The tokenizer lacks one of them.
-    """
+    """Return the ids of the special tokens around a text: ``<s>`` and ``</s>``, or ``[CLS]`` and ``[SEP]``."""
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     if first is None or last is None:
@@ -233,8 +212,7 @@ class Rows:
 class WordMasker:
     """Collate rows into a batch, with a share of the words to predict.
 
-    Of the tokens to predict, 80% are replaced with the mask token, 10% with random tokens, and 10% are unchanged,
-    as in BERT.
+    As in BERT, 80% of their tokens become the mask token, 10% random tokens, and 10% stay.
     """
 
     def __init__(self, tokenizer: Any, share: float) -> None:

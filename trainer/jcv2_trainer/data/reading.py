@@ -1,18 +1,67 @@
-"""Read JSON lines lazily, and sample texts from training files."""
+"""Read the valid rows of training files one by one, and sample texts from them."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jcv2_trainer.data.check import KINDS, Row, validate
 from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.data.records import json_lines, sound_record
-from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.data.records import Entry, Fault, json_lines, normalise, read_entries, sound_record
 
-__all__ = ["DataError", "read_jsonl", "sample_texts"]
+__all__ = ["DataError", "OnBad", "Row", "mendable_rows", "read_jsonl", "read_rows", "sample_texts"]
+
+OnBad = Literal["stop", "skip"]
+
+_MENDED = ("positive-as-negative", "duplicate-negatives")
+
+
+def read_rows(path: Path, *, on_bad: OnBad = "stop", skipped: Counter[str] | None = None) -> Iterator[Row]:
+    """Yield the valid rows of a file or folder of any format of :mod:`jcv2_trainer.data.records`.
+
+    Rows with mere warnings of :func:`jcv2_trainer.data.check.check_file` are valid. With ``"skip"``, rows with errors
+    are counted in ``skipped``, once each, under the kind of their first error (a key of ``KINDS``).
+
+    Raises:
+        DataError: A row has errors (with ``"stop"``), or the file cannot be read.
+    """
+    for entry in read_entries(path):
+        value = entry.value
+        row, faults = (None, [value]) if isinstance(value, Fault) else validate(*normalise(value))
+        if row is not None:
+            yield row
+        elif on_bad != "skip":
+            raise _refusal(entry, faults[0], path)
+        elif skipped is not None:
+            skipped[faults[0].kind] += 1
+
+
+def mendable_rows(path: Path, skip: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file after the first ``skip``, with canonical field names and unknown fields.
+
+    Scores and negatives that mining and scoring write anew may have errors.
+
+    Raises:
+        DataError: A row has another error, or the file cannot be read.
+    """
+    for entry in islice(read_entries(path), skip, None):
+        record, names = normalise(sound_record(entry))
+        for fault in validate(record, names)[1]:
+            if fault.kind not in _MENDED and not fault.field.startswith("scores"):
+                raise _refusal(entry, fault, path)
+        yield record
+
+
+def _refusal(entry: Entry, fault: Fault, path: Path) -> DataError:
+    what = f"{fault.field}: {fault.message}" if fault.field else fault.message
+    return DataError(
+        f"{entry.position}: [{fault.kind}] {what}. {KINDS[fault.kind][1]} "
+        f"See all errors with: jcv2-finetune check {path}"
+    )
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -37,13 +37,9 @@ class Fault(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A non-blank line of a JSON-lines file, or a row of a table.
+    """A non-blank line of a JSON-lines file, or a row of a table, which ``number`` counts from 1.
 
-    Attributes:
-        file: The file, or the folder of a saved dataset.
-        unit: What ``number`` counts.
-        number: Line or row number, from 1.
-        value: The record, with field names as in the file, or why the line is not a record.
+    ``value`` is the record, with field names as in the file, or why the line is not a record.
     """
 
     file: Path
@@ -63,11 +59,7 @@ def position_of(file: Path | str, unit: Unit, number: int) -> str:
 
 
 def sound_record(entry: Entry) -> dict[str, Any]:
-    """Return the record of an entry.
-
-    Raises:
-        DataError: The entry is not a record.
-    """
+    """Return the record of an entry. One that is not a record is a ``DataError``."""
     if isinstance(entry.value, Fault):
         raise DataError(f"{entry.position}: {entry.value.message}. Write one JSON object per line.")
     return entry.value
@@ -130,11 +122,7 @@ def file_state(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def json_lines(file: Path) -> Iterator[Entry]:
-    """Yield the non-blank lines of a JSON-lines file.
-
-    Raises:
-        DataError: The file does not exist, or cannot be read or decompressed.
-    """
+    """Yield the non-blank lines of a JSON-lines file. One that cannot be read is a ``DataError``."""
     for number, line in read_lines(file):
         value: Any
         try:
@@ -184,12 +172,10 @@ def normalise(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Rename the fields of a record to their canonical names.
 
     ``anchor`` becomes ``query``; ``negative``, ``negative_1``, ``negative_2``, ... become the list ``negatives``. An
-    alias that is null counts as absent. If the canonical field is present too (and not null), the alias is kept
-    unchanged, as an unknown field.
+    alias that is null counts as absent. If the canonical field is present too (and not null), the alias is kept.
 
     Returns:
-        The record, and the original names of the renamed fields, such as
-        ``{"query": "anchor", "negatives[0]": "negative_1"}``.
+        The record, and the original names of the renamed fields, such as ``{"negatives[0]": "negative_1"}``.
     """
     aliases = [name for name in record if name == "anchor" or _NEGATIVE.fullmatch(name)]
     if not aliases:

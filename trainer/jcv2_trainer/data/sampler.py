@@ -20,13 +20,7 @@ class GroupedBatchSampler(DefaultBatchSampler):
     nothing. A batch therefore has rows of one ``source`` and ``lang`` only. A row whose query or positive is already in
     the batch waits for the next one. If too few others are left, it is added anyway (the loss counts equal texts once).
     Groups too small for a batch are combined, by language if that suffices, since a row alone in its batch would teach
-    nothing.
-
-    Args:
-        dataset: A ``datasets.Dataset`` with ``source``, ``lang``, ``query_key`` and ``positive_key``.
-        batch_size: Rows per batch.
-        processes: Number of processes. This many consecutive batches, one per process, come from the same group.
-        seed: Random seed of the order.
+    nothing. Consecutive batches, one for each of the processes, come from the same group.
     """
 
     def __init__(self, dataset: Any, batch_size: int, processes: int = 1, seed: int = 13) -> None:
@@ -85,10 +79,7 @@ class GroupedBatchSampler(DefaultBatchSampler):
 
 
 def _groups(labels: Sequence[tuple[str, ...]], size: int) -> list[NDArray[np.int64]]:
-    """Group rows by language and source, merging groups with fewer than ``size`` rows.
-
-    They are merged by language first. Those that are still too small are merged into one.
-    """
+    """Group rows by language and source. Groups with fewer than ``size`` rows are merged by language, then into one."""
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         groups[label].append(row)

@@ -17,20 +17,24 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
 from jcv2_plugin.evaluation.metrics import measure_run, run_of
 from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.data.rows import read_rows
-from jcv2_trainer.heads.principal import falling_rate, half_states, mean_outer_product, principal_heads
+from jcv2_trainer.data.reading import read_rows
+from jcv2_trainer.heads.principal import (
+    TokenStates,
+    largest_cosines,
+    mean_outer_product,
+    optimise,
+    pack,
+    principal_heads,
+    sums,
+)
 from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
-from jcv2_trainer.loss.pooling import pooled
 
 MAIN_DIRECTION, WHITENING = 0.2, 0.1
 _SCALE = 3.0
@@ -124,36 +128,13 @@ def _aside(text: str, every: int) -> bool:
     return every > 0 and random.Random(text).randrange(every) == 0
 
 
-@dataclass
-class TokenStates:
-    """L2-normalised hidden states of texts, ``(tokens, hidden)``, in half precision: 770 bytes a token with mini."""
-
-    parts: Sequence[Tensor]
-
-    @classmethod
-    def of(
-        cls, backbone: Transformer, texts: Sequence[str], prompt: str, progress: Callable[[int], object] | None = None
-    ) -> TokenStates:
-        """Encode texts, each behind ``prompt``."""
-        return cls(half_states(backbone, [prompt + text for text in texts], 4096, progress))
-
-    def pack(self, places: Sequence[int]) -> tuple[Tensor, list[int]]:
-        """The states of some texts one behind the other, in float32, and how many each has."""
-        chosen = [self.parts[place] for place in places]
-        return torch.cat(chosen).float(), [len(one) for one in chosen]
-
-
 def whitened_heads(
     moment: Tensor, dims: Sequence[int], main_direction: float = MAIN_DIRECTION, whitening: float = WHITENING
 ) -> MatryoshkaHeads:
-    """Principal components, scaled: where training starts.
+    """Return scaled principal components, where training starts.
 
-    Args:
-        moment: As for :func:`~jcv2_trainer.heads.principal.principal_heads`.
-        dims: Sizes of the heads, the default one first.
-        main_direction: What the states' length along the first component is multiplied by.
-        whitening: Each other component is divided by its share of the length to this power, relative to the second's.
-            1/2 would make all components equal, noise included.
+    The states' length along the first is multiplied by ``main_direction``. Each other one is divided by its share of
+    the length to the power ``whitening``, relative to the second's; 1/2 would make all equal, noise included.
     """
     components = principal_heads(moment, dims)
     largest = components.weight(max(dims)).double()
@@ -164,42 +145,10 @@ def whitened_heads(
     return MatryoshkaHeads(components.in_features, dims, weights={dim: scaled[:dim] for dim in dims})
 
 
-class _Largest(torch.autograd.Function):
-    """Each query token's largest dot product with each passage, ``(tokens, passages)``.
-
-    Only the passage token that was largest gets a gradient, so the backward pass is sparse, where that of a product and
-    a maximum is two dense products.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, passages: Tensor, lengths: list[int]) -> Tensor:
-        values, places, start = [], [], 0
-        for products in torch.split(queries @ passages.T, lengths, dim=1):
-            best = products.max(dim=1)
-            values.append(best.values)
-            places.append(best.indices + start)
-            start += products.shape[1]
-        ctx.save_for_backward(queries, passages, torch.stack(places, dim=1))
-        return torch.stack(values, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        queries, passages, places = ctx.saved_tensors
-        (upstream,) = gradients
-        to_queries = torch.stack([weights @ passages[own] for weights, own in zip(upstream, places, strict=True)])
-        weighted = upstream[:, :, None] * queries[:, None, :]
-        to_passages = torch.zeros_like(passages).index_add_(0, places.flatten(), weighted.flatten(0, 1))
-        return to_queries, to_passages, None
-
-
 def maxsim_scores(
     weight: Tensor, queries: Tensor, query_lengths: Sequence[int], passages: Tensor, passage_lengths: list[int]
 ) -> Tensor:
-    """MaxSim under a head ``(dim, hidden)`` of states packed one after the other ``(tokens, hidden)``.
-
-    Returns:
-        Scores of shape ``(queries, passages)``.
-    """
+    """Return MaxSim, ``(queries, passages)``, under a head ``(dim, hidden)`` of packed states ``(tokens, hidden)``."""
     return pooled_scores(weight, queries, query_lengths, passages, passage_lengths, (1,))[0]
 
 
@@ -211,14 +160,8 @@ def pooled_scores(
     passage_lengths: list[int],
     factors: Sequence[float],
 ) -> list[Tensor]:
-    """:func:`maxsim_scores` with the passages' vectors pooled by each factor."""
-    asked, read = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
-    owners = torch.repeat_interleave(torch.arange(len(query_lengths)), torch.tensor(query_lengths))
-    scores = []
-    for vectors, lengths in pooled(read, passage_lengths, factors):
-        best: Tensor = _Largest.apply(asked, vectors, lengths)  # type: ignore[no-untyped-call]
-        scores.append(torch.zeros(len(query_lengths), len(lengths)).index_add(0, owners, best))
-    return scores
+    """Return :func:`maxsim_scores` with the passages' vectors pooled by each factor."""
+    return [sums(best, query_lengths) for best in largest_cosines(weight, queries, passages, passage_lengths, factors)]
 
 
 def train_heads(
@@ -235,25 +178,12 @@ def train_heads(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> MatryoshkaHeads:
-    """Heads trained from ``heads``; see the module.
+    """Return new heads on the CPU, trained from ``heads`` such as :func:`whitened_heads`; see the module.
 
-    Args:
-        heads: The start, such as :func:`whitened_heads`.
-        texts: The rows.
-        queries: States of ``texts.queries``.
-        passages: States of ``texts.passages``.
-        steps: Optimiser steps (Adam; the rate rises for 20 steps and then falls linearly).
-        batch_size: Queries a step.
-        learning_rate: Of the heads.
-        distillation: Share of the smaller heads' loss that is their KL divergence from the largest head's scores of the
-            batch's passages; the rest is contrastive.
-        pool_factors: Token pooling factors of the passages. A head's loss is the mean over them. All but the largest
-            head's scores with the smallest factor are distilled from these.
-        seed: Of the batches.
-        progress: Called after each step with 1.
-
-    Returns:
-        New heads on the CPU.
+    A step has ``batch_size`` queries. ``distillation`` is the share of the smaller heads' loss that is their KL
+    divergence from the largest head's scores of the batch's passages; the rest is contrastive. A head's loss is the
+    mean over the token pooling factors of the passages. All but the largest head's scores with the smallest factor are
+    distilled from these.
     """
     weights = {dim: nn.Parameter(heads.weight(dim).float().cpu().clone()) for dim in heads.dims}
     scales = {dim: nn.Parameter(torch.tensor(_SCALE).log()) for dim in heads.dims}
@@ -261,17 +191,16 @@ def train_heads(
     optimizer = torch.optim.Adam(
         [{"params": list(one.values()), "lr": rate} for one, rate in groups], betas=(0.9, 0.98)
     )
-    schedule = falling_rate(optimizer, steps)
     factors = sorted(pool_factors)
-    for batch in _batches(texts, steps, batch_size, seed):
+
+    def losses(batch: list[Example]) -> Iterator[Tensor]:
         read = list(dict.fromkeys(place for one in batch for place in (one.positive, *one.negatives)))
         column = {place: number for number, place in enumerate(read)}
         positive = torch.tensor([column[one.positive] for one in batch])
         excluded = torch.tensor(
             [[place in texts.known[one.query] and place != one.positive for place in read] for one in batch]
         )
-        packed = (*queries.pack([one.query for one in batch]), *passages.pack(read))
-        optimizer.zero_grad()
+        packed = (*pack(queries[one.query] for one in batch), *pack(passages[place] for place in read))
         teacher: Tensor | None = None
         for dim in sorted(heads.dims, reverse=True):  # one at a time: the heads share nothing
             total = torch.zeros(())
@@ -284,11 +213,9 @@ def train_heads(
                     allowed = scores.masked_fill(excluded, float("-inf"))
                     loss = (1 - distillation) * loss + distillation * distillation_loss(allowed, teacher)
                 total = total + loss / len(factors)
-            total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(1)
+            yield total
+
+    optimise(optimizer, _batches(texts, steps, batch_size, seed), losses, steps, progress)
     trained = {dim: weight.detach() for dim, weight in weights.items()}
     return MatryoshkaHeads(heads.in_features, heads.dims, heads.normalize, weights=trained)
 
@@ -325,7 +252,7 @@ def dev_ndcg(
         held = set(read)
         asked = list(dict.fromkeys(one.query for one in rows if one.positive in held))
         qrels = {str(one): {str(place): 1 for place in texts.known[one] & held} for one in asked}
-        packed = (*queries.pack(asked), *passages.pack(read))
+        packed = (*pack(queries[place] for place in asked), *pack(passages[place] for place in read))
         with torch.no_grad():
             scores = {dim: pooled_scores(weight, *packed, [pool_factor])[0] for dim, weight in weights.items()}
         figures[name] = {
@@ -338,7 +265,5 @@ def dev_ndcg(
 def moment_of(queries: TokenStates, passages: TokenStates, count: int, seed: int) -> Tensor:
     """Second moment of the states of so many queries and as many passages."""
     generator = random.Random(seed)
-    drawn = [
-        part for states in (queries, passages) for part in generator.sample(states.parts, min(count, len(states.parts)))
-    ]
+    drawn = [part for states in (queries, passages) for part in generator.sample(states, min(count, len(states)))]
     return mean_outer_product(part.float() for part in drawn)

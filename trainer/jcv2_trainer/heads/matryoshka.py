@@ -21,22 +21,8 @@ def with_dims(heads: MatryoshkaHeads, dims: Sequence[int], moment: Tensor) -> Ma
     MaxSim compares dot products, which a rotation preserves. A smaller head is therefore its parent's output, rotated
     to its principal axes and truncated. On average, no other truncation loses less of the dot products. A larger head
     is its parent, extended with the main directions of the hidden states that the parent does not cover, at small
-    length.
-
-    Args:
-        heads: The model's heads.
-        dims: Dimensions of the new heads.
-        moment: Mean outer product of the normalised hidden states of some texts, shape ``(in_features, in_features)``;
-            see :func:`jcv2_trainer.heads.principal.second_moment`.
-
-    Raises:
-        ValueError: A dimension exceeds the size of the hidden states.
+    length. ``moment`` is the :func:`~jcv2_trainer.heads.principal.second_moment` of some texts.
     """
-    if (largest := max(dims)) > heads.in_features:
-        raise ValueError(
-            f"A head of {largest} dimensions needs token states of that size, and this model's have "
-            f"{heads.in_features} components. Give dims of at most {heads.in_features}."
-        )
     weights = {dim: heads.weight(dim) if dim in heads.dims else _started(heads, dim, moment) for dim in dims}
     return MatryoshkaHeads(heads.in_features, dims, normalize=heads.normalize, weights=weights)
 

@@ -16,11 +16,19 @@ from functools import cached_property
 import torch
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jcv2_plugin.encoder.heads import MatryoshkaHeads
-from jcv2_trainer.heads.principal import captured, falling_rate, half_states, mean_outer_product, principal_heads
-from jcv2_trainer.loss.pooling import pooled
+from jcv2_trainer.heads.principal import (
+    TokenStates,
+    captured,
+    half_states,
+    largest_cosines,
+    mean_outer_product,
+    optimise,
+    pack,
+    principal_heads,
+    sums,
+)
 
 STEPS = 400
 QUERIES, PASSAGES = 24, 72
@@ -29,10 +37,6 @@ _SPAN = (5, 14)
 _LEARNING_RATE = 2e-3
 _WHOLE_QUERIES = 0.5
 """Weight of the error of whole scores, relative to that of single tokens, whose errors partly cancel."""
-
-
-TokenStates = Sequence[Tensor]
-"""L2-normalised hidden states of each text, shape ``(tokens, hidden)``. Half precision is enough."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +53,13 @@ class _Step:
         """Target of every head: :meth:`best` of the full hidden states."""
         return self.best(None)[0]
 
-    def best(self, weight: Tensor | None, pool_factors: Sequence[float] = (1,)) -> list[Tensor]:
+    def best(self, weight: Tensor | None, factors: Sequence[float] = (1,)) -> list[Tensor]:
         """Return each query token's largest cosine with each passage, centred over passages: ``(tokens, passages)``.
 
         There is one result for each token pooling factor of the passages.
         """
-        queries, passages = self.queries, self.passages
-        if weight is not None:
-            queries, passages = F.normalize(queries @ weight.T, dim=-1), F.normalize(passages @ weight.T, dim=-1)
-        found = []
-        for vectors, lengths in pooled(passages, self.passage_lengths, pool_factors):
-            products = torch.split(queries @ vectors.T, lengths, dim=1)
-            best = torch.stack([one.max(dim=1).values for one in products], dim=1)
-            found.append(best - best.mean(dim=1, keepdim=True))
-        return found
-
-    def sums(self, values: Tensor) -> Tensor:
-        """Sum token rows into query rows."""
-        return torch.stack([one.sum(dim=0) for one in torch.split(values, self.query_lengths)])
+        found = largest_cosines(weight, self.queries, self.passages, self.passage_lengths, factors)
+        return [best - best.mean(dim=1, keepdim=True) for best in found]
 
 
 def keep_scores(
@@ -79,21 +72,11 @@ def keep_scores(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> MatryoshkaHeads:
-    """Train heads to rank as the full hidden states do.
+    """Return new heads on the CPU, trained to rank as the full hidden states do.
 
-    Args:
-        heads: Initial heads, such as :func:`~jcv2_trainer.heads.principal.principal_heads`. A head as large as the
-            hidden states is left unchanged, unless passages are pooled: an orthogonal matrix loses nothing.
-        queries: Hidden states of the queries.
-        passages: Hidden states of the passages that answer them, in the same order. There may be more.
-        steps: Optimiser steps.
-        pool_factors: Token pooling factors of the passages, over which a head's loss is the mean. The hidden states
-            that it should rank like are never pooled.
-        seed: Random seed of the batches.
-        progress: Called with 1 after each step.
-
-    Returns:
-        New heads on the CPU.
+    Heads as large as the hidden states are left unchanged, unless passages are pooled: an orthogonal matrix loses
+    nothing. The first passages answer the queries, in the same order. A head's loss is the mean over the token pooling
+    factors of the passages. The hidden states that it should rank like are never pooled.
 
     Raises:
         ValueError: There are no queries, fewer passages than queries, or fewer than two passages.
@@ -105,15 +88,9 @@ def keep_scores(
     trained = [weight for dim, weight in weights.items() if dim < heads.in_features or max(pool_factors) > 1]
     if trained:
         optimizer = torch.optim.Adam(trained, lr=_LEARNING_RATE)
-        schedule = falling_rate(optimizer, steps)
-        for batch in _batches(queries, passages, steps, seed):
-            loss = sum((_loss(batch, weight, pool_factors) for weight in trained), start=torch.zeros(()))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            if progress is not None:
-                progress(1)
+        batches = _batches(queries, passages, steps, seed)
+        losses = lambda batch: (_loss(batch, weight, pool_factors) for weight in trained)  # noqa: E731
+        optimise(optimizer, batches, losses, steps, progress)
     kept = {dim: weight.detach() for dim, weight in weights.items()}
     return MatryoshkaHeads(heads.in_features, heads.dims, heads.normalize, weights=kept)
 
@@ -149,26 +126,14 @@ def fit_heads(
     """Fit heads to a backbone: principal components of its hidden states, trained by :func:`keep_scores`.
 
     All hidden states are held in memory, at two bytes per component: 230 MB for 3,000 texts of 100 tokens with 384
-    components.
-
-    Args:
-        backbone: A transformer that returns ``token_embeddings``.
-        queries: Queries.
-        passages: The passages that answer them, in the same order. There may be more.
-        dims: Dimensions of the heads, the default one first.
-        prompts: Prefix of each ``"query"`` and each ``"document"``, as in a model's ``prompts``.
-        steps: Steps of :func:`keep_scores`. 0 returns the principal components.
-        pool_factors: Token pooling factors to train for; see :func:`keep_scores`.
-        seed: Random seed of the batches.
-        texts_done: Called after each batch of texts with their number.
-        steps_done: Called with 1 after each step.
+    components. The first passages answer the queries, in the same order. The first of ``dims`` is the default.
+    ``prompts`` are a model's, for ``"query"`` and ``"document"``. 0 ``steps`` return the principal components.
+    ``pool_factors`` are the token pooling factors to train for; see :func:`keep_scores`.
     """
     prompts = prompts or {}
-    texts = [prompts.get("document", "") + text for text in passages]
-    texts += [prompts.get("query", "") + text for text in queries]
-    found = half_states(backbone, texts, progress=texts_done)
-    answers, asked = found[: len(passages)], found[len(passages) :]
-    moment = mean_outer_product(states.float() for states in found)
+    asked = half_states(backbone, queries, prompts.get("query", ""), progress=texts_done)
+    answers = half_states(backbone, passages, prompts.get("document", ""), progress=texts_done)
+    moment = mean_outer_product(states.float() for states in (*answers, *asked))
     components = principal_heads(moment, dims)
     shares = {dim: captured(moment, components.weight(dim)) for dim in components.dims}
 
@@ -189,18 +154,18 @@ def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, see
     lost, whole = 0.0, 0.0
     with torch.no_grad():
         for batch in _batches(queries, passages, steps, seed):
-            wanted = batch.sums(batch.wanted)
-            lost += float((batch.sums(batch.best(weight)[0]) - wanted).square().sum())
+            wanted = sums(batch.wanted, batch.query_lengths)
+            lost += float((sums(batch.best(weight)[0], batch.query_lengths) - wanted).square().sum())
             whole += float(wanted.square().sum())
     return lost / whole
 
 
-def _loss(batch: _Step, weight: Tensor, pool_factors: Sequence[float] = (1,)) -> Tensor:
+def _loss(batch: _Step, weight: Tensor, factors: Sequence[float]) -> Tensor:
     total = torch.zeros(())
-    for best in batch.best(weight, pool_factors):
+    for best in batch.best(weight, factors):
         error = best - batch.wanted
-        loss = error.square().sum(dim=1).mean() + _WHOLE_QUERIES * batch.sums(error).square().mean()
-        total = total + loss / len(pool_factors)
+        whole = sums(error, batch.query_lengths).square().mean()
+        total = total + (error.square().sum(dim=1).mean() + _WHOLE_QUERIES * whole) / len(factors)
     return total
 
 
@@ -214,12 +179,10 @@ def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int)
         count = max(PASSAGES - len(asked), 0)
         read = [*asked, *rest[:count]]
         spans = [_span(passages[index], generator) for index in rest[count : count + QUERIES // 2]]
-        chosen = [*(queries[index].float() for index in asked), *spans]
-        texts = [passages[index].float() for index in read]
-        yield _Step(torch.cat(chosen), [len(one) for one in chosen], torch.cat(texts), [len(one) for one in texts])
+        yield _Step(*pack([*(queries[index] for index in asked), *spans]), *pack(passages[index] for index in read))
 
 
 def _span(states: Tensor, generator: random.Random) -> Tensor:
     length = generator.randint(*_SPAN)
     start = generator.randint(0, max(0, len(states) - length))
-    return states[start : start + length].float()
+    return states[start : start + length]

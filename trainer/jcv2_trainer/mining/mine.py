@@ -8,20 +8,18 @@ probably an unlabelled positive.
 from __future__ import annotations
 
 import random
-from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.mining.resumable import Progress, file_identity, open_output, short_of_memory, sound_rows
-from jcv2_trainer.mining.sources import PASSED, CollectionSource, Finder, Found, Source, passage_key
+from jcv2_trainer.data.reading import DataError, mendable_rows
+from jcv2_trainer.mining.resumable import Progress, file_identity, open_output, short_of_memory
+from jcv2_trainer.mining.sources import CollectionSource, Finder, Found, Source, passage_key
 from jcv2_trainer.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -78,15 +76,11 @@ class MineRecipe(Recipe):
 
 @dataclass
 class MineReport:
-    """Result of :func:`mine`.
+    """Result of :func:`mine`: rows read, how many of them in an earlier run, and the numbers of :data:`COUNTED`.
 
-    Attributes:
-        rows: Number of rows read.
-        resumed_at: Number of them done in an earlier run.
-        counts: Numbers of ``full``, ``short`` and ``empty`` rows (with as many negatives as requested, fewer, none) and
-            of ``dropped`` ones; of ``negatives`` written; of rows with ``stale_scores``, which were removed because
-            they belonged to other negatives; and of candidates rejected as ``positives``, ``duplicates``,
-            ``range_min``, ``relative_margin``, ``absolute_margin``, ``max_score``. Every key is present, even at 0.
+    These are ``full``, ``short`` and ``empty`` rows (with as many negatives as requested, fewer, none) and ``dropped``
+    ones; ``negatives`` written; rows with ``stale_scores``, which were removed because they belonged to other
+    negatives; and candidates rejected, by reason.
     """
 
     rows: int
@@ -95,28 +89,21 @@ class MineReport:
 
 
 class Survey:
-    """Queries, positives and languages of a training file, from a first pass. Holds 16 bytes per row in memory."""
+    """Queries, positives and languages of a training file, from a first pass: about 300 bytes a distinct query."""
 
-    def __init__(self, data: Path, *, needless: Sequence[str] = ()) -> None:
-        queries, positives = array("q"), array("q")
+    def __init__(self, data: Path) -> None:
+        self._positives: defaultdict[int, set[int]] = defaultdict(set)
         self.languages: Counter[str] = Counter()
-        for row in sound_rows(data, needless=("scores", *needless), passed=PASSED):
-            queries.append(passage_key(row["query"]))
-            positives.append(passage_key(row["positive"]))
+        for row in mendable_rows(data):
+            self._positives[passage_key(row["query"])].add(passage_key(row["positive"]))
             self.languages[row.get("lang") or "en"] += 1
-        if not queries:
+        if not self.languages:
             raise DataError(f"{data} has no rows. Give a file of pairs or triplets.")
-        self.rows = len(queries)
-        keys = np.frombuffer(queries, dtype=np.int64)
-        order = np.argsort(keys, kind="stable")
-        self._queries = keys[order]
-        self._positives = np.frombuffer(positives, dtype=np.int64)[order]
+        self.rows = self.languages.total()
 
     def positives(self, query: str) -> set[int]:
         """Return the keys of a query's positives anywhere in the file."""
-        key = passage_key(query)
-        start, end = np.searchsorted(self._queries, key, "left"), np.searchsorted(self._queries, key, "right")
-        return set(self._positives[start:end].tolist())
+        return self._positives.get(passage_key(query), set())
 
 
 def mine(
@@ -132,18 +119,10 @@ def mine(
 ) -> MineReport:
     """Mine hard negatives for the rows of a training file, and write the rows with their new negatives.
 
-    The order and all other fields are kept. The file is read twice. Besides the index, a batch of rows and 16 bytes per
-    row are held in memory.
-
-    Args:
-        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
-        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
-        source: Source of the candidates: an open collection, :class:`Bm25Source` or :class:`ModelSource`.
-        settings: How negatives are chosen.
-        resume: Resume an interrupted run.
-        force: Replace ``out``.
-        progress: Called after each batch.
-        index_progress: Called with the number of passages indexed since the last call.
+    The order and all other fields are kept. The file is read twice. Besides the index, a batch of rows and the keys
+    of the queries are held in memory. ``progress`` is called after each batch, ``index_progress`` with the number of
+    passages indexed since the last call. For ``out``, ``resume`` and ``force``, see
+    :func:`~jcv2_trainer.mining.resumable.open_output`.
 
     Raises:
         DataError: A row is invalid. The first one is reported, before anything is written.
@@ -160,7 +139,7 @@ def mine(
     with open_output(out, identity, data=data, resume=resume, force=force) as output:
         survey = Survey(data)
         lang = settings.lang or "+".join(sorted(survey.languages))
-        rows = sound_rows(data, skip=output.rows, needless=("scores",), passed=PASSED)
+        rows = mendable_rows(data, output.rows)
         with chosen.opened(data, lang, output.scratch, index_progress) as finder:
             while batch := list(islice(rows, settings.batch_size)):
                 written = _mined(batch, output.rows, finder, survey, settings, output.counts)
@@ -183,7 +162,7 @@ def _mined(
     k = settings.range_max + min(max(map(len, known)), _MOST_POSITIVES)
     queries, positives = [row["query"] for row in batch], [row["positive"] for row in batch]
     with short_of_memory(settings.batch_size):
-        found = finder.find(queries, positives, k, settings.exact)
+        found = finder(queries, positives, k, settings.exact)
     written = []
     for index, (row, one, right) in enumerate(zip(batch, found, known, strict=True), first):
         # Seeded by the row, so that it draws the same in any batch and any run.
@@ -208,13 +187,8 @@ def choose_negatives(
 ) -> list[str]:
     """Return the negatives of one row: its own first, if they are kept, then candidates by rank.
 
-    Args:
-        row: The row, with canonical field names.
-        found: The candidates.
-        known: Keys (:func:`jcv2_trainer.mining.sources.passage_key`) of the query's positives.
-        settings: Which candidates to reject.
-        counts: Updated with the rejected candidates, by reason.
-        draw: Samples from the remaining candidates. None takes the best.
+    ``known`` are the keys of the query's positives. ``counts`` gets the rejected candidates, by reason. ``draw``
+    samples from the remaining candidates; without it, the best are taken.
     """
     right = {*known, passage_key(row["positive"]), passage_key(row["query"])}
     seen: set[int] = set()

@@ -16,9 +16,8 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -26,9 +25,8 @@ from filelock import FileLock, Timeout
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import new_file, parse_json, read_json, write_atomically
-from jcv2_trainer.data.check import KINDS, row_faults
-from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.data.records import data_files, normalise, read_entries, sound_record
+from jcv2_trainer.data.records import data_files
+from jcv2_trainer.errors import out_of_memory
 
 Progress = Callable[[int, int], object]
 """Called with the number of input rows done, including those of an earlier run, and the total number."""
@@ -44,32 +42,6 @@ class OutputError(Jcv2Error):
 
 class OutOfMemoryError(Jcv2Error):
     """The device or the machine has too little memory for the batch size. What was written before is kept."""
-
-
-def sound_rows(
-    path: Path, *, skip: int = 0, needless: Collection[str] = (), passed: Collection[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a training file or folder with canonical field names, including unknown fields.
-
-    Args:
-        path: The file or folder, in any format of :mod:`jcv2_trainer.data.records`.
-        skip: Number of rows to skip at the beginning.
-        needless: Fields that are not checked.
-        passed: Kinds of :data:`jcv2_trainer.data.check.KINDS` that are tolerated.
-
-    Raises:
-        DataError: A row has an error, or the file cannot be read.
-    """
-    for entry in islice(read_entries(path), skip, None):
-        row, names = normalise(sound_record(entry))
-        for fault in row_faults(row):
-            if fault.kind not in passed and fault.field.partition("[")[0] not in needless:
-                field = names.get(fault.field, fault.field)
-                raise DataError(
-                    f"{entry.position}: [{fault.kind}] {field}: {fault.message}. {KINDS[fault.kind][1]} "
-                    f"See all errors with: jcv2-finetune check {path}"
-                )
-        yield row
 
 
 def file_identity(path: Path | None) -> list[list[str | int]]:
@@ -127,11 +99,8 @@ def difference(begun: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 class ResumableOutput:
     """An output file being written, created by :func:`open_output`.
 
-    Attributes:
-        rows: Number of input rows done.
-        resumed_at: Number of them done in an earlier run.
-        counts: Counters by name, kept when a run is resumed.
-        scratch: Folder for other data that an interrupted run should keep. It is deleted at the end.
+    ``rows`` counts the input rows done, ``resumed_at`` those done in an earlier run. ``counts`` are kept when a run is
+    resumed, and ``scratch`` is a folder that an interrupted run keeps.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
@@ -288,29 +257,14 @@ def _as_line(row: Mapping[str, Any]) -> bytes:
         return json.dumps(row, default=str).encode() + b"\n"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that the device or the machine is out of memory."""
-    known = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in text for one in known))
-
-
-@contextmanager
-def short_of_memory(batch_size: int) -> Iterator[None]:
-    """Convert out-of-memory errors to one that says which option to lower.
-
-    Raises:
-        OutOfMemoryError: PyTorch or Python is out of memory.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
+def short_of_memory(batch_size: int) -> AbstractContextManager[None]:
+    """Raise ``OutOfMemoryError``, which says which option to lower, when memory runs out."""
+    return out_of_memory(
+        OutOfMemoryError(
             f"There is too little memory for --batch-size {batch_size}. Continue with --resume and "
             f"--batch-size {max(1, batch_size // 2)}."
-        ) from error
+        )
+    )
 
 
 def _open_zstd(file: IO[bytes], mode: str) -> Any:

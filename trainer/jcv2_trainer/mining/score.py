@@ -15,22 +15,20 @@ from pydantic import Field
 
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import read_json
-from jcv2_trainer.data.check import row_faults
-from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.check import validate
+from jcv2_trainer.data.reading import DataError, mendable_rows
 from jcv2_trainer.mining.resumable import (
     Progress,
     file_identity,
     model_identity,
     open_output,
     short_of_memory,
-    sound_rows,
 )
 from jcv2_trainer.recipes import Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
-_PASSED = ("positive-as-negative", "duplicate-negatives")
 _HEADS = ("ForSequenceClassification", "ForCausalLM")
 _ONE_SCORE = "Give a cross-encoder with one score per pair (num_labels 1)."
 _ROW_OVERHEAD = 8  # maximum rows of a window, as a multiple of its pairs: rows may have none to score
@@ -89,18 +87,9 @@ def score(
 ) -> ScoreReport:
     """Write the rows of a training file with a teacher's logits for the positive, then for each negative.
 
-    The file is read twice, first to find errors before anything is scored. A window of rows is held in memory.
-
-    Args:
-        data: Training file, in any format of :mod:`jcv2_trainer.data.records`.
-        out: JSON-lines file to write, see :func:`jcv2_trainer.mining.resumable.open_output`.
-        teacher: Hub name or folder of a cross-encoder.
-        settings: How to run the teacher.
-        trust_remote_code: Run the Python code in the teacher's repository.
-        device: Device to run the teacher on. Defaults to the best one available.
-        resume: Resume an interrupted run.
-        force: Replace ``out``.
-        progress: Called after each window.
+    The file is read twice, first to find errors before anything is scored. A window of rows is held in memory, after
+    each of which ``progress`` is called. For ``out``, ``resume`` and ``force``, see
+    :func:`~jcv2_trainer.mining.resumable.open_output`.
 
     Raises:
         DataError: A row is invalid. The first one is reported, before anything is written.
@@ -116,21 +105,17 @@ def score(
         **model_identity(teacher, "teacher"),
     }
     with open_output(out, identity, data=data, resume=resume, force=force) as output:
-        total = sum(1 for _ in _rows(data, 0))
+        total = sum(1 for _ in mendable_rows(data))
         if not total:
             raise DataError(f"{data} has no rows. Give a file of pairs or triplets.")
         model = load_teacher(teacher, settings, trust_remote_code=trust_remote_code, device=device)
-        for batch in _windows(_rows(data, output.rows), settings):
+        for batch in _windows(mendable_rows(data, output.rows), settings):
             written = _scored(batch, model, teacher, settings, output.counts)
             output.append(written, len(batch))
             if progress is not None:
                 progress(output.rows, total)
     counts = output.counts
     return ScoreReport(output.rows, output.resumed_at, counts["pairs"], counts["kept"], counts["lone"])
-
-
-def _rows(data: Path, skip: int) -> Iterator[dict[str, Any]]:
-    return sound_rows(data, skip=skip, needless=("scores",), passed=_PASSED)
 
 
 def _windows(rows: Iterator[dict[str, Any]], settings: ScoreRecipe) -> Iterator[list[dict[str, Any]]]:
@@ -152,7 +137,7 @@ def _is_kept(row: dict[str, Any], settings: ScoreRecipe) -> bool:
     """Return whether a row keeps its scores, which it has without errors."""
     if settings.overwrite or row.get("scores") is None:
         return False
-    return not any(fault.field.startswith("scores") for fault in row_faults(row))
+    return not any(fault.field.startswith("scores") for fault in validate(row, {})[1])
 
 
 def _scored(
@@ -199,9 +184,8 @@ def _logits(pairs: list[tuple[str, str]], model: CrossEncoder, teacher: str, bat
 def load_teacher(
     name: str, settings: ScoreRecipe, *, trust_remote_code: bool = False, device: str | None = None
 ) -> CrossEncoder:
-    """Load a cross-encoder that returns one logit per pair.
-
-    No pickle is read, and no remote code is run unless trusted.
+    """Load a cross-encoder that returns one logit per pair. No pickle is read, and no remote code is run unless
+    trusted.
 
     Raises:
         TeacherError: It cannot be loaded, is not such a cross-encoder, or needs its repository's code.

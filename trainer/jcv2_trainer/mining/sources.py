@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-
 from jcv2_plugin.documents import has_text
 from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.data.check import text_key
-from jcv2_trainer.data.lines import DataError
+from jcv2_trainer.data.reading import DataError, mendable_rows
 from jcv2_trainer.data.records import read_entries, sound_record
-from jcv2_trainer.mining.resumable import file_identity, model_identity, sound_rows
+from jcv2_trainer.mining.resumable import file_identity, model_identity
 
 if TYPE_CHECKING:
     from jcv2_plugin.collection.collection import ColbertCollection
     from jcv2_plugin.documents import Document
 
-PASSED = ("positive-as-negative", "duplicate-negatives", "score-count", "non-finite-score")
-"""Errors of a row that mining corrects."""
+
+Progress = Callable[[int], None]
 
 
 class Found(NamedTuple):
@@ -34,11 +30,11 @@ class Found(NamedTuple):
     positive_score: float
 
 
-class Finder(Protocol):
-    """Search for candidates."""
+Finder = Callable[[Sequence[str], Sequence[str], int, bool], list[Found]]
+"""Return the best passages for each query, and the score of its positive.
 
-    def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
-        """Return the ``k`` best passages for each query, and the score of its positive."""
+The arguments are queries, their positives, the number of passages for each, and whether to rank all documents.
+"""
 
 
 @runtime_checkable
@@ -48,16 +44,11 @@ class Source(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return what must stay the same to resume a run, as JSON."""
 
-    def opened(
-        self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None
-    ) -> AbstractContextManager[Finder]:
+    def opened(self, data: Path, lang: str, scratch: Path, progress: Progress | None) -> AbstractContextManager[Finder]:
         """Index what there is to index, for the duration of the ``with`` block.
 
-        Args:
-            data: The training file, whose passages are the corpus if there is no other.
-            lang: Language, for BM25.
-            scratch: Folder that an interrupted run keeps.
-            progress: Called with the number of passages indexed since the last call.
+        The passages of the training file are the corpus if there is no other. An interrupted run keeps ``scratch``.
+        ``progress`` gets the number of passages indexed since its last call.
         """
 
 
@@ -84,7 +75,7 @@ def passages(corpus: Path | None, data: Path) -> Iterator[str]:
 
 
 def _row_texts(data: Path) -> Iterable[str]:
-    for row in sound_rows(data, needless=("scores",), passed=PASSED):
+    for row in mendable_rows(data):
         yield row["positive"]
         yield from row.get("negatives") or []
 
@@ -112,14 +103,14 @@ class CollectionSource:
         return {"place": title, "model": schema.model, "dim": schema.dim, "documents": self.collection.count()}
 
     @contextmanager
-    def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
+    def opened(self, data: Path, lang: str, scratch: Path, progress: Progress | None) -> Iterator[Finder]:
         """See :class:`Source`."""
         if not self.collection.count():
             raise Jcv2Error(f"{self.collection.engine.title} has no documents. Index the corpus first.")
-        yield self
+        yield self.find
 
     def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
-        """See :class:`Finder`."""
+        """See :data:`Finder`."""
         found = self.collection.search_many(queries, k, exact=exact or None)
         scores: dict[int, float] = {}
         for row, (positive, hits) in enumerate(zip(positives, found, strict=True)):
@@ -154,7 +145,7 @@ class ModelSource:
         return {**model_identity(self.model), "dim": self.dim, "corpus files": file_identity(self.corpus)}
 
     @contextmanager
-    def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
+    def opened(self, data: Path, lang: str, scratch: Path, progress: Progress | None) -> Iterator[Finder]:
         """See :class:`Source`. Passages encoded by an interrupted run are in ``scratch`` and are not encoded again."""
         from jcv2_plugin.collection.collection import ColbertCollection
         from jcv2_plugin.documents import Document
@@ -173,7 +164,7 @@ class ModelSource:
 
         with collection:
             collection.ingest(documents(), progress=progress)
-            yield CollectionSource(collection)
+            yield CollectionSource(collection).find
 
 
 @dataclass(frozen=True)
@@ -187,59 +178,22 @@ class Bm25Source:
         return {"bm25": True, "corpus files": file_identity(self.corpus)}
 
     @contextmanager
-    def opened(self, data: Path, lang: str, scratch: Path, progress: Callable[[int], None] | None) -> Iterator[Finder]:
+    def opened(self, data: Path, lang: str, scratch: Path, progress: Progress | None) -> Iterator[Finder]:
         """See :class:`Source`."""
-        finder = _Bm25Finder(list(passages(self.corpus, data)), lang)
-        if progress is not None:
-            progress(len(finder.texts))
-        yield finder
+        from jcv2_plugin.evaluation.bm25 import Bm25Index, UnknownLanguageError
 
-
-class _Bm25Finder:
-    """BM25 index of texts, with the same scores as :func:`jcv2_plugin.evaluation.bm25.bm25_run`."""
-
-    def __init__(self, texts: list[str], lang: str) -> None:
-        import bm25s
-
-        from jcv2_plugin.evaluation.bm25 import K1, B, UnknownLanguageError, tokenizer_for
-
+        texts = list(passages(self.corpus, data))
         try:
-            self._tokenize = tokenizer_for(lang)
+            index = Bm25Index(texts, lang)
         except UnknownLanguageError as error:
             raise UnknownLanguageError(f"{error} Give the language of the passages with --lang.") from error
-        self.texts, self._k1, self._b = texts, K1, B
-        corpus = [self._tokenize(text) for text in texts]
-        self._mean_length = sum(map(len, corpus)) / len(corpus)
-        self._index: Any = None
-        if self._mean_length:
-            self._index = bm25s.BM25(k1=K1, b=B, method="lucene")
-            self._index.index(corpus, show_progress=False)
+        if progress is not None:
+            progress(len(texts))
 
-    def find(self, queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
-        """See :class:`Finder`."""
-        return [self._find(query, positive, k) for query, positive in zip(queries, positives, strict=True)]
+        def find(queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
+            return [
+                Found([(texts[place], score) for place, score in index.search(query, k)], index.score(query, positive))
+                for query, positive in zip(queries, positives, strict=True)
+            ]
 
-    def _find(self, query: str, positive: str, k: int) -> Found:
-        tokens = self._tokenize(query)
-        if self._index is None or not tokens:
-            return Found([], 0.0)
-        scores = self._index.get_scores(tokens)
-        best = np.argpartition(-scores, k)[:k] if k < len(scores) else np.arange(len(scores))
-        best = best[np.lexsort((best, -scores[best]))]
-        hits = [(self.texts[position], float(scores[position])) for position in best.tolist() if scores[position] > 0]
-        return Found(hits, self._score(tokens, positive))
-
-    def _score(self, query: list[str], text: str) -> float:
-        """Return the score that a text would have with the index's word statistics, even if it is not in the index."""
-        tokens = self._tokenize(text)
-        frequencies = Counter(tokens)
-        vocabulary, starts = self._index.vocab_dict, self._index.scores["indptr"]
-        norm = self._k1 * (1 - self._b + self._b * len(tokens) / self._mean_length)
-        score = 0.0
-        for token in query:
-            if (number := vocabulary.get(token)) is None or not (frequency := frequencies[token]):
-                continue
-            found_in = int(starts[number + 1] - starts[number])
-            weight = math.log(1 + (len(self.texts) - found_in + 0.5) / (found_in + 0.5))
-            score += weight * frequency / (norm + frequency)
-        return score
+        yield find

@@ -36,9 +36,7 @@ R = TypeVar("R", bound=Recipe)
 def load_recipe(
     kind: type[R], name: str, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> R:
-    """Load a packaged recipe, overridden by a YAML ``file`` and then by ``overrides``.
-
-    ``overrides`` that are None are ignored.
+    """Load a packaged recipe, overridden by a YAML ``file`` and then by ``overrides`` that are not None.
 
     Raises:
         RecipeError: The file cannot be read, or a field is unknown or out of range.

@@ -7,9 +7,8 @@ components (:mod:`jcv2_trainer.heads.principal`), which are a better starting po
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.heads.principal import captured, load_backbone, principal_heads, refuse_large, second_moment
 from jcv2_trainer.recipes.settings import PAPER_DIMS, Assembly
 from jcv2_trainer.training.card import TAGS, listed
-from jcv2_trainer.training.rotary import LOADING_ERRORS
-from jcv2_trainer.training.runs import REPORT, refuse_taken, versions
+from jcv2_trainer.training.rotary import load_weights, refuse_lost
+from jcv2_trainer.training.runs import refuse_taken, versions, write_report
 
 __all__ = ["PAPER_DIMS", "Assembly", "AssemblyReport", "add_markers", "assemble"]
 
@@ -114,20 +113,17 @@ def assemble(
     with new_folder(out, partial(refuse_taken, force=force)) as folder:
         encoder.save_pretrained(str(folder), create_model_card=False)
         (folder / "README.md").write_text(_card(report), encoding="utf-8")
-        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        write_report(folder, report)
     return report
 
 
 def add_markers(transformer: Transformer) -> list[str]:
-    """Add the two markers to the tokenizer and the embeddings if they are missing, in place.
+    """Add the two markers to the tokenizer and the embeddings if they are missing, in place, and return the new ones.
 
     A new marker is initialised as the separator (``[SEP]``, ``</s>``), which disturbs the hidden states of the other
     tokens least. Before 60 English paragraphs, with all-MiniLM-L6-v2, their mean cosine to the states without a marker
     was 0.996. It was 0.970 with the mean of all embeddings or ``[CLS]``, and 0.87 with ``[MASK]``. Both markers may
     start alike, as each has its own gradients.
-
-    Returns:
-        The markers that were added to the vocabulary.
 
     Raises:
         ModelLayoutError: The tokenizer cannot keep a marker as one token.
@@ -180,7 +176,8 @@ def _load(backbone: str) -> Transformer:
         torch.manual_seed(0)  # a missing pooler is random, and should be the same each time
         transformer = load_backbone(backbone)
     if shipped_model(backbone) is None:
-        _refuse_incomplete(folder)
+        # transformers would initialise missing weights at random. A missing pooler is fine.
+        refuse_lost(folder, (name for name in load_weights(AutoModel, folder)[1] if "pooler" not in name))
     model: Any = transformer.model
     model.float()
     if getattr(transformer.tokenizer, "mask_token_id", None) is None:
@@ -201,20 +198,6 @@ def _refuse_heads(folder: Path) -> None:
         raise TrainingError(
             f"{folder} is already an encoder with heads. Train it with: jcv2-finetune pairs --model {folder}. Its "
             "option --dims adds heads."
-        )
-
-
-def _refuse_incomplete(folder: Path) -> None:
-    """Raise if weights are missing, which transformers would initialise at random. A missing pooler is fine."""
-    try:
-        _, info = AutoModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
-    except LOADING_ERRORS as error:
-        raise ModelLayoutError(f"{folder} cannot be read as a transformers model: {error}") from error
-    if lost := sorted(name for name in info["missing_keys"] if "pooler" not in name):
-        raise ModelLayoutError(
-            f"{folder} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
         )
 
 

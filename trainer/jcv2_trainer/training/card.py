@@ -1,13 +1,17 @@
-"""Write the model card of a trained model, with a chart of quality by dimension."""
+"""Report on a training run, in ``training.json``, and in the model card with a chart of quality by dimension."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from jcv2_plugin.console import name
-from jcv2_trainer.training.report import TrainingReport
+from jcv2_plugin.evaluation.study.base import Chart, Interval
+from jcv2_plugin.evaluation.study.charts import svg
+from jcv2_trainer.training.runs import versions
 
 CURVE = "curve.svg"
 TAGS = """---
@@ -20,7 +24,33 @@ tags:
 """
 """Start of a card's metadata, which a line of dashes ends."""
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 360, 64, 24, 40, 64
+
+@dataclass
+class TrainingReport:
+    """Data, recipe and results of a run.
+
+    ``skipped`` counts rows by reason. ``before`` and ``after`` are nDCG@10 on the dev set by dimension, of the initial
+    model (new heads as initialised) and of the saved weights, which are those of ``best_step``.
+    """
+
+    model: str
+    stage: str
+    rows: int
+    skipped: dict[str, int]
+    data: dict[str, Any]
+    dev: dict[str, Any]
+    recipe: dict[str, Any]
+    added_dims: tuple[int, ...] = ()
+    steps: int = 0
+    best_step: int = 0
+    before: dict[int, float] = field(default_factory=dict)
+    after: dict[int, float] = field(default_factory=dict)
+    pooled_before: dict[str, dict[int, float]] = field(default_factory=dict)
+    """The same as ``before`` with pooled passages, by token pooling factor. 1 is not among them."""
+    pooled_after: dict[str, dict[int, float]] = field(default_factory=dict)
+    finished: bool = True
+    history: list[dict[str, float]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=versions)
 
 
 def write_card(folder: Path, report: TrainingReport) -> None:
@@ -125,39 +155,10 @@ With the token vectors of passages pooled (`pool_factor` of a collection):
 {rows}"""
 
 
-def curve(before: Mapping[int, float], after: Mapping[int, float], title: str = "nDCG@10 by dimension") -> str:
-    """Return an SVG chart of quality by dimension before and after training, with dimensions evenly spaced."""
-    dims = sorted(after)
-    values = [*before.values(), *after.values()]
-    margin = max((max(values) - min(values)) * 0.15, 0.005)
-    low, high = min(values) - margin, min(1.0, max(values) + margin)
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    step = (_WIDTH - _LEFT - _RIGHT - 48) / max(1, len(dims) - 1)
-    x = {dim: _LEFT + 24 + number * step if len(dims) > 1 else middle for number, dim in enumerate(dims)}
-
-    def y(value: float) -> float:
-        return _TOP + (high - value) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-
-    def text(left: float, top: float, words: str, more: str = 'text-anchor="middle"') -> str:
-        return f'<text x="{left:.1f}" y="{top:.1f}" {more}>{escape(words)}</text>'
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        f'font-size="12" role="img" aria-label="{escape(title)}">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        text(_LEFT, 22, title, 'font-size="15" font-weight="bold"'),
-        text(middle, _HEIGHT - 8, "dimension, and bytes a token in float16"),
-    ]
-    for value in (low + (high - low) * share / 4 for share in range(5)):
-        ends = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"'
-        parts += [f'<line {ends} stroke="#ddd"/>', text(_LEFT - 8, y(value) + 4, f"{value:.3f}", 'text-anchor="end"')]
-    for dim in dims:
-        parts += [text(x[dim], _HEIGHT - _BOTTOM + 20, f"{dim}"), text(x[dim], _HEIGHT - _BOTTOM + 36, f"{2 * dim} B")]
-    for label, figures, colour, legend in (("start", before, "#999999", 456), ("trained", after, "#0b6e4f", 536)):
-        points = [(x[dim], y(figures[dim])) for dim in dims if dim in figures]
-        path = " ".join(f"{left:.1f},{top:.1f}" for left, top in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        dots = [*points, (legend, 18.0)] if points else []
-        parts += [f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="{colour}"/>' for left, top in dots]
-        parts.append(text(legend + 8, 22, label, ""))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+def curve(before: Mapping[int, float], after: Mapping[int, float]) -> str:
+    """Return an SVG chart of quality by dimension (and its bytes a token in float16) before and after training."""
+    series = {
+        label: {f"{dim} ({2 * dim} B)": Interval(value, value, value) for dim, value in sorted(figures.items())}
+        for label, figures in (("trained", after), ("start", before))
+    }
+    return svg(Chart("nDCG@10 by dimension", "nDCG@10, by dimension (bytes a token in float16)", series))

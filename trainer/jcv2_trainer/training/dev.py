@@ -22,9 +22,9 @@ from jcv2_plugin.evaluation.metrics import Metrics, measure_run, run_of
 from jcv2_trainer.data.check import text_key
 from jcv2_trainer.data.datasets_io import split_dev
 from jcv2_trainer.data.lines import DataError
-from jcv2_trainer.data.rows import read_rows
+from jcv2_trainer.data.reading import read_rows
 from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.card import TrainingReport
 from jcv2_trainer.training.requests import Request
 
 _DOCUMENTS_AT_A_TIME = 512
@@ -54,12 +54,9 @@ class DevSet:
     ) -> DevSet:
         """Turn training rows into a small retrieval task: find the positive among all their positives and negatives.
 
-        Args:
-            rows: Rows with ``query``, ``positive`` and ``negatives``.
-            also: Rows whose positives are relevant too, if their query is one of ``rows``.
-            distractors: Passages to add while there are fewer than ``fill``. Among the positives of a few pairs alone,
-                every model finds the right one.
-            fill: Number of passages up to which distractors are added.
+        The positives of the rows ``also`` are relevant too, if their query is one of ``rows``. Distractors are added
+        while there are fewer than ``fill`` passages: among the positives of a few pairs alone, every model finds the
+        right one.
         """
         queries: dict[str, str] = {}
         documents: dict[str, str] = {}

@@ -8,18 +8,15 @@ time.
 from __future__ import annotations
 
 import json
-import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -29,20 +26,11 @@ from transformers.trainer_callback import PrinterCallback
 from jcv2_plugin.errors import ModelLayoutError
 from jcv2_plugin.files import new_folder
 from jcv2_trainer.data.mlm import IGNORED, Rows, WordMasker, pack, text_files, tokenizer_digest
-from jcv2_trainer.errors import TrainingError
-from jcv2_trainer.mining.resumable import is_out_of_memory
-from jcv2_trainer.recipes.mlm_settings import MlmRecipe
+from jcv2_trainer.errors import TrainingError, out_of_memory
+from jcv2_trainer.recipes.settings import MlmRecipe
 from jcv2_trainer.training.rotary import load_masked_lm, read_config
-from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, sole_writer, versions
-from jcv2_trainer.training.trainer import (
-    TRAINABLE,
-    StopOnSignal,
-    blown_up,
-    check_finite,
-    last_checkpoint,
-    load_trainable,
-    trainable,
-)
+from jcv2_trainer.training.runs import RunFolder, refuse_taken, sole_writer, versions, write_report
+from jcv2_trainer.training.trainer import SmallCheckpoints, StopOnSignal, arguments_of, check_finite
 
 __all__ = ["MlmRecipe", "MlmReport", "train_mlm"]
 
@@ -54,18 +42,7 @@ _FREE = {"batch_size", "accumulate", "bf16", "gradient_checkpointing", "save_eve
 class MlmReport:
     """Result of masked-language training, as in ``training.json`` in the model folder.
 
-    Attributes:
-        model: The initial model.
-        texts: Names of the text files.
-        documents: Number of documents in them.
-        tokens: Number of tokens in the documents.
-        sequences: Number of sequences trained on.
-        held_out: Number of held-out sequences.
-        recipe: The settings.
-        start_loss: Loss of the initial model on the held-out sequences, in nats per masked token.
-        final_loss: The same loss after training. None if training was interrupted.
-        finished: False if training was interrupted.
-        history: Loss, learning rate and gradient norm by step.
+    The losses are those of the held-out sequences, in nats per masked token.
     """
 
     model: str
@@ -94,7 +71,7 @@ def train_mlm(
     force: bool = False,
     on_step: Callable[[int, int], object] | None = None,
 ) -> MlmReport:
-    """Train a masked-language model on texts, and write it to a new folder.
+    """Train a masked-language model on texts, and write it to a new folder, which is either complete or absent.
 
     During training, checkpoints, the packed texts and ``log.jsonl`` are in ``<out>.run``. Ctrl-C ends training after
     the current step, with a checkpoint. Progress bars are shown on a terminal, and nothing is printed in a pipe.
@@ -103,10 +80,10 @@ def train_mlm(
         texts: Text files, see :func:`~jcv2_trainer.data.mlm.read_texts`.
         model: Folder of a transformers model with a masked-language head, such as
             :func:`~jcv2_trainer.training.rotary.to_rotary` writes. No remote code is run, and no pickle is read.
-        out: Output folder, which is either complete or absent.
+        out: Output folder.
         settings: The recipe.
-        resume: Resume an interrupted run from its last complete checkpoint. Model, texts and settings must be the same.
-            The result is that of an uninterrupted run.
+        resume: Resume an interrupted run of the same model, texts and settings from its last complete checkpoint. The
+            result is that of an uninterrupted run.
         force: Replace the result of a training in ``out``, and restart an unfinished run.
         on_step: Called after each step with its number and the total number of steps.
 
@@ -116,51 +93,37 @@ def train_mlm(
         DataError: A file cannot be read, or there is too little text.
         TrainingError: ``out`` is taken, there is no such run to resume, or memory runs out.
     """
-    out = out.expanduser().absolute()
+    out, model = out.expanduser().absolute(), model.expanduser()
     refuse_taken(out, force)
-    with sole_writer(out):
-        return _train_mlm(texts, model.expanduser(), out, settings, resume=resume, force=force, on_step=on_step)
-
-
-def _train_mlm(
-    texts: Sequence[Path],
-    model: Path,
-    out: Path,
-    settings: MlmRecipe,
-    *,
-    resume: bool,
-    force: bool,
-    on_step: Callable[[int, int], object] | None,
-) -> MlmReport:
-    network, tokenizer = _load(model, settings)
-    files = text_files(texts)
-    arguments = _arguments(out.with_name(f"{out.name}.run"), settings)
-    identity = {
-        "stage": "mlm",
-        "model": str(model.resolve()),
-        "texts": files,
-        "tokenizer": tokenizer_digest(tokenizer),
-        "sequences per step": settings.batch_size * settings.accumulate * arguments.world_size,
-        **settings.model_dump(exclude=_FREE),
-    }
-    with arguments.main_process_first(desc="packing the texts"):
-        run = RunFolder.open(out, identity, resume=resume, force=force)
-        cache = run.folder / "texts"
-        packed, counts = pack(texts, tokenizer, settings.sequence_length, settings.whole_word, cache)
-    order = np.random.default_rng(settings.seed).permutation(len(packed))
-    held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
-    train_rows, dev_rows = (Rows(packed, np.sort(part), settings.seed) for part in (order[held_out:], order[:held_out]))
-    report = MlmReport(
-        model=str(model),
-        texts=[str(name) for name, _ in files],
-        documents=counts["documents"],
-        tokens=counts["tokens"],
-        sequences=len(train_rows),
-        held_out=len(dev_rows),
-        recipe=settings.model_dump(),
-    )
-    stop = StopOnSignal()
-    with _memory_hint(settings):
+    with sole_writer(out), out_of_memory(TrainingError(_memory_hint(settings))):
+        network, tokenizer = _load(model, settings)
+        files = text_files(texts)
+        on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+        arguments = TrainingArguments(
+            **arguments_of(settings, out.with_name(f"{out.name}.run"), on_cpu),
+            save_steps=settings.save_every,
+            remove_unused_columns=False,
+            report_to=[],
+            ddp_find_unused_parameters=False,
+        )
+        identity = {
+            "stage": "mlm",
+            "model": str(model.resolve()),
+            "texts": files,
+            "tokenizer": tokenizer_digest(tokenizer),
+            "sequences per step": settings.batch_size * settings.accumulate * arguments.world_size,
+            **settings.model_dump(exclude=_FREE),
+        }
+        with arguments.main_process_first(desc="packing the texts"):
+            run = RunFolder.open(out, identity, resume=resume, force=force)
+            cache = run.folder / "texts"
+            packed, counts = pack(texts, tokenizer, settings.sequence_length, settings.whole_word, cache)
+        order = np.random.default_rng(settings.seed).permutation(len(packed))
+        held_out = min(settings.dev_size, max(1, round(settings.dev_share * len(order))))
+        train_rows, dev_rows = (
+            Rows(packed, np.sort(part), settings.seed) for part in (order[held_out:], order[:held_out])
+        )
+        stop = StopOnSignal()
         trainer = _Trainer(
             model=network,
             args=arguments,
@@ -169,33 +132,35 @@ def _train_mlm(
             callbacks=[_Watch(train_rows, run, on_step), stop],
         )
         trainer.remove_callback(PrinterCallback)
-        _run(trainer, dev_rows, run, report, stop, resume)
-    if report.finished and trainer.is_world_process_zero():
-        with new_folder(run.out, partial(refuse_taken, force=force)) as folder:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-        run.clear()
-    trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.wait_for_everyone()
+        before = run.once("before.json", lambda: {"loss": held_out_loss(trainer, dev_rows)}, {"loss": 0.0})
+        with stop:
+            trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
+        steps, network = trainer.state.global_step, trainer.accelerator.unwrap_model(trainer.model)
+        report = MlmReport(
+            model=str(model),
+            texts=[str(name) for name, _ in files],
+            documents=counts["documents"],
+            tokens=counts["tokens"],
+            sequences=len(train_rows),
+            held_out=len(dev_rows),
+            recipe=settings.model_dump(),
+            steps=steps,
+            start_loss=before["loss"],
+            finished=steps >= trainer.state.max_steps,
+            history=[dict(one) for one in trainer.state.log_history],
+        )
+        if report.finished:
+            check_finite(network, steps)
+            report.final_loss = held_out_loss(trainer, dev_rows)
+        if report.finished and trainer.is_world_process_zero():
+            with new_folder(run.out, partial(refuse_taken, force=force)) as folder:
+                network.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                write_report(folder, report)
+            run.clear()
+        trainer.accelerator.wait_for_everyone()
     return report
-
-
-def _run(trainer: Trainer, dev_rows: Rows, run: RunFolder, report: MlmReport, stop: StopOnSignal, resume: bool) -> None:
-    """Train, measure the loss before and after, and fill in the report."""
-    trainer.accelerator.wait_for_everyone()
-    if (before := run.read("before.json", {"loss": 0.0})) is None:
-        before = {"loss": held_out_loss(trainer, dev_rows)}
-        run.write("before.json", before)
-    report.start_loss = before["loss"]
-    checkpoint = last_checkpoint(run.folder) if resume else None
-    with stop:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    report.steps = trainer.state.global_step
-    report.finished = report.steps >= trainer.state.max_steps
-    report.history = [dict(one) for one in trainer.state.log_history]
-    if report.finished:
-        check_finite(trainer.accelerator.unwrap_model(trainer.model), report.steps)
-        report.final_loss = held_out_loss(trainer, dev_rows)
 
 
 def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
@@ -223,10 +188,6 @@ def _load(folder: Path, settings: MlmRecipe) -> tuple[Any, Any]:
             f"sequence_length is {settings.sequence_length}, and {folder} has {positions} positions. "
             f"Give --sequence-length {positions} or less, or convert with larger --max-positions."
         )
-    if settings.gradient_checkpointing:
-        # transformers 5.24 renames it, and warns about the old name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
     _predict_masked_only(model)
     return model, tokenizer
 
@@ -252,58 +213,12 @@ def _predict_masked_only(model: Any) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def _arguments(folder: Path, settings: MlmRecipe) -> TrainingArguments:
-    on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    bf16 = settings.bf16 if settings.bf16 is not None else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup,
-        lr_scheduler_type=settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
-        max_grad_norm=settings.max_grad_norm,
-        bf16=bf16,
-        eval_strategy="no",
-        save_strategy="steps",
-        save_steps=settings.save_every,
-        save_total_limit=settings.keep_checkpoints,
-        logging_steps=settings.log_every,
-        logging_first_step=True,
-        remove_unused_columns=False,
-        report_to=[],
-        seed=settings.seed,
-        disable_tqdm=not sys.stderr.isatty(),
-        ddp_find_unused_parameters=False,
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-    )
-
-
-class _Trainer(Trainer):
+class _Trainer(SmallCheckpoints, Trainer):
     """transformers' ``Trainer``, with checkpoints that hold the parameters under their own names.
 
     transformers' version writes the names of the published file, but reads the parameters' own names. A model with
     Jina's architecture would therefore resume with its initial weights, with only a warning.
     """
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(*args, **kwargs)
-        if not bool(torch.isfinite((loss[0] if isinstance(loss, tuple) else loss).detach())):
-            raise blown_up("loss", self.state.global_step)
-        return loss
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        network = self.accelerator.unwrap_model(self.model)
-        (folder / TRAINABLE).write_bytes(save(trainable(network), metadata={"format": "pt"}))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trainable(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
 
 class _Watch(TrainerCallback):
@@ -346,19 +261,12 @@ def held_out_loss(trainer: Trainer, rows: Rows) -> float:
     return loss / max(1, tokens)
 
 
-@contextmanager
-def _memory_hint(settings: MlmRecipe) -> Iterator[None]:
-    """Convert out-of-memory errors to one that says which settings to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        half = max(1, settings.batch_size // 2)
-        more = settings.accumulate * -(-settings.batch_size // half)
-        raise TrainingError(
-            f"Out of memory at --batch-size {settings.batch_size}. Try, in this order: --batch-size {half} with "
-            f"--accumulate {more} (as many sequences per step); --gradient-checkpointing; --bf16, if the GPU supports "
-            f"it; a --sequence-length below {settings.sequence_length}. If there is a checkpoint, you can continue "
-            "from it with --resume, unless you change --sequence-length. Otherwise start again with --force."
-        ) from error
+def _memory_hint(settings: MlmRecipe) -> str:
+    half = max(1, settings.batch_size // 2)
+    more = settings.accumulate * -(-settings.batch_size // half)
+    return (
+        f"Out of memory at --batch-size {settings.batch_size}. Try, in this order: --batch-size {half} with "
+        f"--accumulate {more} (as many sequences per step); --gradient-checkpointing; --bf16, if the GPU supports "
+        f"it; a --sequence-length below {settings.sequence_length}. If there is a checkpoint, you can continue "
+        "from it with --resume, unless you change --sequence-length. Otherwise start again with --force."
+    )

@@ -1,31 +1,30 @@
-"""Prepare an encoder for training: its projection heads, and which parameters are trained."""
+"""Prepare an encoder for training: its projection heads, LoRA (by peft), and which parameters are trained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.encoder.loading import keep_heads
+from jcv2_plugin.errors import Jcv2Error
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.heads.matryoshka import TiedHeads, with_dims
 from jcv2_trainer.heads.principal import second_moment
 from jcv2_trainer.recipes.settings import TrainingRecipe
-from jcv2_trainer.training.lora import add_lora, merge_lora
 
 _MOMENT_TEXTS = 1000
 
 
 def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset) -> tuple[int, ...]:
-    """Add or tie heads, and add LoRA or freeze the backbone, as the recipe says, in place.
+    """Add or tie heads, and add LoRA or freeze the backbone, as the recipe says, in place. Return the added dimensions.
 
     If heads are added or tied, the hidden states of a sample of the training rows determine how.
-
-    Returns:
-        The dimensions that were added.
 
     Raises:
         TrainingError: The encoder has no linear heads, or a dimension is too large for it.
@@ -54,13 +53,8 @@ def prepare(encoder: JinaColbertEncoder, settings: TrainingRecipe, rows: Dataset
 def interpolate(encoder: JinaColbertEncoder, start: Mapping[str, Tensor], share: float) -> None:
     """Interpolate between the initial and the trained parameters, in place (WiSE-FT, arXiv 2109.01903).
 
-    For LoRA, only the second matrices are interpolated. They are zero at the start, so their products move along the
-    same line.
-
-    Args:
-        encoder: The trained encoder, before :func:`finish`.
-        start: The initial parameters, from :func:`~jcv2_trainer.training.trainer.trainable`.
-        share: 0 gives the initial model, 1 the trained one.
+    A ``share`` of 0 gives the initial model, 1 the trained one. For LoRA, only the second matrices are interpolated.
+    They are zero at the start, so their products move along the same line.
     """
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
@@ -97,3 +91,56 @@ def _sample(rows: Dataset) -> Sequence[str]:
     step = max(1, len(rows) * 2 // _MOMENT_TEXTS)
     chosen = rows.select(range(0, len(rows), step))
     return [*chosen["positive"], *chosen["query"]]
+
+
+def add_lora(backbone: nn.Module, rank: int, dropout: float = 0.0) -> list[str]:
+    """Freeze a transformers model and add LoRA matrices of scale 1 to its linear layers, except a pooler's, in place.
+
+    Returns:
+        Names of the layers.
+
+    Raises:
+        Jcv2Error: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise Jcv2Error("LoRA needs peft: pip install 'jcv2-plugin[train]', or train without --lora.") from error
+    names = [
+        name for name, module in backbone.named_modules() if isinstance(module, nn.Linear) and "pooler" not in name
+    ]
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=names)
+    inject_adapter_in_model(config, backbone)
+    return names
+
+
+def merge_lora(backbone: nn.Module) -> None:
+    """Merge the LoRA matrices into their layers and remove them, which leaves a plain model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, layer.get_base_layer())
+
+
+def save_lora(backbone: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the LoRA matrices in peft's layout, before they are merged."""
+    from peft import LoraConfig
+
+    tensors = {
+        f"base_model.model.{name.replace('.default.', '.')}": parameter.detach().to("cpu", dtype).contiguous()
+        for name, parameter in backbone.named_parameters()
+        if ".lora_" in name
+    }
+    layers = sorted({name.split("base_model.model.")[1].split(".lora_")[0] for name in tensors})
+    rank = next(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name)
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=layers, task_type="FEATURE_EXTRACTION", inference_mode=True
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))

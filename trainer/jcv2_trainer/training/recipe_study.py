@@ -48,20 +48,9 @@ _DEV_SHARE = 0.2
 class RecipeStudy:
     """Study of training recipes, see :class:`jcv2_plugin.evaluation.study.base.Study`.
 
-    Attributes:
-        model: Name or folder of the initial model.
-        pairs: A file of pairs.
-        triplets: A file of triplets.
-        dims: Dimensions to train; those of the model if empty.
-        lang: Use only rows in this language.
-        trained: What is trained: the heads alone, LoRA matrices too, or everything.
-        steps: Optimiser steps of each route, which two stages share.
-        batch_size: Rows per step.
-        negatives: Maximum hard negatives per triplet.
-        document_length: Maximum tokens per passage in training. Defaults to the model's.
-        queries: Maximum number of dev queries.
-        seeds: Number of training runs per route.
-        device: See :meth:`JinaColbertEncoder.from_pretrained`.
+    ``dims`` are those of the model by default. ``trained``: the heads alone, LoRA matrices too, or everything.
+    ``steps`` are those of a route, which two stages share. ``document_length`` is in tokens, and ``seeds`` counts the
+    runs of a route.
     """
 
     model: str

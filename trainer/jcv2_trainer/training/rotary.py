@@ -9,6 +9,7 @@ unchanged. The result has never seen rotary positions, and needs masked-language
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,8 @@ _NAMES = {
 class Conversion:
     """Result of :func:`to_rotary`.
 
-    Attributes:
-        out: The new folder.
-        model_type: Model type of the source.
-        parameters: Number of parameters of the new model, including its masked-language head.
-        fresh_head: Whether the source had no masked-language head, and an untrained one was added.
-        notes: Notes for the user, a sentence each.
+    ``model_type`` is that of the source, which had no masked-language head if ``fresh_head``. ``notes`` are for the
+    user.
     """
 
     out: Path
@@ -80,8 +77,8 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
     Args:
         source: Folder of a BERT, RoBERTa, CamemBERT or XLM-RoBERTa, with or without a masked-language head.
         out: A new or empty folder.
-        rope_theta: Base of the rotary frequencies. jina-colbert-v2 uses 10000.
-        max_positions: Maximum text length of the model and its tokenizer, in tokens. jina-colbert-v2 uses 8194.
+        rope_theta: Base of the rotary frequencies.
+        max_positions: Maximum text length of the model and its tokenizer, in tokens.
 
     Raises:
         ModelNotFoundError: ``source`` is not a folder.
@@ -98,10 +95,7 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
     raw = _checked_config(source)
     with new_folder(out) as folder:
         old, tokenizer, missing = load_masked_lm(source)
-        if lost := sorted(name for name in missing if not name.startswith(("lm_head.", "cls."))):
-            raise ModelLayoutError(
-                f"{source} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
-            )
+        refuse_lost(source, (name for name in missing if not name.startswith(("lm_head.", "cls."))))
         if (width := old.config.hidden_size // old.config.num_attention_heads) % 2:
             raise ModelLayoutError(
                 f"{source}: its attention heads have {width} components, and rotation needs an even number."
@@ -132,11 +126,7 @@ def to_rotary(source: Path, out: Path, *, rope_theta: float = 10000.0, max_posit
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a local folder, without remote code.
-
-    Raises:
-        ModelLayoutError: The folder has no readable tokenizer.
-    """
+    """Load the tokenizer of a local folder, without remote code. One that cannot be read is a ``ModelLayoutError``."""
     # Without these files, transformers would create a tokenizer without a vocabulary.
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise ModelLayoutError(f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}). Copy its files there.")
@@ -190,29 +180,41 @@ def _checked_config(source: Path) -> dict[str, Any]:
 
 
 def load_masked_lm(folder: Path, dtype: Any = "auto") -> tuple[Any, Any, set[str]]:
-    """Load a masked-language model without remote code, and its tokenizer.
+    """Load a masked-language model without remote code, its tokenizer, and the names of the weights that it lacks.
 
-    Returns:
-        The model, the tokenizer, and the names of the weights that the folder lacks. These are drawn at random, the
-        same at each call.
+    These are drawn at random, the same at each call.
 
     Raises:
         ModelLayoutError: One of them cannot be read, or they do not belong together.
     """
     tokenizer = load_tokenizer(folder)
-    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model, info = AutoModelForMaskedLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
-    except LOADING_ERRORS as error:
-        raise ModelLayoutError(f"{folder} cannot be read as a transformers model: {first_line(error)}") from error
+    model, missing = load_weights(AutoModelForMaskedLM, folder, dtype=dtype)
     if len(tokenizer) > model.config.vocab_size:
         raise ModelLayoutError(
             f"{folder}: the tokenizer has {len(tokenizer):,} tokens, and the model embeddings of only "
             f"{model.config.vocab_size:,}. They do not belong together. Copy the folder again."
         )
-    return model, tokenizer, set(info["missing_keys"])
+    return model, tokenizer, missing
+
+
+def load_weights(kind: Any, folder: Path, **options: Any) -> tuple[Any, set[str]]:
+    """Load a model by a transformers class, and return the names of the weights that the folder lacks too."""
+    options |= {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except LOADING_ERRORS as error:
+        raise ModelLayoutError(f"{folder} cannot be read as a transformers model: {first_line(error)}") from error
+    return model, set(info["missing_keys"])
+
+
+def refuse_lost(folder: Path, names: Iterable[str]) -> None:
+    """Raise ``ModelLayoutError`` if there are names of weights that a folder lacks."""
+    if lost := sorted(names):
+        raise ModelLayoutError(
+            f"{folder} lacks weights: {', '.join(lost[:3])} ({len(lost)} in all). Copy the whole folder again."
+        )
 
 
 def _renamed(name: str) -> str:

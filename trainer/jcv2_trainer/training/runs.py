@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, out: Path, identity: Mapping[str, Any], *, resume: bool, force: bool) -> RunFolder:
-        """Create the folder, or open that of an unfinished run.
+        """Create the folder, or open that of an unfinished run of the same ``identity``.
 
         Checkpoints after the one to resume from, which are damaged or incomplete, are renamed to ``damaged-*``.
-
-        Args:
-            out: Output folder of the result.
-            identity: What must stay the same to resume a run (:func:`~jcv2_trainer.mining.resumable.difference`).
-            resume: Resume from the last checkpoint.
-            force: Replace a result, and restart an unfinished run.
 
         Raises:
             TrainingError: ``out`` is taken, there is an unfinished run, or (with ``resume``) there is none, a different
@@ -83,12 +77,7 @@ class RunFolder:
     def read(self, name: str, like: Any) -> Any:
         """Read a JSON file in the folder. Return None if it does not exist.
 
-        Args:
-            name: Name of the file.
-            like: An example of its content. A dict's values are like those of the same keys.
-
-        Raises:
-            TrainingError: The file is damaged.
+        ``like`` is an example of its content. Anything else is damage, a ``TrainingError``.
         """
         path = self.folder / name
         try:
@@ -102,6 +91,14 @@ class RunFolder:
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file atomically."""
         write_atomically(self.folder / name, json.dumps(value, indent=1) + "\n")
+
+    def once(self, name: str, measure: Callable[[], Any], like: Any) -> Any:
+        """Return what is measured on the initial model, and is read from a file when a run is resumed."""
+        if (known := self.read(name, like)) is None:
+            known = measure()
+            if is_first_process():
+                self.write(name, known)
+        return known
 
     def clear(self) -> None:
         """Delete the folder, once the result is written."""
@@ -148,12 +145,7 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 
 def refuse_taken(out: Path, force: bool) -> None:
-    """Raise if writing to ``out`` would overwrite anything but the result of a training.
-
-    Raises:
-        TrainingError: ``out`` is a file, contains something other than a trained model, or (without ``force``)
-            anything.
-    """
+    """Raise ``TrainingError`` if ``out`` holds anything but the result of a training, or that and no ``force``."""
     if out.exists() and not out.is_dir():
         raise TrainingError(f"{out} is not a folder. Choose another --out.")
     if not out.exists() or not any(out.iterdir()):
@@ -164,6 +156,11 @@ def refuse_taken(out: Path, force: bool) -> None:
         raise TrainingError(
             f"{out} already contains a trained model. Choose another --out, or replace it with --force."
         )
+
+
+def write_report(folder: Path, report: Any) -> None:
+    """Write a report, a dataclass, to a model folder."""
+    (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

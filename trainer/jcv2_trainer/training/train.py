@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,26 +20,23 @@ from jcv2_plugin.errors import Jcv2Error
 from jcv2_plugin.files import new_folder
 from jcv2_trainer.data.collator import PackedCollator
 from jcv2_trainer.data.datasets_io import training_dataset
-from jcv2_trainer.data.rows import OnBad
-from jcv2_trainer.errors import TrainingError
+from jcv2_trainer.data.reading import OnBad
+from jcv2_trainer.errors import TrainingError, out_of_memory
 from jcv2_trainer.loss.calibration import best_scale
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
-from jcv2_trainer.mining.resumable import is_out_of_memory
-from jcv2_trainer.processes import is_first_process
 from jcv2_trainer.recipes.settings import TrainingRecipe
-from jcv2_trainer.training.card import write_card
+from jcv2_trainer.training.card import TrainingReport, write_card
 from jcv2_trainer.training.dev import DevEvaluator, metric_name, split
-from jcv2_trainer.training.lora import save_lora
-from jcv2_trainer.training.prepare import finish, interpolate, prepare
-from jcv2_trainer.training.report import TrainingReport
+from jcv2_trainer.training.prepare import finish, interpolate, prepare, save_lora
 from jcv2_trainer.training.requests import Request
-from jcv2_trainer.training.runs import REPORT, RunFolder, refuse_taken, sole_writer
+from jcv2_trainer.training.runs import RunFolder, refuse_taken, sole_writer, write_report
 from jcv2_trainer.training.trainer import (
     STATE,
     ColbertTrainer,
     Course,
     LogLines,
     StopOnSignal,
+    arguments_of,
     check_finite,
     finite,
     load_trainable,
@@ -65,13 +59,8 @@ def train(request: Request) -> TrainingReport:
         TrainingError: The data does not fit the stage, ``out`` is taken, the run cannot be resumed, or memory runs out.
         Jcv2Error: The model cannot be loaded.
     """
-    try:
-        with sole_writer(request.out):
-            return _train(request)
-    except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise TrainingError(memory_hint(request.settings)) from error
-        raise
+    with sole_writer(request.out), out_of_memory(TrainingError(memory_hint(request.settings))):
+        return _train(request)
 
 
 def _train(request: Request) -> TrainingReport:
@@ -91,13 +80,13 @@ def _train(request: Request) -> TrainingReport:
     factors = (1.0, *(factor for factor in settings.pool_factors if factor > 1))
     if evaluator is not None:
         like = {f"{factor:g}": dict.fromkeys(map(str, encoder.dims), 0.0) for factor in factors}
-        before = _once(run, "before.json", lambda: evaluator.pooled_ndcg(encoder, factors), like)
+        before = run.once("before.json", lambda: evaluator.pooled_ndcg(encoder, factors), like)
         # From a file, dimensions are strings.
         before = {factor: {int(dim): value for dim, value in own.items()} for factor, own in before.items()}
         report.before, report.pooled_before = before.pop("1"), before
     collator = _collator(encoder, settings, everything)
     if settings.scale is None:
-        scale = _once(run, "scale.json", lambda: best_scale(encoder, rows, request.settings, collator), 0.0)
+        scale = run.once("scale.json", lambda: best_scale(encoder, rows, request.settings, collator), 0.0)
         settings = settings.model_copy(update={"scale": float(scale)})
         report.recipe = settings.model_dump()
     stop = StopOnSignal()
@@ -124,8 +113,7 @@ def load(request: Request) -> JinaColbertEncoder:
     """Load the initial encoder in float32, since optimisers lose small steps in half precision.
 
     Raises:
-        TrainingError: The model is a backbone without heads.
-        Jcv2Error: The model cannot be loaded.
+        TrainingError: The model is a backbone without heads, or cannot be loaded.
     """
     options: dict[str, Any] = {name: getattr(request, name) for name in ("revision", "device", "attn_implementation")}
     try:
@@ -150,14 +138,8 @@ def build_trainer(
 ) -> ColbertTrainer:
     """Build a trainer for an encoder prepared by :func:`~jcv2_trainer.training.prepare.prepare`.
 
-    Args:
-        encoder: The prepared encoder.
-        settings: The recipe.
-        rows: Training rows, with the columns of :func:`~jcv2_trainer.data.datasets_io.training_dataset`.
-        folder: Folder for checkpoints.
-        evaluator: Evaluates at intervals. Training ends with the checkpoint that is best at the default dimension.
-        collator: May know more passages that answer a query than the rows do. Defaults to one built from the rows.
-        callbacks: Callbacks of transformers' trainer.
+    With an evaluator, training ends with the checkpoint that is best at the default dimension. The collator may know
+    more passages that answer a query than the rows do.
     """
     collator = collator or _collator(encoder, settings, rows)
     loss = MatryoshkaLateInteractionLoss(encoder, settings, settings.head_weights)
@@ -208,44 +190,19 @@ def known_positives(dataset: Dataset) -> dict[int, list[int]]:
 def _arguments(
     encoder: JinaColbertEncoder, settings: TrainingRecipe, folder: Path, evaluates: bool
 ) -> MultiVectorEncoderTrainingArguments:
-    on_cpu = encoder.device.type == "cpu"
-    bf16 = settings.bf16 if settings.bf16 is not None else not on_cpu and torch.cuda.is_bf16_supported()
-    # Only if needed: transformers is renaming both arguments, and warns about each use.
-    checkpointing: dict[str, Any] = {}
-    if settings.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return MultiVectorEncoderTrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=settings.learning_rate,
+        **arguments_of(settings, folder, encoder.device.type == "cpu"),
         learning_rate_mapping={r"linears\.": settings.head_learning_rate},
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup,
-        lr_scheduler_type=settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
-        max_grad_norm=settings.max_grad_norm,
-        bf16=bf16,
-        gradient_accumulation_steps=settings.accumulate,
         # Processes have different numbers of forward passes, so one that broadcasts buffers would wait for ever.
         ddp_broadcast_buffers=False,
-        **checkpointing,
         eval_strategy="steps" if evaluates else "no",
-        save_strategy="steps",
         eval_steps=10**9,  # set below, when the number of steps is known
         save_steps=10**9,
-        save_total_limit=settings.keep_checkpoints,
         load_best_model_at_end=evaluates,
         metric_for_best_model=f"eval_{metric_name(encoder.dims[0])}" if evaluates else None,
         greater_is_better=True if evaluates else None,
-        logging_steps=settings.log_every,
-        logging_first_step=True,
         logging_nan_inf_filter=False,
         report_to=reports(),
-        seed=settings.seed,
-        disable_tqdm=not sys.stderr.isatty(),
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
     )
 
 
@@ -262,16 +219,6 @@ def _set_intervals(trainer: ColbertTrainer, settings: TrainingRecipe) -> None:
     )
     trainer.total_steps = steps
     trainer.state.compute_steps(trainer.args, steps)  # type: ignore[no-untyped-call]
-
-
-def _once(run: RunFolder, name: str, measure: Callable[[], Any], like: Any) -> Any:
-    """Return what is measured on the initial model, and is read from a file when a run is resumed."""
-    if (known := run.read(name, like)) is not None:
-        return known
-    measured = measure()
-    if is_first_process():
-        run.write(name, measured)
-    return measured
 
 
 def _run(trainer: ColbertTrainer, stop: StopOnSignal, checkpoint: Path | None) -> None:
@@ -316,6 +263,6 @@ def _write(encoder: JinaColbertEncoder, report: TrainingReport, run: RunFolder, 
         finish(encoder, request.settings)
         encoder.save_pretrained(str(folder), create_model_card=False)
         write_card(folder, report)
-        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        write_report(folder, report)
     if report.finished:
         run.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -25,19 +26,63 @@ from jcv2_trainer.data.collator import Batch, PackedCollator
 from jcv2_trainer.data.sampler import GroupedBatchSampler
 from jcv2_trainer.errors import TrainingError
 from jcv2_trainer.loss.objective import MatryoshkaLateInteractionLoss
+from jcv2_trainer.recipes.settings import MlmRecipe, TrainingRecipe
 
 TRAINABLE, STATE = "trainable.safetensors", "trainer_state.json"
 _PARTS = (STATE, TRAINABLE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
-class ColbertTrainer(MultiVectorEncoderTrainer):
-    """``MultiVectorEncoderTrainer`` for packed batches and the loss over all heads.
+class SmallCheckpoints:
+    """For a trainer: checkpoints hold only the trained parameters, and a loss that is not finite is an error."""
 
-    The inputs are :class:`~jcv2_trainer.data.collator.Batch`, and the loss is
-    :class:`~jcv2_trainer.loss.objective.MatryoshkaLateInteractionLoss`. Batches are grouped
-    (:class:`~jcv2_trainer.data.sampler.GroupedBatchSampler`), a checkpoint holds only the trained parameters, and the
-    loss of each head is logged, by token pooling factor if there are several.
-    """
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss."""
+        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        if not bool(torch.isfinite((loss[0] if isinstance(loss, tuple) else loss).detach())):
+            raise blown_up("loss", self.state.global_step)
+        return loss
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = trainable(self.accelerator.unwrap_model(self.model))
+        (folder / TRAINABLE).write_bytes(save(trained, metadata={"format": "pt"}))
+
+    def _load_from_checkpoint(self: Any, checkpoint_path: str, model: Any = None) -> None:
+        load_trainable(self.accelerator.unwrap_model(self.model), Path(checkpoint_path))
+
+
+def arguments_of(settings: TrainingRecipe | MlmRecipe, folder: Path, on_cpu: bool) -> dict[str, Any]:
+    """Return the training arguments that all recipes have in common."""
+    # Only if needed: transformers is renaming both arguments, and warns about each use.
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    can_bf16 = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "warmup_steps": settings.warmup,
+        "lr_scheduler_type": settings.scheduler if settings.scheduler != "constant" else "constant_with_warmup",
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": can_bf16 if settings.bf16 is None else settings.bf16,
+        "save_strategy": "steps",
+        "save_total_limit": settings.keep_checkpoints,
+        "logging_steps": settings.log_every,
+        "logging_first_step": True,
+        "seed": settings.seed,
+        "disable_tqdm": not sys.stderr.isatty(),
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        **(checkpointing if settings.gradient_checkpointing else {}),
+    }
+
+
+class ColbertTrainer(SmallCheckpoints, MultiVectorEncoderTrainer):
+    """``MultiVectorEncoderTrainer`` for packed batches in groups, which logs the loss of each head."""
 
     loss: MatryoshkaLateInteractionLoss  # type: ignore[assignment]
     sampler: GroupedBatchSampler | None = None
@@ -59,8 +104,6 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss, and log the loss of each head."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not bool(torch.isfinite(loss.detach() if isinstance(loss, Tensor) else loss[0].detach())):
-            raise blown_up("loss", self.state.global_step)
         if len(self.loss.last) > 1 and self.model.training:
             self.track_loss_components(self.loss.last)
         return loss
@@ -80,12 +123,6 @@ class ColbertTrainer(MultiVectorEncoderTrainer):
             return True
         return better
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_trainable(self.model, Path(output_dir or str(self.args.output_dir)))
-
-    def _load_from_checkpoint(self, checkpoint_path: str, model: nn.Module | None = None) -> None:
-        load_trainable(self.model, Path(checkpoint_path))
-
     def _load_best_model(self) -> None:
         # sentence-transformers' method only logs an error, and then goes on with the last weights.
         load_trainable(self.model, Path(str(self.state.best_model_checkpoint)))
@@ -100,11 +137,7 @@ def blown_up(what: str, step: int) -> TrainingError:
 
 
 def check_finite(model: nn.Module, step: int) -> None:
-    """Check the trained parameters.
-
-    Raises:
-        TrainingError: One is NaN or infinite.
-    """
+    """Raise the error of :func:`blown_up` if a trained parameter is NaN or infinite."""
     for name, one in model.named_parameters():
         if one.requires_grad and not bool(one.isfinite().all()):
             raise blown_up(f"weight {name!r}", step)
@@ -112,11 +145,7 @@ def check_finite(model: nn.Module, step: int) -> None:
 
 @contextmanager
 def finite(model: nn.Module, step: int) -> Iterator[None]:
-    """Check the trained parameters, and translate errors of an evaluation that their products were not finite.
-
-    Raises:
-        TrainingError: See :func:`blown_up`.
-    """
+    """Check the trained parameters, and translate errors of an evaluation that their products were not finite."""
     check_finite(model, step)
     try:
         yield
@@ -128,12 +157,6 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of the trained parameters by name, on the CPU."""
     named = model.named_parameters()
     return {name: one.detach().to("cpu", copy=True).contiguous() for name, one in named if one.requires_grad}
-
-
-def save_trainable(model: nn.Module, checkpoint: Path) -> None:
-    """Write the trained parameters to a checkpoint."""
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / TRAINABLE).write_bytes(save(trainable(model), metadata={"format": "pt"}))
 
 
 def load_trainable(model: nn.Module, checkpoint: Path) -> None:
@@ -166,11 +189,6 @@ def step_of(checkpoint: Path) -> int:
     """Return the step of a checkpoint by its name, or -1."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or None."""
-    return next(iter(checkpoints(folder)), None)
 
 
 def undamaged_checkpoint(folder: Path) -> Path:
@@ -305,10 +323,7 @@ class Course(TrainerCallback):
 
 
 def reports() -> list[str]:
-    """Return where to log the run besides the terminal: TensorBoard and Weights & Biases, where available.
-
-    Both must be installed, and Weights & Biases must be logged in.
-    """
+    """Return where to log the run too: TensorBoard, and Weights & Biases if it is logged in, if they are installed."""
     from transformers import integrations
 
     available = integrations.get_available_reporting_integrations()  # type: ignore[attr-defined,no-untyped-call]
