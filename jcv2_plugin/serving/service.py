@@ -7,21 +7,21 @@ import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jcv2_plugin.checks import check_query_vectors, check_vectors
-from jcv2_plugin.encoder.protocol import Feature, Item, ModelEntry, ModelList
+from jcv2_plugin.encoder.protocol import EncodingRequest, Feature, ModelEntry, ModelList, TokenRequest
 from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.encoder.windows import LongDocuments, TokenizedTexts, join_windows
 from jcv2_plugin.errors import DocumentTooLongError, UnknownDimError
 from jcv2_plugin.scoring.rerank import rerank
 from jcv2_plugin.serving.answers import RefusedError, embeddings_of
 from jcv2_plugin.serving.batches import Batcher, Job, Vectors
-from jcv2_plugin.serving.bodies import EncodingBody, RerankBody, RerankBodyV2, TokenBody
+from jcv2_plugin.serving.bodies import RerankBody, RerankBodyV2
 from jcv2_plugin.serving.metrics import Metrics
 from jcv2_plugin.serving.settings import ServerSettings
 from jcv2_plugin.serving.tracing import Tracing
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from jcv2_plugin.encoder.model import JinaColbertEncoder
 
 Result = TypeVar("Result")
-
-FEATURES: list[Feature] = ["base64", "long_documents", "pool_factor", "tokens"]
 
 
 class Service:
@@ -73,23 +71,19 @@ class Service:
         finally:
             visit.cancel()
 
-    def models(self) -> ModelList:
+    def models(self) -> dict[str, Any]:
         """Return the answer to ``/v1/models``."""
         encoder = self.encoder
-        entry: ModelEntry = {
-            "id": self.name,
-            "object": "model",
-            "dims": list(encoder.dims),
-            "default_dim": encoder.dims[0],
-            "query_length": encoder.query_length,
-            "document_length": encoder.document_length,
-            "content_length": encoder.content_length,
-            "revision": encoder.revision,
-            "fingerprints": {str(dim): value for dim, value in self._fingerprints.items()},
-            "skiplist": encoder.skiplist,
-            "features": FEATURES,
-        }
-        return {"object": "list", "data": [entry]}
+        names = ("query_length", "document_length", "content_length", "revision", "skiplist")
+        entry = ModelEntry(
+            id=self.name,
+            dims=list(encoder.dims),
+            default_dim=encoder.dims[0],
+            fingerprints={str(dim): value for dim, value in self._fingerprints.items()},
+            features=list(get_args(Feature)),
+            **{name: getattr(encoder, name) for name in names},
+        )
+        return ModelList(data=[entry]).model_dump()
 
     def check_model(self, name: str | None) -> None:
         """Refuse another model than the one served. A name without its owner will do.
@@ -113,7 +107,7 @@ class Service:
             detail = f"{self.name!r} has no head for dimensions={dim}. It has {has}."
             raise RefusedError(422, "unknown_dimension", detail) from None
 
-    def encode(self, body: EncodingBody, visit: Visit) -> dict[str, Any]:
+    def encode(self, body: EncodingRequest, visit: Visit) -> dict[str, Any]:
         """Return the answer to ``/v1/multi-vector``."""
         self.check_model(body.model)
         dim = self.resolve_dim(body.dimensions)
@@ -139,7 +133,7 @@ class Service:
             "fingerprint": self._fingerprints[dim],
         }
 
-    def tokenize(self, body: TokenBody, visit: Visit) -> dict[str, Any]:
+    def tokenize(self, body: TokenRequest, visit: Visit) -> dict[str, Any]:
         """Return the answer to ``/v1/tokenize``."""
         self.check_model(body.model)
         texts = visit.tokenized(body.input)
@@ -150,8 +144,8 @@ class Service:
         items = self._token_items(texts, body, True)
         return {"object": "list", "model": self.name, "data": items}
 
-    def _token_items(self, texts: TokenizedTexts, body: EncodingBody | TokenBody, with_ids: bool) -> list[Any]:
-        items: list[Any] = [Item(index=index) for index in range(len(texts))]
+    def _token_items(self, texts: TokenizedTexts, body: EncodingRequest | TokenRequest, with_ids: bool) -> list[Any]:
+        items: list[Any] = [{"index": index} for index in range(len(texts))]
         for item, text, ids in zip(items, texts, texts.ids, strict=True):
             if with_ids:
                 item["ids"] = ids
