@@ -49,14 +49,7 @@ def items_of(body: Any, count: int) -> list[dict[str, Any]]:
 
 
 def rows_of(item: Mapping[str, Any], dim: int, kind: EmbeddingType, *, pooled: bool) -> NDArray[np.float32]:
-    """Return the vectors of an item, of shape ``(rows, dim)``.
-
-    Args:
-        item: The item.
-        dim: Dimension of the request.
-        kind: Embedding type of the request.
-        pooled: Whether rows are means, which are shorter than 1.
-    """
+    """Return the vectors of an item, of shape ``(rows, dim)``. ``pooled`` rows are means, which are shorter than 1."""
     what, given = f"text {item['index']}", item.get("embeddings")
     matrix = _from_base64(given, dim, what) if kind == "base64" else _from_lists(given, dim, what)
     if not np.isfinite(matrix).all():

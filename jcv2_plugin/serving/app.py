@@ -52,13 +52,7 @@ _ABOUT = "Token vectors and reranking by late interaction, for the clients of Ji
 def create_app(
     encoder: JinaColbertEncoder, settings: ServerSettings | None = None, *, tracer_provider: Any = None
 ) -> FastAPI:
-    """Return the ASGI application that serves an encoder.
-
-    Args:
-        encoder: The encoder. While the application runs, nothing else may use it.
-        settings: Limits and keys.
-        tracer_provider: OpenTelemetry's, for spans. None means the process's own.
-    """
+    """Return the ASGI application that serves an encoder, which nothing else may use."""
     metrics, tracing = Metrics(), Tracing(tracer_provider)
     service = Service(encoder, settings or ServerSettings(), metrics, tracing)
 

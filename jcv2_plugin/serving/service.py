@@ -34,14 +34,7 @@ Result = TypeVar("Result")
 
 
 class Service:
-    """An encoder with the thread that encodes, and threads for the rest of the work on requests.
-
-    Args:
-        encoder: The encoder. Nothing else may use it.
-        settings: Limits.
-        metrics: What is counted.
-        tracing: Where spans go.
-    """
+    """An encoder, which nothing else may use, the thread that encodes, and threads for the rest of requests."""
 
     def __init__(
         self, encoder: JinaColbertEncoder, settings: ServerSettings, metrics: Metrics, tracing: Tracing
@@ -86,20 +79,12 @@ class Service:
         return ModelList(data=[entry]).model_dump()
 
     def check_model(self, name: str | None) -> None:
-        """Refuse another model than the one served. A name without its owner will do.
-
-        Raises:
-            RefusedError: If the name is another.
-        """
+        """Refuse another model than the one served. A name without its owner will do."""
         if name not in (None, self.name, self.name.rpartition("/")[2]):
             raise RefusedError(404, "unknown_model", f"There is no model {name!r:.100} here. There is {self.name!r}.")
 
     def resolve_dim(self, dim: int | None) -> int:
-        """Return the dimension asked for, or the default one.
-
-        Raises:
-            RefusedError: If the model has no head for it.
-        """
+        """Return the dimension asked for, or the default one."""
         try:
             return self.encoder.resolve_dim(dim)
         except UnknownDimError:
@@ -188,10 +173,8 @@ class Service:
 
 
 class Visit:
-    """An encoder for one request: it encodes together with other requests, and within the request's limits.
-
-    Attributes:
-        tokens: Tokens of the texts that it has encoded.
+    """An encoder for one request: it encodes together with other requests, and within the request's limits. ``tokens``
+    counts those that it has encoded.
     """
 
     def __init__(self, service: Service) -> None:
@@ -213,30 +196,18 @@ class Visit:
         return self._service.resolve_dim(dim)
 
     def tokenized(self, texts: Sequence[str]) -> TokenizedTexts:
-        """See :meth:`JinaColbertEncoder.tokenized`.
-
-        Raises:
-            RefusedError: If there are too many texts.
-        """
+        """See :meth:`JinaColbertEncoder.tokenized`. Refuses too many texts."""
         self.check_count(texts)
         return self._encoder.tokenized(texts)
 
     def check_count(self, texts: Sequence[str]) -> None:
-        """Refuse too many texts.
-
-        Raises:
-            RefusedError: If there are too many.
-        """
+        """Refuse too many texts."""
         most = self._service.settings.max_texts
         if len(texts) > most:
             raise RefusedError(413, "too_large", f"There are {len(texts)} texts, {most} are allowed. Send fewer.")
 
     def check_tokens(self, tokens: int) -> None:
-        """Refuse too many tokens.
-
-        Raises:
-            RefusedError: If there are too many.
-        """
+        """Refuse too many tokens."""
         most = self._service.settings.max_request_tokens
         if tokens > most:
             raise RefusedError(413, "too_large", f"The request has {tokens} tokens, {most} are allowed. Send less.")
@@ -252,11 +223,7 @@ class Visit:
         ]
 
     def split_documents(self, texts: TokenizedTexts, long_documents: LongDocuments) -> tuple[list[str], list[int]]:
-        """See :meth:`JinaColbertEncoder.split_documents`.
-
-        Raises:
-            RefusedError: If a document is too long and ``long_documents`` is ``"error"``.
-        """
+        """See :meth:`JinaColbertEncoder.split_documents`. Refuses a document that is too long."""
         try:
             return self._encoder.split_documents(texts, long_documents)
         except DocumentTooLongError as error:
