@@ -30,33 +30,22 @@ if TYPE_CHECKING:
     from jcv2_plugin.scoring.explanation import Explanation, TokenMatch, explain
     from jcv2_plugin.scoring.rerank import RerankResult, rerank
 
-_HOMES = {
-    "ColbertCollection": "collection.collection",
-    "IngestReport": "collection.collection",
-    "Document": "documents",
-    "SearchHit": "documents",
-    "StoredDocument": "documents",
-    "SearchOptions": "collection.search",
-    "Encoder": "encoder.base",
-    "JinaColbertEncoder": "encoder.model",
-    "RemoteEncoder": "encoder.remote",
-    "Explanation": "scoring.explanation",
-    "TokenMatch": "scoring.explanation",
-    "explain": "scoring.explanation",
-    "MatryoshkaHeads": "encoder.heads",
-    "CollectionSchema": "engines.schema",
-    "DenseParams": "engines.first_stage",
-    "FirstStage": "engines.first_stage",
-    "SparseParams": "engines.first_stage",
-    "SparseVector": "engines.first_stage",
-    "SentenceTransformerStage": "engines.model_stages",
-    "SparseEncoderStage": "engines.model_stages",
-    "ImportReport": "collection.qdrant_import",
-    "import_qdrant": "collection.qdrant_import",
-    "IndexBatch": "collection.cluster",
-    "quantize": "encoder.quantization",
-    "RerankResult": "scoring.rerank",
-    "rerank": "scoring.rerank",
+_NAMES = {
+    "collection.cluster": ("IndexBatch",),
+    "collection.collection": ("ColbertCollection", "IngestReport"),
+    "collection.qdrant_import": ("ImportReport", "import_qdrant"),
+    "collection.search": ("SearchOptions",),
+    "documents": ("Document", "SearchHit", "StoredDocument"),
+    "encoder.base": ("Encoder",),
+    "encoder.heads": ("MatryoshkaHeads",),
+    "encoder.model": ("JinaColbertEncoder",),
+    "encoder.quantization": ("quantize",),
+    "encoder.remote": ("RemoteEncoder",),
+    "engines.first_stage": ("DenseParams", "FirstStage", "SparseParams", "SparseVector"),
+    "engines.model_stages": ("SentenceTransformerStage", "SparseEncoderStage"),
+    "engines.schema": ("CollectionSchema",),
+    "scoring.explanation": ("Explanation", "TokenMatch", "explain"),
+    "scoring.rerank": ("RerankResult", "rerank"),
 }
 
 __all__ = [
@@ -89,4 +78,4 @@ __all__ = [
     "rerank",
 ]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, {name: home for home, names in _NAMES.items() for name in names})

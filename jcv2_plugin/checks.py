@@ -28,16 +28,8 @@ memory at the same time."""
 
 
 def check_vectors(matrix: NDArray[np.float32], dim: int, what: str) -> None:
-    """Reject a multivector that cannot be scored.
-
-    Args:
-        matrix: Token vectors of a document.
-        dim: Expected dimension.
-        what: Name of the document for error messages.
-
-    Raises:
-        InvalidVectorError: If it has another dimension, or values that are not finite.
-        InvalidDocumentError: If it has no rows.
+    """Raise InvalidVectorError for token vectors that are not finite or not of shape ``(tokens, dim)``, and
+    InvalidDocumentError for none. ``what`` names the document.
     """
     if matrix.ndim != 2 or matrix.shape[1] != dim:
         raise InvalidVectorError(f"{what}: expected vectors of shape (tokens, {dim}), got {matrix.shape}.")
@@ -53,11 +45,7 @@ def check_vectors(matrix: NDArray[np.float32], dim: int, what: str) -> None:
 
 
 def check_query(query: str) -> None:
-    """Reject an invalid query.
-
-    Raises:
-        InvalidQueryError: If the query is empty, not a string, or not valid Unicode.
-    """
+    """Raise InvalidQueryError for a query that is blank, not a string, or not valid Unicode."""
     if not isinstance(query, str) or not has_text(query):
         raise InvalidQueryError(f"A query must be a non-empty str, got {query!r:.60}.")
     if not is_unicode(query):
@@ -65,17 +53,7 @@ def check_query(query: str) -> None:
 
 
 def check_integer(value: Any, name: str, error: type[ValueError] = InvalidOptionError, least: int = 1) -> int:
-    """Return an integer, of Python or numpy, as Python's.
-
-    Args:
-        value: The value.
-        name: Name of the option, for the error message.
-        error: Class of the error.
-        least: The smallest value allowed.
-
-    Raises:
-        InvalidOptionError: It is not such an integer. A bool, a float and a str are not integers.
-    """
+    """Return an integer of ``least`` or more, of Python or numpy, as Python's. Others, as bools, raise ``error``."""
     try:
         number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
@@ -87,11 +65,7 @@ def check_integer(value: Any, name: str, error: type[ValueError] = InvalidOption
 
 
 def check_positive(value: Any, name: str, error: type[ValueError] = InvalidQueryError) -> int:
-    """Return a positive integer as :func:`check_integer` does.
-
-    Raises:
-        InvalidQueryError: It is not a positive integer below 2**31.
-    """
+    """Return a positive integer below 2**31 as :func:`check_integer` does."""
     number = check_integer(value, name, error)
     if number >= 2**31:  # engines handle larger values differently
         raise error(f"{name} must be below 2**31, got {value!r:.60}.")
@@ -99,16 +73,7 @@ def check_positive(value: Any, name: str, error: type[ValueError] = InvalidQuery
 
 
 def check_number(value: Any, name: str, error: type[ValueError] = InvalidQueryError) -> float:
-    """Return a number, of Python or numpy, as a float.
-
-    Args:
-        value: The value.
-        name: Name of the option, for the error message.
-        error: Class of the error.
-
-    Raises:
-        InvalidQueryError: It is not a number. A bool, a str and NaN are none.
-    """
+    """Return a number of Python or numpy as a float. A bool, a str and NaN raise ``error``."""
     # numbers.Real includes numpy's scalars
     number = math.nan
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -120,11 +85,7 @@ def check_number(value: Any, name: str, error: type[ValueError] = InvalidQueryEr
 
 
 def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
-    """Return one or several dimensions as a tuple of ints. numpy's integers are accepted.
-
-    Raises:
-        UnknownDimError: They are not positive integers.
-    """
+    """Return one or several dimensions as a tuple of ints. Raises UnknownDimError unless they are positive integers."""
     try:
         return tuple(check_integer(one, "dim") for one in (dim if isinstance(dim, Iterable) else (dim,)))
     except InvalidOptionError:
@@ -132,11 +93,7 @@ def as_dims(dim: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def check_pool_factor(value: Any) -> float:
-    """Return a token pooling factor as a float.
-
-    Raises:
-        InvalidOptionError: It is not a number from 1 to 100.
-    """
+    """Return a token pooling factor as a float. Raises InvalidOptionError unless it is from 1 to 100."""
     factor = math.nan
     with suppress(InvalidOptionError):
         factor = check_number(value, "pool_factor", InvalidOptionError)
@@ -146,11 +103,7 @@ def check_pool_factor(value: Any) -> float:
 
 
 def check_flag(value: Any, name: str) -> bool:
-    """Return a bool, of Python or numpy, as Python's.
-
-    Raises:
-        InvalidQueryError: It is something else.
-    """
+    """Return a bool, of Python or numpy, as Python's. Raises InvalidQueryError for anything else."""
     if not isinstance(value, (bool, np.bool_)):
         raise InvalidQueryError(f"{name} must be True or False, got {value!r:.60}.")
     return bool(value)
@@ -168,23 +121,14 @@ def _name_of(info: ValidationInfo) -> str:
 
 
 def check_query_vectors(vectors: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the query vectors unchanged if they are all finite.
-
-    Raises:
-        InvalidVectorError: If some are not finite.
-    """
+    """Return the query vectors unchanged. Raises InvalidVectorError unless all are finite."""
     if not all(np.isfinite(matrix).all() for matrix in vectors):
         raise InvalidVectorError("The model gave query vectors that are not finite; check its weights.")
     return vectors
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of ``size`` items; the last one may be shorter. The iterable is consumed one batch at a time.
-
-    Raises:
-        InvalidOptionError: If the size is not a positive integer.
-        InvalidDocumentError: If something else than an iterable of documents is given.
-    """
+    """Yield lists of ``size`` items; the last one may be shorter. The iterable is consumed one batch at a time."""
     size = check_positive(size, "batch_documents", InvalidOptionError)
     if not is_several(items):
         raise InvalidDocumentError(f"Give an iterable of documents, not {items!r:.60} of type {type(items).__name__}.")

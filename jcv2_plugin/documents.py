@@ -140,30 +140,26 @@ def as_documents(
     ids: Iterable[str | None] | None = None,
     metadata: Iterable[Mapping[str, Any] | None] | None = None,
 ) -> list[Document]:
-    """Combine texts, ids and metadata into documents.
-
-    Raises:
-        InvalidDocumentError: If their lengths differ, a single text is given instead of a list, or ids or metadata are
-            given for a :class:`Document`, which has its own.
+    """Combine texts, ids and metadata into documents. Raises InvalidDocumentError if their lengths differ, a single
+    text is given instead of a list, or ids or metadata are given for a :class:`Document`, which has its own.
     """
     items = as_list(texts, "texts")
+    columns: list[list[Any]] = []
     for name, values in (("ids", ids), ("metadata", metadata)):
         if values is not None and not is_several(values):
             raise InvalidDocumentError(f"{name} must be a list with an entry for each text, got {values!r:.60}.")
-    own_ids = [None] * len(items) if ids is None else list(ids)
-    own_metadata = [None] * len(items) if metadata is None else list(metadata)
-    for name, listed in (("ids", own_ids), ("metadata", own_metadata)):
-        if len(listed) != len(items):
-            raise InvalidDocumentError(f"There are {len(items)} texts but {len(listed)} {name}.")
-    for position, (item, id, own) in enumerate(zip(items, own_ids, own_metadata, strict=True)):
+        columns.append([None] * len(items) if values is None else list(values))
+        if len(columns[-1]) != len(items):
+            raise InvalidDocumentError(f"There are {len(items)} texts but {len(columns[-1])} {name}.")
+    documents: list[Document] = []
+    for item, id, own in zip(items, *columns, strict=True):
         if isinstance(item, Document) and (id is not None or own is not None):
             raise InvalidDocumentError(
-                f"Document {position} has an id and metadata of its own. Leave out ids and metadata, or give its text."
+                f"Document {len(documents)} has an id and metadata of its own. Leave out ids and metadata, or give its "
+                "text."
             )
-    return [
-        item if isinstance(item, Document) else Document(item, id, {} if own is None else own)
-        for item, id, own in zip(items, own_ids, own_metadata, strict=True)
-    ]
+        documents.append(item if isinstance(item, Document) else Document(item, id, {} if own is None else own))
+    return documents
 
 
 def is_several(values: object) -> bool:
@@ -176,19 +172,21 @@ def is_several(values: object) -> bool:
 
 
 def as_list(values: Iterable[T], what: str, error: type[ValueError] = InvalidDocumentError) -> list[T]:
-    """Return an iterable as a list.
-
-    Args:
-        values: The iterable, which may be a generator.
-        what: What it holds, for the error message, such as ``"texts"``.
-        error: Class of the error.
-
-    Raises:
-        InvalidDocumentError: It is a single text or document, or something else.
-    """
+    """Return an iterable, such as a generator, as a list of ``what``. Others, as a single text, raise ``error``."""
     if not is_several(values):
         raise error(f"Give a list of {what}, not {values!r:.60} of type {type(values).__name__}.")
     return list(values)
+
+
+def id_list(ids: Iterable[str]) -> list[str]:
+    """Return the ids as a list. Raises InvalidDocumentError unless all are strings of valid Unicode."""
+    listed = as_list(ids, "ids")
+    for one in listed:
+        if not isinstance(one, str):
+            raise InvalidDocumentError(f"Ids are str, got {type(one).__name__}: {one!a:.60}.")
+        if not is_unicode(one):
+            raise InvalidDocumentError(f"The id {one!a:.60} has lone surrogates, so it is not Unicode.")
+    return [plain_str(one) for one in listed]
 
 
 def list_of(kind: type, values: Iterable[T], one: str, called: str, way_out: str) -> list[T]:
@@ -197,12 +195,9 @@ def list_of(kind: type, values: Iterable[T], one: str, called: str, way_out: str
     Args:
         kind: The class.
         values: The iterable.
-        one: What it holds, for the error message, such as ``"Document"``.
-        called: What it must be, such as ``"LangChain Document"``.
+        one: What it holds, such as ``"Document"``, ``called`` for what it must be, such as ``"LangChain Document"``.
+        called: See ``one``.
         way_out: What to do instead, as a sentence.
-
-    Raises:
-        InvalidDocumentError: It holds something else.
     """
     listed = as_list(values, f"{one.lower()}s")
     for position, value in enumerate(listed):
@@ -227,19 +222,9 @@ def accepted(
 ) -> tuple[list[Document], list[str]]:
     """Check documents before anything is encoded or written, and assign random ids to those without one.
 
-    Args:
-        documents: Documents to store.
-        on_blank: ``"skip"`` leaves out documents without text, such as empty pages of a PDF, ``"error"`` refuses them.
-        start: Position of the first document in the caller's list, for error messages.
-
-    Returns:
-        The documents to store, whose metadata and payload are as JSON stores them, see :func:`json_value`, and the ids
-        of those left out (or their positions, if they have no id).
-
-    Raises:
-        InvalidDocumentError: A text or id is not a string, an id is given twice, metadata cannot be stored as JSON, or
-            a text is blank and ``on_blank`` is ``"error"``.
-        InvalidOptionError: ``on_blank`` is unknown.
+    ``start`` is the position of the first one, for error messages. Returns the documents as they are stored, and the
+    ids (or positions) of those left out because they have no text. Raises InvalidDocumentError for one that cannot be
+    stored, an id that comes twice, or a blank text with ``on_blank="error"``.
     """
     if on_blank not in get_args(OnBlank):
         raise InvalidOptionError(f"on_blank must be one of {get_args(OnBlank)}, got {on_blank!r}.")
@@ -272,15 +257,11 @@ def left_out(ids: Sequence[str]) -> str:
 
 
 def checked(document: Document, where: str, *, is_stored: bool = False) -> Document:
-    """Return a document as it is stored: with an id, and its metadata and payload as JSON.
+    """Return a document as it is stored: with an id, and its metadata and payload as JSON. ``where`` names it in
+    errors.
 
-    Args:
-        document: The document.
-        where: What it is, for error messages, such as ``"Document 3"``.
-        is_stored: Allow texts of invisible characters only, which version 0.1 stored.
-
-    Raises:
-        InvalidDocumentError: The document cannot be stored.
+    With ``is_stored``, texts of invisible characters only are allowed, which version 0.1 stored. Raises
+    InvalidDocumentError if it cannot be stored.
     """
     check_text(document.text, where)
     if not (document.text.strip() if is_stored else has_text(document.text)):
@@ -296,11 +277,7 @@ def checked(document: Document, where: str, *, is_stored: bool = False) -> Docum
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse a text that is not a str of valid Unicode.
-
-    Raises:
-        InvalidDocumentError: It is not one.
-    """
+    """Raise InvalidDocumentError for a text that is not a str of valid Unicode."""
     if not isinstance(text, str):
         raise InvalidDocumentError(f"{where}: the text must be a str, got {type(text).__name__}: {text!r:.60}.")
     if not is_unicode(text):
@@ -315,18 +292,11 @@ def _json_dict(value: Any, where: str) -> dict[str, Any]:
 
 
 def json_value(value: Any, where: str, depth: int = MAX_DEPTH) -> Any:
-    """Return metadata as JSON stores it.
+    """Return metadata as JSON stores it. ``where`` names it in errors.
 
     Numbers of numpy and pandas become Python's; tuples, sets and arrays become lists; dates, times, UUIDs, decimals,
-    paths and integer keys become strings (dates in ISO format), as Qdrant's client writes them.
-
-    Args:
-        value: The value.
-        where: What it is, for error messages, such as ``"Document 'a': metadata"``.
-        depth: How many levels of dicts and lists are allowed.
-
-    Raises:
-        InvalidDocumentError: JSON or Qdrant has no such value, or it is nested too deeply.
+    paths and integer keys become strings (dates in ISO format), as Qdrant's client writes them. Raises
+    InvalidDocumentError for a value that JSON or Qdrant lacks, or more than ``depth`` levels of dicts and lists.
     """
     if isinstance(value, str):
         if not is_unicode(value):

@@ -42,16 +42,10 @@ def write_atomically(file: Path, content: str) -> None:
 
 @contextmanager
 def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
-    """Yield a new file that becomes ``path`` on success, and is deleted on failure.
+    """Yield a new file that becomes ``path`` on success, and is deleted on failure. A link at the path is replaced.
 
-    Args:
-        path: The file. If it is a link, the link is replaced.
-        replace: Replace an existing file.
-
-    Raises:
-        FileExistsError: Without ``replace``: there is a file at the end.
-        OSError: The path is not that of a regular file, such as ``/dev/stdout``.
-        DiskFullError: The disk is full.
+    Raises FileExistsError without ``replace`` if there is a file at the end, OSError if the path is not that of a
+    regular file, such as ``/dev/stdout``, and DiskFullError.
     """
     if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
         raise OSError(f"{str(path)!r} is not a regular file, and is not replaced by one. Choose another name.")
@@ -73,27 +67,17 @@ def new_file(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Check that a new folder can be created.
-
-    Raises:
-        FileExistsError: If the path exists and is not an empty folder.
-    """
+    """Raise FileExistsError if the path exists and is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{str(path)!r} exists and is not empty. Choose a new folder.")
 
 
 @contextmanager
 def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Yield a new folder that becomes ``path`` on success, and is deleted on failure.
+    """Yield a new folder that becomes ``path`` on success, and is deleted on failure. Its parents are created.
 
-    Args:
-        path: The folder. Its parents are created.
-        may_replace: Called with ``path`` at the start and before it is replaced. Raises if it must not be. By default,
-            only an empty folder is replaced.
-
-    Raises:
-        FileExistsError: Without ``may_replace``: the path exists and is not an empty folder.
-        DiskFullError: The disk is full.
+    ``may_replace`` is called with the path at the start and before it is replaced, and raises if it must not be. By
+    default, only an empty folder is replaced.
     """
     path = path.expanduser().resolve()
     check = may_replace or check_new_folder
@@ -110,11 +94,8 @@ def new_folder(path: Path, may_replace: Callable[[Path], None] | None = None) ->
 def filled_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder. On success, it becomes ``path``, or its files replace those of the same names in ``path``.
 
-    Other files in ``path`` stay. Links in it are replaced, not followed. Its parents are created.
-
-    Raises:
-        FileExistsError: A folder in ``path`` is a link, or a file is where a folder should be.
-        DiskFullError: The disk is full.
+    Other files in ``path`` stay. Links in it are replaced, not followed; a folder that is a link raises
+    FileExistsError.
     """
     path = path.expanduser().resolve()
     if not path.exists():
@@ -168,11 +149,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def check_space(folder: Path, need: int) -> None:
-    """Check that the disk of a folder has so many bytes free, for what would crash the process if it were full.
-
-    Raises:
-        DiskFullError: It has fewer.
-    """
+    """Raise DiskFullError unless the disk of a folder has so many bytes free. Edge crashes if it is full."""
     free = shutil.disk_usage(folder).free
     if free < need:
         raise DiskFullError(
@@ -278,9 +255,7 @@ def _rename_folder(staging: Path, path: Path, *, replaces: bool) -> None:
 def read_settings(path: Path) -> str:
     """Return the text of a small file that may come from anyone: a description, a state, a configuration.
 
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is not a regular file (a FIFO blocks, a device may never end), larger than 64 MiB, or not UTF-8.
+    Raises ValueError unless it is a regular file (a FIFO blocks, a device may never end), of up to 64 MiB, in UTF-8.
     """
     with open_regular(path) as stream:
         content = stream.read(MOST_AT_ONCE + 1)
@@ -290,12 +265,7 @@ def read_settings(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that may come from anyone, with their numbers from 1.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is not a regular file, or a line is longer than 64 MiB.
-    """
+    """Yield the lines of a file, with their numbers from 1. ValueError for one of more than 64 MiB."""
     with open_regular(path) as stream:
         for number in itertools.count(1):
             if not (line := stream.readline(MOST_AT_ONCE + 1)):
@@ -306,12 +276,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file to read it.
-
-    Raises:
-        OSError: It cannot be opened.
-        ValueError: It is not a regular file.
-    """
+    """Open a file to read it. Raises ValueError if it is not a regular file."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -320,20 +285,12 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a small JSON file that may come from anyone.
-
-    Raises:
-        OSError, ValueError: See :func:`read_settings` and :func:`parse_json`.
-    """
+    """Parse a small JSON file that may come from anyone, see :func:`read_settings` and :func:`parse_json`."""
     return parse_json(read_settings(path))
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Parse JSON that may come from anyone. Whatever is wrong with it is a ``ValueError``.
-
-    Raises:
-        ValueError: It is not JSON, not UTF-8, or nested too deeply.
-    """
+    """Parse JSON that may come from anyone. Whatever is wrong with it is a ``ValueError``."""
     try:
         return json.loads(content)
     except RecursionError as error:

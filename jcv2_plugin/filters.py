@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from jcv2_plugin.documents import MAX_DEPTH, METADATA_KEY, is_unicode, json_value, plain_str
 from jcv2_plugin.errors import InvalidDocumentError, InvalidOptionError, InvalidQueryError, UnsupportedFilterError
 from jcv2_plugin.lazy import models
@@ -28,23 +30,14 @@ Bound = Literal["gt", "gte", "lt", "lte"]
 
 
 def metadata_path(names: Sequence[object]) -> str:
-    """Return the payload path of nested metadata. Names are literal: a dot or a space in one is part of it.
-
-    Raises:
-        UnsupportedFilterError: A name is empty, neither a string nor an integer, or contains a quotation mark or a
-            backslash, or there are too many.
-    """
+    """Return the payload path of nested metadata. Names are literal: a dot or a space in one is part of it."""
     if len(names) > MAX_DEPTH:
         raise UnsupportedFilterError(f"A filter is nested more than {MAX_DEPTH} levels deep. Flatten the metadata.")
     return ".".join([METADATA_KEY, *(_quoted(name) for name in names)])
 
 
 def metadata_paths(key: str) -> list[str]:
-    """Return the payload paths that a key may mean: the entry of this whole name, then a path into nested metadata.
-
-    Raises:
-        UnsupportedFilterError: The key is empty or contains a quotation mark or a backslash.
-    """
+    """Return the payload paths that a key may mean: the entry of this whole name, then a path into nested metadata."""
     literal = metadata_path([key])
     key = plain_str(key)
     path = f"{METADATA_KEY}.{key}"
@@ -55,11 +48,7 @@ def metadata_paths(key: str) -> list[str]:
 
 
 def check_payload_key(key: str) -> None:
-    """Check that Qdrant can index a payload key, before anything is created.
-
-    Raises:
-        InvalidOptionError: It is not a path of names, such as ``metadata.topic`` or ``metadata."a name"``.
-    """
+    """Raise InvalidOptionError for what is no path of names, such as ``metadata.topic`` or ``metadata."a name"``."""
     if not isinstance(key, str) or not _PAYLOAD_KEY.fullmatch(key):
         raise InvalidOptionError(
             f"{key!r:.200} is not a payload key. Write it as metadata.topic, and names with other characters than "
@@ -84,9 +73,6 @@ def equals(path: str, value: Any) -> models.FieldCondition:
     """Match a string, number or boolean. 2024 and 2024.0 are equal. Of a list, one element must match.
 
     Other values are compared in the form in which metadata stores them: a date as its ISO string.
-
-    Raises:
-        UnsupportedFilterError: Qdrant cannot compare the value, or a float is too large to be compared exactly.
     """
     plain = _stored(path, value)
     if isinstance(plain, (int, float)) and not isinstance(plain, bool):
@@ -98,11 +84,7 @@ def equals(path: str, value: Any) -> models.FieldCondition:
 
 
 def compares(path: str, bound: Bound, value: Any) -> models.FieldCondition:
-    """Match numbers, or dates, above or below a value.
-
-    Raises:
-        UnsupportedFilterError: The value is neither a number nor a date, or is too large to be compared exactly.
-    """
+    """Match numbers, or dates, above or below a value."""
     plain = _stored(path, value)
     if isinstance(plain, bool):
         raise UnsupportedFilterError(f"Filter on {path!r}: comparisons take a number or a date, got {plain}.")
@@ -114,52 +96,28 @@ def compares(path: str, bound: Bound, value: Any) -> models.FieldCondition:
 
 
 def check_filter(filter: models.Filter | None) -> None:
-    """Refuse what is not a Qdrant filter, a filter that is nested too deeply for the engine, and invalid keys.
-
-    Raises:
-        InvalidQueryError: It is not a ``qdrant_client.models.Filter``.
-        UnsupportedFilterError: It has more than 32 levels, or a key is not a payload path.
-    """
-    if filter is None:
-        return
-    if not isinstance(filter, models.Filter):
+    """Refuse what is no Qdrant filter (InvalidQueryError), too deep, or has invalid keys (UnsupportedFilterError)."""
+    if filter is not None and not isinstance(filter, models.Filter):
         raise InvalidQueryError(f"filter must be a qdrant_client.models.Filter, got {type(filter).__name__}.")
-    level = [filter]
-    for _ in range(MAX_DEPTH):
-        conditions = [condition for one in level for condition in _conditions(one)]
-        for condition in conditions:
-            _check_key(condition)
-        level = [inner for inner in map(_inner, conditions) if inner is not None]
-        if not level:
-            return
-    raise UnsupportedFilterError(f"The filter is nested more than {MAX_DEPTH} levels deep. Flatten it.")
+    _check_conditions(filter, MAX_DEPTH)
 
 
-def _conditions(filter: models.Filter) -> list[Any]:
-    clauses: list[Any] = [filter.must, filter.should, filter.must_not]
-    clauses += [] if filter.min_should is None else [filter.min_should.conditions]
-    listed = [one for clause in clauses for one in (clause if isinstance(clause, list) else [clause])]
-    return [one for one in listed if one is not None]
-
-
-def _inner(condition: Any) -> models.Filter | None:
-    inner = condition.nested.filter if isinstance(condition, models.NestedCondition) else condition
-    return inner if isinstance(inner, models.Filter) else None
-
-
-def _check_key(condition: Any) -> None:
-    """Check a condition's key, since engines differ in the keys that they take and in what they say of others."""
-    if isinstance(condition, models.IsEmptyCondition):
-        condition = condition.is_empty
-    elif isinstance(condition, models.IsNullCondition):
-        condition = condition.is_null
-    elif isinstance(condition, models.NestedCondition):
-        condition = condition.nested
-    if isinstance(key := getattr(condition, "key", None), str):
+def _check_conditions(part: Any, levels: int) -> None:
+    """Check the keys of a filter or of a part of one, since engines differ in what they say of invalid ones."""
+    if isinstance(part, list):
+        for one in part:
+            _check_conditions(one, levels)
+    if not isinstance(part, BaseModel):
+        return
+    if isinstance(part, models.Filter) and (levels := levels - 1) < 0:
+        raise UnsupportedFilterError(f"The filter is nested more than {MAX_DEPTH} levels deep. Flatten it.")
+    if isinstance(key := getattr(part, "key", None), str):
         try:
             check_payload_key(key)
         except InvalidOptionError as error:
             raise UnsupportedFilterError(f"The filter cannot be used: {error}") from None
+    for value in vars(part).values():
+        _check_conditions(value, levels)
 
 
 def _stored(path: str, value: Any) -> str | float:

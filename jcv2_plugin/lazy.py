@@ -31,13 +31,9 @@ else:
 def lazy_exports(
     package: str, homes: Mapping[str, str], *, extra: str | None = None, requires: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` for a package that imports its names lazily.
+    """Return ``__getattr__`` and ``__dir__`` for a package that imports its names lazily, each from its submodule.
 
-    Args:
-        package: The package's ``__name__``.
-        homes: Submodule that defines each public name.
-        extra: Extra of our distribution that the submodules need.
-        requires: Import package that this extra installs. If it is missing, the error says how to install it.
+    If the import package ``requires`` is missing, the error says that ``extra`` of our distribution installs it.
     """
 
     def get(name: str) -> Any:
@@ -63,17 +59,12 @@ def lazy_exports(
     return get, listing
 
 
-def require_packages(what: str, names: tuple[str, ...], extra: str) -> None:
-    """Check that the packages of an extra are installed, without importing them.
+def require_packages(what: str, names: tuple[str, ...], extra: str, otherwise: str = "") -> None:
+    """Raise MissingPackageError unless the packages of one of our extras are installed. They are not imported.
 
-    Args:
-        what: What needs them, as the subject of a sentence.
-        names: Import names.
-        extra: The extra of our distribution.
-
-    Raises:
-        MissingPackageError: If one is not. The message says how to install it.
+    ``what`` needs them, as the subject of a sentence, and ``otherwise`` says how to do without.
     """
     absent = [name for name in names if find_spec(name) is None]
     if absent:
-        raise MissingPackageError(f"{what} needs {' and '.join(absent)}: pip install 'jcv2-plugin[{extra}]'")
+        advice = f"pip install 'jcv2-plugin[{extra}]'{'. ' if otherwise else ''}{otherwise}"
+        raise MissingPackageError(f"{what} needs {' and '.join(absent)}: {advice}")

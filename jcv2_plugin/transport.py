@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from tenacity import RetryCallState, wait_exponential_jitter
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from jcv2_plugin.errors import InvalidOptionError
 
@@ -23,7 +25,8 @@ _BUSY = {429, 500, 502, 503}
 _TRANSIENT = {UNREACHABLE, UNFINISHED, 408, TIMEOUT, *_BUSY}
 # Do not retry if the server asks for a longer wait, in seconds; the error states the wait instead.
 _LONGEST_ASKED_WAIT = 300.0
-_LONGEST_REASON = 600
+_LONGEST_REASON, _LONGEST_CLAUSE = 600, 120
+_LOG = logging.getLogger("jcv2_plugin")
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,7 @@ def seconds_of(asked: Any) -> float | None:
 
 
 def refuse_compressed(answer: httpx.Response) -> None:
-    """Refuse an answer whose size is not known before it is inflated.
-
-    Raises:
-        httpx.DecodingError: It is compressed, although the request said :data:`UNCOMPRESSED`.
-    """
+    """Raise httpx.DecodingError for a compressed answer, whose size is not known before it is inflated."""
     coding = answer.headers.get("Content-Encoding", "identity")
     if coding.strip().lower() not in ("", "identity"):
         raise httpx.DecodingError(f"its answer is compressed ({coding!r:.40}), which was not asked for")
@@ -72,15 +71,10 @@ def refuse_compressed(answer: httpx.Response) -> None:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Attempts and the waits between them.
+    """Attempts, of which 1 disables retries, and the seconds to wait between them.
 
     Waits double from ``first_wait`` up to ``longest_wait``, with jitter so that clients do not retry in step. If the
     server asks for a longer wait, that is used.
-
-    Args:
-        attempts: Maximum number of attempts. 1 disables retries.
-        first_wait: Seconds before the second attempt.
-        longest_wait: Maximum wait in seconds.
     """
 
     attempts: int = 5
@@ -91,7 +85,38 @@ class Backoff:
         if self.attempts < 1 or self.first_wait < 0 or self.longest_wait < 0:
             raise InvalidOptionError(f"Retries need at least one attempt and no negative wait, got {self!r}.")
 
-    def wait_after(self, state: RetryCallState, failure: Failure) -> float:
-        """Return the seconds to wait after a failed attempt."""
-        backoff = wait_exponential_jitter(self.first_wait, self.longest_wait, jitter=self.first_wait)(state)
-        return max(backoff, failure.retry_after or 0.0)
+    def retrying(
+        self, failure_of: Callable[[BaseException], Failure | None], what: str, *, first: bool = False
+    ) -> dict[str, Any]:
+        """Return arguments for tenacity's ``Retrying`` and ``AsyncRetrying``, which log ``what`` they try again.
+
+        An exception that ``failure_of`` calls no failure, or one that lasts, is raised at once.
+        """
+
+        def last(state: RetryCallState) -> Failure:
+            error = state.outcome.exception() if state.outcome is not None else None
+            return (failure_of(error) if error is not None else None) or Failure(UNREACHABLE, "")
+
+        def passes(error: BaseException) -> bool:
+            failure = failure_of(error)
+            return failure is not None and failure.is_transient(first=first)
+
+        def wait(state: RetryCallState) -> float:
+            backoff = wait_exponential_jitter(self.first_wait, self.longest_wait, jitter=self.first_wait)(state)
+            return max(backoff, last(state).retry_after or 0.0)
+
+        def log(state: RetryCallState) -> None:
+            clause = last(state).reason.partition(". ")[0].strip()
+            _LOG.warning(
+                "%s failed (%s), attempt %d of %d. Trying again in %.1f s.",
+                what, clause if len(clause) <= _LONGEST_CLAUSE else f"{clause[:_LONGEST_CLAUSE]} ...",
+                state.attempt_number, self.attempts, state.next_action.sleep if state.next_action is not None else 0.0,
+            )  # fmt: skip
+
+        return {
+            "stop": stop_after_attempt(self.attempts),
+            "wait": wait,
+            "retry": retry_if_exception(passes),
+            "before_sleep": log,
+            "reraise": True,
+        }

@@ -22,11 +22,7 @@ MATCHES_KEY = "token_matches"
 
 
 def to_core(documents: Iterable[Document], ids: Sequence[str | None] | None = None) -> list[jcv2_plugin.Document]:
-    """Convert LangChain documents to documents of a collection. Ids in ``ids`` override the documents' own.
-
-    Raises:
-        InvalidDocumentError: ``documents`` is not an iterable of documents, or ``ids`` not one of as many ids.
-    """
+    """Convert LangChain documents to documents of a collection. Ids in ``ids`` override the documents' own."""
     way_out = "Add texts with add_texts or from_texts."
     listed = list_of(Document, documents, "Document", "LangChain Document", way_out)
     chosen = [None] * len(listed) if ids is None else as_list(ids, "ids")

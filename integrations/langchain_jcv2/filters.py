@@ -15,18 +15,11 @@ MetadataFilter = models.Filter | Mapping[str, Any]
 
 
 def as_qdrant_filter(filter: MetadataFilter | None) -> models.Filter | None:
-    """Convert a filter to a Qdrant filter.
+    """Convert a filter to a Qdrant filter, or to None for None or an empty dict.
 
-    Args:
-        filter: A Qdrant filter, which is returned unchanged, or a dict of metadata entries. A document must match all
-            of them, as in ``{"room": "hall", "year": 1999}``. A nested dict matches nested metadata. A list in the
-            metadata matches if one of its elements is equal. A dot in a key is literal, not a path separator.
-
-    Returns:
-        The Qdrant filter, or None for None or an empty dict.
-
-    Raises:
-        UnsupportedFilterError: The filter is of another type, or a value cannot be compared for equality.
+    A Qdrant filter is returned unchanged. A document must match all entries of a dict, as in ``{"room": "hall", "year":
+    1999}``. A nested dict matches nested metadata. A list in the metadata matches if one of its elements is equal. A
+    dot in a key is literal, not a path separator. Raises UnsupportedFilterError for anything else.
     """
     if isinstance(filter, models.Filter):
         check_filter(filter)

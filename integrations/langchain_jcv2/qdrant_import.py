@@ -25,10 +25,7 @@ def document_of(
     """Return the document in a point of a langchain-qdrant collection.
 
     Other payload keys than those of the text and the metadata, which may be missing or None, are kept. Blank texts are
-    returned, for the caller to skip; None if there is no text.
-
-    Raises:
-        InvalidDocumentError: The text is not a str, or the metadata is not a dict.
+    returned, for the caller to skip; None if there is no text. InvalidDocumentError for another layout.
     """
     text = payload.get(content_key)
     if text is None:

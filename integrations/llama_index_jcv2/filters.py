@@ -14,8 +14,7 @@ from llama_index.core.vector_stores.types import (
 )
 from qdrant_client import models
 
-from jcv2_plugin.collection.read import id_list
-from jcv2_plugin.documents import MAX_DEPTH, point_id
+from jcv2_plugin.documents import MAX_DEPTH, id_list, point_id
 from jcv2_plugin.errors import UnsupportedFilterError
 from jcv2_plugin.filters import Bound, check_filter, compares, equals, metadata_paths
 from llama_index_jcv2.nodes import NO_SOURCE, SOURCE_KEY, SOURCE_KEYS
@@ -27,11 +26,8 @@ def to_qdrant_filter(filters: MetadataFilters | None, depth: int = MAX_DEPTH) ->
     A key names a metadata entry. Dots address nested dicts, unless an entry with that whole name exists. ``doc_id``,
     ``document_id`` and ``ref_doc_id`` refer to the source document, unless the node has metadata of that name. If an
     entry is a list, any of its elements may match. ``!=`` and ``nin`` also match nodes without the entry.
-    ``text_match`` requires all words of the value, case-insensitively.
-
-    Raises:
-        UnsupportedFilterError: Qdrant has no equivalent for an operator or its value, or the filters are nested more
-            than 32 levels deep.
+    ``text_match`` requires all words of the value, case-insensitively. Raises UnsupportedFilterError for what Qdrant
+    lacks.
     """
     if filters is None or not filters.filters:
         return None

@@ -45,11 +45,7 @@ def has_text(node: BaseNode) -> bool:
 
 
 def node_list(nodes: Iterable[Node]) -> list[Node]:
-    """Return nodes, which may come from a generator, as a list.
-
-    Raises:
-        InvalidDocumentError: They are something else than an iterable of nodes.
-    """
+    """Return nodes, which may come from a generator, as a list. Raises InvalidDocumentError for anything else."""
     way_out = "Wrap a text as TextNode(text=...) or Document(text=...)."
     return list_of(BaseNode, nodes, "Node", "LlamaIndex node", way_out)
 
@@ -61,11 +57,7 @@ def with_text(nodes: Sequence[BaseNode]) -> list[BaseNode]:
 
 
 def document_of(node: BaseNode) -> Document:
-    """Convert a node to a document. The ``node_id`` becomes the document's id. Without text of its own, it is blank.
-
-    Raises:
-        InvalidDocumentError: The node's metadata cannot be stored as JSON.
-    """
+    """Convert a node to a document with its ``node_id`` and metadata as JSON. Without text of its own, it is blank."""
     metadata: dict[str, Any] = json_value(node.metadata, f"{_named(node)}: metadata")
     stored = node.model_copy(update={"metadata": metadata})
     payload = node_to_metadata_dict(stored, remove_text=False, flat_metadata=False)
@@ -98,11 +90,7 @@ def _named(node: BaseNode) -> str:
 
 
 def node_of(stored: StoredDocument) -> BaseNode:
-    """Return the node of a document. A document not written by LlamaIndex becomes a ``TextNode``.
-
-    Raises:
-        InvalidDocumentError: The document has a node that cannot be read.
-    """
+    """Return the node of a document, or a ``TextNode`` if LlamaIndex did not write it. Raises InvalidDocumentError."""
     if CONTENT_KEY not in stored.payload:
         return TextNode(id_=stored.id, text=stored.text, metadata=stored.metadata)
     try:
@@ -115,10 +103,7 @@ def node_of(stored: StoredDocument) -> BaseNode:
 
 
 def node_of_payload(payload: Mapping[str, Any]) -> BaseNode:
-    """Return the node in a payload of LlamaIndex's layout.
-
-    Raises one of :data:`UNREADABLE` if the payload contains no node, or one that cannot be read.
-    """
+    """Return the node in a payload of LlamaIndex's layout. Raises one of :data:`UNREADABLE` if there is none."""
     if payload.get(TYPE_KEY) == LlamaDocument.class_name():  # LlamaIndex's function returns a TextNode
         return LlamaDocument.from_json(payload[CONTENT_KEY])
     return metadata_dict_to_node(dict(payload))

@@ -24,10 +24,7 @@ def document_of(point_id: str, payload: Mapping[str, Any], *, text_key: str = DE
 
     It is the point's node, with its id, relationships and metadata, or in payloads of the store's first releases the
     text under ``text_key``. Other payload keys are kept. Blank texts are returned, for the caller to skip; None if
-    there is neither a node nor a text.
-
-    Raises:
-        InvalidDocumentError: A node cannot be read.
+    there is neither a node nor a text. InvalidDocumentError for a node that cannot be read.
     """
     text = payload.get(text_key)
     try:

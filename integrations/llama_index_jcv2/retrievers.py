@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 from jcv2_plugin import ColbertCollection, SearchOptions
 from jcv2_plugin.collection.asynchronous import in_thread
 from jcv2_plugin.collection.opening import open_collection
-from jcv2_plugin.collection.read import id_list
+from jcv2_plugin.documents import id_list
 from llama_index_jcv2.nodes import node_of
 from llama_index_jcv2.results import ScoredNode
 from llama_index_jcv2.vector_stores import JinaColbertVectorStore
@@ -90,11 +90,9 @@ class JinaColbertRetriever(BaseRetriever):
     def from_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> JinaColbertRetriever:
-        """Create a retriever over an existing collection.
+        """Create a retriever over an open collection, or the location of one: a folder or a server URL.
 
-        Args:
-            collection: An open collection, or the location of one: a folder or a server URL.
-            **options: Options of this class, and of ``ColbertCollection.open`` (``encoder``, ``url``, ``name``, ...).
+        The options are those of this class, and of ``ColbertCollection.open`` (``encoder``, ``url``, ``name``, ...).
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
@@ -118,11 +116,7 @@ class JinaColbertRetriever(BaseRetriever):
         return self._store.collection
 
     def with_options(self, **options: Any) -> JinaColbertRetriever:
-        """Return a copy with other options, as in ``retriever.with_options(similarity_top_k=20).retrieve(q)``.
-
-        Raises:
-            TypeError: An option is unknown.
-        """
+        """Return a copy with other options, as in ``retriever.with_options(similarity_top_k=20).retrieve(q)``."""
         if unknown := sorted(set(options) - _changeable()):
             raise TypeError(f"There are no options {unknown}. Use some of {sorted(_changeable())}.")
         other = copy.copy(self)
@@ -173,11 +167,8 @@ def _changeable() -> set[str]:
 def chosen_options(given: dict[str, Any]) -> dict[str, Any]:
     """Select the retriever's options from the arguments of ``as_retriever``.
 
-    LlamaIndex's engines pass all their arguments to ``as_retriever``, so unknown names are ignored. Names that look
-    like misspelled options are rejected.
-
-    Raises:
-        TypeError: A name looks like a misspelled option, or an embedding model is given.
+    LlamaIndex's engines pass all their arguments to it, so unknown names are ignored. TypeError for a name that looks
+    like a misspelled option, or for an embedding model.
     """
     if given.get("embed_model") is not None:
         raise TypeError("The collection encodes queries with its own model. Leave embed_model out.")

@@ -85,11 +85,7 @@ class IndexBatch:
 
 
 def check_server(location: str) -> None:
-    """Check that a collection can have many writers.
-
-    Raises:
-        InvalidOptionError: It is a folder, or in memory.
-    """
+    """Raise InvalidOptionError for a collection in a folder or in memory, which cannot have many writers."""
     if not looks_like_server(location):
         raise InvalidOptionError(
             f"{location!r} is not a Qdrant server. One process at a time can write to a folder, and a cluster has "
@@ -135,16 +131,10 @@ def _metadata(value: Any, own_id: Any) -> Mapping[str, Any]:
 class Outcome:
     """What a worker did.
 
-    Attributes:
-        files: Numbers of the files that each document in ``ids`` is from.
-        ids: Ids of the documents that are stored now.
-        written: How many of them were encoded and stored.
-        unchanged: How many were stored already.
-        bytes_read: Bytes read from files.
-        blank: Ids of documents left out because they have no text.
-        read: Numbers of the files that were read to the end.
-        skipped: Numbers of the files that cannot be read, with the reason.
-        error: What ended the work. What is listed above was done before.
+    ``ids`` are those of the documents that are stored now, ``files`` the numbers of the files that each is from.
+    ``written`` of them were encoded, ``unchanged`` were stored already. ``blank`` ones have no text. ``read`` and
+    ``skipped`` files were read to the end, or cannot be, with the reason. ``error`` ended the work; what is listed was
+    done before.
     """
 
     files: list[int] = field(default_factory=list)
@@ -249,12 +239,8 @@ class Cluster:
     Attributes:
         address: Address for ``ray.init``: ``"auto"``, ``"local"`` to start one on this machine, or another.
         location: URL of the Qdrant server.
-        options: Keyword arguments of ``ColbertCollection.open`` for the workers.
+        options: Keyword arguments of ``ColbertCollection.open`` for the workers. A secret among them is refused.
         encoders: Number of workers that encode. 0 is one for each GPU or, without any, for each core.
-
-    Raises:
-        InvalidOptionError: The location is a folder, or a secret would be sent to the workers through Ray.
-        MissingPackageError: Ray is not installed.
     """
 
     address: str
@@ -279,17 +265,11 @@ class Cluster:
         return {**self.options, "client_options": {name: value for name, value in given.items() if name != "api_key"}}
 
     def index(self, files: Sequence[SourceFile], reader: PassageReader, *, strict: bool) -> Generator[Outcome]:
-        """Read, encode and store files, and yield what the workers did, in any order.
+        """Read, encode and store files, at the same paths on all machines, and yield what the workers did, in any
+        order.
 
-        Args:
-            files: Files, at the same paths on all machines.
-            reader: Reads them. It is copied to the workers.
-            strict: End at a file that cannot be read instead of skipping it.
-
-        Raises:
-            Jcv2Error: What a worker raised. Blocks that others stored in the meantime are kept.
-            WorkerError: A worker failed for another reason.
-            InvalidOptionError: There is no cluster at the address.
+        With ``strict``, a file that cannot be read ends it. Raises what a worker raised, or WorkerError if one failed
+        for another reason. Blocks that others stored in the meantime are kept.
         """
         if not files:
             return

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 from typing_extensions import Unpack
 
 from jcv2_plugin.checks import as_dims
-from jcv2_plugin.collection import migrate, read, repair, search, verify, write
+from jcv2_plugin.collection import ingest, migrate, repair, search, verify
 from jcv2_plugin.collection.asynchronous import in_thread, pages_in_thread
 from jcv2_plugin.collection.ingest import BATCH_DOCUMENTS, IngestReport
 from jcv2_plugin.collection.journal import IngestJournal
 from jcv2_plugin.collection.location import DEFAULT_NAME, Location
 from jcv2_plugin.collection.migrate import MigrationReport, Target
 from jcv2_plugin.collection.sameness import check_encoder
-from jcv2_plugin.collection.search import CheckedOptions, SearchOptions
+from jcv2_plugin.collection.search import SearchOptions
 from jcv2_plugin.collection.snapshot import SnapshotInfo, check_snapshot, read_info, restore_snapshot, write_snapshot
 from jcv2_plugin.collection.state import CollectionState, OpenCollection, load_for, own_stages
 from jcv2_plugin.collection.verify import VerificationReport
@@ -29,6 +29,7 @@ from jcv2_plugin.documents import (
     StoredDocument,
     accepted,
     as_documents,
+    id_list,
     point_id,
     warn_of_blank,
 )
@@ -49,6 +50,20 @@ if TYPE_CHECKING:
     from jcv2_plugin.scoring.explanation import Explanation
 
 __all__ = ["ColbertCollection", "IngestReport"]
+
+
+def new_schema(
+    encoder: Encoder,
+    dim: int | None = None,
+    storage: Storage = "float16",
+    first_stage: FirstStageLike | None = None,
+    pool_factor: float = 1.0,
+    long_documents: LongDocuments = "split",
+) -> tuple[CollectionSchema, Mapping[str, FirstStage]]:
+    """Return the schema of a new collection and its own first stages, see :meth:`ColbertCollection.create`."""
+    stages = choose_first_stage(first_stage, encoder)
+    options: dict[str, Any] = {"first_stage": stages.name, "stage_options": stages.options, "pool_factor": pool_factor}
+    return CollectionSchema.describe(encoder, encoder.resolve_dim(dim), long_documents, storage, **options), stages.own
 
 
 class ColbertCollection:
@@ -162,19 +177,10 @@ class ColbertCollection:
             ChosenStages.of(first_stage)  # raises before a model is loaded
         if isinstance(encoder, (str, os.PathLike)):
             encoder = load_encoder(encoder, dims=dim)
-        stages = choose_first_stage(first_stage, encoder)
-        schema = CollectionSchema.describe(
-            encoder,
-            encoder.resolve_dim(dim),
-            long_documents,
-            storage,
-            first_stage=stages.name,
-            stage_options=stages.options,
-            pool_factor=pool_factor,
-        )
+        schema, own = new_schema(encoder, dim, storage, first_stage, pool_factor, long_documents)
         options = NewCollection(dict(payload_indexes or {}), shard_key, retries, dict(collection_options or {}))
         engine = parsed.create(schema, overwrite=overwrite, client_options=client_options, options=options)
-        return cls(engine, schema, encoder, own_stages=stages.own)
+        return cls(engine, schema, encoder, own_stages=own)
 
     @classmethod
     def open(
@@ -196,19 +202,14 @@ class ColbertCollection:
         """Open an existing collection. Without ``encoder``, its model is loaded when first needed.
 
         Args:
-            location: See :meth:`create`.
+            location: Alternatively, pass ``path``, ``url`` or ``client``. These, ``name``, ``retries`` and
+                ``client_options`` are as in :meth:`create`.
             encoder: The encoder, or the name or path of a model. It must match the collection's model.
             dim: Expected dimension, raises an error if it differs.
-            path: See :meth:`create`.
-            url: See :meth:`create`.
-            client: See :meth:`create`.
-            name: See :meth:`create`.
             device: Device for a model that is loaded here.
             first_stage: The first stage of your own that the collection was created with. ``"none"`` opens it without
                 the object: searches are exact, and documents can be deleted, but not added.
             shard_key: See :meth:`create`. None searches all shards.
-            retries: See :meth:`create`.
-            client_options: See :meth:`create`.
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
@@ -266,18 +267,8 @@ class ColbertCollection:
 
         Args:
             snapshot: Path of the snapshot file.
-            location: See :meth:`create`.
-            path: See :meth:`create`.
-            url: See :meth:`create`.
-            client: See :meth:`create`.
-            name: See :meth:`create`.
             first_stage: See :meth:`open`. By default, a first stage of your own is done without.
-            overwrite: See :meth:`create`.
-            payload_indexes: See :meth:`create`.
-            shard_key: See :meth:`create`.
-            retries: See :meth:`create`.
-            client_options: See :meth:`create`.
-            collection_options: See :meth:`create`.
+            location: As in :meth:`create`, like all arguments that are not described here.
             progress: Called periodically with the number of documents stored since the last call.
 
         Raises:
@@ -304,10 +295,7 @@ class ColbertCollection:
         Copies the documents into a new shard without the log, and nothing is encoded. Documents that were added,
         changed or deleted after the folder was last closed may be missing or be as they were: add them again. If the
         folder can be opened, nothing is changed. A repair that was interrupted is repeated by the same call.
-
-        Args:
-            path: Folder of the collection.
-            progress: Called periodically with the number of documents read since the last call.
+        ``progress`` is called periodically with the number of documents read since the last call.
 
         Raises:
             CollectionCorruptError: More than the log is damaged. The log is back in its place.
@@ -345,12 +333,7 @@ class ColbertCollection:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded on first use.
-
-        Raises:
-            ModelNotFoundError: The model that the collection was created with is not available.
-            CollectionMismatchError: The model of that name now has other weights.
-        """
+        """The encoder, loaded on first use. CollectionMismatchError if the model now has other weights."""
         return self.current.encoder
 
     @property
@@ -394,7 +377,7 @@ class ColbertCollection:
         """
         documents, blank = accepted(as_documents(texts, ids, metadata), on_blank)
         warn_of_blank(blank)
-        self._state.write(lambda current: write.add(current, documents))
+        self._state.write(lambda current: ingest.add(current, documents))
         return [str(document.id) for document in documents]
 
     def ingest(
@@ -431,26 +414,15 @@ class ColbertCollection:
             JournalError: The journal file is not a journal or is unreadable.
         """
         with self._state.writing, IngestJournal.open(journal) as opened:
-            return write.ingest(
-                self._state,
-                documents,
-                batch_documents=batch_documents,
-                progress=progress,
-                journal=opened,
-                workers=workers,
-                on_blank=on_blank,
-            )
+            options = {"progress": progress, "workers": workers, "on_blank": on_blank}
+            return ingest.ingest(self._state, documents, batch_documents, opened, **options)
 
     def delete(self, ids: Iterable[str] | None = None, *, filter: models.Filter | None = None) -> None:
-        """Delete documents by id or by filter. Missing ids are ignored.
-
-        Raises:
-            ValueError: Neither or both of ``ids`` and ``filter`` are given.
-        """
+        """Delete documents either by id or by filter; else ValueError. Missing ids are ignored."""
         if (ids is None) == (filter is None):
             raise ValueError("Give either ids or a filter to delete by.")
         check_filter(filter)
-        points = None if ids is None else [point_id(one) for one in read.id_list(ids)]
+        points = None if ids is None else [point_id(one) for one in id_list(ids)]
 
         def work(current: OpenCollection) -> None:
             if filter is not None:
@@ -465,9 +437,6 @@ class ColbertCollection:
         """Index a payload field for filters, for example ``"metadata.topic"`` as ``"keyword"``.
 
         Qdrant's strict mode requires this for filtered fields.
-
-        Raises:
-            InvalidOptionError: The key or the index type is invalid.
         """
         check_payload_key(key)
         if kind not in PAYLOAD_INDEXES:
@@ -475,18 +444,17 @@ class ColbertCollection:
         self._state.run(lambda current: current.engine.create_payload_index(key, kind))
 
     def optimize(self) -> None:
-        """Merge segments, build the first stage's index and drop deleted documents. This can take a while.
-
-        :meth:`ingest` calls this at the end. A server optimises itself.
-        """
+        """Merge segments, index the first stage and drop deleted documents, as :meth:`ingest` does at the end."""
         self._state.write(lambda current: current.engine.optimize())
 
     # Reading
 
     def get(self, ids: Iterable[str]) -> list[StoredDocument]:
         """Return documents by id, in the given order. Missing ids are skipped."""
-        wanted = read.id_list(ids)
-        return self._state.run(lambda current: read.get(current, wanted))
+        points = [point_id(one) for one in id_list(ids)]
+        records = self._state.run(lambda now: now.engine.retrieve(points, with_payload=True, with_vectors=False))
+        found = {record.id: StoredDocument.from_payload(record.payload) for record in records}
+        return [found[point] for point in points if point in found]
 
     def count(self, filter: models.Filter | None = None) -> int:
         """Return the number of documents, or of those that match a filter."""
@@ -495,7 +463,7 @@ class ColbertCollection:
 
     def scroll(self, filter: models.Filter | None = None) -> Iterator[StoredDocument]:
         """Iterate over all documents, or those that match a filter, in no particular order."""
-        for record in read.scroll(self._state, filter, with_payload=True):
+        for record in self._state.scroll(filter, with_payload=True):
             check_documents([record], self.engine.title)
             yield StoredDocument.from_payload(record.payload)
 
@@ -507,11 +475,8 @@ class ColbertCollection:
             yield payload[ID_KEY]
 
     def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
-        """Iterate over selected payload keys of all documents, or of those that match a filter.
-
-        Texts are not read unless selected.
-        """
-        for record in read.scroll(self._state, filter, with_payload=list(keys)):
+        """Iterate over payload keys of all documents, or of those that match a filter, without reading the others."""
+        for record in self._state.scroll(filter, with_payload=list(keys)):
             yield record.payload
 
     # Searching
@@ -520,13 +485,8 @@ class ColbertCollection:
         """Search by MaxSim and return the top ``k`` documents, best first.
 
         In a small collection, MaxSim ranks all documents. With a first stage and more than 1,000 documents, it ranks
-        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed.
-
-        Args:
-            query: Query text.
-            k: Number of documents to return.
-            **options: ``filter``, ``score_threshold``, ``candidates``, ``exact``, ``first_stage``, ``rrf_k``,
-                ``rrf_weights`` and ``with_explanation``, see :class:`~jcv2_plugin.SearchOptions`.
+        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed. The
+        options are those of :class:`~jcv2_plugin.SearchOptions`.
 
         Raises:
             InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
@@ -538,9 +498,8 @@ class ColbertCollection:
         self, queries: Iterable[str], k: int = 10, **options: Unpack[SearchOptions]
     ) -> list[list[SearchHit]]:
         """Search for several queries, encoded in batches. Return a list of hits per query, see :meth:`search`."""
-        limit, checked = search.check_k(k), CheckedOptions.of(options)
-        listed = search.check_queries(queries)
-        return self._state.run(lambda current: search.search(current, listed, limit, checked))
+        _, work = search.many(queries, k, options)
+        return self._state.run(work)
 
     def search_mmr(
         self,
@@ -554,7 +513,7 @@ class ColbertCollection:
         """Search with maximal marginal relevance (MMR) and return ``k`` relevant but diverse documents.
 
         The best hit comes first, followed by hits that are relevant and dissimilar to those before them, see
-        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, but not in descending order.
+        :mod:`jcv2_plugin.scoring.mmr`. Scores and options are as in :meth:`search`, but scores not in descending order.
 
         Args:
             query: Query text.
@@ -562,30 +521,16 @@ class ColbertCollection:
             fetch_k: Number of best hits to select from, at least ``k``. Defaults to ``4 * k``, or 20 if that is larger.
             lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
             **options: See :meth:`search`.
-
-        Raises:
-            InvalidQueryError: See :meth:`search`. Also raised if ``fetch_k`` is not positive or ``lambda_mult`` is not
-                between 0 and 1.
         """
-        limit = search.check_k(k)
-        fetched, trade_off = search.check_mmr(limit, fetch_k, lambda_mult)
-        checked = CheckedOptions.of(options)
-        search.check_queries([query])
-        return self._state.run(lambda now: search.search_mmr(now, query, limit, fetched, trade_off, checked))
+        return self._state.run(search.mmr(query, k, fetch_k, lambda_mult, options))
 
     def explain(self, query: str, id: str, *, query_vectors: Matrix | None = None) -> Explanation:
         """Explain a score: the token of a stored document that each query token matched, and their similarity.
 
         With token pooling, a stored vector represents several tokens. The document is then encoded again without
-        pooling, and the score of the explanation is slightly higher than that of the search.
-
-        Args:
-            query: Query text.
-            id: Id of the document.
-            query_vectors: Precomputed query vectors, to avoid encoding the query again for each document.
-
-        Raises:
-            InvalidDocumentError: There is no document with this id.
+        pooling, and the score of the explanation is slightly higher than that of the search. ``query_vectors`` are
+        those of the query, if known, to avoid encoding it again for each document. Raises InvalidDocumentError if there
+        is no document with this id.
         """
         return self._state.run(lambda current: search.explain(current, query, id, query_vectors))
 
@@ -617,12 +562,7 @@ class ColbertCollection:
         :attr:`MigrationReport.needed`.
 
         Args:
-            dim: New Matryoshka dimension.
-            encoder: New encoder, or the name or path of a model.
-            storage: See :meth:`create`.
-            first_stage: See :meth:`create`.
-            pool_factor: See :meth:`create`.
-            long_documents: See :meth:`create`.
+            dim: New Matryoshka dimension. The other new settings are as in :meth:`create`.
             keep_old: On a server, keep the old collection for readers that have it open. Its name is
                 :attr:`MigrationReport.old`.
             workers: See :meth:`ingest`.
@@ -663,16 +603,11 @@ class ColbertCollection:
         return self._state.run(lambda now: verify.verify(now, sample=sample, seed=seed, progress=progress))
 
     def snapshot(self, file: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None) -> SnapshotInfo:
-        """Write a snapshot of the whole collection to a file. Writes wait, reads do not.
+        """Write a snapshot of the whole collection to a file, which must not exist. Writes wait, reads do not.
 
-        :meth:`ColbertCollection.restore` restores it on any engine, without encoding.
-
-        Args:
-            file: Path of the snapshot file. It must not exist.
-            progress: Called periodically with the number of documents written since the last call.
-
-        Raises:
-            SnapshotError: The file already exists.
+        :meth:`ColbertCollection.restore` restores it on any engine, without encoding. ``progress`` is called
+        periodically with the number of documents written since the last call. Raises SnapshotError if the file already
+        exists.
         """
         return self._state.write(lambda now: write_snapshot(now.engine, now.schema, Path(file), progress))
 
@@ -697,10 +632,7 @@ class ColbertCollection:
         self, queries: Iterable[str], k: int = 10, **options: Unpack[SearchOptions]
     ) -> list[list[SearchHit]]:
         """Async version of :meth:`search_many`. No thread waits while a server encodes the queries."""
-        limit, checked = search.check_k(k), CheckedOptions.of(options)
-        listed = search.check_queries(queries)
-        encoded = await search.encoded_queries(self._state, listed)
-        return await in_thread(self._state.run)(lambda now: search.search(now, listed, limit, checked, encoded))
+        return await search.run_async(self._state, *search.many(queries, k, options))
 
     async def asearch_mmr(
         self,
@@ -712,14 +644,7 @@ class ColbertCollection:
         **options: Unpack[SearchOptions],
     ) -> list[SearchHit]:
         """Async version of :meth:`search_mmr`. No thread waits while a server encodes the query."""
-        limit = search.check_k(k)
-        fetched, trade_off = search.check_mmr(limit, fetch_k, lambda_mult)
-        checked = CheckedOptions.of(options)
-        search.check_queries([query])
-        encoded = await search.encoded_queries(self._state, [query])
-        return await in_thread(self._state.run)(
-            lambda now: search.search_mmr(now, query, limit, fetched, trade_off, checked, encoded)
-        )
+        return await search.run_async(self._state, [query], search.mmr(query, k, fetch_k, lambda_mult, options))
 
     aexplain = in_thread(explain)
     """Async version of :meth:`explain`."""

@@ -1,4 +1,4 @@
-"""Ingest streams of documents: check, encode and store them batch by batch, in bounded memory."""
+"""Add documents, and streams of them: check, encode and store them batch by batch, in bounded memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jcv2_plugin.checks import cut_by_length, in_batches
-from jcv2_plugin.collection.checks import check_lengths, check_stored
+from jcv2_plugin.checks import check_vectors, cut_by_length, in_batches
 from jcv2_plugin.collection.journal import IngestJournal
-from jcv2_plugin.collection.state import OpenCollection
+from jcv2_plugin.collection.state import CollectionState, OpenCollection
 from jcv2_plugin.collection.workers import Encoded, EncoderPool, as_devices
 from jcv2_plugin.documents import (
     HASH_KEY,
@@ -26,12 +25,17 @@ from jcv2_plugin.documents import (
 )
 from jcv2_plugin.engines.base import Engine, Matrix, Point
 from jcv2_plugin.engines.first_stage import StageVector
+from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
+from jcv2_plugin.errors import DocumentTooLongError
 
 if TYPE_CHECKING:
+    from jcv2_plugin.encoder.base import Encoder
     from jcv2_plugin.encoder.windows import TokenizedTexts
 
 BATCH_DOCUMENTS = 256
 _STORES_AHEAD = 2
+_CHARACTERS_PER_VECTOR = 32
+"""A text with more is first judged by a part of it, since tokenising 60 MB takes minutes and gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,7 @@ class IngestReport:
 def changed(
     engine: Engine, documents: Sequence[Document], in_flight: frozenset[str] = frozenset()
 ) -> list[NewDocument]:
-    """Return the documents that are new or differ from the stored ones.
-
-    Args:
-        engine: Engine to compare with.
-        documents: Documents with ids.
-        in_flight: Ids of points that are about to be stored. They count as changed.
-    """
+    """Return the documents that are new or differ from the stored ones. Points ``in_flight`` count as changed."""
     new = [NewDocument(point_id(str(one.id)), one, payload_of(one)) for one in documents]
     stored = {
         record.id: record.payload.get(HASH_KEY)
@@ -93,12 +91,8 @@ def points_of(
 ) -> list[Point]:
     """Encode documents and return them as points. All are checked before any is stored.
 
-    Args:
-        current: The open collection.
-        new: Documents.
-        tokenized: Their texts with their tokens, from :func:`~jcv2_plugin.collection.checks.check_lengths`.
-        vectors: Their token vectors, if they are already encoded.
-        own: Their vectors by the user's own first stages, if they are already encoded.
+    ``tokenized`` texts come from :func:`check_lengths`. ``vectors``, and those of the user's ``own`` first stages, are
+    given if they are already encoded.
     """
     schema = current.schema
     if tokenized is None and current.encoder.gives_tokens:
@@ -107,13 +101,68 @@ def points_of(
         texts = [one.document.text for one in new] if tokenized is None else tokenized
         vectors = current.encoder.document_vectors(texts, schema.dim, schema.long_documents, schema.pool_factor)
     for one, matrix in zip(new, vectors, strict=True):
-        check_stored(matrix, schema.dim, f"Document {one.document.id!r}")
+        check_vectors(matrix, schema.dim, f"Document {one.document.id!r}")
+        if matrix.size >= MAX_FLOATS:
+            raise _too_long(one.document, str(len(matrix)), schema.dim)
     ids = None if tokenized is None else tokenized.ids
     stages = current.stage_vectors([one.document.text for one in new], vectors, ids, own)
     return [
         Point(one.point_id, matrix, one.payload, vectors_of_one)
         for one, matrix, vectors_of_one in zip(new, vectors, stages, strict=True)
     ]
+
+
+def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: Encoder) -> TokenizedTexts | None:
+    """Raise DocumentTooLongError for more floats than Qdrant takes, or than the window if the collection does not
+    split.
+
+    Returns the texts with their tokens, which saves tokenising them again. None if the encoder returns no tokens.
+    """
+    texts = [document.text for document in documents]
+    if not encoder.gives_tokens:  # what it makes of them is checked before it is stored
+        if schema.long_documents == "error":
+            encoder.check_lengths(texts)
+        return None
+    for document in documents if schema.long_documents == "split" else ():
+        _check_beginning(document, schema.dim, encoder)
+    capacity = encoder.content_length
+    tokenized = encoder.tokenized(texts)
+    overhead = encoder.document_length - capacity
+    for document, tokens in zip(documents, tokenized.counts, strict=True):
+        if schema.long_documents == "error" and tokens > capacity:
+            raise DocumentTooLongError(
+                f"Document {document.id!r} ({document.text[:40]!r}...) has {tokens} tokens, {capacity} fit "
+                f"document_length={encoder.document_length}, and this collection was created with "
+                "long_documents='error'. Split it, or create the collection with long_documents='split' or 'truncate'."
+            )
+        # Check an upper bound first: the exact number of vectors requires tokenising with offsets.
+        windows = 1 if schema.long_documents == "truncate" else -(-tokens // (capacity // 2 or 1)) + 1
+        if (tokens + windows * overhead) * schema.dim < MAX_FLOATS:
+            continue
+        rows = len(encoder.scored_tokens(document.text, "document", schema.long_documents))
+        if rows * schema.dim >= MAX_FLOATS:
+            raise _too_long(document, str(rows), schema.dim)
+    return tokenized
+
+
+def _check_beginning(document: Document, dim: int, encoder: Encoder) -> None:
+    """Refuse a text whose beginning alone makes more than twice as many vectors as Qdrant takes."""
+    length = _CHARACTERS_PER_VECTOR * MAX_FLOATS // dim
+    skipped = getattr(encoder, "skiplist_ids", None) if len(document.text) > length else None
+    if skipped is None:  # short, or not known of an encoder elsewhere
+        return
+    (ids,) = encoder.tokenized([document.text[:length]]).ids
+    rows = sum(one not in skipped for one in ids) // 2  # windows may be tokenised a little differently
+    if rows * dim >= MAX_FLOATS:
+        raise _too_long(document, f"more than {rows}", dim)
+
+
+def _too_long(document: Document, vectors: str, dim: int) -> DocumentTooLongError:
+    return DocumentTooLongError(
+        f"Document {document.id!r} ({document.text[:40]!r}...) makes {vectors} vectors of dim={dim}, Qdrant takes "
+        f"fewer than {MAX_FLOATS:,} floats a document: at most {(MAX_FLOATS - 1) // dim} vectors. Split the document "
+        "into several, or use a smaller dim."
+    )
 
 
 @dataclass
@@ -128,10 +177,8 @@ class _Batch:
 
 
 class Ingestion:
-    """A run of :meth:`ColbertCollection.ingest`.
-
-    This thread reads and checks documents, this thread or the workers encode, and another thread stores the batches
-    in stream order.
+    """A run of :meth:`ColbertCollection.ingest`. This thread reads and checks documents, this thread or the workers
+    encode, and another thread stores the batches in stream order.
     """
 
     def __init__(
@@ -218,3 +265,45 @@ class Ingestion:
         self._journal.stored(batch.seen)
         if self._progress is not None:
             self._progress(batch.seen)
+
+
+def add(current: OpenCollection, documents: Sequence[Document]) -> None:
+    """Encode and store documents that are new or have changed. All are checked before any is encoded."""
+    current.check_own()
+    current.engine.begin_writing()
+    new = [one for batch in in_batches(documents, BATCH_DOCUMENTS) for one in changed(current.engine, batch)]
+    if not new:
+        return
+    tokenized = check_lengths([one.document for one in new], current.schema, current.encoder)
+    own = current.own_vectors([one.document.text for one in new])  # all are checked before any is stored
+    for start in range(0, len(new), BATCH_DOCUMENTS):
+        stop = start + BATCH_DOCUMENTS
+        part = points_of(current, new[start:stop], tokenized and tokenized.part(start, stop), own=own[start:stop])
+        current.engine.upsert(part)
+    current.has_changed()
+
+
+def ingest(
+    state: CollectionState,
+    documents: Iterable[str | Document],
+    batch_documents: int,
+    journal: IngestJournal,
+    **options: Any,
+) -> IngestReport:
+    """Add documents from an iterable of any length, batch by batch. The options are those of :class:`Ingestion`."""
+
+    def begin(current: OpenCollection) -> OpenCollection:
+        current.check_own()
+        current.engine.begin_writing()
+        current.engine.size()  # follow the name if the collection was replaced
+        return current
+
+    state.run(begin)
+    current = state.current
+    run = Ingestion(current, journal=journal, **options)
+    report = run.run(documents, batch_documents)
+    if report.written:
+        current.engine.optimize()
+        current.has_changed()
+    journal.finish()
+    return report

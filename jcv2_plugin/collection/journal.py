@@ -29,11 +29,7 @@ class JournalError(Jcv2Error, ValueError):
 
 
 class IngestJournal:
-    """Journal of an ingestion run. Use :meth:`open`.
-
-    Attributes:
-        seen: Documents that the run had processed when the journal was opened.
-    """
+    """Journal of an ingestion run. Use :meth:`open`. ``seen`` is the number of documents that were processed before."""
 
     def __init__(self, run: str | None = None, seen: int = 0) -> None:
         self.seen = seen
@@ -46,11 +42,8 @@ class IngestJournal:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None) -> IngestJournal:
-        """Create a journal or continue an existing one. With None, no journal is kept.
-
-        Raises:
-            JournalError: The file is not a journal.
-            CollectionLockedError: Another run is using the journal.
+        """Create a journal or continue an existing one. With None, no journal is kept. Raises JournalError if the file
+        is no journal, and CollectionLockedError if another run is using it.
         """
         if path is None:
             return cls()

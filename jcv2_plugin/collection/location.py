@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,7 @@ class Location:
         client: QdrantClient | None,
         name: str,
     ) -> Location:
-        """Parse the location arguments of ``ColbertCollection.create`` and ``open``.
-
-        Raises:
-            InvalidOptionError: No location or more than one is given, or the URL is not a server's.
-        """
+        """Parse the location arguments of ``ColbertCollection.create`` and ``open``, of which one must be given."""
         given = [value for value in (location, path, url, client) if value is not None]
         if len(given) != 1:
             raise InvalidOptionError(
@@ -69,11 +66,7 @@ class Location:
         return cls(Path(path) if path is not None else None, url, client, name)
 
     def check_can_create(self, *, overwrite: bool) -> None:
-        """Check that a folder is free, before a model is loaded.
-
-        Raises:
-            CollectionExistsError: The folder is not free.
-        """
+        """Raise CollectionExistsError unless a folder is free, before a model is loaded."""
         if self.path is not None:
             check_free(self.path.expanduser().absolute(), overwrite=overwrite)
 
@@ -85,11 +78,7 @@ class Location:
         client_options: Mapping[str, Any] | None,
         options: NewCollection,
     ) -> Engine:
-        """Create an empty collection at this location.
-
-        Raises:
-            InvalidOptionError: An option is invalid, or is given for a folder but only supported on a server.
-        """
+        """Create an empty collection at this location. A folder does not have all options."""
         options.check()
         if self.path is not None:
             if options.engine_options or options.shard_key is not None:
@@ -99,40 +88,34 @@ class Location:
             return EdgeEngine.create(self.path, schema, overwrite=overwrite, indexes=options.payload_indexes)
         from jcv2_plugin.engines.qdrant import ClientEngine
 
-        client = self._connect(client_options)
-        try:
+        with self._connected(client_options) as client:
             return ClientEngine.create(
-                client,
-                self.name,
-                schema,
-                overwrite=overwrite,
-                owns_client=self.client is None,
-                options=options,
+                client, self.name, schema, overwrite=overwrite, owns_client=self.client is None, options=options
             )
-        except BaseException:
-            self._disconnect(client)
-            raise
 
     def open(
         self, *, client_options: Mapping[str, Any] | None, retries: int, shard_key: str | int | None = None
     ) -> Engine:
-        """Open the collection at this location.
-
-        Raises:
-            InvalidOptionError: ``retries`` is not a positive integer.
-        """
+        """Open the collection at this location."""
         NewCollection(retries=retries).check()
         if self.path is not None:
             return EdgeEngine.open(self.path)
         from jcv2_plugin.engines.qdrant import ClientEngine
 
-        client = self._connect(client_options)
-        try:
+        with self._connected(client_options) as client:
             return ClientEngine.open(
                 client, self.name, owns_client=self.client is None, retries=retries, shard_key=shard_key
             )
+
+    @contextmanager
+    def _connected(self, options: Mapping[str, Any] | None) -> Iterator[QdrantClient]:
+        """Yield a client, which is closed on failure unless it is the user's."""
+        client = self._connect(options)
+        try:
+            yield client
         except BaseException:
-            self._disconnect(client)
+            if self.client is None:
+                client.close()
             raise
 
     def _connect(self, options: Mapping[str, Any] | None) -> QdrantClient:
@@ -159,17 +142,9 @@ class Location:
                 "arguments of QdrantClient, such as api_key, prefer_grpc, grpc_port, timeout."
             ) from None
 
-    def _disconnect(self, client: QdrantClient) -> None:
-        if self.client is None:
-            client.close()
-
 
 def check_url(url: str) -> None:
-    """Check a server's URL, before a model is loaded.
-
-    Raises:
-        InvalidOptionError: The URL is invalid. The message shows it without credentials.
-    """
+    """Raise InvalidOptionError for what is no server's URL, before a model is loaded. It shows no credentials."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -188,11 +163,7 @@ def check_url(url: str) -> None:
 
 
 def check_location(location: str) -> None:
-    """Check a folder or a server's URL, before a model is loaded.
-
-    Raises:
-        InvalidOptionError: It is an invalid URL, or a server's address without ``http://``. No password is shown.
-    """
+    """Raise InvalidOptionError for an invalid URL, or a server's address without ``http://``. No password is shown."""
     if "://" in location:
         check_url(location)
     elif looks_like_server(location):

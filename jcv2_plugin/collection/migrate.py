@@ -66,12 +66,7 @@ class Target:
     long_documents: LongDocuments | None = None
 
     def resolve(self, current: OpenCollection) -> tuple[CollectionSchema, Encoder | None, Mapping[str, FirstStage]]:
-        """Return the new schema, which may be that of the collection, its encoder and the user's own first stages.
-
-        Raises:
-            InvalidOptionError: Nothing is to change.
-            UnknownDimError: The model has no projection head for the dimension.
-        """
+        """Return the new schema, which may be that of the collection, its encoder and the user's own first stages."""
         old = current.schema
         stage, options, own = old.first_stage, old.stage_options, current.own
         if self.first_stage is not None and self.first_stage != old.first_stage:
@@ -106,19 +101,12 @@ class Target:
         return self.encoder
 
 
-def migrate(
-    state: CollectionState,
-    target: Target,
-    *,
-    keep_old: bool,
-    progress: Callable[[int], None] | None,
-    workers: int | Sequence[str],
-) -> MigrationReport:
+def migrate(state: CollectionState, target: Target, **options: Any) -> MigrationReport:
     """See :meth:`ColbertCollection.migrate`."""
     if not state.migrating.acquire(blocking=False):
         raise CollectionError(f"{state.current.engine.title} is already being migrated. Wait until that has finished.")
     try:
-        return _migrate(state, target, keep_old=keep_old, progress=progress, workers=workers)
+        return _migrate(state, target, **options)
     finally:
         state.migrating.release()
 

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from qdrant_client import QdrantClient, models
 
-from jcv2_plugin.collection.checks import check_lengths
-from jcv2_plugin.collection.collection import ColbertCollection
+from jcv2_plugin.collection.collection import ColbertCollection, new_schema
+from jcv2_plugin.collection.ingest import check_lengths
 from jcv2_plugin.collection.qdrant_import import DocumentOf, import_qdrant
 from jcv2_plugin.documents import Document, OnBlank, accepted, warn_of_blank
 from jcv2_plugin.encoder import DEFAULT_MODEL
 from jcv2_plugin.encoder.named import load_encoder
-from jcv2_plugin.engines.first_stage import choose_first_stage
-from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
@@ -42,19 +40,14 @@ _FOREIGN = {
     "sparse_embedding": "first_stage=SparseEncoderStage(...) or an object of your own",
 }
 """Option names of the frameworks' Qdrant stores, and what to use here instead."""
+_OF_THE_SCHEMA = inspect.signature(new_schema).parameters
 _LOCATION_OPTIONS = ("location", "path", "url", "client")
 
 
 def open_collection(collection: ColbertCollection | str | os.PathLike[str] | None, **options: Any) -> ColbertCollection:
-    """Return a collection, opening it if necessary.
+    """Return a collection, opening it by ``ColbertCollection.open(collection, **options)`` if it is a location.
 
-    Args:
-        collection: An open collection or its location.
-        **options: Keyword arguments for ``ColbertCollection.open``.
-
-    Raises:
-        CollectionNotFoundError: The collection does not exist.
-        TypeError: An option is not supported, or cannot be combined with ``collection``.
+    Raises TypeError for an option that is not supported, or cannot be combined with ``collection``.
     """
     if not isinstance(collection, ColbertCollection):
         _refuse_foreign(options)
@@ -70,12 +63,7 @@ def open_collection(collection: ColbertCollection | str | os.PathLike[str] | Non
 
 
 def create_collection(**options: Any) -> ColbertCollection:
-    """Create a collection, in memory if no location is given.
-
-    Args:
-        **options: Keyword arguments for ``ColbertCollection.create``, including ``location``. ``encoder`` defaults to
-            ``"jinaai/jina-colbert-v2"``.
-    """
+    """Create a collection by ``ColbertCollection.create``, by default in memory and with :data:`DEFAULT_MODEL`."""
     _refuse_foreign(options)
     if not _has_location(options):
         options["location"] = ":memory:"
@@ -91,31 +79,12 @@ def create_filled(
     on_blank: OnBlank = "skip",
     **options: Any,
 ) -> ColbertCollection:
-    """Create a collection with documents. All documents are checked before anything is created or replaced.
-
-    Args:
-        documents: Documents to store.
-        create: Function that creates the collection from the options.
-        on_blank: See :func:`~jcv2_plugin.documents.accepted`.
-        **options: See :func:`create_collection`.
-
-    Raises:
-        InvalidDocumentError: A document cannot be stored. Nothing was created or replaced.
-    """
+    """Create a collection with documents by ``create(**options)``. All are checked before anything is replaced."""
     _refuse_foreign(options)  # before a model is loaded
     checked, blank = accepted(documents, on_blank)
     warn_of_blank(blank)
     encoder = options["encoder"] = _loaded(options.get("encoder"), options.get("dim"))
-    dim, long_documents = encoder.resolve_dim(options.get("dim")), options.get("long_documents", "split")
-    stages = choose_first_stage(options.get("first_stage"), encoder)
-    schema = CollectionSchema.describe(
-        encoder,
-        dim,
-        long_documents,
-        options.get("storage", "float16"),
-        first_stage=stages.name,
-        stage_options=stages.options,
-    )
+    schema, _ = new_schema(**{name: value for name, value in options.items() if name in _OF_THE_SCHEMA})
     check_lengths(checked, schema, encoder)
     collection = create(**options)
     try:
@@ -133,14 +102,9 @@ def _loaded(encoder: Encoder | str | os.PathLike[str] | None, dim: int | None) -
 
 
 def open_or_create(create: Callable[..., ColbertCollection] = create_collection, **options: Any) -> ColbertCollection:
-    """Open the collection, or create it if it does not exist or its creation was interrupted.
+    """Open the collection, or create it by ``create(**options)`` if it does not exist or its creation was interrupted.
 
-    Args:
-        create: Function that creates the collection from the options.
-        **options: Keyword arguments for ``ColbertCollection.create``. None means that an option is not set.
-
-    Raises:
-        CollectionMismatchError: The existing collection was created with another model or dimension.
+    Options are those of ``ColbertCollection.create``; None means that one is not set.
     """
     if _has_location(options):
         known = inspect.signature(ColbertCollection.open).parameters
@@ -178,20 +142,9 @@ def import_into(
 ) -> ColbertCollection:
     """Import another Qdrant collection with :func:`~jcv2_plugin.import_qdrant` and return the target collection.
 
-    Args:
-        client: Client of the source.
-        collection_name: Name of the source collection.
-        document_of: Function that converts a point's payload to a document.
-        target: Open collection to add to. Otherwise :func:`open_or_create` opens or creates one.
-        options: Options for :func:`open_or_create`.
-        create: See :func:`open_or_create`.
-        text_option: Name and value of the option that selects the payload key with the text.
-        filter: Import only the points that match.
-        progress: Called periodically with the number of points processed since the last call.
-
-    Raises:
-        TypeError: ``target`` is given together with ``options``.
-        InvalidOptionError: No point has a text.
+    Without an open ``target``, :func:`open_or_create` opens or creates one by ``create`` and ``options``.
+    ``text_option`` is the name and value of the option that selects the payload key with the text. Raises TypeError if
+    ``target`` is given with options, and InvalidOptionError if no point has a text.
     """
     if target is not None and (unused := sorted(name for name, value in options.items() if value is not None)):
         raise TypeError(f"The target is open: {unused} can no longer be chosen. Leave them out.")

@@ -38,11 +38,7 @@ def measured() -> dict[str, Any]:
 
 
 def parse_number(text: str) -> int:
-    """Parse a number such as ``"100M"`` (100,000,000). The suffixes are k, M, G and B, in either case.
-
-    Raises:
-        InvalidOptionError: The text is not a positive number.
-    """
+    """Parse a number such as ``"100M"`` (100,000,000). The suffixes are k, M, G and B, in either case."""
     factor = _SUFFIXES.get(text[-1:].lower(), 1)
     digits = text[:-1] if factor > 1 else text
     try:
@@ -151,12 +147,7 @@ class Plan:
 
 
 def plan(workload: Workload, sizes: Mapping[str, Any] | None = None) -> Plan:
-    """Estimate the resources that a workload needs.
-
-    Args:
-        workload: The workload.
-        sizes: Measured sizes. Defaults to those shipped with the package.
-    """
+    """Estimate the resources that a workload needs, by default from the measured sizes shipped with the package."""
     sizes = sizes or measured()
     documents, stored_tokens = workload.documents, max(1.0, workload.tokens / workload.pool_factor)
     vector = vector_bytes(workload.storage, workload.dim, sizes)

@@ -114,11 +114,7 @@ def import_qdrant(
 
 
 def source_engine(client: QdrantClient, name: str) -> ClientEngine:
-    """Open the source collection.
-
-    Raises:
-        CollectionNotFoundError: There is no collection of this name.
-    """
+    """Open the source collection. Raises CollectionNotFoundError if there is none of this name."""
     try:
         return ClientEngine.open(client, name)
     except CollectionNotFoundError as error:

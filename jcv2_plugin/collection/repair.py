@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jcv2_plugin.checks import in_batches
 from jcv2_plugin.documents import MAX_DEPTH, StoredDocument, json_value, payload_of
-from jcv2_plugin.engines.base import Engine, Point, Record
+from jcv2_plugin.engines.base import Engine, PayloadIndex, Point, Record
 from jcv2_plugin.engines.edge import EdgeEngine, unfinished
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import CollectionCorruptError, CollectionError, InvalidDocumentError
@@ -45,28 +45,57 @@ def repair(path: Path, progress: Callable[[int], None] | None) -> RepairReport:
             pass
     report = RepairReport(needed=True)
     engine = EdgeEngine.open(path, without_log=True)
-    successor = None
-    try:
-        schema = CollectionSchema.from_dict({**engine.describe(), "unfinished": ""}, engine.title)
-        successor = engine.successor(schema)
-        successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
+
+    def readable() -> Iterator[list[Point]]:
         for batch in in_batches(engine.scroll(None, with_payload=False), _COPIED_AT_A_TIME):
             points = _readable(engine, [record.id for record in batch], report)
-            successor.upsert(points)
             report.documents += len(points)
+            yield points
             if progress is not None:
                 progress(len(batch))
+
+    try:
+        schema = CollectionSchema.from_dict({**engine.describe(), "unfinished": ""}, engine.title)
+    except BaseException:
+        engine.close()
+        raise
+    refilled(engine, schema, readable(), "the folder's").close()
+    return report
+
+
+def refilled(
+    engine: Engine,
+    schema: CollectionSchema,
+    batches: Iterable[list[Point]],
+    whose: str,
+    indexes: Mapping[str, PayloadIndex] | None = None,
+) -> Engine:
+    """Replace the points of a collection with others, at once: they fill a successor, which is returned.
+
+    If that fails, nothing is replaced, and the engine is closed. ``whose`` the points are is for the error message.
+    """
+    successor, documents = None, 0
+    try:
+        successor = engine.successor(schema)
+        successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
+        for points in batches:
+            successor.upsert(points)
+            documents += len(points)
+        for key, kind in (indexes or {}).items():
+            successor.create_payload_index(key, kind)
         successor.optimize()
-        if (stored := successor.count(None)) != report.documents:
-            raise CollectionError(f"{engine.title}: {stored} of {report.documents} documents were copied. Try again.")
+        if (stored := successor.count(None)) != documents:
+            raise CollectionError(
+                f"{engine.title}: {stored} of {whose} {documents} documents were stored, although no write failed. "
+                "Nothing was replaced. Check the server's log, and repeat the command."
+            )
         engine.adopt(successor, keep_old=False)
-        successor.close()
+        return successor
     except BaseException:
         if successor is not None:
             successor.close()
         engine.close()
         raise
-    return report
 
 
 def _readable(engine: Engine, ids: list[str], report: RepairReport) -> list[Point]:

@@ -21,13 +21,10 @@ _COMPARED = 3
 
 
 def check_encoder(engine: Engine, schema: CollectionSchema, encoder: Encoder) -> None:
-    """Check that an encoder can be used with a collection.
+    """Raise CollectionMismatchError if an encoder cannot be used with a collection.
 
     If the fingerprints of the weights are not both known, the first documents are encoded again and compared. An empty
     collection takes an encoder of the same model's name.
-
-    Raises:
-        CollectionMismatchError: It cannot. The message says whether the model or the server differs.
     """
     if schema.check_encoder(encoder, engine.title):
         return
@@ -50,17 +47,17 @@ def check_encoder(engine: Engine, schema: CollectionSchema, encoder: Encoder) ->
         if record.vectors.shape != vectors.shape:
             reason = f"{name} has {len(record.vectors)} vectors there and {len(vectors)} from this encoder"
             raise _mismatch(engine, schema, encoder, f"{reason}: its skip list, window or tokenizer differs too")
-        cosine = mean_cosine(record.vectors, vectors)
+        cosine = float(cosines(record.vectors, vectors).mean())
         if not cosine > LEAST_COSINE:
             raise _mismatch(
                 engine, schema, encoder, f"{name} has other vectors there: their mean cosine is {cosine:.4f}"
             )
 
 
-def mean_cosine(stored: Matrix, fresh: Matrix) -> float:
-    """Return the mean cosine of the rows of two arrays of the same shape."""
+def cosines(stored: Matrix, fresh: Matrix) -> Matrix:
+    """Return the cosines of the rows of two arrays of the same shape."""
     norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
-    return float(((stored * fresh).sum(axis=1) / np.maximum(norms, 1e-12)).mean())
+    return np.asarray((stored * fresh).sum(axis=1) / np.maximum(norms, 1e-12))
 
 
 def _mismatch(engine: Engine, schema: CollectionSchema, encoder: Encoder, reason: str) -> CollectionMismatchError:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar
 
 from jcv2_plugin.checks import check_flag, check_number, check_positive, check_query, check_query_vectors, in_batches
-from jcv2_plugin.collection.read import id_list
 from jcv2_plugin.collection.state import CollectionState, OpenCollection
-from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, as_list, point_id
+from jcv2_plugin.documents import HASH_KEY, SearchHit, StoredDocument, as_list, id_list, point_id
 from jcv2_plugin.encoder.base import Encoder
 from jcv2_plugin.encoder.remote import RemoteEncoder
 from jcv2_plugin.engines.base import RRF_K, Candidates, Fusion, Matrix, Record, SearchRequest
@@ -88,12 +87,7 @@ class CheckedOptions:
 
     @classmethod
     def of(cls, options: SearchOptions) -> CheckedOptions:
-        """Check the options that do not depend on the collection.
-
-        Raises:
-            TypeError: An option is unknown.
-            InvalidQueryError: The filter is not Qdrant's, or a number is not one.
-        """
+        """Check what does not depend on the collection. TypeError for an unknown option, or InvalidQueryError."""
         if unknown := sorted(options.keys() - SearchOptions.__annotations__.keys()):
             raise TypeError(
                 f"There are no search options {unknown}. Use some of {sorted(SearchOptions.__annotations__)}."
@@ -105,17 +99,17 @@ class CheckedOptions:
                 f"A search takes the name of a stored first stage, got {given.first_stage!r:.80}. Objects are for "
                 "create and open."
             )
-        return replace(
-            given,
-            score_threshold=None
-            if given.score_threshold is None
-            else check_number(given.score_threshold, "score_threshold"),
-            candidates=None if given.candidates is None else check_positive(given.candidates, "candidates"),
-            exact=None if given.exact is None else check_flag(given.exact, "exact"),
-            rrf_k=None if given.rrf_k is None else check_positive(given.rrf_k, "rrf_k"),
-            rrf_weights=None if given.rrf_weights is None else _weights(given.rrf_weights),
-            with_explanation=check_flag(given.with_explanation, "with_explanation"),
-        )
+        checks: dict[str, Callable[[Any, str], Any]] = {
+            "score_threshold": check_number,
+            "candidates": check_positive,
+            "exact": check_flag,
+            "rrf_k": check_positive,
+            "rrf_weights": _weights,
+            "with_explanation": check_flag,
+        }
+        values = {name: getattr(given, name) for name in checks}
+        set_ones = {name for name, value in values.items() if value is not None or name == "with_explanation"}
+        return replace(given, **{name: checks[name](values[name], name) for name in set_ones})
 
     @property
     def fusion(self) -> Fusion | None:
@@ -134,48 +128,66 @@ class EncodedQueries:
     vectors: Mapping[str, Matrix]
 
 
-async def encoded_queries(state: CollectionState, queries: Sequence[str]) -> EncodedQueries | None:
-    """Encode queries without blocking a thread while a server does so. None if the encoder runs in this process."""
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Work(Protocol[T_co]):
+    """A search whose arguments have been checked, to be run on a collection, perhaps with its queries encoded."""
+
+    def __call__(self, current: OpenCollection, encoded: EncodedQueries | None = None) -> T_co:
+        """Search."""
+
+
+async def run_async(state: CollectionState, queries: Sequence[str], work: Work[T_co]) -> T_co:
+    """Search in a thread, which does not wait while a server encodes the queries."""
     current = state.current
-    encoder = await asyncio.to_thread(lambda: current.encoder)
-    if not isinstance(encoder, RemoteEncoder):
-        return None
-    vectors = await encoder.aquery_vectors(queries, current.schema.dim)
-    return EncodedQueries(encoder, current.schema.dim, dict(zip(queries, vectors, strict=True)))
+    encoder, encoded = await asyncio.to_thread(lambda: current.encoder), None
+    if isinstance(encoder, RemoteEncoder):
+        vectors = await encoder.aquery_vectors(queries, current.schema.dim)
+        encoded = EncodedQueries(encoder, current.schema.dim, dict(zip(queries, vectors, strict=True)))
+    return await asyncio.to_thread(state.run, lambda now: work(now, encoded))
 
 
-def search(
-    current: OpenCollection,
-    queries: Sequence[str],
-    k: int,
-    options: CheckedOptions,
-    encoded: EncodedQueries | None = None,
-) -> list[list[SearchHit]]:
-    """Search for several queries, encoded in batches unless they already are."""
-    found: list[list[SearchHit]] = []
-    for batch in in_batches(queries, _QUERIES_PER_SEARCH):
-        vectors = _query_vectors(current, batch, encoded)
-        hits = _hits(current, batch, vectors, k, options)
-        found.extend(_explained(current, batch, vectors, hits) if options.with_explanation else hits)
-    return found
+def many(queries: Iterable[str], k: int, options: SearchOptions) -> tuple[list[str], Work[list[list[SearchHit]]]]:
+    """Return queries, perhaps of a generator, and the search for the ``k`` best hits of each. All is checked here."""
+    limit, checked = check_positive(k, "k"), CheckedOptions.of(options)
+    listed = as_list(queries, "queries", InvalidQueryError)
+    for query in listed:
+        check_query(query)
+
+    def work(current: OpenCollection, encoded: EncodedQueries | None = None) -> list[list[SearchHit]]:
+        found: list[list[SearchHit]] = []
+        for batch in in_batches(listed, _QUERIES_PER_SEARCH):
+            vectors = _query_vectors(current, batch, encoded)
+            hits = _hits(current, batch, vectors, limit, checked)
+            found.extend(_explained(current, batch, vectors, hits) if checked.with_explanation else hits)
+        return found
+
+    return listed, work
 
 
-def search_mmr(
-    current: OpenCollection,
-    query: str,
-    k: int,
-    fetched: int,
-    lambda_mult: float,
-    options: CheckedOptions,
-    encoded: EncodedQueries | None = None,
-) -> list[SearchHit]:
-    """Choose ``k`` of the ``fetched`` best hits by MMR."""
-    vectors = _query_vectors(current, [query], encoded)
-    (hits,) = _hits(current, [query], vectors, fetched, options)
-    likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
-    chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, k, lambda_mult)
-    found = [[hits[position] for position in chosen]]
-    return (_explained(current, [query], vectors, found) if options.with_explanation else found)[0]
+def mmr(query: str, k: int, fetch_k: int | None, lambda_mult: float, options: SearchOptions) -> Work[list[SearchHit]]:
+    """Return the search for the ``k`` of the ``fetch_k`` best hits that MMR chooses. All is checked here."""
+    limit = check_positive(k, "k")
+    least = FETCHED if fetch_k is None else check_positive(fetch_k, "fetch_k")
+    fetched = max(least, FETCHED_PER_RESULT * limit if fetch_k is None else limit)
+    balance = check_number(lambda_mult, "lambda_mult")
+    if not 0 <= balance <= 1:
+        raise InvalidQueryError(
+            f"lambda_mult must be between 0 (maximum diversity) and 1 (relevance only), got {lambda_mult!r}."
+        )
+    checked = CheckedOptions.of(options)
+    check_query(query)
+
+    def work(current: OpenCollection, encoded: EncodedQueries | None = None) -> list[SearchHit]:
+        vectors = _query_vectors(current, [query], encoded)
+        (hits,) = _hits(current, [query], vectors, fetched, checked)
+        likeness = DocumentSimilarities(matrix for _, matrix in _with_vectors(current, hits, pooled=True))
+        chosen = maximal_marginal_relevance([hit.relevance for hit in hits], likeness, limit, balance)
+        found = [[hits[position] for position in chosen]]
+        return (_explained(current, [query], vectors, found) if checked.with_explanation else found)[0]
+
+    return work
 
 
 def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix | None) -> Explanation:
@@ -188,42 +200,6 @@ def explain(current: OpenCollection, query: str, id: str, query_vectors: Matrix 
     explained = _explained(current, [query], vectors, [[_hit(found[0], len(vectors[0]))]])[0][0].explanation
     assert explained is not None
     return explained
-
-
-def check_queries(queries: Iterable[str]) -> list[str]:
-    """Return queries as a list, checked before any is encoded.
-
-    Raises:
-        InvalidQueryError: One is blank or not a string, or something else than a list is given.
-    """
-    listed = as_list(queries, "queries", InvalidQueryError)
-    for query in listed:
-        check_query(query)
-    return listed
-
-
-def check_k(k: int) -> int:
-    """Return the number of hits to return.
-
-    Raises:
-        InvalidQueryError: It is not a positive integer.
-    """
-    return check_positive(k, "k")
-
-
-def check_mmr(k: int, fetch_k: int | None, lambda_mult: float) -> tuple[int, float]:
-    """Return the number of hits to select from, and the trade-off.
-
-    Raises:
-        InvalidQueryError: ``fetch_k`` is not positive, or ``lambda_mult`` is not between 0 and 1.
-    """
-    fetched = max(FETCHED, FETCHED_PER_RESULT * k) if fetch_k is None else max(k, check_positive(fetch_k, "fetch_k"))
-    trade_off = check_number(lambda_mult, "lambda_mult")
-    if not 0 <= trade_off <= 1:
-        raise InvalidQueryError(
-            f"lambda_mult must be between 0 (maximum diversity) and 1 (relevance only), got {lambda_mult!r}."
-        )
-    return fetched, trade_off
 
 
 def _query_vectors(
@@ -306,9 +282,9 @@ def _check_fusion(current: OpenCollection, fusion: Fusion, first_stage: str | No
         raise InvalidQueryError(f"rrf_weights={dict(fusion.weights)} are all 0. Give at least one stage some weight.")
 
 
-def _weights(given: Any) -> dict[str, float]:
+def _weights(given: Any, name: str) -> dict[str, float]:
     if not isinstance(given, Mapping):
-        raise InvalidQueryError(f"rrf_weights must be a dict of weights by the name of a stage, got {given!r:.80}.")
+        raise InvalidQueryError(f"{name} must be a dict of weights by the name of a stage, got {given!r:.80}.")
     weights = {str(name): check_number(weight, f"rrf_weights[{name!r}]") for name, weight in given.items()}
     if wrong := [name for name, weight in weights.items() if not 0 <= weight < math.inf]:
         raise InvalidQueryError(f"rrf_weights[{wrong[0]!r}] must be 0 or more, got {weights[wrong[0]]!r}.")
@@ -347,12 +323,8 @@ def _explained(
 def _with_vectors(
     current: OpenCollection, hits: Sequence[SearchHit], *, pooled: bool
 ) -> Iterator[tuple[SearchHit, Matrix]]:
-    """Yield the hits with their token vectors, in order, a few in memory at a time.
-
-    Args:
-        current: Collection that was searched.
-        hits: Hits of the search.
-        pooled: Whether pooled vectors suffice. Otherwise, the documents of a collection with pooling are encoded again.
+    """Yield the hits with their token vectors, in order, a few in memory at a time. Unless ``pooled`` vectors suffice,
+    the documents of a collection with pooling are encoded again.
     """
     stored_will_do = pooled or current.schema.pool_factor == 1
     for batch in in_batches(hits, _DOCUMENTS_AT_A_TIME):

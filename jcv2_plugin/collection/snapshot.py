@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jcv2_plugin.collection.location import Location
+from jcv2_plugin.collection.repair import refilled
 from jcv2_plugin.collection.verify import problem_of
 from jcv2_plugin.documents import HASH_KEY, StoredDocument, checked
 from jcv2_plugin.engines.base import Engine, NewCollection, Point, Record
-from jcv2_plugin.engines.first_stage import DenseParams, SparseVector, StageVector
+from jcv2_plugin.engines.first_stage import SparseVector, StageVector, check_stage_vector
 from jcv2_plugin.engines.schema import CollectionSchema
 from jcv2_plugin.errors import (
     CollectionCorruptError,
-    CollectionError,
     CollectionNotFoundError,
     InvalidDocumentError,
+    InvalidVectorError,
     Jcv2Error,
 )
 from jcv2_plugin.files import new_file, open_regular, parse_json, sweep
-from jcv2_plugin.lazy import models
 
 SNAPSHOT_FORMAT = 1
 _DESCRIPTION = "snapshot.json"
@@ -60,11 +60,7 @@ class SnapshotInfo:
 def write_snapshot(
     engine: Engine, schema: CollectionSchema, file: Path, progress: Callable[[int], None] | None
 ) -> SnapshotInfo:
-    """Write all points of a collection to a file.
-
-    Raises:
-        SnapshotError: The file already exists, or a document is one that :func:`check_snapshot` refuses.
-    """
+    """Write all points to a new file. Raises SnapshotError, also for what :func:`check_snapshot` refuses."""
     sweep(file)
     if file.exists() or file.is_symlink():
         raise SnapshotError(f"{str(file)!r} is there already. Choose another name, or remove it.")
@@ -100,11 +96,7 @@ def write_snapshot(
 
 
 def read_info(file: Path) -> SnapshotInfo:
-    """Read the information about a snapshot, without reading its parts.
-
-    Raises:
-        SnapshotError: The file is not a snapshot, or was written by a newer version of this package.
-    """
+    """Read the information about a snapshot, without its parts. Raises SnapshotError for another file."""
     try:
         with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             described = parse_json(_read(archive, _DESCRIPTION))
@@ -123,11 +115,7 @@ def read_info(file: Path) -> SnapshotInfo:
 
 
 def check_snapshot(file: Path) -> None:
-    """Read a whole snapshot, before it replaces anything: its checksums, and every point against the schema.
-
-    Raises:
-        SnapshotError: The snapshot is damaged or incomplete, or holds points that no collection would.
-    """
+    """Read a whole snapshot, before it replaces anything: its checksums, and every point. Raises SnapshotError."""
     info = read_info(file)
     try:
         with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
@@ -176,27 +164,18 @@ def _problem(schema: CollectionSchema, point: Point, ids: set[str]) -> str | Non
         checked(StoredDocument.from_payload(point.payload).as_document(), "Its document", is_stored=True)
     except InvalidDocumentError as error:
         return f"Point {point.id} cannot be stored. {error}"
-    sizes = {name: one.size if isinstance(one, DenseParams) else None for name, one in schema.stages.items()}
     for name, vector in point.stages.items():
-        if name not in sizes:
+        if (params := schema.stages.get(name)) is None:
             return f"Point {point.id} has a vector {name!r}, which first_stage={schema.first_stage!r} does not have."
-        values = np.asarray(vector.values if isinstance(vector, SparseVector) else vector, dtype=np.float64)
-        if isinstance(vector, SparseVector):
-            fits = sizes[name] is None and len(set(vector.indices)) == len(vector.indices) == len(values)
-            fits = fits and all(0 <= one < 2**32 for one in vector.indices)
-        else:
-            fits = values.shape == (sizes[name],)
-        if not fits or not np.isfinite(values).all():
-            return f"Point {point.id} has an invalid vector {name!r}."
+        try:
+            check_stage_vector(vector, params, "It")
+        except InvalidVectorError as error:
+            return f"Point {point.id} has an invalid vector {name!r}. {error}"
     return None
 
 
 def read_points(file: Path) -> Iterator[list[Point]]:
-    """Yield the points of a snapshot, part by part.
-
-    Raises:
-        SnapshotError: A part is damaged.
-    """
+    """Yield the points of a snapshot, part by part. Raises SnapshotError for a damaged one."""
     info = read_info(file)
     with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
         for number in range(info.parts):
@@ -219,38 +198,20 @@ def restore_snapshot(
     options: NewCollection,
     progress: Callable[[int], None] | None,
 ) -> tuple[Engine, CollectionSchema]:
-    """Restore a checked snapshot into a collection that is swapped in at the end.
-
-    An interrupted restore leaves the existing collection unchanged.
-    """
+    """Restore a checked snapshot into a collection that is swapped in at the end. Interrupted, it changes nothing."""
     info = read_info(file)
     engine = _open_existing(location, overwrite=overwrite, client_options=client_options, options=options)
     if engine is None:
         marked = replace(info.schema, unfinished="restoration")
         engine = location.create(marked, overwrite=overwrite, client_options=client_options, options=options)
-    successor = None
-    try:
-        successor = engine.successor(info.schema)
-        successor.delete_where(models.Filter(must_not=[models.HasIdCondition(has_id=[])]))
-        for points in read_points(file):
-            successor.upsert(points)
+
+    def points() -> Iterator[list[Point]]:
+        for part in read_points(file):
+            yield part
             if progress is not None:
-                progress(len(points))
-        for key, kind in options.payload_indexes.items():
-            successor.create_payload_index(key, kind)
-        successor.optimize()
-        if (stored := successor.count(None)) != info.documents:
-            raise CollectionError(
-                f"{engine.title}: {stored} of the snapshot's {info.documents} documents were stored, although no write "
-                "failed. Nothing was replaced. Check the server's log, and restore again."
-            )
-        engine.adopt(successor, keep_old=False)
-        return successor, info.schema
-    except BaseException:
-        if successor is not None:
-            successor.close()
-        engine.close()
-        raise
+                progress(len(part))
+
+    return refilled(engine, info.schema, points(), "the snapshot's", options.payload_indexes), info.schema
 
 
 def _open_existing(

@@ -74,11 +74,8 @@ class SourceFile:
 class NotEntered:
     """Folders below the given ones whose files are unknown, by their real path.
 
-    Attributes:
-        unread: Those that could not be read, with the error.
-        linked: Links to folders, which are not followed, with the path of the link.
-        skipped: Hidden folders and environments.
-        entered: Those whose files are known.
+    They could not be read (``unread``, with the error), are links (``linked``, with its path), which are not followed,
+    or are hidden or environments (``skipped``). The files of those ``entered`` are known.
     """
 
     unread: dict[str, OSError] = field(default_factory=dict)
@@ -108,19 +105,12 @@ class NotEntered:
 def find_files(
     paths: Sequence[str | os.PathLike[str]], *, allow_empty: bool = False, not_entered: NotEntered | None = None
 ) -> list[SourceFile]:
-    """Find the files to index in the given files and folders, in a stable order.
+    """Find the files to index in the given files and folders, in a stable order. The path ``-`` means standard input.
 
     Skips hidden files and folders, and environments such as ``venv`` and ``node_modules``. Links to folders below the
-    given ones are not followed. The path ``-`` means standard input, as JSON Lines.
-
-    Args:
-        paths: Files and folders.
-        allow_empty: Allow folders without files to index.
-        not_entered: Filled with the folders that were not entered. If None, a folder that cannot be read is an error.
-
-    Raises:
-        SourceError: A path does not exist or cannot be read, a file type is not supported, or a folder has no files to
-            index.
+    given ones are not followed. ``not_entered`` is filled with the folders that were not entered; without it, one that
+    cannot be read is an error. Raises SourceError for that, a path that does not exist, a file type that is not
+    supported, or a folder without files, unless ``allow_empty``.
     """
     left_out = NotEntered() if not_entered is None else not_entered
     files: dict[str, SourceFile] = {}
@@ -197,10 +187,6 @@ class PassageReader:
         encoder: Encoder whose tokens are counted, or estimated if it is on a server.
         chunk_tokens: Maximum size of a passage in tokens, at most the model's window.
         max_mib: Maximum size of a text file, and of a JSON line, in MiB. No more than this is read at once.
-
-    Attributes:
-        bytes_read: Bytes read from all files so far, for progress reports.
-        blank: Ids of the JSON lines left out because they have no text.
     """
 
     def __init__(
@@ -236,9 +222,8 @@ class PassageReader:
     def read(self, file: SourceFile) -> Iterator[Document]:
         """Read the documents of a file. A text is read immediately, JSON Lines are read lazily.
 
-        Raises:
-            SourceError: The file is not a readable regular file, a text is too large, or its name or text is not UTF-8
-                (raised immediately), or a JSON line is too long or invalid (raised when it is reached).
+        Raises SourceError for a file that cannot be read, is too large or not UTF-8 (immediately), or a JSON line that
+        is too long or invalid (when it is reached).
         """
         if not is_unicode(file.name):
             raise SourceError(f"{file.name!r} is not UTF-8, so it cannot be part of an id. Rename it.")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jcv2_plugin.collection.sameness import check_encoder
 from jcv2_plugin.encoder.base import Encoder
 from jcv2_plugin.encoder.named import load_encoder
 from jcv2_plugin.encoder.remote import is_remote
-from jcv2_plugin.engines.base import Engine
+from jcv2_plugin.engines.base import Engine, Record
 from jcv2_plugin.engines.first_stage import (
     ChosenStages,
     FirstStage,
@@ -29,10 +29,12 @@ from jcv2_plugin.errors import (
     CollectionNotFoundError,
     ForkedProcessError,
 )
+from jcv2_plugin.filters import check_filter
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from qdrant_client import models
 
 _SIZE_IS_KNOWN_FOR = 30.0  # seconds
 
@@ -62,12 +64,7 @@ class OpenCollection:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded on first use.
-
-        Raises:
-            ModelNotFoundError: The model that the collection was created with is not available.
-            CollectionMismatchError: The model of that name now has other weights.
-        """
+        """The encoder, loaded and checked on first use."""
         with self._lock:
             if self._encoder is None:
                 encoder = load_for(self.schema, self.schema.model, self.device, named_by_user=False)
@@ -100,11 +97,7 @@ class OpenCollection:
         return not self.schema.stage_options.keys() <= self.own.keys()
 
     def check_own(self, names: Collection[str] | None = None) -> None:
-        """Check that the objects of the user's own first stages are there: all, or those of the names.
-
-        Raises:
-            CollectionMismatchError: One is not.
-        """
+        """Raise CollectionMismatchError unless the user's own first stages, all or those of the names, are there."""
         for name, params in self.schema.stage_options.items():
             if name not in self.own and (names is None or name in names):
                 raise CollectionMismatchError(
@@ -122,15 +115,9 @@ class OpenCollection:
     ) -> list[dict[str, StageVector]]:
         """Return the first-stage vectors to store for documents, by name.
 
-        Args:
-            texts: Texts of the documents.
-            vectors: Their token vectors, each of shape ``(tokens, dim)``.
-            tokens: Their token ids, which saves tokenising the texts again.
-            own: Their vectors by the user's own stages, if known, see :meth:`own_vectors`.
-
-        Raises:
-            CollectionMismatchError: See :meth:`check_own`.
-            InvalidVectorError: A stage of the user's own returns something else than its vectors.
+        ``vectors`` are their token vectors of shape ``(tokens, dim)``; ``tokens``, their token ids, save tokenising
+        them again; ``own`` are vectors by the user's own stages, if known. Raises InvalidVectorError if one of these
+        returns another thing.
         """
         ids: Sequence[list[int] | None] = [None] * len(texts) if tokens is None else tokens
         found: list[dict[str, StageVector]] = [
@@ -142,12 +129,7 @@ class OpenCollection:
         return found
 
     def own_vectors(self, texts: Sequence[str], names: Collection[str] | None = None) -> list[dict[str, StageVector]]:
-        """Return the vectors of documents by the user's own stages, all or those of the names, one dict per text.
-
-        Raises:
-            CollectionMismatchError: See :meth:`check_own`.
-            InvalidVectorError: A stage returns something else than its vectors.
-        """
+        """Return the vectors of documents by the user's own stages, all or those of the names, one dict per text."""
         self.check_own(names)
         chosen = [stage for name, stage in self.own.items() if names is None or name in names]
         return own_vectors(chosen, texts)
@@ -155,12 +137,7 @@ class OpenCollection:
     def query_stages(
         self, names: Collection[str], queries: Sequence[str], vectors: Sequence[NDArray[np.float32]]
     ) -> list[dict[str, StageVector]]:
-        """Return the first-stage vectors of queries, by name, in the order of ``names``.
-
-        Raises:
-            CollectionMismatchError: See :meth:`check_own`.
-            InvalidVectorError: A stage returns something else than its vectors.
-        """
+        """Return the first-stage vectors of queries, by name, in the order of ``names``."""
         self.check_own(names)
         own = {name: encode_own(self.own[name], queries, "query") for name in names if name in self.own}
         built_in = {stage.name: stage for stage in self.stages}
@@ -182,11 +159,7 @@ class OpenCollection:
 
 
 class CollectionState:
-    """What the methods of a :class:`~jcv2_plugin.ColbertCollection` share: the open collection and its locks.
-
-    Attributes:
-        migrating: Held by a running migration.
-    """
+    """What the methods of a :class:`~jcv2_plugin.ColbertCollection` share: the open collection and its locks."""
 
     def __init__(self, current: OpenCollection) -> None:
         self._current = current
@@ -197,11 +170,7 @@ class CollectionState:
 
     @property
     def current(self) -> OpenCollection:
-        """The open collection. A migration replaces it.
-
-        Raises:
-            ForkedProcessError: It was opened in the parent of this process.
-        """
+        """The open collection. A migration replaces it. Raises ForkedProcessError in a forked child."""
         if os.getpid() != self._process:
             raise ForkedProcessError(
                 f"{self._current.engine.title} was opened in process {self._process}, and process {os.getpid()} was "
@@ -215,11 +184,7 @@ class CollectionState:
 
     @property
     def writing(self) -> threading.RLock:
-        """Held by one writer at a time, so that a migration or snapshot sees each write completely or not at all.
-
-        Raises:
-            ForkedProcessError: See :attr:`current`. The lock may be held by a thread that the fork did not copy.
-        """
+        """Held by one writer at a time. A migration or snapshot sees each write completely or not at all."""
         _ = self.current
         return self._writing
 
@@ -242,6 +207,22 @@ class CollectionState:
         """Like :meth:`run`, as the only writer of this process."""
         with self.writing:
             return self.run(work)
+
+    def scroll(self, filter: models.Filter | None, *, with_payload: bool | list[str]) -> Iterator[Record]:
+        """Iterate over the points. If the collection is migrated meanwhile, continue with the new one."""
+        check_filter(filter)
+        last = ""
+        while True:
+            current, read = self.current, last
+            try:
+                for record in current.engine.scroll(filter, with_payload=with_payload):
+                    if record.id > read:  # with custom sharding, several shards can contain the same id
+                        last = record.id
+                        yield record
+                return
+            except CollectionError as error:
+                if not self.replaced(current, error):
+                    raise
 
     def replaced(self, current: OpenCollection, error: CollectionError) -> bool:
         """Return whether another collection has replaced this one, so that failed work should be repeated."""
@@ -266,11 +247,7 @@ class CollectionState:
 
 
 def own_vectors(stages: Sequence[FirstStage], texts: Sequence[str]) -> list[dict[str, StageVector]]:
-    """Return the vectors of documents by the user's own stages, one dict per text.
-
-    Raises:
-        InvalidVectorError: A stage returns something else than its vectors.
-    """
+    """Return the vectors of documents by the user's own stages, one dict per text."""
     encoded = {stage.name: encode_own(stage, texts, "document") for stage in stages}
     return [{name: vectors[position] for name, vectors in encoded.items()} for position in range(len(texts))]
 
@@ -278,14 +255,8 @@ def own_vectors(stages: Sequence[FirstStage], texts: Sequence[str]) -> list[dict
 def own_stages(schema: CollectionSchema, first_stage: Any, title: str) -> dict[str, FirstStage]:
     """Return the objects to open a collection with, by name.
 
-    Args:
-        schema: The collection's schema.
-        first_stage: What the user gave: None, ``"none"`` to do without the objects, or what ``create`` takes.
-        title: The collection's title.
-
-    Raises:
-        InvalidOptionError: The value is no first stage.
-        CollectionMismatchError: The collection has another first stage, or its object is not given.
+    ``first_stage`` is what the user gave: None, ``"none"`` to do without the objects, or what ``create`` takes. Raises
+    CollectionMismatchError if the collection has another first stage, or its object is not given.
     """
     stored = schema.stage_options
     if first_stage == "none" or (first_stage is None and not stored):
@@ -310,14 +281,7 @@ def own_stages(schema: CollectionSchema, first_stage: Any, title: str) -> dict[s
 
 
 def load_for(schema: CollectionSchema, model: str, device: str | None, *, named_by_user: bool) -> Encoder:
-    """Load an encoder with the settings of a collection's schema.
-
-    Args:
-        schema: The schema.
-        model: The model.
-        device: Device for it.
-        named_by_user: Whether the user named the model. Otherwise, a server gets no key that was not meant for it.
-    """
+    """Load an encoder for a schema. Unless the user named it, a server gets no key that was not meant for it."""
     same = model == schema.model
     skiplist: Any = schema.skiplist if schema.skiplist != "custom" and schema.knows_weights else "default"
     options: dict[str, Any] = {"named_by_user": named_by_user} if is_remote(model) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jcv2_plugin.checks import check_integer
+from jcv2_plugin.collection.sameness import cosines
 from jcv2_plugin.collection.state import OpenCollection
 from jcv2_plugin.documents import (
     HASH_KEY,
@@ -17,7 +19,7 @@ from jcv2_plugin.documents import (
     payload_of,
 )
 from jcv2_plugin.engines.answers import payload_problem
-from jcv2_plugin.engines.base import Matrix, Record
+from jcv2_plugin.engines.base import Record
 from jcv2_plugin.engines.first_stage import SparseVector, StageVector
 from jcv2_plugin.engines.schema import MAX_FLOATS, CollectionSchema
 from jcv2_plugin.engines.storage import storage_profile
@@ -133,7 +135,7 @@ def _compare(current: OpenCollection, records: list[Record], report: Verificatio
         if stored.shape != vectors.shape:
             report.note(f"{name} has {len(stored)} vectors; encoded anew it has {len(vectors)}.")
             continue
-        error = _largest_error(stored, vectors)
+        error = float(1 - cosines(stored, vectors).min())
         report.worst = max(report.worst, error)
         if error > most:
             report.note(f"{name}: its vectors are not those of its text (1 - cosine is up to {error:.2g}).")
@@ -155,7 +157,7 @@ def _compare_own(current: OpenCollection, records: list[Record], report: Verific
 
 def _cosine(stored: StageVector, fresh: StageVector) -> float:
     left, right = _numbers(stored), _numbers(fresh)
-    norms = _norm(left) * _norm(right)
+    norms = math.hypot(*left.values()) * math.hypot(*right.values())
     if not norms:
         return float(left == right)
     return sum(value * right.get(place, 0.0) for place, value in left.items()) / norms
@@ -165,13 +167,3 @@ def _numbers(vector: StageVector) -> dict[int, float]:
     if isinstance(vector, SparseVector):
         return dict(zip(vector.indices, vector.values, strict=True))
     return dict(enumerate(vector.tolist()))
-
-
-def _norm(numbers: dict[int, float]) -> float:
-    return float(np.linalg.norm(list(numbers.values())))
-
-
-def _largest_error(stored: Matrix, fresh: Matrix) -> float:
-    norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
-    cosines = (stored * fresh).sum(axis=1) / np.maximum(norms, 1e-12)
-    return float(1 - cosines.min())

@@ -35,11 +35,7 @@ class WorkerError(Jcv2Error):
 
 
 def as_devices(workers: int | Sequence[str]) -> list[str]:
-    """Return the device of each worker. A number of workers is spread over the available GPUs, or uses the CPU.
-
-    Raises:
-        InvalidOptionError: The number is negative or not an integer, or a device is not a string.
-    """
+    """Return the device of each worker. A number of workers is spread over the available GPUs, or uses the CPU."""
     if isinstance(workers, Sequence) and not isinstance(workers, str) and all(isinstance(one, str) for one in workers):
         return list(workers)
     try:
@@ -58,10 +54,7 @@ class EncoderPool:
     """Pool of encoder processes, used as a context manager.
 
     Each process loads the model from its original source, which is faster than sending the weights and needs no shared
-    memory. First stages of the user's own are pickled.
-
-    Raises:
-        InvalidOptionError: A first stage cannot be pickled.
+    memory. First stages of the user's own are pickled; InvalidOptionError if one cannot be.
     """
 
     def __init__(self, encoder: Encoder, devices: Sequence[str], own: Mapping[str, FirstStage] | None = None) -> None:

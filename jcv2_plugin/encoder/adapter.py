@@ -20,9 +20,7 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
     """Add a LoRA adapter to a backbone's linear layers, in place: ``W + (alpha / r) B A``.
 
     The folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as written by peft and ``jcv2-finetune``.
-
-    Raises:
-        ModelLayoutError: If a file is missing, or a matrix does not fit any layer.
+    Raises ModelLayoutError if a file is missing, or a matrix does not fit any layer.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

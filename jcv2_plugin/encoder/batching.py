@@ -30,10 +30,7 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int, max_texts: int |
 
     Of all ways to cut the sorted lengths into batches, this picks the cheapest one; the cost of a batch is its number
     of padded tokens plus a fixed overhead. Batches come longest first, so that running out of memory shows early. A
-    single text over the budget gets its own batch. Every index occurs exactly once.
-
-    Raises:
-        ValueError: If the budget or ``max_texts`` is not positive.
+    single text over the budget gets its own batch.
     """
     if tokens_per_batch < 1 or (max_texts is not None and max_texts < 1):
         raise ValueError(

@@ -17,10 +17,7 @@ _MODELS = Path(__file__).parents[1] / "models"
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 in hardware: AMX, AVX512-BF16, or SVE-BF16 on ARM.
-
-    Others emulate it, slower than float32. Known on Linux only; False elsewhere.
-    """
+    """Return whether this CPU multiplies bfloat16 in hardware, which others emulate. False if that is unknown."""
     if not _CPU_INFO.is_file():
         return False
     return any(

@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 
 def export_single_head(encoder: JinaColbertEncoder, path: Path, dim: int) -> None:
-    """Write the backbone and the head for ``dim`` to a new folder in PyLate's layout.
-
-    Raises:
-        FileExistsError: If the folder exists and is not empty.
-        ModelLayoutError: If the layout cannot represent the model.
+    """Write the backbone and the head for ``dim`` to a new folder in PyLate's layout. Raises ModelLayoutError if the
+    layout cannot represent the model.
     """
     heads = encoder.heads
     if heads is None or (obstacle := _obstacle(encoder, heads)):

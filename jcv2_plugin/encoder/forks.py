@@ -46,11 +46,7 @@ def watch(encoder: JinaColbertEncoder) -> None:
 
 
 def check_device(encoder: JinaColbertEncoder) -> None:
-    """Check that an encoder can be used in this process.
-
-    Raises:
-        ForkedProcessError: It is on an accelerator, and was loaded before this process was forked.
-    """
+    """Raise ForkedProcessError for an encoder on an accelerator that was loaded before this process was forked."""
     if _inherited and encoder in _inherited and encoder.device.type != "cpu":
         raise ForkedProcessError(
             f"{encoder.name!r} was loaded on {encoder.device} before process {os.getpid()} was forked from process "

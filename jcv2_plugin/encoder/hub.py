@@ -48,9 +48,8 @@ def resolve_model(
 ) -> ModelSource:
     """Return a model's local folder, downloading it from the hub if needed.
 
-    Raises:
-        ModelNotFoundError: If there is no such folder or repository, or the hub cannot be reached.
-        ModelLayoutError: If the folder has pickled weights that would be loaded.
+    Raises ModelNotFoundError if there is no such folder or repository, or the hub cannot be reached, and
+    ModelLayoutError if the folder has pickled weights that would be loaded.
     """
     name = os.fspath(name_or_path)
     if not name.strip():
@@ -93,13 +92,10 @@ def resolve_model(
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Reject a folder if anything in it, at any depth, would be unpickled when the model is loaded.
+    """Raise ModelLayoutError for a folder if anything in it, at any depth, would be unpickled when the model is loaded.
 
     These are weights in a pickle file where the same weights in safetensors are missing or empty, and indexes that name
     other files than safetensors.
-
-    Raises:
-        ModelLayoutError: If there is such a file. The message says how to convert it.
     """
     pickles = [*folder.rglob("pytorch_model*"), *folder.rglob("adapter_model*"), *folder.iterdir()]
     for file in pickles:

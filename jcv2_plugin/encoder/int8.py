@@ -17,9 +17,10 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.encoder.openvino_cpu import Network, lost_in_fork, require_openvino
+from jcv2_plugin.encoder.openvino_cpu import Network, lost_in_fork
 from jcv2_plugin.errors import ModelLayoutError
 from jcv2_plugin.files import new_file, read_json
+from jcv2_plugin.lazy import require_packages
 
 FOLDER = "openvino"
 _GRAPH = "openvino_model_qint8_quantized.xml"  # file names of sentence-transformers
@@ -28,10 +29,8 @@ _MADE_FROM = "quantized.json"
 
 
 class Int8Model:
-    """A quantised network in memory, compiled on first use.
-
-    ``graph`` is OpenVINO's XML graph, ``weights`` are its constants, and ``made_from`` is the fingerprint of the float
-    weights it was created from.
+    """A quantised network in memory, compiled on first use: OpenVINO's XML ``graph``, its constants as ``weights``, and
+    the fingerprint of the float weights that it was ``made_from``.
     """
 
     def __init__(self, graph: bytes, weights: bytes, made_from: str) -> None:
@@ -41,11 +40,7 @@ class Int8Model:
 
     @classmethod
     def read(cls, folder: Path) -> Int8Model:
-        """Load the files written by :meth:`write`.
-
-        Raises:
-            ModelLayoutError: If a file is missing or unreadable.
-        """
+        """Load the files written by :meth:`write`. Raises ModelLayoutError if one is missing or unreadable."""
         try:
             made_from = read_json(folder / _MADE_FROM)["weights"]
             return cls((folder / _GRAPH).read_bytes(), (folder / _WEIGHTS).read_bytes(), str(made_from))
@@ -64,11 +59,7 @@ class Int8Model:
                 stream.write(content)
 
     def run(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the float32 hidden states of tokenised texts on the CPU. Thread-safe.
-
-        Raises:
-            MissingPackageError: If OpenVINO is not installed.
-        """
+        """Return the float32 hidden states of tokenised texts on the CPU. Thread-safe."""
         with self._lock:
             if self._network is None:
                 require_int8()
@@ -151,12 +142,6 @@ class QuantizedTransformer(Transformer):
 
 
 def require_int8() -> None:
-    """Check that OpenVINO is installed.
-
-    Raises:
-        MissingPackageError: If it is not. The message says how to install it and how to do without it.
-    """
-    require_openvino(
-        "The int8 copy of this model",
-        "To use the float weights instead, load it with JinaColbertEncoder.from_pretrained(..., quantized=False).",
-    )
+    """Raise MissingPackageError unless OpenVINO is installed."""
+    otherwise = "Load it with JinaColbertEncoder.from_pretrained(..., quantized=False) to use the float weights."
+    require_packages("The int8 copy of this model", ("openvino",), "int8", otherwise)

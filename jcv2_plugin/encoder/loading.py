@@ -106,11 +106,7 @@ def load_model(
 
 @contextmanager
 def layout_errors(source: ModelSource) -> Iterator[None]:
-    """Translate whatever goes wrong in other libraries because of a model's files.
-
-    Raises:
-        ModelLayoutError: Something did.
-    """
+    """Raise ModelLayoutError for whatever goes wrong in other libraries because of a model's files."""
     try:
         yield
     except ModelLayoutError as error:
@@ -236,11 +232,7 @@ def _load_module(folder: Path, entry: dict[str, Any], options: dict[str, Any], q
 
 
 def keep_heads(heads: MatryoshkaHeads, dims: Iterable[int]) -> MatryoshkaHeads:
-    """Return only the heads for ``dims``, in that order.
-
-    Raises:
-        UnknownDimError: If there is no head for one of them.
-    """
+    """Return only the heads for ``dims``, in that order."""
     wanted = heads.resolve_dims(tuple(dims))
     weights = {dim: heads.weight(dim) for dim in wanted}
     return MatryoshkaHeads(heads.in_features, wanted, normalize=heads.normalize, weights=weights)

@@ -30,7 +30,7 @@ from jcv2_plugin.encoder.inference import encode_batches
 from jcv2_plugin.encoder.int8 import QuantizedTransformer
 from jcv2_plugin.encoder.scored_tokens import ScoredToken, scored_tokens
 from jcv2_plugin.encoder.shipped import shipped_model
-from jcv2_plugin.encoder.short_texts import ShortTexts, require_short_texts
+from jcv2_plugin.encoder.short_texts import ShortTexts
 from jcv2_plugin.encoder.skiplist import SKIPLISTS, Skiplist, skiplist_words
 from jcv2_plugin.encoder.windows import (
     LONG_DOCUMENTS,
@@ -44,6 +44,7 @@ from jcv2_plugin.encoder.windows import (
 )
 from jcv2_plugin.errors import DocumentTooLongError, InvalidOptionError, ModelLayoutError, UnknownDimError
 from jcv2_plugin.files import filled_folder
+from jcv2_plugin.lazy import require_packages
 
 QueryEngine = Literal["torch", "openvino"]
 QUERY_ENGINES: tuple[str, ...] = get_args(QueryEngine)
@@ -165,7 +166,8 @@ class JinaColbertEncoder(MultiVectorEncoder):
         if query_engine not in QUERY_ENGINES:
             raise InvalidOptionError(f"query_engine must be one of {QUERY_ENGINES}, got {query_engine!r}.")
         if query_engine == "openvino":
-            require_short_texts()
+            otherwise = "Or leave query_engine out: torch gives the same vectors."
+            require_packages("query_engine='openvino'", ("openvino",), "int8", otherwise)
             if dtype is None and (device or get_device_name()) == "cpu":
                 dtype = torch.float32
         loaded = loading.load_model(
@@ -211,12 +213,8 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model with all heads, so that :meth:`from_pretrained` can load it.
 
-        It is written beside the folder, or to a temporary folder in it if it exists, and then moved.
-
-        Args:
-            path: Folder to write; created if it does not exist. Files of the same names in it are replaced.
-            *args: Passed to sentence-transformers' ``save_pretrained``.
-            **kwargs: Passed to sentence-transformers' ``save_pretrained``.
+        It is written beside the folder, or to a temporary folder in it if it exists, and then moved. Files of the same
+        names are replaced. Other arguments are passed to sentence-transformers' ``save_pretrained``.
 
         Raises:
             ValueError: If ``safe_serialization=False``, which would write pickle.
@@ -237,11 +235,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         export_single_head(self, Path(path), self.resolve_dim(dim))
 
     def set_heads(self, heads: MatryoshkaHeads) -> None:
-        """Replace the model's heads. The new ones are moved to the device and dtype of the old ones.
-
-        Raises:
-            ModelLayoutError: If the model has no heads to replace.
-        """
+        """Replace the model's heads. The new ones are moved to the device and dtype of the old ones."""
         old = self.heads
         if old is None:
             raise ModelLayoutError(f"{self.name!r} has no linear heads to replace.")
@@ -294,16 +288,8 @@ class JinaColbertEncoder(MultiVectorEncoder):
         return (int(self.get_embedding_dimension() or 0),)
 
     def resolve_dim(self, dim: int | None) -> int:
-        """Return ``dim``, or the default dimension for None.
-
-        Raises:
-            UnknownDimError: If the model has no head for it.
-        """
-        if (heads := self.heads) is not None:
-            return heads.resolve_dims(dim)[0]
-        if dim is not None and as_dims(dim) != self.dims:
-            raise UnknownDimError(f"{self.name!r} has no head for dim={dim!r}; it has {list(self.dims)}.")
-        return self.dims[0]
+        """Return ``dim``, or the default dimension for None. Raises UnknownDimError if the model has no head for it."""
+        return self._resolve_dims(dim)[0]
 
     @property
     def name(self) -> str:
@@ -335,10 +321,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
         }
 
     def head_fingerprint(self, dim: int) -> str:
-        """Return a hash of the weights that produce vectors of ``dim``, independent of the other heads loaded.
-
-        See :mod:`jcv2_plugin.encoder.fingerprint`.
-        """
+        """Return a hash of the weights that produce vectors of ``dim``, independent of the other heads loaded."""
         modules = [module for module in self if not isinstance(module, MatryoshkaHeads)]
         heads = self.heads
         return weights_fingerprint(modules + ([heads.linears[str(dim)]] if heads is not None else []))
@@ -473,11 +456,7 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def split_documents(
         self, texts: TokenizedTexts, long_documents: LongDocuments, prompt: str | None = None
     ) -> tuple[list[str], list[int]]:
-        """Return the windows of documents, and for each window the position of its document. See :meth:`encode`.
-
-        Raises:
-            DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
-        """
+        """Return the windows of documents, and for each window the position of its document. See :meth:`encode`."""
         if long_documents == "truncate":
             return texts.texts, list(range(len(texts.texts)))
         splitter = self.window_splitter(prompt)
@@ -503,17 +482,11 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def feature_batches(
         self, texts: list[str], budget: int, max_texts: int, *, parts: int = 1, **preprocess: Any
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Tokenise texts and group them by length into batches within a token budget.
+        """Tokenise texts, at least one, and group them by length into batches within a budget of padded tokens.
 
-        Args:
-            texts: Texts, at least one.
-            budget: Padded tokens per batch (actual tokens if the attention is unpadded).
-            max_texts: Maximum number of texts per batch.
-            parts: Number of batches to aim for if there are few texts, so that they can be encoded in parallel.
-            **preprocess: Passed to sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
-
-        Yields:
-            The positions of some texts in ``texts``, and their features on the CPU. Every text occurs once.
+        With few texts, ``parts`` batches are aimed for, so that they can be encoded in parallel. Other arguments are
+        passed to sentence-transformers' ``preprocess``. Yields the positions of some texts, and their features on the
+        CPU.
         """
         features = self.preprocess(texts, **preprocess)
         if len(texts) == 1:  # no batching and no padding to remove; saves latency for a single query
@@ -653,7 +626,9 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def _resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
         if (heads := self.heads) is not None:
             return heads.resolve_dims(dim)
-        return tuple(self.resolve_dim(one) for one in ((None,) if dim is None else as_dims(dim)))
+        if dim is not None and set(as_dims(dim)) - {*self.dims}:
+            raise UnknownDimError(f"{self.name!r} has no head for dim={dim!r}; it has {list(self.dims)}.")
+        return self.dims if dim is None else as_dims(dim)
 
     def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Run the modules on features. A single short text may take OpenVINO's way through the backbone."""

@@ -12,11 +12,9 @@ from jcv2_plugin.encoder.remote import RemoteEncoder, is_remote
 def load_encoder(name: str | os.PathLike[str], **options: Any) -> Encoder:
     """Load a model by name or from a folder, or connect to one on a server.
 
-    Args:
-        name: As for ``JinaColbertEncoder.from_pretrained``; ``"https://host:8080"`` or ``"https://host:8080#model"``
-            for a server; or ``"jina-api:jina-colbert-v2"`` for Jina's API.
-        **options: Keyword arguments of ``JinaColbertEncoder.from_pretrained``. For a server, those that it decides
-            (``device``, ...) must be None.
+    ``name`` is as for ``JinaColbertEncoder.from_pretrained``, or ``"https://host:8080"``, ``"https://host:8080#model"``
+    or ``"jina-api:jina-colbert-v2"``. Options are those of ``from_pretrained``; those that a server decides
+    (``device``, ...) must be None for it.
     """
     if is_remote(name):
         return RemoteEncoder.from_reference(os.fspath(name), **options)

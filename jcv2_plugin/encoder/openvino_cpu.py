@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import threading
@@ -14,8 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from jcv2_plugin.errors import MissingPackageError
 
 Result = TypeVar("Result")
 
@@ -32,10 +29,8 @@ def lost_in_fork() -> bool:
 
 
 class Network:
-    """A compiled network with ids and mask as inputs and one inference request per thread.
-
-    Args:
-        read: Returns the OpenVINO model to compile, given an ``openvino.Core``.
+    """A compiled network with ids and mask as inputs and one inference request per thread. ``read`` returns the
+    OpenVINO model to compile, given an ``openvino.Core``.
     """
 
     def __init__(self, read: Callable[[Any], Any]) -> None:
@@ -82,10 +77,7 @@ class HiddenStates(nn.Module):
 
 
 def converted(model: nn.Module) -> Any:
-    """Convert a transformer to an OpenVINO model with ids and mask as inputs, of any shape.
-
-    Its constants are the memory of the torch model's weights, not copies.
-    """
+    """Convert a transformer to an OpenVINO model of ids and mask of any shape, which shares the weights' memory."""
     import openvino
 
     # Two texts, one of them padded, so that the trace includes the mask.
@@ -99,13 +91,12 @@ def converted(model: nn.Module) -> Any:
 
 
 def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambda: None) -> Result:
-    """Call ``work`` in a short-lived thread and return its result.
+    """Call ``work`` in a short-lived thread and return its result. ``stop`` is called if waiting for it is interrupted.
 
     Use it for everything that makes OpenVINO load its CPU plugin. The plugin installs a signal stack in the thread that
     loads it, and unmaps that stack when the plugin is released, even from another thread or after a later plugin was
     loaded. After that, any signal, including Ctrl-C, crashes the process with a segmentation fault (OpenVINO 2026.4,
-    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894). ``stop`` is called if waiting
-    for ``work`` is interrupted, to make it end early.
+    SigAltStackSetup in its intel_cpu plugin; added in openvinotoolkit/openvino#11894).
     """
     with ThreadPoolExecutor(1, "jcv2-openvino") as pool:
         future = pool.submit(work)
@@ -114,20 +105,6 @@ def in_own_thread(work: Callable[[], Result], stop: Callable[[], object] = lambd
         except BaseException:
             stop()
             raise
-
-
-def require_openvino(what: str, without: str) -> None:
-    """Check that OpenVINO is installed.
-
-    Args:
-        what: What needs it, as the subject of a sentence.
-        without: How to do without it, as a sentence.
-
-    Raises:
-        MissingPackageError: If it is not. The message says how to install it.
-    """
-    if importlib.util.find_spec("openvino") is None:
-        raise MissingPackageError(f"{what} needs the package openvino: pip install 'jcv2-plugin[int8]'. {without}")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The protocol between :class:`~jcv2_plugin.RemoteEncoder` and a server of encoders, as types. Imports no torch.
+"""The protocol between :class:`~jcv2_plugin.RemoteEncoder` and a server of encoders, as models. Imports no torch.
 
 **The base** is that of Jina's API. ``POST /v1/multi-vector`` takes :class:`EncodingRequest` and answers with
 :class:`EncodingAnswer`, one :class:`Item` for each text. A key goes in the header ``Authorization: Bearer KEY``. Bodies
@@ -40,21 +40,22 @@ follows no redirects.
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Annotated, Any, Literal
 
-from typing_extensions import NotRequired
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from jcv2_plugin.documents import VISIBLE, has_text, is_unicode
+from jcv2_plugin.encoder.windows import LongDocuments
 
 MULTI_VECTOR = "/v1/multi-vector"
 TOKENIZE = "/v1/tokenize"
 MODELS = "/v1/models"
-
 KEY_VARIABLE = "JCV2_API_KEY"
 """Environment variable with the key, on the server and for its clients."""
 
 InputType = Literal["query", "document"]
 EmbeddingType = Literal["float", "base64"]
 Feature = Literal["base64", "long_documents", "pool_factor", "tokens"]
-
 ErrorCode = Literal[
     "invalid_request",
     "unknown_model",
@@ -68,100 +69,113 @@ ErrorCode = Literal[
 ]
 
 
-class EncodingRequest(TypedDict):
-    """Body of ``POST /v1/multi-vector``. What is not required by the base belongs to a feature.
+def unicode_only(text: str) -> str:
+    """Return a text if it is Unicode, for pydantic."""
+    if not is_unicode(text):
+        raise ValueError("the text is no Unicode: it has lone surrogates. Decode it again")
+    return text
 
-    Attributes:
-        model: Name of the model, an ``id`` of ``/v1/models``.
-        input: Texts, at least one. None is blank.
-        input_type: How they are encoded.
-        dimensions: Matryoshka dimension. Our server takes the model's default if it is missing.
-        embedding_type: How the vectors are written. ``"float"``, lists of numbers, if it is missing.
-        long_documents: What to do with documents longer than the window.
-        document_length: The window that the client expects, in tokens with markers. A server with another refuses.
-        pool_factor: Token pooling factor of documents, 1 or more.
-        return_tokens: Whether to add ``ids`` and ``tokens`` to the items.
-    """
+
+def _not_blank(text: str) -> str:
+    if not has_text(text):
+        raise ValueError("the text is blank. Leave it out")
+    return unicode_only(text)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def whole(value: Any) -> Any:
+    """Return an integer for 64.0, which JSON does not tell from 64."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_TEXT = {"type": "string", "pattern": VISIBLE.pattern}
+Text = Annotated[str, AfterValidator(_not_blank), WithJsonSchema(_TEXT)]
+Texts = Annotated[
+    list[Text],
+    BeforeValidator(_as_list),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _TEXT, "minItems": 1}, _TEXT]}),
+]
+Whole = Annotated[int, BeforeValidator(whole)]
+_Length = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class StrictBody(BaseModel):
+    """Body of a request. Unknown fields are refused: a misspelt option would otherwise be ignored without a word."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class EncodingRequest(StrictBody):
+    """Texts to encode. What comes after ``embedding_type`` belongs to a feature."""
 
     model: str
-    input: list[str]
-    input_type: NotRequired[InputType]
-    dimensions: NotRequired[int]
-    embedding_type: NotRequired[EmbeddingType]
-    long_documents: NotRequired[Literal["truncate", "split", "error"]]
-    document_length: NotRequired[int]
-    pool_factor: NotRequired[float]
-    return_tokens: NotRequired[bool]
+    input: Texts
+    input_type: InputType = "document"
+    dimensions: Whole | None = Field(None, description="Matryoshka dimension. Default: the model's own.")
+    embedding_type: EmbeddingType = Field(
+        "float", description="base64 is one string for each text: its rows as float16, little-endian."
+    )
+    long_documents: LongDocuments = Field("truncate", description="What to do with documents longer than the window.")
+    document_length: Whole | None = Field(None, description="The window that you expect. Another is refused.")
+    pool_factor: float = Field(1.0, ge=1, lt=100, description="Token pooling factor of documents.")
+    return_tokens: bool = Field(False, description="Whether to add token ids, texts and offsets.")
 
 
-class TokenRequest(TypedDict):
-    """Body of ``POST /v1/tokenize``.
-
-    Attributes:
-        model: Name of the model.
-        input: Texts, at least one.
-        input_type: As what they would be encoded. It matters to ``tokens`` only. ``"document"`` if it is missing.
-        long_documents: As in :class:`EncodingRequest`. It matters to ``tokens`` only.
-        return_tokens: Whether to add ``tokens`` to the items. False if it is missing.
-    """
+class TokenRequest(StrictBody):
+    """Texts to tokenise, without encoding them. ``input_type`` and ``long_documents`` matter to ``tokens`` only."""
 
     model: str
-    input: list[str]
-    input_type: NotRequired[InputType]
-    long_documents: NotRequired[Literal["truncate", "split", "error"]]
-    return_tokens: NotRequired[bool]
+    input: Texts
+    input_type: InputType = "document"
+    long_documents: LongDocuments = "truncate"
+    return_tokens: bool = False
 
 
-class Item(TypedDict):
+class Item(BaseModel):
     """What belongs to one text.
 
     Attributes:
         index: Position of the text in ``input``.
-        embeddings: Its vectors, unless tokens alone were asked for: a list of rows, or a base64 string. Each row has
-            length 1, within the precision of the model and of the format.
+        embeddings: Its vectors: a list of rows, or a base64 string. Each row has length 1, within the precision of the
+            model and of the format.
         ids: Ids of all its tokens, without special tokens and prompt, however long it is. ``TokenizedTexts.ids``.
         tokens: ``[token, start, end]`` for each row that it has without pooling: the vocabulary entry, and
             ``text[start:end]`` in code points. Markers and [MASK] have ``start == end``. ``ScoredToken``.
     """
 
     index: int
-    embeddings: NotRequired[list[list[float]] | str]
-    ids: NotRequired[list[int]]
-    tokens: NotRequired[list[tuple[str, int, int]]]
+    embeddings: list[list[float]] | str | None = None
+    ids: list[int] | None = None
+    tokens: list[tuple[str, int, int]] | None = None
 
 
-class Usage(TypedDict):
+class Usage(BaseModel):
     """Tokens of a request, as its texts have them for the model."""
 
     total_tokens: int
 
 
-class EncodingAnswer(TypedDict):
-    """Answer of ``POST /v1/multi-vector``.
+class TokenAnswer(BaseModel):
+    """Tokens of the texts of a request, in any order."""
 
-    Attributes:
-        model: Name of the model.
-        data: One item for each text, in any order.
-        usage: Tokens encoded.
-        fingerprint: Fingerprint of the weights for this dimension, so that a client notices another model behind the
-            same address. Ours only.
-    """
-
+    object: str = "list"
     model: str
     data: list[Item]
+
+
+class EncodingAnswer(TokenAnswer):
+    """Vectors of the texts of a request. The fingerprint of the weights shows another model behind the same address."""
+
     usage: Usage
-    fingerprint: NotRequired[str]
+    fingerprint: str
 
 
-class TokenAnswer(TypedDict):
-    """Answer of ``POST /v1/tokenize``: items with ``ids``, and ``tokens`` if asked for, but without ``embeddings``."""
-
-    model: str
-    data: list[Item]
-
-
-class ModelEntry(TypedDict):
-    """A model of ``GET /v1/models``. A server of another maker gives ``id`` at the most.
+class ModelEntry(BaseModel):
+    """A model. A server of another maker gives ``id`` at the most.
 
     Attributes:
         id: Name for requests.
@@ -174,38 +188,34 @@ class ModelEntry(TypedDict):
         revision: Revision of the model, or null.
         fingerprints: Fingerprint of the weights for each dimension, by the dimension as a string.
         skiplist: ``"stanford"``, ``"pieces"``, ``"custom"`` or null.
-        features: What the server has beyond the base.
+        features: What the server has beyond the base, of :data:`Feature`.
     """
 
-    id: str
-    object: NotRequired[Literal["model"]]
-    dims: NotRequired[list[int]]
-    default_dim: NotRequired[int]
-    query_length: NotRequired[int | None]
-    document_length: NotRequired[int]
-    content_length: NotRequired[int]
-    revision: NotRequired[str | None]
-    fingerprints: NotRequired[dict[str, str]]
-    skiplist: NotRequired[str | None]
-    features: NotRequired[list[Feature]]
+    model_config = ConfigDict(strict=True)
+
+    id: str = Field(max_length=1000)
+    object: Any = "model"
+    dims: list[Annotated[int, Field(ge=1, le=4096)]] | None = Field(default=None, max_length=256)
+    default_dim: int | None = None
+    query_length: _Length | None = None
+    document_length: _Length | None = None
+    content_length: _Length | None = None
+    revision: str | None = None
+    fingerprints: dict[str, str] | None = None
+    skiplist: str | None = None
+    features: list[Any] | None = None
 
 
-class ModelList(TypedDict):
-    """Answer of ``GET /v1/models``."""
+class ModelList(BaseModel):
+    """The models of a server."""
 
-    object: NotRequired[Literal["list"]]
+    object: Any = "list"
     data: list[ModelEntry]
 
 
-class ErrorAnswer(TypedDict):
-    """Body of an answer with an error status.
-
-    Attributes:
-        detail: What is wrong and how to mend it. Never holds a key.
-        code: See above.
-        index: Position in ``input`` of the text that is wrong, if it is one.
-    """
+class ErrorAnswer(BaseModel):
+    """What is wrong and how to mend it. ``index`` is the position in ``input`` of the text that is wrong."""
 
     detail: str
-    code: NotRequired[ErrorCode]
-    index: NotRequired[int]
+    code: ErrorCode | None = None
+    index: int | None = None

@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 from jcv2_plugin.checks import as_dims, check_number, check_pool_factor, check_positive
 from jcv2_plugin.documents import as_list, is_unicode
 from jcv2_plugin.encoder.base import UNKNOWN_WEIGHTS
-from jcv2_plugin.encoder.protocol import KEY_VARIABLE, MODELS, MULTI_VECTOR, TOKENIZE, EmbeddingType, InputType
+from jcv2_plugin.encoder.protocol import (
+    KEY_VARIABLE,
+    MODELS,
+    MULTI_VECTOR,
+    TOKENIZE,
+    EmbeddingType,
+    InputType,
+    ModelEntry,
+)
 from jcv2_plugin.encoder.remote_answers import (
-    ModelFacts,
     WrongAnswer,
     ids_of,
     items_of,
@@ -52,7 +59,7 @@ SERVER_VARIABLE = "JCV2_ENCODER_URL"
 JINA = "jina-api:"
 JINA_URL = "https://api.jina.ai"
 JINA_KEY_VARIABLE = "JINA_API_KEY"
-_JINA_MODELS = {"jina-colbert-v2": ModelFacts("jina-colbert-v2", dims=(128, 96, 64))}
+_JINA_MODELS = {"jina-colbert-v2": ModelEntry(id="jina-colbert-v2", dims=[128, 96, 64])}
 DEFAULT_LENGTH = 8000
 """Window of a server that does not report its own. jina-colbert-v2 takes up to 8,190 tokens."""
 BYTES_PER_TOKEN = 4
@@ -142,7 +149,7 @@ class RemoteEncoder:
         self._client = EncoderClient(
             address, key, timeout=timeout, parallel=numbers["parallel"], backoff=Backoff(attempts=numbers["retries"])
         )
-        self._facts: ModelFacts | None = None
+        self._facts: ModelEntry | None = None
         self._lock = threading.Lock()
         self._memory = threading.Lock()
         self._remembered: OrderedDict[str, list[int]] = OrderedDict()
@@ -159,17 +166,13 @@ class RemoteEncoder:
         named_by_user: bool = True,
         **decided_there: Any,
     ) -> RemoteEncoder:
-        """Connect to the encoder of a string.
+        """Connect to the encoder of a string: ``"https://host:8080"``, ``"https://host:8080#model"`` or
+        ``"jina-api:model"``.
 
-        Args:
-            reference: ``"https://host:8080"``, ``"https://host:8080#model"`` or ``"jina-api:model"``.
-            dims: Dimensions; the first is the default.
-            document_length: See the class.
-            revision: Ignored: a collection compares the weights or the vectors.
-            skiplist: Ignored, likewise.
-            named_by_user: False if the reference comes from a collection. The key in ``JCV2_API_KEY`` is then sent only
-                if ``JCV2_ENCODER_URL`` is this address, since others may have made the collection.
-            **decided_there: Options that the server decides. They must be None.
+        The first of ``dims`` is the default. ``revision`` and ``skiplist`` are ignored: a collection compares the
+        weights or the vectors. Options that the server decides must be None. Unless it is ``named_by_user``, the
+        reference comes from a collection, which others may have made: the key in ``JCV2_API_KEY`` is then sent only if
+        ``JCV2_ENCODER_URL`` is this address.
 
         Raises:
             InvalidOptionError: The reference or an option is invalid.
@@ -225,7 +228,7 @@ class RemoteEncoder:
         return os.environ.get(self._key_variable, "")
 
     @property
-    def facts(self) -> ModelFacts:
+    def facts(self) -> ModelEntry:
         """What the server says about the model, asked for on first use.
 
         Raises:
@@ -237,7 +240,7 @@ class RemoteEncoder:
                 self._facts = self._asked()
             return self._facts
 
-    def _asked(self) -> ModelFacts:
+    def _asked(self) -> ModelEntry:
         wanted, dim = self._options["model"], self._options["dim"]
         if self.is_jina:
             if wanted not in _JINA_MODELS:
@@ -245,20 +248,20 @@ class RemoteEncoder:
             facts = _JINA_MODELS[wanted]
         else:
             facts = self._of_server(wanted)
-        dims = facts.dims or ((dim,) if dim is not None else ())
+        dims = facts.dims or ([dim] if dim is not None else [])
         if not dims:
             raise InvalidOptionError(f"{self.url} does not report which dimensions {facts.id!r} has. Give dim=.")
         if dim is not None and dim not in dims:
-            raise UnknownDimError(f"{facts.id!r} at {self.url} has no head for dim={dim!r}; it has {list(dims)}.")
+            raise UnknownDimError(f"{facts.id!r} at {self.url} has no head for dim={dim!r}; it has {dims}.")
         length = self._options["document_length"]
         if None not in (length, facts.document_length) and length != facts.document_length:
             raise InvalidOptionError(
                 f"{self.url} serves {facts.id!r} with document_length={facts.document_length}, not {length}. Leave it "
                 "out, or start the server with that length."
             )
-        return ModelFacts(**{**vars(facts), "dims": tuple(sorted(dims, key=lambda one: one != dim))})
+        return facts.model_copy(update={"dims": sorted(dims, key=lambda one: one != dim)})
 
-    def _of_server(self, wanted: str | None) -> ModelFacts:
+    def _of_server(self, wanted: str | None) -> ModelEntry:
         try:
             there = models_of(self._run(self._client.call("GET", MODELS, most=_MOST_OF_A_LIST, first=True)))
         except WrongAnswer as error:
@@ -268,7 +271,7 @@ class RemoteEncoder:
             cause = error.__cause__
             if wanted is None or not (isinstance(cause, RequestError) and cause.failure.status == 404):
                 raise
-            return ModelFacts(wanted)
+            return ModelEntry(id=wanted)
         names = f"{[one.id for one in there]!s:.600}"
         if wanted is None and len(there) != 1:
             raise ModelNotFoundError(f"{self.url} has the models {names}. Say which: model=, or {self.url}#NAME.")
@@ -295,14 +298,10 @@ class RemoteEncoder:
     @property
     def dims(self) -> tuple[int, ...]:
         """Matryoshka dimensions; the first is the default."""
-        return self.facts.dims
+        return tuple(self.facts.dims or ())
 
     def resolve_dim(self, dim: int | None) -> int:
-        """Return ``dim``, or the default dimension for None.
-
-        Raises:
-            UnknownDimError: The model has no head for it.
-        """
+        """Return ``dim``, or the default dimension for None. Raises UnknownDimError if the model has no head for it."""
         chosen = self.dims[:1] if dim is None else as_dims(dim)
         if len(chosen) != 1 or chosen[0] not in self.dims:
             raise UnknownDimError(f"{self.name!r} at {self.url} has no head for dim={dim!r}; it has {list(self.dims)}.")
@@ -335,21 +334,20 @@ class RemoteEncoder:
     @property
     def gives_tokens(self) -> bool:
         """Whether the server returns the tokens of texts."""
-        return "tokens" in self.facts.features
+        return "tokens" in self._features
+
+    @property
+    def _features(self) -> list[str]:
+        return self.facts.features or []
 
     @property
     def _kind(self) -> EmbeddingType:
-        return self._options["embedding_type"] or ("base64" if "base64" in self.facts.features else "float")
+        return self._options["embedding_type"] or ("base64" if "base64" in self._features else "float")
 
     # Encoding
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[Matrix]:
-        """Encode queries into float32 arrays of shape ``(query tokens, dim)``.
-
-        Raises:
-            EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
-            UnknownDimError: The model has no head for ``dim``.
-        """
+        """Encode queries into float32 arrays of shape ``(query tokens, dim)``."""
         return self._run(self._queries(as_list(texts, "texts"), self.resolve_dim(dim)))
 
     async def aquery_vectors(self, texts: Sequence[str], dim: int) -> list[Matrix]:
@@ -370,8 +368,6 @@ class RemoteEncoder:
         Raises:
             DocumentTooLongError: A document is too long and ``long_documents`` is ``"error"``.
             EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
-            InvalidOptionError: The server has no token pooling.
-            UnknownDimError: The model has no head for ``dim``.
         """
         return self._run(self._documents(as_list(texts, "texts"), self.resolve_dim(dim), long_documents, pool_factor))
 
@@ -405,10 +401,10 @@ class RemoteEncoder:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {long_documents!r}.")
         extra: dict[str, Any] = {}
         if (pool_factor := check_pool_factor(pool_factor)) > 1:
-            if "pool_factor" not in self.facts.features:
+            if "pool_factor" not in self._features:
                 raise InvalidOptionError(f"{self.url} has no token pooling. Use pool_factor=1.")
             extra["pool_factor"] = pool_factor
-        if "long_documents" in self.facts.features:
+        if "long_documents" in self._features:
             extra |= {"long_documents": long_documents, "document_length": self.document_length}
             return [rows for _, rows in await self._encoded(texts, "document", dim, extra)]
         if long_documents == "error":
@@ -494,12 +490,7 @@ class RemoteEncoder:
     # Tokens
 
     def tokenized(self, texts: Iterable[str]) -> TokenizedTexts:
-        """Return texts with the ids of all their tokens. Those of the last queries are known from their answers.
-
-        Raises:
-            TokensUnknownError: The server does not return tokens.
-            EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
-        """
+        """Return texts with the ids of all their tokens. Those of the last queries are known from their answers."""
         given = as_list(texts, "texts")
         self._need_tokens("the tokens of texts")
         with self._memory:
@@ -543,12 +534,7 @@ class RemoteEncoder:
     def scored_tokens(
         self, text: str, task: Literal["query", "document"], long_documents: LongDocuments = "truncate"
     ) -> list[ScoredToken]:
-        """Return the tokens of a text, one for each row of its multivector.
-
-        Raises:
-            TokensUnknownError: The server does not return tokens.
-            EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
-        """
+        """Return the tokens of a text, one for each row of its multivector."""
         self._need_tokens("explanations")
         body = {"model": self.name, "input_type": task, "long_documents": long_documents, "return_tokens": True}
         read: Callable[[Any, list[str]], list[list[ScoredToken]]] = lambda answer, part: [  # noqa: E731
@@ -607,8 +593,7 @@ def same_reference(asked: str, stored: str) -> bool:
 def check_address(url: str) -> tuple[str, str]:
     """Return the address of a server without a slash at its end, and the model after ``#``, or an empty string.
 
-    Raises:
-        InvalidOptionError: It is invalid. The message shows no password.
+    Raises InvalidOptionError if it is invalid, without showing a password.
     """
     try:
         parts = urlsplit(url)

@@ -5,82 +5,34 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from jcv2_plugin.documents import is_unicode
-from jcv2_plugin.encoder.protocol import EmbeddingType
+from jcv2_plugin.encoder.protocol import EmbeddingType, ModelEntry, ModelList
 from jcv2_plugin.encoder.scored_tokens import ScoredToken
 
 _ROUNDING = 0.02
 """How far a row's length may be from 1. bfloat16 and float16 round it by less."""
-_MOST_DIMS = 4096
-_MOST_HEADS = 256
-_LONGEST_NAME = 1000
 
 
 class WrongAnswer(ValueError):
     """An answer that does not fit the request. The text says why."""
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What ``/v1/models`` says about a model; what it does not say is None or empty."""
-
-    id: str
-    dims: tuple[int, ...] = ()
-    query_length: int | None = None
-    document_length: int | None = None
-    content_length: int | None = None
-    revision: str | None = None
-    skiplist: str | None = None
-    fingerprints: Mapping[str, str] | None = None
-    features: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> ModelFacts:
-        """Read an entry. Raises WrongAnswer if a field has a wrong type."""
-        dims = entry.get("dims") or []
-        default = entry.get("default_dim")
-        if not isinstance(dims, list) or len(dims) > _MOST_HEADS or not all(_is_count(one, _MOST_DIMS) for one in dims):
-            raise WrongAnswer(f"the model {entry['id']!r} has the dims {dims!r:.60}")
-        for name in ("query_length", "document_length", "content_length"):
-            if entry.get(name) is not None and not _is_count(entry[name], 2**20):
-                raise WrongAnswer(f"the model {entry['id']!r} has the {name} {entry[name]!r:.60}")
-        for name in ("revision", "skiplist"):
-            if entry.get(name) is not None and not isinstance(entry[name], str):
-                raise WrongAnswer(f"the model {entry['id']!r} has the {name} {entry[name]!r:.60}")
-        prints, features = entry.get("fingerprints") or {}, entry.get("features") or []
-        if not isinstance(prints, dict) or not all(isinstance(one, str) for one in prints.values()):
-            raise WrongAnswer(f"the model {entry['id']!r} has the fingerprints {prints!r:.60}")
-        if not isinstance(features, list):
-            raise WrongAnswer(f"the model {entry['id']!r} has the features {features!r:.60}")
-        return cls(
-            entry["id"],
-            tuple(sorted(dims, key=lambda dim: dim != default)),
-            entry.get("query_length"),
-            entry.get("document_length"),
-            entry.get("content_length"),
-            entry.get("revision"),
-            entry.get("skiplist"),
-            prints,
-            frozenset(one for one in features if isinstance(one, str)),
-        )
-
-
-def models_of(body: Any) -> list[ModelFacts]:
-    """Return the models of an answer of ``/v1/models``."""
-    entries = body.get("data") if isinstance(body, dict) else None
-    if not isinstance(entries, list):
-        raise WrongAnswer("its list of models has no 'data'")
-    if not all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in entries):
-        raise WrongAnswer("its list of models has entries without an 'id'")
-    if wrong := next((one["id"] for one in entries if not _is_name(one["id"])), None):
-        raise WrongAnswer(f"its list of models has the 'id' {wrong!a:.60}, which is too long or not Unicode")
-    return [ModelFacts.of(entry) for entry in entries]
+def models_of(body: Any) -> list[ModelEntry]:
+    """Return the models of an answer of ``/v1/models``. The first of their dimensions is the default."""
+    try:
+        found = ModelList.model_validate(body).data
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = f" has the {first['loc'][2]} {first['input']!a:.60}" if len(first["loc"]) > 2 else ""
+        raise WrongAnswer(f"its list of models{where}: {first['msg']:.200}") from error
+    for one in found:
+        one.dims = sorted(one.dims or [], key=lambda dim: dim != one.default_dim)
+    return found
 
 
 def items_of(body: Any, count: int) -> list[dict[str, Any]]:
@@ -97,14 +49,7 @@ def items_of(body: Any, count: int) -> list[dict[str, Any]]:
 
 
 def rows_of(item: Mapping[str, Any], dim: int, kind: EmbeddingType, *, pooled: bool) -> NDArray[np.float32]:
-    """Return the vectors of an item, of shape ``(rows, dim)``.
-
-    Args:
-        item: The item.
-        dim: Dimension of the request.
-        kind: Embedding type of the request.
-        pooled: Whether rows are means, which are shorter than 1.
-    """
+    """Return the vectors of an item, of shape ``(rows, dim)``. ``pooled`` rows are means, which are shorter than 1."""
     what, given = f"text {item['index']}", item.get("embeddings")
     matrix = _from_base64(given, dim, what) if kind == "base64" else _from_lists(given, dim, what)
     if not np.isfinite(matrix).all():
@@ -164,11 +109,3 @@ def tokens_of(item: Mapping[str, Any], text: str) -> list[ScoredToken]:
             raise WrongAnswer(f"text {item['index']} has a token at {start!r:.20} to {end!r:.20}, outside of the text")
         found.append(ScoredToken(token, start, end))
     return found
-
-
-def _is_name(text: str) -> bool:
-    return len(text) <= _LONGEST_NAME and is_unicode(text)
-
-
-def _is_count(value: Any, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most

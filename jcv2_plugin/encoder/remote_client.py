@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import threading
 from collections.abc import Coroutine
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying
 
 from jcv2_plugin.errors import (
     DocumentTooLongError,
@@ -40,7 +39,6 @@ from jcv2_plugin.transport import (
     shortened,
 )
 
-_LOG = logging.getLogger("jcv2_plugin")
 _CODES: dict[Any, type[Jcv2Error]] = {
     "unknown_model": ModelNotFoundError,
     "unknown_dimension": UnknownDimError,
@@ -89,14 +87,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class EncoderClient:
-    """Client of one server.
-
-    Args:
-        url: Address, without a slash at its end.
-        key: API key, or None. It is sent to this address only, and is in no message.
-        timeout: Seconds for a whole answer.
-        parallel: Maximum number of requests at a time.
-        backoff: Attempts and waits.
+    """Client of one server. The key is sent to its address only, and is in no message. ``timeout`` are seconds for a
+    whole answer, and ``parallel`` is the maximum number of requests at a time.
     """
 
     def __init__(self, url: str, key: str | None, *, timeout: float, parallel: int, backoff: Backoff) -> None:
@@ -132,31 +124,15 @@ class EncoderClient:
             self.run(connected[1].aclose())
 
     async def call(self, method: str, path: str, body: Any = None, *, most: int, first: bool = False) -> Any:
-        """Make a request, several times if need be, and return the JSON of the answer.
+        """Make a request, several times if need be, and return the JSON of the answer, of at most ``most`` bytes.
 
-        Args:
-            method: HTTP method.
-            path: Path below the address.
-            body: JSON of the request.
-            most: Maximum size of the answer in bytes.
-            first: Whether it is the first contact, so that no answer means a wrong address.
-
-        Raises:
-            RequestError: It failed, also after all attempts.
+        If the ``first`` contact gets no answer, the address is likely wrong. Raises RequestError, also after all
+        attempts.
         """
 
-        def passes(error: BaseException) -> bool:
-            return isinstance(error, RequestError) and error.failure.is_transient(first=first)
-
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._backoff.attempts),
-            wait=lambda state: self._backoff.wait_after(state, _failure(state)),
-            retry=retry_if_exception(passes),
-            before_sleep=self._log,
-            sleep=_sleep,
-            reraise=True,
-        )
+        options = self._backoff.retrying(_failure_of, f"Encoder at {self.url}: a request", first=first)
+        retrying = AsyncRetrying(sleep=_sleep, **options)
         return await retrying(self._once, method, path, content, most)
 
     async def _once(self, method: str, path: str, content: bytes | None, most: int) -> Any:
@@ -236,13 +212,6 @@ class EncoderClient:
             reason = reason.replace(self._key, "***")
         return shortened(reason)
 
-    def _log(self, state: RetryCallState) -> None:
-        _LOG.warning(
-            "Encoder at %s: a request failed (%s), attempt %d of %d. Trying again in %.1f s.",
-            self.url, _failure(state).reason, state.attempt_number, self._backoff.attempts,
-            state.next_action.sleep if state.next_action is not None else 0.0,
-        )  # fmt: skip
-
     def translated(self, error: RequestError, key_from: str) -> Jcv2Error:
         """Return the exception that a user gets. ``key_from`` says which environment variable to set for a key."""
         failure, where = error.failure, f"The encoder at {self.url}"
@@ -288,6 +257,5 @@ async def _sleep(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def _failure(state: RetryCallState) -> Failure:
-    error = state.outcome.exception() if state.outcome is not None else None
-    return error.failure if isinstance(error, RequestError) else Failure(UNREACHABLE, "")
+def _failure_of(error: BaseException) -> Failure | None:
+    return error.failure if isinstance(error, RequestError) else None

@@ -48,10 +48,7 @@ def hub_reader(
     token: bool | str | None = None,
     endpoint: str | None = None,
 ) -> ReadRange:
-    """Return a function for ranged reads of a file on the hub.
-
-    It raises an error if the server ignores ``Range``, instead of downloading the whole file.
-    """
+    """Return a function for ranged reads of a file on the hub. A server without ``Range`` is an error."""
     url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
     headers = build_hf_headers(token=token)
 
@@ -71,11 +68,7 @@ def hub_reader(
 
 
 def read_header(read: ReadRange, source: str) -> tuple[dict[str, Any], int]:
-    """Return the header's tensor entries and the offset of the data.
-
-    Raises:
-        ModelLayoutError: If this is not a safetensors file.
-    """
+    """Return the header's tensor entries and the offset of the data. Raises ModelLayoutError for another format."""
     try:
         start = read(0, 8)
         length = int.from_bytes(start, "little") if len(start) == 8 else 0
@@ -91,11 +84,7 @@ def read_header(read: ReadRange, source: str) -> tuple[dict[str, Any], int]:
 
 
 def read_tensor(read: ReadRange, name: str, source: str) -> torch.Tensor:
-    """Read one tensor by name, in its stored dtype.
-
-    Raises:
-        ModelLayoutError: If the file lacks the tensor or is truncated, or the tensor's dtype is not a float.
-    """
+    """Read one tensor of floats by name, in its stored dtype. Raises ModelLayoutError if it is not there whole."""
     header, data_start = read_header(read, source)
     entry = header.get(name)
     if entry is None:

@@ -51,11 +51,7 @@ class ShippedModel:
         return ModelSource(self.name, self.folder, revision=self.settings["revision"])
 
     def backbone_source(self, **hub: Any) -> ModelSource:
-        """Return the backbone's folder, from the Python package or, if it is not installed, from the hub.
-
-        Raises:
-            ModelNotFoundError: If neither is available.
-        """
+        """Return the backbone's folder, from the Python package or, if it is not installed, from the hub."""
         distribution = self.settings["distribution"]
         if (folder := _BACKBONES[distribution]()) is not None:
             return ModelSource(name=self.name, folder=folder)

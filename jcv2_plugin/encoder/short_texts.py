@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jcv2_plugin.encoder.fingerprint import weights_fingerprint
-from jcv2_plugin.encoder.openvino_cpu import Network, converted, lost_in_fork, quiet, require_openvino
+from jcv2_plugin.encoder.openvino_cpu import Network, converted, lost_in_fork, quiet
 
 MOST_TOKENS = 256
 """Longer texts take about as long in torch (docs/benchmarks.md)."""
@@ -27,13 +27,11 @@ _CHANGED = -1  # no version of any weights
 
 
 class ShortTexts:
-    """The backbone of an encoder as an OpenVINO network. It shares the weights' memory with torch where it can.
+    """The float32 backbone of an encoder on the CPU as an OpenVINO network, which shares the weights' memory where it
+    can.
 
     It is built for the weights as they are now, and refuses texts once they have changed, until :meth:`check` finds
     them as before.
-
-    Args:
-        backbone: The backbone, on the CPU and in float32.
     """
 
     def __init__(self, backbone: Transformer) -> None:
@@ -106,12 +104,3 @@ class ShortTexts:
                     other = self._network.run(ids, mask)
                 most = max(most, float((F.normalize(own, dim=-1) - F.normalize(other, dim=-1)).abs().max()))
         return most
-
-
-def require_short_texts() -> None:
-    """Check that OpenVINO is installed.
-
-    Raises:
-        MissingPackageError: If it is not. The message says how to install it and how to do without it.
-    """
-    require_openvino("query_engine='openvino'", "Or leave query_engine out: torch gives the same vectors.")

@@ -20,11 +20,7 @@ _LAYERS = ("num_hidden_groups", "num_hidden_layers", "num_layers", "n_layer", "n
 
 
 def check_sizes(folder: Path) -> None:
-    """Check every ``config.json`` in a model folder that has weights beside it.
-
-    Raises:
-        ModelLayoutError: The settings describe a network that is much larger than the weights.
-    """
+    """Raise ModelLayoutError for a ``config.json`` of a network much larger than the weights beside it."""
     for file in sorted(folder.rglob("config.json")):
         weights = sorted(file.parent.glob("*.safetensors"))
         if not weights:
@@ -43,11 +39,7 @@ def check_sizes(folder: Path) -> None:
 
 
 def check_length(name: str, value: Any, most: int, where: Path) -> None:
-    """Check a length in tokens from a model's settings.
-
-    Raises:
-        ModelLayoutError: It is not a positive integer, or longer than the model's window.
-    """
+    """Raise ModelLayoutError unless a length in tokens from a model's settings is from 1 to the window's."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
         raise ModelLayoutError(
             f"{where}: the model's settings have {name}={value!r:.60}; it must be from 1 to {most}. "

@@ -15,14 +15,7 @@ SKIPLISTS: tuple[Skiplist, ...] = ("stanford", "pieces")
 
 
 def skiplist_ids(tokenizer: Any, kind: Skiplist | None) -> list[int]:
-    """Return the sorted ids of document tokens that are not scored.
-
-    ``"stanford"`` takes the first id of each encoded symbol, ``"pieces"`` each symbol's own piece if the vocabulary has
-    one, and None gives no skip list.
-
-    Raises:
-        ValueError: If ``kind`` has another value.
-    """
+    """Return the sorted ids of document tokens that are not scored: of each symbol the first, or its own piece."""
     if kind is None:
         return []
     if kind not in SKIPLISTS:

@@ -29,10 +29,7 @@ _MOST_WORDS, _LONGEST_WORD = 100_000, 50
 
 @dataclass(frozen=True)
 class TokenizedTexts:
-    """Texts and the ids of all their tokens, without special tokens and prompt.
-
-    Made by :meth:`~jcv2_plugin.JinaColbertEncoder.tokenized`.
-    """
+    """Texts and the ids of all their tokens, without special tokens and prompt."""
 
     texts: list[str]
     ids: list[list[int]]
@@ -70,11 +67,8 @@ class TokenCounter:
     """Count the tokens of texts, for ``semantic-text-splitter``, which asks for those of many overlapping parts.
 
     BERT's and XLM-RoBERTa's tokenizers have no tokens across spaces, so the counts of words add up, and a word is
-    tokenised once. Other tokenizers get the whole text. Passing the tokenizer itself to the splitter would copy it,
-    which takes 300 MB for XLM-RoBERTa's.
-
-    Args:
-        tokenizer: The tokenizer, without truncation and padding.
+    tokenised once. Other tokenizers get the whole text. Passing the tokenizer, which must not truncate or pad, to the
+    splitter would copy it, which takes 300 MB for XLM-RoBERTa's.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -108,10 +102,7 @@ class TokenCounter:
 
 
 class WindowSplitter:
-    """Split texts into consecutive windows of at most ``capacity`` tokens. Joining the windows restores the text.
-
-    The tokenizer must not truncate or pad; see :func:`plain_tokenizer`.
-    """
+    """Split texts into windows of at most ``capacity`` tokens, which joined are the text. Takes a plain tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, capacity: int) -> None:
         if capacity < 1:

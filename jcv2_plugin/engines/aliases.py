@@ -23,10 +23,7 @@ def aliases_of(client: QdrantClient) -> dict[str, str]:
 
 
 def if_allowed(function: Callable[[QdrantClient], T], client: QdrantClient) -> T | None:
-    """Call a function; return None if the API key lacks permission.
-
-    For example, a key limited to some collections cannot list all of them.
-    """
+    """Call a function; return None if the API key lacks permission, as one for some collections cannot list all."""
     try:
         return function(client)
     except Exception as error:
@@ -42,10 +39,7 @@ def aliases_if_allowed(client: QdrantClient) -> dict[str, str]:
 
 
 def collection_names(client: QdrantClient) -> dict[str, str]:
-    """Map the names that collections are opened by to their names on the server.
-
-    A collection with an alias is listed under the alias.
-    """
+    """Map the names that collections are opened by, aliases where they have some, to their names on the server."""
     aliases = aliases_of(client)
     plain = {one.name for one in client.get_collections().collections} - set(aliases.values())
     return {**{name: name for name in plain}, **aliases}
@@ -67,8 +61,7 @@ def generation_of(physical: str, name: str) -> int:
 def next_name(client: QdrantClient, name: str, old: str | None) -> tuple[str, Any]:
     """Return the name for the next generation, and the metadata of any leftover collection of that name.
 
-    A leftover comes from an unfinished creation or migration by this package. Names taken by other collections are
-    skipped.
+    A leftover is of an unfinished creation or migration by this package. Names of other collections are skipped.
     """
     aliases = aliases_if_allowed(client)
     first = generation_of(old or "", name) + 1

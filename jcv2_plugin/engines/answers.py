@@ -40,9 +40,6 @@ def records_of(
         dim: Dimension of the collection's vectors, if known.
         ids: Ids that were asked for, if the request named them.
         sizes: Dimension of each vector that has another one, by its name.
-
-    Raises:
-        CollectionError: Points occur twice or were not asked for, or a vector is of another kind or size.
     """
     records = [_record(point, where, dim, sizes or {}) for point in points]
     # With custom sharding, several shards can contain the same id.
@@ -56,12 +53,7 @@ def records_of(
 
 
 def hits_of(points: Sequence[Any], where: str, limit: int) -> list[Record]:
-    """Convert the results of a search to records with scores, best first.
-
-    Raises:
-        CollectionError: There are more than ``limit``, a point occurs twice, a score is not finite, the order is wrong,
-            or a payload is not of this point's document.
-    """
+    """Convert the results of a search to records with scores, best first, if they can be right."""
     records = records_of(points, where, None)
     if len(records) > limit:
         raise wrong_answer(where, f"{len(records)} hits were sent, at most {limit} were asked for.")
@@ -75,11 +67,7 @@ def hits_of(points: Sequence[Any], where: str, limit: int) -> list[Record]:
 
 
 def check_documents(records: Sequence[Record], where: str) -> None:
-    """Check that points with payloads are documents.
-
-    Raises:
-        CollectionError: A payload is missing, was not written by this package, or is another document's.
-    """
+    """Raise CollectionError for a payload that is missing, not written by this package, or another document's."""
     for record in records:
         if problem := payload_problem(record):
             raise wrong_answer(where, problem)

@@ -106,13 +106,8 @@ def _floats(vector: StageVector) -> int:
 
 @dataclass(frozen=True)
 class NewCollection:
-    """Options for creating a collection.
-
-    Attributes:
-        payload_indexes: Payload index types by payload key, such as ``{"metadata.topic": "keyword"}``.
-        shard_key: Shard to read and write, on a server with custom sharding.
-        retries: Maximum number of attempts per request to a server.
-        engine_options: Keyword arguments for ``QdrantClient.create_collection``.
+    """Options for creating a collection: payload index types by payload key, the shard to read and write on a server
+    with custom sharding, attempts per request to a server, and arguments of ``QdrantClient.create_collection``.
     """
 
     payload_indexes: Mapping[str, PayloadIndex] = field(default_factory=dict)
@@ -121,12 +116,7 @@ class NewCollection:
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Check the options that apply to every engine.
-
-        Raises:
-            InvalidOptionError: ``retries`` is not a positive integer, or a payload index's key or type is
-                invalid.
-        """
+        """Check the options that apply to every engine. Raises InvalidOptionError."""
         check_integer(self.retries, "retries")
         for key, kind in self.payload_indexes.items():
             check_payload_key(key)

@@ -24,14 +24,10 @@ _MOST = 2 * 2**30
 
 
 def connect(url: str, **options: Any) -> QdrantClient:
-    """Create a client whose timeout is for a whole answer, over REST as over gRPC. Over REST, its size is limited.
+    """Create a client of a server whose timeout is for a whole answer, over REST as over gRPC. Over REST, its size is
+    limited.
 
-    Args:
-        url: The server.
-        options: Keyword arguments of ``QdrantClient``.
-
-    Raises:
-        InvalidOptionError: The API key cannot be sent.
+    Raises InvalidOptionError if the API key cannot be sent.
     """
     if (key := options.get("api_key")) and re.fullmatch("[!-~]+", str(key)) is None:
         # The HTTP client's own error would quote it.

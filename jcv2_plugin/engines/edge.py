@@ -139,13 +139,7 @@ class EdgeEngine:
         overwrite: bool = False,
         indexes: Mapping[str, PayloadIndex] | None = None,
     ) -> EdgeEngine:
-        """Create a folder with an empty shard. Until it is complete, ``jcv2.json`` says that it is unfinished.
-
-        Raises:
-            CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
-            CollectionLockedError: See :meth:`open`.
-            CollectionAccessError: The folder is not writable.
-        """
+        """Create a folder with an empty shard. Until it is complete, ``jcv2.json`` says that it is unfinished."""
         path = path.expanduser().absolute()
         check_free(path, overwrite=overwrite)
         try:
@@ -173,17 +167,10 @@ class EdgeEngine:
     def open(cls, path: Path, *, without_log: bool = False) -> EdgeEngine:
         """Open the collection in a folder.
 
-        Args:
-            path: The folder.
-            without_log: Set the write-ahead log aside first, to copy the points into a successor. Until that is
-                adopted, ``jcv2.json`` says that a repair is unfinished: Edge would ignore most writes, see
-                :func:`_load_without_log`.
-
-        Raises:
-            CollectionNotFoundError: The folder contains no collection.
-            CollectionCorruptError: The stored schema or the shard is unreadable.
-            CollectionLockedError: The folder is already open, in this process or another.
-            CollectionAccessError: The folder is not writable.
+        With ``without_log``, the write-ahead log is set aside first, to copy the points into a successor. Until that is
+        adopted, ``jcv2.json`` says that a repair is unfinished: Edge would ignore most writes, see
+        :func:`_load_without_log`. Raises CollectionNotFoundError, CollectionCorruptError, CollectionLockedError or
+        CollectionAccessError.
         """
         path = path.expanduser().absolute()
         if not is_edge_collection(path):
@@ -446,11 +433,7 @@ class EdgeEngine:
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Check that a collection can be created in a folder.
-
-    Raises:
-        CollectionExistsError: The folder contains a collection and ``overwrite`` is not set, or other files.
-    """
+    """Raise CollectionExistsError unless a collection can be created in a folder."""
     if not path.exists() or (path.is_dir() and all(_is_trace(entry.name) for entry in path.iterdir())):
         return
     if not path.is_dir() or not is_edge_collection(path):
@@ -490,10 +473,8 @@ def _shards(path: Path) -> list[str]:
 
 
 def _refuse_others(folder: Path) -> None:
-    """Refuse a shard with links, through which Edge would write to files elsewhere, or pipes, which it would wait for.
-
-    Raises:
-        CollectionAccessError: There is one.
+    """Raise CollectionAccessError for a shard with links, through which Edge would write to files elsewhere, or pipes,
+    which it would wait for.
     """
     for root, folders, files in os.walk(folder):
         for name in ("", *folders, *files):
@@ -577,11 +558,7 @@ def _load_shard(path: Path, name: str) -> Any:
 
 
 def _is_described(path: Path, name: str, described: Any) -> bool:
-    """Return whether a description can be read. Then its shard must be as it says.
-
-    Raises:
-        CollectionCorruptError: The shard is another one.
-    """
+    """Return whether a description can be read. Then its shard must be as it says; otherwise CollectionCorruptError."""
     try:
         schema = CollectionSchema.from_dict({**described, "unfinished": ""}, "")
         config = read_json(path / name / "edge_config.json")

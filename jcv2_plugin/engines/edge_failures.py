@@ -48,13 +48,8 @@ def edge_errors(title: str, otherwise: tuple[type[CollectionError], str] | None 
 def edge_error(
     error: BaseException, title: str, otherwise: tuple[type[CollectionError], str] | None = None
 ) -> Jcv2Error:
-    """Translate an error of Qdrant Edge.
-
-    Args:
-        error: The error.
-        title: The collection and its folder.
-        otherwise: Kind and remedy unless the operating system refused. By default, the text tells damaged files from
-            wrong calls.
+    """Translate an error of Qdrant Edge. ``otherwise`` are kind and remedy unless the operating system refused; by
+    default, the text tells damaged files from wrong calls.
     """
     reason = shortened(str(error)) or type(error).__name__
     if is_disk_full(error):

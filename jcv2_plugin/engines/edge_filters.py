@@ -26,23 +26,13 @@ _EDGE_ERRORS = (TypeError, ValueError, OverflowError)  # raised by Edge for valu
 
 
 def to_edge_filter(filter: models.Filter | None) -> qdrant_edge.Filter | None:
-    """Convert a filter to Edge's classes. None (no filter) stays None.
+    """Convert a filter to Edge's classes. Raises UnsupportedFilterError for what Edge cannot evaluate.
 
-    The conversion follows local mode in two cases where Edge behaves differently:
-
-    - If a ``FieldCondition`` has several predicates, only the first counts, in the order of ``_PREDICATES``. Edge
-      would match any of them.
-    - Ids in a ``HasIdCondition`` that no point can have, such as ``"1"`` or ``-1``, match nothing. Edge would refuse
-      them.
-
-    Raises:
-        UnsupportedFilterError: The filter contains a condition or value that Edge cannot evaluate.
+    The conversion follows local mode in two cases where Edge behaves differently. If a ``FieldCondition`` has several
+    predicates, only the first counts, in the order of ``_PREDICATES``; Edge would match any of them. Ids in a
+    ``HasIdCondition`` that no point can have, such as ``"1"`` or ``-1``, match nothing; Edge would refuse them.
     """
-    if filter is None:
-        return None
-    if not isinstance(filter, models.Filter):
-        raise _unsupported(filter, "it is not a qdrant_client.models.Filter")
-    return _filter(filter)
+    return None if filter is None else _filter(filter)
 
 
 def _unsupported(what: object, reason: object) -> UnsupportedFilterError:
@@ -74,10 +64,7 @@ def _filter(filter: models.Filter) -> qdrant_edge.Filter:
 
 
 def _clause(clause: object) -> list[ConditionType] | None:
-    """Convert a clause, which is a list of conditions or a single one.
-
-    An empty list becomes None: inside a ``NestedCondition``, Edge would match nothing.
-    """
+    """Convert one or several conditions. An empty list is None: in a ``NestedCondition``, it matches nothing."""
     if clause is None or clause == []:
         return None
     return [_translate(condition) for condition in (clause if isinstance(clause, list) else [clause])]
@@ -120,14 +107,6 @@ def _field(condition: models.FieldCondition) -> ConditionType:
     return qdrant_edge.FieldCondition(condition.key)  # no predicate: never true
 
 
-def _slice(condition: models.SliceCondition) -> ConditionType:
-    edge_class = getattr(qdrant_edge, "SliceCondition", None)  # exists in the extension but not in its type stubs
-    if edge_class is None:
-        raise TypeError("this version of qdrant-edge-py has no SliceCondition")
-    made: ConditionType = edge_class(condition.slice.total, condition.slice.index)
-    return made
-
-
 def _is_point_id(point_id: models.ExtendedPointId) -> bool:
     """Return whether Edge accepts this point id: an unsigned 64-bit integer or a UUID."""
     try:
@@ -138,10 +117,7 @@ def _is_point_id(point_id: models.ExtendedPointId) -> bool:
 
 
 def _is(wanted: bool, condition: ConditionType) -> ConditionType:
-    """Express a field's ``is_empty`` or ``is_null`` by the condition of that name.
-
-    Edge's ``FieldCondition`` gives a different result for keys that end in ``[]``.
-    """
+    """Express ``is_empty`` or ``is_null`` by that condition. ``FieldCondition`` differs for keys in ``[]``."""
     return condition if wanted else qdrant_edge.Filter(must_not=[condition])
 
 
@@ -179,10 +155,7 @@ _Bool.__module__, _Bool.__name__, _Bool.__qualname__ = "numpy", "bool_", "bool_"
 def _match_value(match: models.MatchValue) -> MatchType:
     if not isinstance(match.value, bool):
         return qdrant_edge.MatchValue(_int64(match.value))
-    edge_match = qdrant_edge.MatchValue(_Bool(match.value))  # type: ignore[arg-type]
-    if not isinstance(edge_match.value, bool):
-        raise TypeError("this version of qdrant-edge-py cannot match a bool")
-    return edge_match
+    return qdrant_edge.MatchValue(_Bool(match.value))  # type: ignore[arg-type]
 
 
 def _range(range_: object) -> RangeType:
@@ -262,5 +235,6 @@ _CONDITIONS: dict[type, Callable[[Any], ConditionType]] = {
     models.HasIdCondition: lambda one: qdrant_edge.HasIdCondition(set(filter(_is_point_id, one.has_id))),
     models.HasVectorCondition: lambda one: qdrant_edge.HasVectorCondition(one.has_vector),
     models.NestedCondition: lambda one: qdrant_edge.NestedCondition(one.nested.key, _filter(one.nested.filter)),
-    models.SliceCondition: _slice,
+    # Exists in the extension but not in its type stubs.
+    models.SliceCondition: lambda one: qdrant_edge.SliceCondition(one.slice.total, one.slice.index),  # type: ignore[attr-defined]
 }

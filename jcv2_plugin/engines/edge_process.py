@@ -32,11 +32,8 @@ shard.close()
 def optimize_apart(shard: Path) -> bool:
     """Optimise a shard that is closed in this process. Blocks this thread only.
 
-    Returns:
-        Whether another Python process could be started. Programs that embed Python may have none.
-
-    Raises:
-        RuntimeError: The process failed, or a signal ended it. The shard is as after a crash, and can be opened.
+    Returns whether another Python process could be started: programs that embed Python may have none. RuntimeError if
+    the process failed, or a signal ended it. The shard is then as after a crash, and can be opened.
     """
     package = Path(qdrant_edge.__file__).parent.parent
     # -I: the user's environment and folder change nothing in it.

@@ -143,37 +143,17 @@ FirstStageLike: TypeAlias = FirstStageName | FirstStage | Sequence[FirstStageNam
 """Name of a first stage, a stage of your own, or several, whose candidates are merged."""
 
 
-class Stage(Protocol):
-    """A stored vector that finds candidates."""
-
-    @property
-    def name(self) -> str:
-        """Name of the stored vector."""
-
-    def document(self, text: str, vectors: NDArray[np.float32], ids: Sequence[int] | None = None) -> StageVector:
-        """Return the vector to store for a document.
-
-        Args:
-            text: The document's text.
-            vectors: Its token vectors, of shape ``(tokens, dim)``.
-            ids: Its token ids, if known (:meth:`~jcv2_plugin.JinaColbertEncoder.tokenized`).
-        """
-
-    def query(self, text: str, vectors: NDArray[np.float32]) -> StageVector:
-        """Return the vector to search with, from a query's text or its token vectors of shape ``(tokens, dim)``."""
-
-
 class PooledStage:
     """Normalised mean of the token vectors."""
 
     name = "pooled"
 
     def document(self, text: str, vectors: NDArray[np.float32], ids: Sequence[int] | None = None) -> StageVector:
-        """See :class:`Stage`."""
+        """Return the vector to store for a document, from its token vectors of shape ``(tokens, dim)``."""
         return self.query(text, vectors)
 
     def query(self, text: str, vectors: NDArray[np.float32]) -> StageVector:
-        """See :class:`Stage`."""
+        """Return the vector to search with, from a query's token vectors of shape ``(tokens, dim)``."""
         mean = vectors.mean(axis=0)
         norm = float(np.linalg.norm(mean))
         return np.asarray(mean / norm if norm > 0 else mean, dtype=np.float32)
@@ -191,13 +171,13 @@ class Bm25Stage:
     name: str = "bm25"
 
     def document(self, text: str, vectors: NDArray[np.float32], ids: Sequence[int] | None = None) -> StageVector:
-        """See :class:`Stage`."""
+        """Return the vector to store for a document, from its token ids if they are known."""
         pieces, counts = np.unique(self._ids(text) if ids is None else np.asarray(ids, np.int64), return_counts=True)
         norm = BM25_K1 * (1 - BM25_B + BM25_B * counts.sum() / BM25_LENGTH)
         return SparseVector(pieces.tolist(), (counts * (BM25_K1 + 1) / (counts + norm)).tolist())
 
     def query(self, text: str, vectors: NDArray[np.float32]) -> StageVector:
-        """See :class:`Stage`."""
+        """Return the vector to search with, from a query's text."""
         pieces = np.unique(self._ids(text)).tolist()
         return SparseVector(pieces, [1.0] * len(pieces))
 
@@ -214,11 +194,7 @@ class ChosenStages:
 
     @classmethod
     def of(cls, first_stage: Any) -> ChosenStages:
-        """Check the value of a ``first_stage=`` option.
-
-        Raises:
-            InvalidOptionError: A name is unknown, occurs twice or is reserved, or an object is no first stage.
-        """
+        """Check the value of a ``first_stage=`` option. Raises InvalidOptionError."""
         if isinstance(first_stage, str) and first_stage in FIRST_STAGES:
             return cls(first_stage)
         given = [first_stage] if not isinstance(first_stage, (list, tuple)) else list(first_stage)
@@ -253,11 +229,7 @@ def _unknown(first_stage: str) -> str:
 
 
 def check_own_stage(stage: Any) -> str:
-    """Check a stage of the user's own and return its name.
-
-    Raises:
-        InvalidOptionError: It lacks a part of :class:`FirstStage`, or its name or parameters are invalid.
-    """
+    """Return the name of a stage of the user's own. InvalidOptionError unless it is a :class:`FirstStage`."""
     parts = ("name", "params", "encode_documents", "encode_queries")
     if isinstance(stage, type) or (missing := [part for part in parts if not hasattr(stage, part)]):
         what = "a class, not an object of it" if isinstance(stage, type) else f"without {', '.join(missing)}"
@@ -301,11 +273,7 @@ def params_to_dict(options: Mapping[str, StageParams]) -> dict[str, dict[str, An
 
 
 def params_from_dict(raw: Mapping[Any, Any]) -> dict[str, StageParams]:
-    """Read stored parameters.
-
-    Raises:
-        InvalidOptionError: They are not readable.
-    """
+    """Read stored parameters. Raises InvalidOptionError if they are not readable."""
     options: dict[str, StageParams] = {}
     for name, given in raw.items():
         kinds = {frozenset({"size", "distance"}): DenseParams, frozenset({"idf"}): SparseParams}
@@ -318,23 +286,14 @@ def params_from_dict(raw: Mapping[Any, Any]) -> dict[str, StageParams]:
 
 
 def check_first_stage(first_stage: str, options: Mapping[str, StageParams]) -> None:
-    """Check the name of a first stage against the parameters of the user's own stages in it.
-
-    Raises:
-        InvalidOptionError: It has a stage that is neither built in nor described, or one is described and not used.
-    """
+    """Raise InvalidOptionError unless a first stage has the user's own stages that are described, and no others."""
     names = stage_names(first_stage)
     if sorted(names) != sorted({*names} & {*BUILT_IN, *options}) or not set(options) <= set(names):
         raise InvalidOptionError(_unknown(first_stage))
 
 
 def encode_own(stage: FirstStage, texts: Sequence[str], kind: Literal["document", "query"]) -> list[StageVector]:
-    """Encode texts with a stage of the user's own and check what it returns.
-
-    Raises:
-        InvalidVectorError: The number, kind or size of the vectors is wrong, or a vector is not finite, or has no
-            direction although the distance is cosine.
-    """
+    """Encode texts with a stage of the user's own. Raises InvalidVectorError for what it must not return."""
     if not texts:
         return []
     given = stage.encode_documents(list(texts)) if kind == "document" else stage.encode_queries(list(texts))
@@ -347,12 +306,13 @@ def encode_own(stage: FirstStage, texts: Sequence[str], kind: Literal["document"
         what = type(given).__name__ if number < 0 else f"{number} vectors"
         raise InvalidVectorError(f"{method} returned {what} for {len(texts)} texts. It must return one for each text.")
     return [
-        _checked(vector, stage.params, f"{method}: the vector of {text[:40]!r}")
+        check_stage_vector(vector, stage.params, f"{method}: the vector of {text[:40]!r}")
         for vector, text in zip(given, texts, strict=True)
     ]
 
 
-def _checked(vector: Any, params: StageParams, what: str) -> StageVector:
+def check_stage_vector(vector: Any, params: StageParams, what: str) -> StageVector:
+    """Return a vector of a first stage as it is stored. Raises InvalidVectorError, about ``what``, if it cannot be."""
     is_sparse = hasattr(vector, "indices") and hasattr(vector, "values")
     if isinstance(params, SparseParams):
         if not is_sparse or callable(vector.indices) or callable(vector.values):
@@ -392,6 +352,9 @@ def _checked_sparse(vector: Any, what: str) -> SparseVector:
     return SparseVector(indices[order].tolist(), values[order].tolist())
 
 
+Stage: TypeAlias = PooledStage | Bm25Stage
+
+
 def build_stages(first_stage: str, encoder: Encoder) -> list[Stage]:
     """Build a collection's built-in stages, with the encoder's tokens where they need some."""
     return [
@@ -402,11 +365,7 @@ def build_stages(first_stage: str, encoder: Encoder) -> list[Stage]:
 
 
 def choose_first_stage(first_stage: FirstStageLike | None, encoder: Encoder) -> ChosenStages:
-    """Return the first stage of a new collection. None is hybrid, or pooled for an encoder that returns no tokens.
-
-    Raises:
-        InvalidOptionError: It is no first stage, or the encoder cannot serve it.
-    """
+    """Return the first stage of a new collection. None is hybrid, or pooled for an encoder that returns no tokens."""
     if first_stage is None:
         return ChosenStages("hybrid" if encoder.gives_tokens else "pooled")
     chosen = ChosenStages.of(first_stage)
@@ -415,11 +374,7 @@ def choose_first_stage(first_stage: FirstStageLike | None, encoder: Encoder) -> 
 
 
 def check_tokens(first_stage: str, encoder: Encoder) -> None:
-    """Check that an encoder returns the tokens of texts, if a first stage counts them.
-
-    Raises:
-        InvalidOptionError: It does not.
-    """
+    """Raise InvalidOptionError if a first stage counts the tokens of texts, which the encoder does not return."""
     if "bm25" in stage_names(first_stage) and not encoder.gives_tokens:
         raise InvalidOptionError(
             f"first_stage={first_stage!r} counts the tokens of texts, and {encoder.reference} does not return them. "

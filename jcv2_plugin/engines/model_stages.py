@@ -79,9 +79,22 @@ class _ModelStage(ABC):
                 self._model = self._load()
             return self._model
 
-    @abstractmethod
     def _load(self) -> Any:
-        """Load the model from its source."""
+        import sentence_transformers
+
+        return getattr(sentence_transformers, self.kind)(self._source, device=self._device, **self._options)
+
+    def encode_documents(self, texts: Sequence[str]) -> Any:
+        """See :class:`~jcv2_plugin.FirstStage`."""
+        return self._encode(self.model.encode_document, texts)
+
+    def encode_queries(self, texts: Sequence[str]) -> Any:
+        """See :class:`~jcv2_plugin.FirstStage`."""
+        return self._encode(self.model.encode_query, texts)
+
+    @abstractmethod
+    def _encode(self, encode: Any, texts: Sequence[str]) -> Any:
+        """Return the vectors of texts by a method of the model."""
 
 
 class SentenceTransformerStage(_ModelStage):
@@ -124,23 +137,10 @@ class SentenceTransformerStage(_ModelStage):
             raise InvalidOptionError(f"The model of the first stage {self.name!r} does not say its dimension.")
         return DenseParams(int(size), self._distance)
 
-    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """See :class:`~jcv2_plugin.FirstStage`. Returns an array of shape ``(len(texts), size)``."""
-        return self._encode(self.model.encode_document, texts)
-
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """See :class:`~jcv2_plugin.FirstStage`. Returns an array of shape ``(len(texts), size)``."""
-        return self._encode(self.model.encode_query, texts)
-
     def _encode(self, encode: Any, texts: Sequence[str]) -> NDArray[np.float32]:
         with self._lock:
             found = encode(list(texts), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(found, dtype=np.float32)
-
-    def _load(self) -> SentenceTransformer:
-        from sentence_transformers import SentenceTransformer
-
-        return SentenceTransformer(self._source, device=self._device, **self._options)
 
 
 class SparseEncoderStage(_ModelStage):
@@ -182,24 +182,11 @@ class SparseEncoderStage(_ModelStage):
         """See :class:`~jcv2_plugin.FirstStage`."""
         return self._params
 
-    def encode_documents(self, texts: Sequence[str]) -> list[SparseVector]:
-        """See :class:`~jcv2_plugin.FirstStage`."""
-        return self._encode(self.model.encode_document, texts)
-
-    def encode_queries(self, texts: Sequence[str]) -> list[SparseVector]:
-        """See :class:`~jcv2_plugin.FirstStage`."""
-        return self._encode(self.model.encode_query, texts)
-
     def _encode(self, encode: Any, texts: Sequence[str]) -> list[SparseVector]:
         options = {"convert_to_tensor": False, "convert_to_sparse_tensor": True, "save_to_cpu": True}
         with self._lock:
             found = encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, **options)
         return [_sparse(tensor.coalesce()) for tensor in found]
-
-    def _load(self) -> SparseEncoder:
-        from sentence_transformers import SparseEncoder
-
-        return SparseEncoder(self._source, device=self._device, **self._options)
 
 
 def _sparse(tensor: Any) -> SparseVector:

@@ -130,11 +130,7 @@ class ClientEngine:
         owns_client: bool = False,
         options: NewCollection | None = None,
     ) -> ClientEngine:
-        """Create a collection under an alias.
-
-        Raises:
-            CollectionExistsError: A collection of this name exists and ``overwrite`` is not set.
-        """
+        """Create a collection under an alias. Raises CollectionExistsError unless ``overwrite`` is set."""
         options = options or NewCollection()
         retry = Retry(attempts=options.retries)
         _check_options(client, options.engine_options)
@@ -184,11 +180,7 @@ class ClientEngine:
         retries: int = Retry.attempts,
         shard_key: str | int | None = None,
     ) -> ClientEngine:
-        """Open an existing collection.
-
-        Raises:
-            CollectionNotFoundError: There is no collection of this name.
-        """
+        """Open an existing collection. Raises CollectionNotFoundError if there is none of this name."""
         retry = Retry(attempts=retries)
         with translated_errors(address(client)):
             if not retry.contact(client.collection_exists, name):

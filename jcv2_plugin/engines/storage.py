@@ -27,8 +27,7 @@ class StorageProfile:
         datatype: Datatype of the stored vectors. The turbo types rotate a vector and keep 8 or 4 bits per value.
         error: Approximate maximum of 1 - cosine between a vector and its stored version.
         quantized: Whether a scalar int8 copy is kept in memory while the vectors stay on disk.
-        oversampling: Factor by which the search over the quantised copy exceeds the number of results. Sent with
-            every search, like ``rescore=True``, because engines have different defaults.
+        oversampling: Factor by which the search over that copy exceeds the number of results. Engines' defaults differ.
         server: Oldest version of a Qdrant server that has the datatype.
     """
 
@@ -49,21 +48,14 @@ _PROFILES: dict[Storage, StorageProfile] = {
 
 
 def storage_profile(storage: str) -> StorageProfile:
-    """Return a storage profile by name.
-
-    Raises:
-        InvalidOptionError: The name is unknown.
-    """
+    """Return a storage profile by name."""
     if storage not in _PROFILES:
         raise InvalidOptionError(f"storage must be one of {STORAGES}, got {storage!r}.")
     return _PROFILES[storage]
 
 
 def oversampling_of(storage: str) -> float | None:
-    """Return the oversampling factor of a storage profile, or None if it has no quantised copy.
-
-    Also returns None for an unknown name, which :class:`~jcv2_plugin.engines.schema.CollectionSchema` reports.
-    """
+    """Return the oversampling factor of a storage profile, or None without a quantised copy, or for an unknown name."""
     profile = _PROFILES.get(storage)  # type: ignore[call-overload]
     return profile.oversampling if profile is not None and profile.quantized else None
 
@@ -75,16 +67,7 @@ def version_of(version: str) -> tuple[int, int] | None:
 
 
 def check_server(storage: str, version: str, where: str) -> None:
-    """Check that a server has the datatype of a storage profile.
-
-    Args:
-        storage: The storage profile.
-        version: The server's version, such as ``"1.19.0"``. Anything that is not a version is accepted.
-        where: Address of the server, without credentials.
-
-    Raises:
-        InvalidOptionError: The server is too old.
-    """
+    """Raise InvalidOptionError if a server is known to be too old for the datatype of a storage profile."""
     needed, there = storage_profile(storage).server, version_of(version)
     if there is not None and there < needed:
         known = [name for name, profile in _PROFILES.items() if profile.server <= there]

@@ -25,23 +25,12 @@ def maximal_marginal_relevance(
     k: int,
     lambda_mult: float,
 ) -> list[int]:
-    """Select items by maximal marginal relevance.
+    """Select ``k`` items by maximal marginal relevance, and return their positions in order of selection.
 
     Selects the most relevant item first, then repeatedly the item with the largest ``lambda_mult * relevance - (1 -
     lambda_mult) * similarity``, where ``similarity`` is the highest similarity to an item already selected. Ties go to
-    the item that comes first. Only rows of selected items are requested.
-
-    Args:
-        relevance: Relevance of each item, of shape ``(items,)``.
-        similarity: Matrix of shape ``(items, items)``, or any object that returns row ``i`` as ``similarity[i]``.
-        k: Number of items to select.
-        lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
-
-    Returns:
-        Positions in order of selection. Fewer than ``k`` if there are fewer items.
-
-    Raises:
-        ValueError: ``k`` is negative, or ``lambda_mult`` is not between 0 and 1.
+    the item that comes first. Only rows of selected items are requested. ``relevance`` has the shape ``(items,)``, and
+    ``similarity`` ``(items, items)``, or returns row ``i`` as ``similarity[i]``.
     """
     if k < 0 or not 0 <= lambda_mult <= 1:
         raise ValueError(f"k must not be negative and lambda_mult between 0 and 1, got {k!r} and {lambda_mult!r}.")
@@ -60,10 +49,9 @@ def maximal_marginal_relevance(
 
 
 def shortened(vectors: Vectors, most: int = MOST_VECTORS) -> Vectors:
-    """Reduce a document to at most ``most`` vectors, the normalised means of consecutive runs of equal length.
+    """Reduce a document, of shape ``(tokens, dim)``, to the normalised means of at most ``most`` runs of equal length.
 
-    The time to compare two documents grows with the product of their lengths: two documents of 8,000 tokens would
-    take a second, and hundreds of them would need gigabytes of memory. ``vectors`` has the shape ``(tokens, dim)``.
+    Two documents of 8,000 tokens would take a second to compare, and hundreds of them gigabytes of memory.
     """
     if len(vectors) <= most:
         return vectors
@@ -77,10 +65,8 @@ class DocumentSimilarities:
 
     For each vector of ``a``, take the largest dot product with a vector of ``b``, and average these. The similarity is
     the mean of this value and its counterpart from ``b`` to ``a``. A document has similarity 1 to itself, and the
-    similarity does not grow with length. Documents with more than 256 vectors are shortened, see :func:`shortened`.
-
-    Args:
-        documents: Token vectors of each document, of shape ``(tokens, dim)``. Only the shortened vectors are kept.
+    similarity does not grow with length. Documents, of shape ``(tokens, dim)``, are kept shortened, see
+    :func:`shortened`.
     """
 
     def __init__(self, documents: Iterable[Vectors]) -> None:

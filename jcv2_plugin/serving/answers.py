@@ -15,14 +15,8 @@ from jcv2_plugin.encoder.protocol import EmbeddingType, ErrorCode
 
 
 class RefusedError(Exception):
-    """A request is answered with an error.
-
-    Args:
-        status: HTTP status.
-        code: What is wrong, for programs. None for what the protocol has no code for.
-        detail: What is wrong and how to mend it, for people.
-        index: Position in ``input`` of the text that is wrong.
-        headers: Headers of the answer.
+    """A request is answered with an error: an HTTP status, a code for programs, if the protocol has one, and a detail
+    for people, which says how to mend it. ``index`` is the position in ``input`` of the text that is wrong.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from jcv2_plugin import __version__
+from jcv2_plugin.encoder import protocol
 from jcv2_plugin.encoder.protocol import MODELS, MULTI_VECTOR, TOKENIZE
 from jcv2_plugin.errors import InvalidDocumentError, InvalidQueryError
 from jcv2_plugin.serving import bodies
@@ -51,13 +52,7 @@ _ABOUT = "Token vectors and reranking by late interaction, for the clients of Ji
 def create_app(
     encoder: JinaColbertEncoder, settings: ServerSettings | None = None, *, tracer_provider: Any = None
 ) -> FastAPI:
-    """Return the ASGI application that serves an encoder.
-
-    Args:
-        encoder: The encoder. While the application runs, nothing else may use it.
-        settings: Limits and keys.
-        tracer_provider: OpenTelemetry's, for spans. None means the process's own.
-    """
+    """Return the ASGI application that serves an encoder, which nothing else may use."""
     metrics, tracing = Metrics(), Tracing(tracer_provider)
     service = Service(encoder, settings or ServerSettings(), metrics, tracing)
 
@@ -74,13 +69,13 @@ def create_app(
         content = await service.run(lambda visit: to_json(work(visit)))
         return Response(content, media_type="application/json")
 
-    @app.post(MULTI_VECTOR, **_documented(bodies.EncodingAnswerBody, *_ERRORS))
-    async def multi_vector(body: bodies.EncodingBody) -> Response:
+    @app.post(MULTI_VECTOR, **_documented(protocol.EncodingAnswer, *_ERRORS))
+    async def multi_vector(body: protocol.EncodingRequest) -> Response:
         """Encode queries or documents into token vectors."""
         return await answer(lambda visit: service.encode(body, visit))
 
-    @app.post(TOKENIZE, **_documented(bodies.TokenAnswerBody, *_ERRORS))
-    async def tokenize(body: bodies.TokenBody) -> Response:
+    @app.post(TOKENIZE, **_documented(protocol.TokenAnswer, *_ERRORS))
+    async def tokenize(body: protocol.TokenRequest) -> Response:
         """Return the tokens of texts, without encoding them."""
         return await answer(lambda visit: service.tokenize(body, visit))
 
@@ -94,7 +89,7 @@ def create_app(
         """Rank documents by their relevance to a query, in the form of Cohere's second version."""
         return await answer(lambda visit: service.rerank(body, visit, "2"))
 
-    @app.get(MODELS, **_documented(bodies.ModelListBody, 401))
+    @app.get(MODELS, **_documented(protocol.ModelList, 401))
     async def models() -> Response:
         """Describe the model."""
         return Response(to_json(service.models()), media_type="application/json")
@@ -122,7 +117,7 @@ def create_app(
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": bodies.ErrorBody, "description": _ERRORS[status]} for status in statuses}
+    return {status: {"model": protocol.ErrorAnswer, "description": _ERRORS[status]} for status in statuses}
 
 
 def _documented(model: type, *statuses: int) -> dict[str, Any]:
@@ -136,7 +131,7 @@ def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
         described = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
         schemas = described["components"]["schemas"]
         dims = [*service.encoder.dims, None]
-        for body in (bodies.EncodingBody, bodies.TokenBody, bodies.RerankBody, bodies.RerankBodyV2):
+        for body in (protocol.EncodingRequest, protocol.TokenRequest, bodies.RerankBody, bodies.RerankBodyV2):
             fields = schemas[body.__name__]["properties"]
             listed = "input" if "input" in fields else "documents"
             fields["model"]["examples"] = [service.name]

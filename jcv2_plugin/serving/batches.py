@@ -35,11 +35,8 @@ class Job:
     """Texts to encode for one request.
 
     Attributes:
-        task: How they are encoded.
         texts: Texts, or windows of documents. At least one.
         sizes: Tokens of each, for the budget.
-        dim: Matryoshka dimension.
-        pool_factor: Token pooling factor of documents.
         span: Span of the request, if there is tracing.
         vectors: Those of the first texts, as far as they are encoded.
         taken: Number of texts that are encoded or being encoded.
@@ -71,14 +68,7 @@ class _Part:
 
 
 class Batcher:
-    """Encodes jobs in a thread of its own.
-
-    Args:
-        encoder: The encoder. Nothing else encodes with it.
-        budget: Tokens that are encoded in one go. A single text may have more.
-        metrics: What is counted.
-        tracing: Where spans go.
-    """
+    """Encodes jobs in a thread of its own, about ``budget`` tokens in one go. Nothing else uses the encoder."""
 
     def __init__(self, encoder: JinaColbertEncoder, budget: int, metrics: Metrics, tracing: Tracing) -> None:
         self._encoder, self._budget, self._metrics, self._tracing = encoder, budget, metrics, tracing
@@ -106,11 +96,7 @@ class Batcher:
         return self._thread.is_alive() and not self._closing
 
     def submit(self, job: Job) -> Future[Vectors]:
-        """Queue a job.
-
-        Raises:
-            RefusedError: If the thread is not running.
-        """
+        """Queue a job. Raises RefusedError if the thread is not running."""
         with self._changed:
             if not self.is_running:
                 raise RefusedError(503, "unavailable", "The server is stopping.", headers={"Retry-After": "5"})

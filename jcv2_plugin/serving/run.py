@@ -14,11 +14,7 @@ _KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, so that 
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, before anything slow is done. Port 0 is any free one.
-
-    Raises:
-        InvalidOptionError: If the address is unknown or taken.
-    """
+    """Return a socket bound to an address, before anything slow is done. Port 0 is any free one."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -44,10 +40,8 @@ def url_of(bound: socket.socket) -> str:
 def make_server(app: Any, *, stop_seconds: int | None = None, started: Callable[[], None] = lambda: None) -> Any:
     """Return a ``uvicorn.Server``. Run it with ``server.run(sockets=[...])``, and end it with ``should_exit = True``.
 
-    Args:
-        app: The ASGI application.
-        stop_seconds: How long requests may run on when it stops. None means as long as they need.
-        started: Called when it listens.
+    ``stop_seconds`` is how long requests may run on then; None means as long as they need. ``started`` is called when
+    it listens.
     """
     import uvicorn
 

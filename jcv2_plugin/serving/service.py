@@ -7,21 +7,21 @@ import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jcv2_plugin.checks import check_query_vectors, check_vectors
-from jcv2_plugin.encoder.protocol import Feature, Item, ModelEntry, ModelList
+from jcv2_plugin.encoder.protocol import EncodingRequest, Feature, ModelEntry, ModelList, TokenRequest
 from jcv2_plugin.encoder.scored_tokens import scored_tokens
 from jcv2_plugin.encoder.windows import LongDocuments, TokenizedTexts, join_windows
 from jcv2_plugin.errors import DocumentTooLongError, UnknownDimError
 from jcv2_plugin.scoring.rerank import rerank
 from jcv2_plugin.serving.answers import RefusedError, embeddings_of
 from jcv2_plugin.serving.batches import Batcher, Job, Vectors
-from jcv2_plugin.serving.bodies import EncodingBody, RerankBody, RerankBodyV2, TokenBody
+from jcv2_plugin.serving.bodies import RerankBody, RerankBodyV2
 from jcv2_plugin.serving.metrics import Metrics
 from jcv2_plugin.serving.settings import ServerSettings
 from jcv2_plugin.serving.tracing import Tracing
@@ -32,18 +32,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-FEATURES: list[Feature] = ["base64", "long_documents", "pool_factor", "tokens"]
-
 
 class Service:
-    """An encoder with the thread that encodes, and threads for the rest of the work on requests.
-
-    Args:
-        encoder: The encoder. Nothing else may use it.
-        settings: Limits.
-        metrics: What is counted.
-        tracing: Where spans go.
-    """
+    """An encoder, which nothing else may use, the thread that encodes, and threads for the rest of requests."""
 
     def __init__(
         self, encoder: JinaColbertEncoder, settings: ServerSettings, metrics: Metrics, tracing: Tracing
@@ -73,39 +64,27 @@ class Service:
         finally:
             visit.cancel()
 
-    def models(self) -> ModelList:
+    def models(self) -> dict[str, Any]:
         """Return the answer to ``/v1/models``."""
         encoder = self.encoder
-        entry: ModelEntry = {
-            "id": self.name,
-            "object": "model",
-            "dims": list(encoder.dims),
-            "default_dim": encoder.dims[0],
-            "query_length": encoder.query_length,
-            "document_length": encoder.document_length,
-            "content_length": encoder.content_length,
-            "revision": encoder.revision,
-            "fingerprints": {str(dim): value for dim, value in self._fingerprints.items()},
-            "skiplist": encoder.skiplist,
-            "features": FEATURES,
-        }
-        return {"object": "list", "data": [entry]}
+        names = ("query_length", "document_length", "content_length", "revision", "skiplist")
+        entry = ModelEntry(
+            id=self.name,
+            dims=list(encoder.dims),
+            default_dim=encoder.dims[0],
+            fingerprints={str(dim): value for dim, value in self._fingerprints.items()},
+            features=list(get_args(Feature)),
+            **{name: getattr(encoder, name) for name in names},
+        )
+        return ModelList(data=[entry]).model_dump()
 
     def check_model(self, name: str | None) -> None:
-        """Refuse another model than the one served. A name without its owner will do.
-
-        Raises:
-            RefusedError: If the name is another.
-        """
+        """Refuse another model than the one served. A name without its owner will do."""
         if name not in (None, self.name, self.name.rpartition("/")[2]):
             raise RefusedError(404, "unknown_model", f"There is no model {name!r:.100} here. There is {self.name!r}.")
 
     def resolve_dim(self, dim: int | None) -> int:
-        """Return the dimension asked for, or the default one.
-
-        Raises:
-            RefusedError: If the model has no head for it.
-        """
+        """Return the dimension asked for, or the default one."""
         try:
             return self.encoder.resolve_dim(dim)
         except UnknownDimError:
@@ -113,7 +92,7 @@ class Service:
             detail = f"{self.name!r} has no head for dimensions={dim}. It has {has}."
             raise RefusedError(422, "unknown_dimension", detail) from None
 
-    def encode(self, body: EncodingBody, visit: Visit) -> dict[str, Any]:
+    def encode(self, body: EncodingRequest, visit: Visit) -> dict[str, Any]:
         """Return the answer to ``/v1/multi-vector``."""
         self.check_model(body.model)
         dim = self.resolve_dim(body.dimensions)
@@ -139,7 +118,7 @@ class Service:
             "fingerprint": self._fingerprints[dim],
         }
 
-    def tokenize(self, body: TokenBody, visit: Visit) -> dict[str, Any]:
+    def tokenize(self, body: TokenRequest, visit: Visit) -> dict[str, Any]:
         """Return the answer to ``/v1/tokenize``."""
         self.check_model(body.model)
         texts = visit.tokenized(body.input)
@@ -150,8 +129,8 @@ class Service:
         items = self._token_items(texts, body, True)
         return {"object": "list", "model": self.name, "data": items}
 
-    def _token_items(self, texts: TokenizedTexts, body: EncodingBody | TokenBody, with_ids: bool) -> list[Any]:
-        items: list[Any] = [Item(index=index) for index in range(len(texts))]
+    def _token_items(self, texts: TokenizedTexts, body: EncodingRequest | TokenRequest, with_ids: bool) -> list[Any]:
+        items: list[Any] = [{"index": index} for index in range(len(texts))]
         for item, text, ids in zip(items, texts, texts.ids, strict=True):
             if with_ids:
                 item["ids"] = ids
@@ -194,10 +173,8 @@ class Service:
 
 
 class Visit:
-    """An encoder for one request: it encodes together with other requests, and within the request's limits.
-
-    Attributes:
-        tokens: Tokens of the texts that it has encoded.
+    """An encoder for one request: it encodes together with other requests, and within the request's limits. ``tokens``
+    counts those that it has encoded.
     """
 
     def __init__(self, service: Service) -> None:
@@ -219,30 +196,18 @@ class Visit:
         return self._service.resolve_dim(dim)
 
     def tokenized(self, texts: Sequence[str]) -> TokenizedTexts:
-        """See :meth:`JinaColbertEncoder.tokenized`.
-
-        Raises:
-            RefusedError: If there are too many texts.
-        """
+        """See :meth:`JinaColbertEncoder.tokenized`. Refuses too many texts."""
         self.check_count(texts)
         return self._encoder.tokenized(texts)
 
     def check_count(self, texts: Sequence[str]) -> None:
-        """Refuse too many texts.
-
-        Raises:
-            RefusedError: If there are too many.
-        """
+        """Refuse too many texts."""
         most = self._service.settings.max_texts
         if len(texts) > most:
             raise RefusedError(413, "too_large", f"There are {len(texts)} texts, {most} are allowed. Send fewer.")
 
     def check_tokens(self, tokens: int) -> None:
-        """Refuse too many tokens.
-
-        Raises:
-            RefusedError: If there are too many.
-        """
+        """Refuse too many tokens."""
         most = self._service.settings.max_request_tokens
         if tokens > most:
             raise RefusedError(413, "too_large", f"The request has {tokens} tokens, {most} are allowed. Send less.")
@@ -258,11 +223,7 @@ class Visit:
         ]
 
     def split_documents(self, texts: TokenizedTexts, long_documents: LongDocuments) -> tuple[list[str], list[int]]:
-        """See :meth:`JinaColbertEncoder.split_documents`.
-
-        Raises:
-            RefusedError: If a document is too long and ``long_documents`` is ``"error"``.
-        """
+        """See :meth:`JinaColbertEncoder.split_documents`. Refuses a document that is too long."""
         try:
             return self._encoder.split_documents(texts, long_documents)
         except DocumentTooLongError as error:

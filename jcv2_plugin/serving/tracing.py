@@ -9,11 +9,7 @@ from typing import Any
 
 
 class Tracing:
-    """Makes spans. Without OpenTelemetry's API it does nothing, and without an SDK the API does nothing.
-
-    Args:
-        provider: A ``TracerProvider``. None means the process's own.
-    """
+    """Makes spans, by a provider or the process's own. Without OpenTelemetry's API or an SDK, it does nothing."""
 
     def __init__(self, provider: Any = None) -> None:
         self._tracer: Any = None

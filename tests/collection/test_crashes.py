@@ -251,7 +251,7 @@ def encoder() -> JinaColbertEncoder:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few documents take several writes."""
-    for module in ("ingest", "write", "migrate"):
+    for module in ("ingest", "migrate"):
         monkeypatch.setattr(f"jcv2_plugin.collection.{module}.BATCH_DOCUMENTS", 3)
     monkeypatch.setattr("jcv2_plugin.collection.migrate._COPIED_AT_A_TIME", 2)
     monkeypatch.setattr("jcv2_plugin.collection.snapshot._FLOATS_A_PART", 1000)

@@ -307,7 +307,7 @@ DOT, COSINE, SPARSE = DenseParams(2, "dot"), DenseParams(2), SparseParams()
 def test_bad_vectors_are_refused_before_anything_is_written(
     mini: JinaColbertEncoder, monkeypatch: pytest.MonkeyPatch, result: Any, params: Any, message: str
 ) -> None:
-    monkeypatch.setattr("jcv2_plugin.collection.write.BATCH_DOCUMENTS", 2)  # the last one is of a later batch
+    monkeypatch.setattr("jcv2_plugin.collection.ingest.BATCH_DOCUMENTS", 2)  # the last one is of a later batch
     with ColbertCollection.create(":memory:", encoder=mini, dim=DIM, first_stage=bad(result, params)) as collection:
         for write in (collection.add, collection.ingest):
             with pytest.raises(InvalidVectorError, match=rf"first stage 'letters'.*{message}"):

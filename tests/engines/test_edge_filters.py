@@ -293,12 +293,6 @@ def test_what_edge_cannot_do_is_an_error_that_names_it_and_the_way_out(named):
     assert 'a Qdrant server or ":memory:"' in str(raised.value)
 
 
-def test_an_edge_without_slices_is_an_error(monkeypatch):
-    monkeypatch.delattr(qdrant_edge, "SliceCondition")
-    with pytest.raises(UnsupportedFilterError, match="SliceCondition"):
-        to_edge_filter(Filter(must=[models.SliceCondition(slice=models.Slice(total=2, index=1))]))
-
-
 TWICE_ROUND = _line(*[(0, 0), (0, 5), (5, 5), (5, 0)] * 2, (0, 0))
 PARIS_ON_ITS_EDGE = _line((48.8566, 13.405), (73, 2.3522), (-53, 2.3522))
 
