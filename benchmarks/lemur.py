@@ -59,7 +59,7 @@ _BLOCK_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Training:
-    """How LEMUR is trained. Chosen on other queries than those that are measured.
+    """How LEMUR is trained. The rate was tried on queries other than those measured; the counts keep it within minutes.
 
     Attributes:
         documents: Documents whose similarities the network predicts.
