@@ -190,9 +190,17 @@ def pooled_heads(report: dict[str, Any]) -> str:
     return markdown(report)
 
 
+def lemur(report: dict[str, Any]) -> str:
+    """LEMUR beside the pooled stage."""
+    from lemur import markdown
+
+    return markdown(report)
+
+
 TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "first-stages": ("first_stages", None, first_stages),
     "growth": ("first_stages", None, growth),
+    "lemur": ("lemur", None, lemur),
     "compression": ("compression", None, compression),
     "ingestion-memory": ("ingestion", "memory", memory),
     "ingestion-overlap": ("ingestion", "overlap", overlap),
