@@ -230,6 +230,8 @@ class Ingestion:
         except Exception:
             while self._encoding:  # store the batches before the error
                 self._store(store, self._encoding.popleft())
+            while self._storing:
+                self._finish_one()
             raise
 
     def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import starting
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FRAMEWORKS = ("langchain", "llama_index")
@@ -46,8 +46,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Results]]]
 def run(names: list[str]) -> Results:
     if not names:
         return {}
-    command = [sys.executable, __file__, *names]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = starting.run(f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')", *names, timeout=600)
     assert done.returncode == 0, done.stderr
     results = {row.pop("name"): row for row in map(json.loads, done.stdout.splitlines())}
     return {name: {**row, "stderr": done.stderr} for name, row in results.items()}

@@ -23,6 +23,11 @@ METHOD = (
 Array = NDArray[np.float64]
 
 
+def interval(draws: Sequence[Samples]) -> Interval:
+    """Return the mean over all queries of all draws, each a dict of values by query id."""
+    return mean_over_sets([draws])
+
+
 def share(draws: Sequence[tuple[Samples, Samples]]) -> Interval | None:
     """Return the mean of the first as a percentage of that of the second, over the queries in both, resampled together.
 

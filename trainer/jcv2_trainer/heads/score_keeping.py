@@ -160,7 +160,7 @@ def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, see
     return lost / whole
 
 
-def _loss(batch: _Step, weight: Tensor, factors: Sequence[float]) -> Tensor:
+def _loss(batch: _Step, weight: Tensor, factors: Sequence[float] = (1,)) -> Tensor:
     total = torch.zeros(())
     for best in batch.best(weight, factors):
         error = best - batch.wanted
