@@ -59,10 +59,10 @@ def error(*arguments: str) -> str:
     return said.getvalue()
 
 
-def jcv2(*arguments: str, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def jcv2(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command as installed, in a pipe."""
     command = [PROGRAM, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, input=stdin)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
 start = functools.partial(starting.start, starting.COMMAND)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import MINI, error, jcv2, run, run_both, run_json
+from cli_helpers import MINI, error, jcv2, run, run_both, run_json, start
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -229,9 +229,10 @@ class TestErrors:
         assert not (folder / "store").exists()
 
     def test_in_a_shell(self, indexed: Path) -> None:
-        done = jcv2("search", "-c", "store", "rice?", "-k", "1", "--json", cwd=indexed)
-        assert [hit["metadata"]["source"] for hit in json.loads(done.stdout)] == ["docs/food.md"]
-        assert (done.returncode, done.stderr) == (0, "")
+        done = start("search", "-c", "store", "rice?", "-k", 1, "--json", cwd=indexed)
+        printed, said = done.communicate(120)
+        assert [hit["metadata"]["source"] for hit in json.loads(printed)] == ["docs/food.md"]
+        assert (done.returncode, said) == (0, "")
         failed = jcv2("search", "-c", "nowhere", "anything", cwd=indexed)
         assert (failed.returncode, failed.stdout) == (1, "")
         assert failed.stderr.startswith("error: There is no collection in")

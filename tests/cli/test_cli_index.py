@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import qdrant_edge
-from cli_helpers import MINI, SHIPS, ids, jcv2, run, run_both, run_json, write_rows
+from cli_helpers import MINI, SHIPS, ids, run, run_both, run_json, start, write_rows
 
 from jcv2_plugin import ColbertCollection, Document, JinaColbertEncoder
 from jcv2_plugin.cli.index import DocumentStream, SeenIds
@@ -251,9 +251,12 @@ class TestPipes:
         assert {"a", "b"} < ids("store")
 
     def test_in_a_shell(self, folder: Path) -> None:
-        done = jcv2("index", "-", "-c", "store", *MINI, cwd=folder, stdin=ROW)
-        assert (done.returncode, done.stdout) == (0, "")
-        assert done.stderr.startswith("1 files: 1 documents written")
+        (folder / "rows").write_text(ROW)
+        with open(folder / "rows") as rows:
+            done = start("index", "-", "-c", "store", *MINI, cwd=folder, stdin=rows.fileno())
+            printed, said = done.communicate(120)
+        assert (done.returncode, printed) == (0, "")
+        assert said.startswith("1 files: 1 documents written")
 
 
 class TestWhatCannotBeRead:
