@@ -75,7 +75,15 @@ class JinaColbertReranker(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Return copies of the best ``top_n`` documents, best first. Ties keep their order. Callbacks are unused.
+        """Rerank documents.
+
+        Args:
+            documents: Documents from a retriever.
+            query: The query.
+            callbacks: Unused.
+
+        Returns:
+            Copies of the best ``top_n`` documents, best first. Ties keep their order.
 
         Raises:
             InvalidQueryError: The query is empty or not a string.

@@ -109,8 +109,12 @@ class JinaColbertRetriever(BaseRetriever):
     ) -> Self:
         """Create a collection of texts and return a retriever over it.
 
-        The options are the retriever's other fields, and those of :meth:`JinaColbertVectorStore.from_texts`:
-        ``encoder``, ``dim``, ``location``, ... ``name`` is the collection's name.
+        Args:
+            texts: Texts to index.
+            metadatas: A metadata dict for each text.
+            ids: An id for each text. None generates random ids.
+            **options: The retriever's other fields, and options of :meth:`JinaColbertVectorStore.from_texts`:
+                ``encoder``, ``dim``, ``location``, ... ``name`` is the collection's name.
         """
         fields = cls._take_fields(options)
         return cls.from_vectorstore(
@@ -125,10 +129,17 @@ class JinaColbertRetriever(BaseRetriever):
 
     @classmethod
     def from_vectorstore(cls, vectorstore: JinaColbertVectorStore, **fields: Any) -> Self:
-        """Create a retriever over the collection of a vector store, with the retriever's other fields.
+        """Create a retriever over the collection of a vector store.
 
         ``vectorstore.as_retriever()`` returns LangChain's own retriever instead, which supports MMR and relevance
-        thresholds. A store of another class raises TypeError: use its ``as_retriever``.
+        thresholds.
+
+        Args:
+            vectorstore: The vector store.
+            **fields: The retriever's other fields.
+
+        Raises:
+            TypeError: The vector store is not a :class:`JinaColbertVectorStore`. Use its ``as_retriever`` instead.
         """
         if not isinstance(vectorstore, JinaColbertVectorStore):
             raise TypeError(
@@ -141,10 +152,12 @@ class JinaColbertRetriever(BaseRetriever):
     def from_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> Self:
-        """Create a retriever over an open collection, or the location of one: a folder or a server URL.
+        """Create a retriever over an existing collection.
 
-        The options are the retriever's other fields, and those of ``ColbertCollection.open`` (``encoder``, ``url``,
-        ``client``, ``name``, ``client_options``, ...).
+        Args:
+            collection: An open collection, or the location of one: a folder or a server URL.
+            **options: The retriever's other fields, and options of ``ColbertCollection.open`` (``encoder``, ``url``,
+                ``client``, ``name``, ``client_options``, ...).
 
         Raises:
             CollectionNotFoundError: The collection does not exist.

@@ -112,7 +112,10 @@ class JinaColbertVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **options: Any,
     ) -> Self:
-        """Create a collection of LangChain documents, with ids that replace their own, see :meth:`from_texts`."""
+        """Create a collection of LangChain documents and return a vector store over it, see :meth:`from_texts`.
+
+        Where an id is None, the document's own is used, or else a random one.
+        """
         return cls._create(to_core(documents, ids), embedding, **options)
 
     @classmethod
@@ -142,8 +145,10 @@ class JinaColbertVectorStore(VectorStore):
     ) -> Self:
         """Return a vector store over an existing collection. Its model is loaded on first use.
 
-        ``collection`` is open, or the location of one: a folder or a server URL. The options are those of
-        ``ColbertCollection.open`` (``encoder``, ``url``, ``client``, ``name``, ``client_options``, ...).
+        Args:
+            collection: An open collection, or the location of one: a folder or a server URL.
+            **options: Options of ``ColbertCollection.open`` (``encoder``, ``url``, ``client``, ``name``,
+                ``client_options``, ...).
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
@@ -218,13 +223,17 @@ class JinaColbertVectorStore(VectorStore):
         return self._collection.add(to_core(documents, ids), on_blank=on_blank)
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: MetadataFilter | None = None, **kwargs: Any) -> bool:
-        """Delete documents by id, or all that match a filter, and return True. Unknown ids are ignored.
+        """Delete documents by id, or all that match a filter. Unknown ids are ignored.
 
         Calling it without either raises an error, although LangChain's base class would delete everything. To delete
         everything, call ``delete(filter=models.Filter())``.
 
+        Returns:
+            True.
+
         Raises:
             ValueError: Neither or both of ``ids`` and ``filter`` are given.
+            TypeError: An argument is unknown.
         """
         _refuse(kwargs)
         chosen = as_qdrant_filter(filter)
@@ -245,9 +254,13 @@ class JinaColbertVectorStore(VectorStore):
     def similarity_search(
         self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the ``k`` documents (4 for None) that match the filter with the highest MaxSim score, best first.
+        """Return the ``k`` documents with the highest MaxSim score, best first.
 
-        Other arguments are :class:`jcv2_plugin.SearchOptions`.
+        Args:
+            query: The query.
+            k: Number of documents to return. None means 4.
+            filter: Search only matching documents.
+            **kwargs: Other :class:`jcv2_plugin.SearchOptions`.
 
         Raises:
             InvalidQueryError: The query is empty, or ``k`` is not positive.
@@ -258,7 +271,10 @@ class JinaColbertVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int | None = K, *, filter: MetadataFilter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """Run :meth:`similarity_search` and return MaxSim scores too, of up to the number of query vectors."""
+        """Run :meth:`similarity_search` and return MaxSim scores too.
+
+        Higher is better; the maximum is the number of query vectors.
+        """
         return [(to_langchain(hit), hit.score) for hit in self._search(query, k, filter, kwargs)]
 
     def similarity_search_with_explanation(
@@ -278,15 +294,18 @@ class JinaColbertVectorStore(VectorStore):
         filter: MetadataFilter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return relevant and diverse documents, by maximal marginal relevance. See :meth:`similarity_search`.
+        """Return relevant and diverse documents, by maximal marginal relevance.
 
         Args:
             query: The query.
             k: Number of documents to return. None means 4.
             fetch_k: Number of documents with the highest MaxSim to choose from, at least ``k``.
-            lambda_mult: Trade-off between relevance (1) and diversity (0), in 0..1.
+            lambda_mult: Trade-off between relevance (1) and diversity (0).
             filter: Search only matching documents.
             **kwargs: Other :class:`jcv2_plugin.SearchOptions`.
+
+        Raises:
+            InvalidQueryError: As in :meth:`similarity_search`, or ``lambda_mult`` is not in 0..1.
         """
         hits = self._collection.search_mmr(
             query,
@@ -299,7 +318,11 @@ class JinaColbertVectorStore(VectorStore):
         return [to_langchain(hit) for hit in hits]
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = K, **kwargs: Any) -> NoReturn:
-        """Not supported (NotImplementedError): a query has one vector per token, not a single embedding."""
+        """Not supported: a query has one vector per token, not a single embedding.
+
+        Raises:
+            NotImplementedError: Always.
+        """
         raise NotImplementedError(_NO_VECTOR)
 
     def max_marginal_relevance_search_by_vector(
@@ -311,7 +334,11 @@ class JinaColbertVectorStore(VectorStore):
     def similarity_search_with_relevance_scores(
         self, query: str, k: int | None = K, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """Run :meth:`similarity_search` and return the relevance in 0..1 too, which ``score_threshold`` is on."""
+        """Run :meth:`similarity_search` and return the relevance in 0..1 too. ``score_threshold`` is on the relevance.
+
+        Raises:
+            InvalidQueryError: As in :meth:`similarity_search`, or ``score_threshold`` is not a number.
+        """
         return super().similarity_search_with_relevance_scores(query, K if k is None else k, **_threshold(kwargs))
 
     async def asimilarity_search_with_relevance_scores(

@@ -131,9 +131,11 @@ class JinaColbertIndex(VectorStoreIndex):
     def from_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> JinaColbertIndex:
-        """Create an index over an open collection, or the location of one: a folder or a server URL.
+        """Create an index over an existing collection.
 
-        The options are those of ``ColbertCollection.open`` (``encoder``, ``url``, ``client``, ``name``, ...).
+        Args:
+            collection: An open collection, or the location of one: a folder or a server URL.
+            **options: Options of ``ColbertCollection.open`` (``encoder``, ``url``, ``client``, ``name``, ...).
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
@@ -153,10 +155,15 @@ class JinaColbertIndex(VectorStoreIndex):
         return self._store
 
     def as_retriever(self, **kwargs: Any) -> JinaColbertRetriever:
-        """Return a retriever of nodes with MaxSim scores, see :class:`~llama_index_jcv2.JinaColbertRetriever`.
+        """Return a retriever of nodes with MaxSim scores.
 
-        Arguments for a query engine or a chat engine are ignored. A name that looks like a misspelled option, or an
-        embedding model, raises TypeError.
+        Args:
+            **kwargs: See :class:`~llama_index_jcv2.JinaColbertRetriever`: ``similarity_top_k``, ``filters``,
+                ``doc_ids``, ``node_ids``, search options, ... Arguments for a query engine or a chat engine are
+                ignored.
+
+        Raises:
+            TypeError: A name looks like a misspelled option, or an embedding model is given.
         """
         return JinaColbertRetriever(self, **chosen_options(kwargs))
 
@@ -178,10 +185,17 @@ class JinaColbertIndex(VectorStoreIndex):
         await super().ainsert_nodes(node_list(nodes), **insert_kwargs)
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """Replace the nodes of a document. ``insert_kwargs`` and ``delete_kwargs`` are as in ``VectorStoreIndex``.
+        """Replace the nodes of a document.
 
-        New nodes are stored before old ones are deleted, so a rejected document (InvalidDocumentError) keeps the nodes
-        it had. Concurrent calls for the same document run one after the other.
+        New nodes are stored before old ones are deleted, so a rejected document keeps the nodes it had. Concurrent
+        calls for the same document run one after the other.
+
+        Args:
+            document: The updated document.
+            **update_kwargs: ``insert_kwargs`` and ``delete_kwargs``, as in ``VectorStoreIndex``.
+
+        Raises:
+            InvalidDocumentError: The document is rejected.
         """
         with self._callback_manager.as_trace("update_ref_doc"):
             self._update(document, update_kwargs)
@@ -195,12 +209,21 @@ class JinaColbertIndex(VectorStoreIndex):
         """Insert new documents and update changed ones, compared with what the collection holds.
 
         Nothing is written twice, neither after reopening nor by concurrent calls in one process. The collection is
-        queried once for all documents, and again for each document to write. ``insert_kwargs`` and ``update_kwargs``
-        are as in ``VectorStoreIndex``. Returns for each document whether anything was written or deleted: False for one
-        without text if nothing of it was stored.
+        queried once for all documents, and again for each document to write.
 
-        Documents are written one by one. If one is rejected (InvalidDocumentError), those before it stay stored and
-        those after it are not processed. Remove or fix it, and repeat the call.
+        Documents are written one by one. If one is rejected, those before it stay stored and those after it are not
+        processed. Remove or fix it, and repeat the call.
+
+        Args:
+            documents: The current documents.
+            **update_kwargs: ``insert_kwargs`` and ``update_kwargs``, as in ``VectorStoreIndex``.
+
+        Returns:
+            For each document, whether anything was written or deleted. False for a document without text if nothing of
+            it was stored.
+
+        Raises:
+            InvalidDocumentError: A document is rejected.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
             return self._refresh(documents, update_kwargs)

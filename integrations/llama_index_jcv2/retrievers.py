@@ -90,9 +90,11 @@ class JinaColbertRetriever(BaseRetriever):
     def from_collection(
         cls, collection: ColbertCollection | str | os.PathLike[str] | None = None, **options: Any
     ) -> JinaColbertRetriever:
-        """Create a retriever over an open collection, or the location of one: a folder or a server URL.
+        """Create a retriever over an existing collection.
 
-        The options are those of this class, and of ``ColbertCollection.open`` (``encoder``, ``url``, ``name``, ...).
+        Args:
+            collection: An open collection, or the location of one: a folder or a server URL.
+            **options: Options of this class, and of ``ColbertCollection.open`` (``encoder``, ``url``, ``name``, ...).
 
         Raises:
             CollectionNotFoundError: The collection does not exist.
@@ -116,7 +118,11 @@ class JinaColbertRetriever(BaseRetriever):
         return self._store.collection
 
     def with_options(self, **options: Any) -> JinaColbertRetriever:
-        """Return a copy with other options, as in ``retriever.with_options(similarity_top_k=20).retrieve(q)``."""
+        """Return a copy with other options, as in ``retriever.with_options(similarity_top_k=20).retrieve(q)``.
+
+        Raises:
+            TypeError: An option is unknown.
+        """
         if unknown := sorted(set(options) - _changeable()):
             raise TypeError(f"There are no options {unknown}. Use some of {sorted(_changeable())}.")
         other = copy.copy(self)

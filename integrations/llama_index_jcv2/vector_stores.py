@@ -92,10 +92,12 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
 
     @property
     def write_lock(self) -> threading.RLock:
-        """Lock held while nodes are written or deleted, shared by all stores over the same open collection.
+        """Lock held while nodes are written or deleted. Hold it to read and write atomically.
 
-        Hold it to read and write atomically. Raises ForkedProcessError if the collection was opened in the parent
-        process.
+        It is shared by all stores over the same open collection.
+
+        Raises:
+            ForkedProcessError: The collection was opened in the parent of this process, which may hold the lock.
         """
         _ = self._collection.current
         with _locks_lock:
@@ -109,10 +111,15 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         )
 
     def add(self, nodes: Sequence[BaseNode], on_blank: OnBlank = "skip", **kwargs: Any) -> list[str]:
-        """Encode and store nodes, and return their ids. A node whose id already exists replaces the stored one.
+        """Encode and store nodes. A node whose id already exists replaces the stored one.
 
-        ``on_blank="skip"`` leaves out nodes without text and logs a warning, ``"error"`` refuses the call. Other
-        arguments are ignored.
+        Args:
+            nodes: Nodes to store.
+            on_blank: ``"skip"`` leaves out nodes without text and logs a warning, ``"error"`` refuses the call.
+            **kwargs: Ignored.
+
+        Returns:
+            The ids of the stored nodes, in order.
 
         Raises:
             InvalidDocumentError: A node occurs twice, or has metadata that cannot be stored as JSON. Nothing is
@@ -134,7 +141,11 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Delete nodes by id, by metadata, or by both, in which case both must match. Neither is a ValueError."""
+        """Delete nodes by id, by metadata, or by both, in which case both must match.
+
+        Raises:
+            ValueError: Neither is given. Use :meth:`clear` to delete everything.
+        """
         chosen = both(node_filter(node_ids), to_qdrant_filter(filters))
         if chosen is None:
             raise ValueError("Give node_ids or filters to delete by; clear() removes all nodes.")
@@ -220,8 +231,11 @@ class JinaColbertVectorStore(BasePydanticVectorStore):
     # Lookups of source documents, for the index
 
     def source_hashes(self, ref_doc_ids: Sequence[str]) -> dict[str, str | None]:
-        """Return the hashes that source documents with nodes had when these were created. None if it is unknown or they
-        disagree, as after an interrupted update.
+        """Return the hashes that source documents had when their nodes were created.
+
+        Returns:
+            An entry for each document that has nodes. The hash is None if it is unknown or the nodes disagree, as after
+            an interrupted update.
         """
         hashes: dict[str, str | None] = {}
         for batch in in_batches(list(ref_doc_ids), _SOURCES_PER_LOOKUP):

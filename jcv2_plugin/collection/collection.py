@@ -295,7 +295,10 @@ class ColbertCollection:
         Copies the documents into a new shard without the log, and nothing is encoded. Documents that were added,
         changed or deleted after the folder was last closed may be missing or be as they were: add them again. If the
         folder can be opened, nothing is changed. A repair that was interrupted is repeated by the same call.
-        ``progress`` is called periodically with the number of documents read since the last call.
+
+        Args:
+            path: Folder of the collection.
+            progress: Called periodically with the number of documents read since the last call.
 
         Raises:
             CollectionCorruptError: More than the log is damaged. The log is back in its place.
@@ -333,7 +336,12 @@ class ColbertCollection:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded on first use. CollectionMismatchError if the model now has other weights."""
+        """The encoder, loaded on first use.
+
+        Raises:
+            ModelNotFoundError: The model that the collection was created with is not available.
+            CollectionMismatchError: The model of that name now has other weights.
+        """
         return self.current.encoder
 
     @property
@@ -418,7 +426,11 @@ class ColbertCollection:
             return ingest.ingest(self._state, documents, batch_documents, opened, **options)
 
     def delete(self, ids: Iterable[str] | None = None, *, filter: models.Filter | None = None) -> None:
-        """Delete documents either by id or by filter; else ValueError. Missing ids are ignored."""
+        """Delete documents by id or by filter. Missing ids are ignored.
+
+        Raises:
+            ValueError: Neither or both of ``ids`` and ``filter`` are given.
+        """
         if (ids is None) == (filter is None):
             raise ValueError("Give either ids or a filter to delete by.")
         check_filter(filter)
@@ -437,6 +449,9 @@ class ColbertCollection:
         """Index a payload field for filters, for example ``"metadata.topic"`` as ``"keyword"``.
 
         Qdrant's strict mode requires this for filtered fields.
+
+        Raises:
+            InvalidOptionError: The key or the index type is invalid.
         """
         check_payload_key(key)
         if kind not in PAYLOAD_INDEXES:
@@ -444,7 +459,10 @@ class ColbertCollection:
         self._state.run(lambda current: current.engine.create_payload_index(key, kind))
 
     def optimize(self) -> None:
-        """Merge segments, index the first stage and drop deleted documents, as :meth:`ingest` does at the end."""
+        """Merge segments, build the first stage's index and drop deleted documents. This can take a while.
+
+        :meth:`ingest` calls this at the end. A server optimises itself.
+        """
         self._state.write(lambda current: current.engine.optimize())
 
     # Reading
@@ -475,7 +493,10 @@ class ColbertCollection:
             yield payload[ID_KEY]
 
     def payloads(self, keys: Sequence[str], filter: models.Filter | None = None) -> Iterator[dict[str, Any]]:
-        """Iterate over payload keys of all documents, or of those that match a filter, without reading the others."""
+        """Iterate over selected payload keys of all documents, or of those that match a filter.
+
+        Texts are not read unless selected.
+        """
         for record in self._state.scroll(filter, with_payload=list(keys)):
             yield record.payload
 
@@ -485,8 +506,13 @@ class ColbertCollection:
         """Search by MaxSim and return the top ``k`` documents, best first.
 
         In a small collection, MaxSim ranks all documents. With a first stage and more than 1,000 documents, it ranks
-        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed. The
-        options are those of :class:`~jcv2_plugin.SearchOptions`.
+        only the candidates that the first stage finds. Scores are the same, but a document is occasionally missed.
+
+        Args:
+            query: Query text.
+            k: Number of documents to return.
+            **options: ``filter``, ``score_threshold``, ``candidates``, ``exact``, ``first_stage``, ``rrf_k``,
+                ``rrf_weights`` and ``with_explanation``, see :class:`~jcv2_plugin.SearchOptions`.
 
         Raises:
             InvalidQueryError: The query is empty or not a string, ``k`` or ``candidates`` is not positive, or the
@@ -513,7 +539,7 @@ class ColbertCollection:
         """Search with maximal marginal relevance (MMR) and return ``k`` relevant but diverse documents.
 
         The best hit comes first, followed by hits that are relevant and dissimilar to those before them, see
-        :mod:`jcv2_plugin.scoring.mmr`. Scores and options are as in :meth:`search`, but scores not in descending order.
+        :mod:`jcv2_plugin.scoring.mmr`. Scores are as in :meth:`search`, but not in descending order.
 
         Args:
             query: Query text.
@@ -521,6 +547,10 @@ class ColbertCollection:
             fetch_k: Number of best hits to select from, at least ``k``. Defaults to ``4 * k``, or 20 if that is larger.
             lambda_mult: Trade-off between 0 (maximum diversity) and 1 (relevance only).
             **options: See :meth:`search`.
+
+        Raises:
+            InvalidQueryError: See :meth:`search`. Also raised if ``fetch_k`` is not positive or ``lambda_mult`` is not
+                between 0 and 1.
         """
         return self._state.run(search.mmr(query, k, fetch_k, lambda_mult, options))
 
@@ -528,9 +558,15 @@ class ColbertCollection:
         """Explain a score: the token of a stored document that each query token matched, and their similarity.
 
         With token pooling, a stored vector represents several tokens. The document is then encoded again without
-        pooling, and the score of the explanation is slightly higher than that of the search. ``query_vectors`` are
-        those of the query, if known, to avoid encoding it again for each document. Raises InvalidDocumentError if there
-        is no document with this id.
+        pooling, and the score of the explanation is slightly higher than that of the search.
+
+        Args:
+            query: Query text.
+            id: Id of the document.
+            query_vectors: Precomputed query vectors, to avoid encoding the query again for each document.
+
+        Raises:
+            InvalidDocumentError: There is no document with this id.
         """
         return self._state.run(lambda current: search.explain(current, query, id, query_vectors))
 
@@ -562,7 +598,12 @@ class ColbertCollection:
         :attr:`MigrationReport.needed`.
 
         Args:
-            dim: New Matryoshka dimension. The other new settings are as in :meth:`create`.
+            dim: New Matryoshka dimension.
+            encoder: New encoder, or the name or path of a model.
+            storage: See :meth:`create`.
+            first_stage: See :meth:`create`.
+            pool_factor: See :meth:`create`.
+            long_documents: See :meth:`create`.
             keep_old: On a server, keep the old collection for readers that have it open. Its name is
                 :attr:`MigrationReport.old`.
             workers: See :meth:`ingest`.
@@ -603,11 +644,16 @@ class ColbertCollection:
         return self._state.run(lambda now: verify.verify(now, sample=sample, seed=seed, progress=progress))
 
     def snapshot(self, file: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None) -> SnapshotInfo:
-        """Write a snapshot of the whole collection to a file, which must not exist. Writes wait, reads do not.
+        """Write a snapshot of the whole collection to a file. Writes wait, reads do not.
 
-        :meth:`ColbertCollection.restore` restores it on any engine, without encoding. ``progress`` is called
-        periodically with the number of documents written since the last call. Raises SnapshotError if the file already
-        exists.
+        :meth:`ColbertCollection.restore` restores it on any engine, without encoding.
+
+        Args:
+            file: Path of the snapshot file. It must not exist.
+            progress: Called periodically with the number of documents written since the last call.
+
+        Raises:
+            SnapshotError: The file already exists.
         """
         return self._state.write(lambda now: write_snapshot(now.engine, now.schema, Path(file), progress))
 

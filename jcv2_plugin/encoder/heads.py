@@ -79,7 +79,11 @@ class MatryoshkaHeads(Module):
             self.linears[str(dim)].weight = nn.Parameter(weight.detach().clone())
 
     def resolve_dims(self, dim: int | Iterable[int] | None) -> tuple[int, ...]:
-        """Return one or several dimensions as a tuple, or the first for None. Raises UnknownDimError for others."""
+        """Return the dimensions that ``dim`` refers to: one, several, or the first for None.
+
+        Raises:
+            UnknownDimError: If there is no head for one of them.
+        """
         if dim is None:
             return self.dims[:1]
         wanted = as_dims(dim)
@@ -131,7 +135,11 @@ class MatryoshkaHeads(Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> MatryoshkaHeads:  # type: ignore[override]
-        """Load heads from a folder written by :meth:`save`. Raises ModelLayoutError unless all weights fit."""
+        """Load heads from a folder written by :meth:`save`.
+
+        Raises:
+            ModelLayoutError: If weights are missing, unexpected or of the wrong shape.
+        """
         names = ("token", "cache_folder", "revision", "local_files_only")
         hub: dict[str, Any] = {key: kwargs[key] for key in names if key in kwargs}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)

@@ -213,8 +213,12 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model with all heads, so that :meth:`from_pretrained` can load it.
 
-        It is written beside the folder, or to a temporary folder in it if it exists, and then moved. Files of the same
-        names are replaced. Other arguments are passed to sentence-transformers' ``save_pretrained``.
+        It is written beside the folder, or to a temporary folder in it if it exists, and then moved.
+
+        Args:
+            path: Folder to write; created if it does not exist. Files of the same names in it are replaced.
+            *args: Passed to sentence-transformers' ``save_pretrained``.
+            **kwargs: Passed to sentence-transformers' ``save_pretrained``.
 
         Raises:
             ValueError: If ``safe_serialization=False``, which would write pickle.
@@ -235,7 +239,11 @@ class JinaColbertEncoder(MultiVectorEncoder):
         export_single_head(self, Path(path), self.resolve_dim(dim))
 
     def set_heads(self, heads: MatryoshkaHeads) -> None:
-        """Replace the model's heads. The new ones are moved to the device and dtype of the old ones."""
+        """Replace the model's heads. The new ones are moved to the device and dtype of the old ones.
+
+        Raises:
+            ModelLayoutError: If the model has no heads to replace.
+        """
         old = self.heads
         if old is None:
             raise ModelLayoutError(f"{self.name!r} has no linear heads to replace.")
@@ -288,7 +296,11 @@ class JinaColbertEncoder(MultiVectorEncoder):
         return (int(self.get_embedding_dimension() or 0),)
 
     def resolve_dim(self, dim: int | None) -> int:
-        """Return ``dim``, or the default dimension for None. Raises UnknownDimError if the model has no head for it."""
+        """Return ``dim``, or the default dimension for None.
+
+        Raises:
+            UnknownDimError: If the model has no head for it.
+        """
         return self._resolve_dims(dim)[0]
 
     @property
@@ -321,7 +333,10 @@ class JinaColbertEncoder(MultiVectorEncoder):
         }
 
     def head_fingerprint(self, dim: int) -> str:
-        """Return a hash of the weights that produce vectors of ``dim``, independent of the other heads loaded."""
+        """Return a hash of the weights that produce vectors of ``dim``, independent of the other heads loaded.
+
+        See :mod:`jcv2_plugin.encoder.fingerprint`.
+        """
         modules = [module for module in self if not isinstance(module, MatryoshkaHeads)]
         heads = self.heads
         return weights_fingerprint(modules + ([heads.linears[str(dim)]] if heads is not None else []))
@@ -456,7 +471,11 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def split_documents(
         self, texts: TokenizedTexts, long_documents: LongDocuments, prompt: str | None = None
     ) -> tuple[list[str], list[int]]:
-        """Return the windows of documents, and for each window the position of its document. See :meth:`encode`."""
+        """Return the windows of documents, and for each window the position of its document. See :meth:`encode`.
+
+        Raises:
+            DocumentTooLongError: If a document is too long and ``long_documents`` is ``"error"``.
+        """
         if long_documents == "truncate":
             return texts.texts, list(range(len(texts.texts)))
         splitter = self.window_splitter(prompt)
@@ -482,11 +501,17 @@ class JinaColbertEncoder(MultiVectorEncoder):
     def feature_batches(
         self, texts: list[str], budget: int, max_texts: int, *, parts: int = 1, **preprocess: Any
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Tokenise texts, at least one, and group them by length into batches within a budget of padded tokens.
+        """Tokenise texts and group them by length into batches within a token budget.
 
-        With few texts, ``parts`` batches are aimed for, so that they can be encoded in parallel. Other arguments are
-        passed to sentence-transformers' ``preprocess``. Yields the positions of some texts, and their features on the
-        CPU.
+        Args:
+            texts: Texts, at least one.
+            budget: Padded tokens per batch (actual tokens if the attention is unpadded).
+            max_texts: Maximum number of texts per batch.
+            parts: Number of batches to aim for if there are few texts, so that they can be encoded in parallel.
+            **preprocess: Passed to sentence-transformers' ``preprocess`` (``prompt``, ``task``, ...).
+
+        Yields:
+            The positions of some texts in ``texts``, and their features on the CPU. Every text occurs once.
         """
         features = self.preprocess(texts, **preprocess)
         if len(texts) == 1:  # no batching and no padding to remove; saves latency for a single query

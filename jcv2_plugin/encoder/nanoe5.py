@@ -97,7 +97,11 @@ def packaged_file() -> Path | None:
 
 
 def check_file(path: Path) -> None:
-    """Raise ModelLayoutError unless a file has the known magic bytes, size and SHA-256."""
+    """Verify magic bytes, size and SHA-256 of a file.
+
+    Raises:
+        ModelLayoutError: If it is not the known file.
+    """
     content = _content(path) if path.stat().st_size else b""
     found: list[tuple[str, Any, Any]] = [
         ("the first bytes", content[:4], MAGIC),

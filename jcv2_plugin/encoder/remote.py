@@ -166,13 +166,17 @@ class RemoteEncoder:
         named_by_user: bool = True,
         **decided_there: Any,
     ) -> RemoteEncoder:
-        """Connect to the encoder of a string: ``"https://host:8080"``, ``"https://host:8080#model"`` or
-        ``"jina-api:model"``.
+        """Connect to the encoder of a string.
 
-        The first of ``dims`` is the default. ``revision`` and ``skiplist`` are ignored: a collection compares the
-        weights or the vectors. Options that the server decides must be None. Unless it is ``named_by_user``, the
-        reference comes from a collection, which others may have made: the key in ``JCV2_API_KEY`` is then sent only if
-        ``JCV2_ENCODER_URL`` is this address.
+        Args:
+            reference: ``"https://host:8080"``, ``"https://host:8080#model"`` or ``"jina-api:model"``.
+            dims: Dimensions; the first is the default.
+            document_length: See the class.
+            revision: Ignored: a collection compares the weights or the vectors.
+            skiplist: Ignored, likewise.
+            named_by_user: False if the reference comes from a collection. The key in ``JCV2_API_KEY`` is then sent only
+                if ``JCV2_ENCODER_URL`` is this address, since others may have made the collection.
+            **decided_there: Options that the server decides. They must be None.
 
         Raises:
             InvalidOptionError: The reference or an option is invalid.
@@ -301,7 +305,11 @@ class RemoteEncoder:
         return tuple(self.facts.dims or ())
 
     def resolve_dim(self, dim: int | None) -> int:
-        """Return ``dim``, or the default dimension for None. Raises UnknownDimError if the model has no head for it."""
+        """Return ``dim``, or the default dimension for None.
+
+        Raises:
+            UnknownDimError: The model has no head for it.
+        """
         chosen = self.dims[:1] if dim is None else as_dims(dim)
         if len(chosen) != 1 or chosen[0] not in self.dims:
             raise UnknownDimError(f"{self.name!r} at {self.url} has no head for dim={dim!r}; it has {list(self.dims)}.")
@@ -347,7 +355,12 @@ class RemoteEncoder:
     # Encoding
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[Matrix]:
-        """Encode queries into float32 arrays of shape ``(query tokens, dim)``."""
+        """Encode queries into float32 arrays of shape ``(query tokens, dim)``.
+
+        Raises:
+            EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
+            UnknownDimError: The model has no head for ``dim``.
+        """
         return self._run(self._queries(as_list(texts, "texts"), self.resolve_dim(dim)))
 
     async def aquery_vectors(self, texts: Sequence[str], dim: int) -> list[Matrix]:
@@ -368,6 +381,8 @@ class RemoteEncoder:
         Raises:
             DocumentTooLongError: A document is too long and ``long_documents`` is ``"error"``.
             EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
+            InvalidOptionError: The server has no token pooling.
+            UnknownDimError: The model has no head for ``dim``.
         """
         return self._run(self._documents(as_list(texts, "texts"), self.resolve_dim(dim), long_documents, pool_factor))
 
@@ -490,7 +505,12 @@ class RemoteEncoder:
     # Tokens
 
     def tokenized(self, texts: Iterable[str]) -> TokenizedTexts:
-        """Return texts with the ids of all their tokens. Those of the last queries are known from their answers."""
+        """Return texts with the ids of all their tokens. Those of the last queries are known from their answers.
+
+        Raises:
+            TokensUnknownError: The server does not return tokens.
+            EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
+        """
         given = as_list(texts, "texts")
         self._need_tokens("the tokens of texts")
         with self._memory:
@@ -534,7 +554,12 @@ class RemoteEncoder:
     def scored_tokens(
         self, text: str, task: Literal["query", "document"], long_documents: LongDocuments = "truncate"
     ) -> list[ScoredToken]:
-        """Return the tokens of a text, one for each row of its multivector."""
+        """Return the tokens of a text, one for each row of its multivector.
+
+        Raises:
+            TokensUnknownError: The server does not return tokens.
+            EncoderServerError: The server cannot be reached, refuses, or answers wrongly.
+        """
         self._need_tokens("explanations")
         body = {"model": self.name, "input_type": task, "long_documents": long_documents, "return_tokens": True}
         read: Callable[[Any, list[str]], list[list[ScoredToken]]] = lambda answer, part: [  # noqa: E731

@@ -105,7 +105,11 @@ class CollectionSchema:
         stage_options: Mapping[str, StageParams] | None = None,
         pool_factor: float = 1.0,
     ) -> CollectionSchema:
-        """Build the schema of a new collection. Raises InvalidOptionError."""
+        """Build the schema of a new collection.
+
+        Raises:
+            InvalidOptionError: An option is invalid.
+        """
         schema = cls(
             model=encoder.reference,
             revision=encoder.revision,
@@ -129,7 +133,12 @@ class CollectionSchema:
 
     @classmethod
     def from_dict(cls, raw: Any, title: str) -> CollectionSchema:
-        """Read a stored schema. Raises CollectionCorruptError if it is missing, damaged or of another version."""
+        """Read a stored schema.
+
+        Raises:
+            CollectionCorruptError: The schema is missing, damaged, of a newer format, or uses a first stage that this
+                version no longer has.
+        """
         if not isinstance(raw, Mapping):
             raise CollectionCorruptError(
                 f"{title} has no description of ours (found {raw!r:.60}): it was not made by jcv2-plugin, or the "
@@ -177,7 +186,11 @@ class CollectionSchema:
         return schema
 
     def check_values(self) -> None:
-        """Raise InvalidOptionError for a value that is unknown or out of range."""
+        """Check the values that a collection is created with.
+
+        Raises:
+            InvalidOptionError: A value is unknown or out of range.
+        """
         if self.long_documents not in LONG_DOCUMENTS:
             raise InvalidOptionError(f"long_documents must be one of {LONG_DOCUMENTS}, got {self.long_documents!r}.")
         storage_profile(self.storage)
@@ -195,10 +208,14 @@ class CollectionSchema:
         return not self.fingerprint.startswith(UNKNOWN_WEIGHTS)
 
     def check_encoder(self, encoder: Encoder, title: str) -> bool:
-        """Raise CollectionMismatchError for an encoder whose vectors are not comparable, as far as descriptions tell.
+        """Check that an encoder's vectors are comparable with the stored ones, as far as descriptions tell.
 
-        Returns whether the model is known to be the same. If not, vectors must be compared, see
-        :func:`jcv2_plugin.collection.sameness.check_encoder`.
+        Returns:
+            Whether the model is known to be the same. If not, vectors must be compared, see
+            :func:`jcv2_plugin.collection.sameness.check_encoder`.
+
+        Raises:
+            CollectionMismatchError: The model, dimension or preprocessing differs. The message contains a remedy.
         """
         if self.dim not in encoder.dims:
             raise CollectionMismatchError(

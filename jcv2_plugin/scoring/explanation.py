@@ -63,7 +63,11 @@ class Explanation:
         ]
 
     def contributions(self, *, words_only: bool = True) -> NDArray[np.float32]:
-        """Return what each document token adds to the score, of special query tokens on demand, as ``(tokens,)``."""
+        """Return the contribution of each document token to the score, of shape ``(document tokens,)``.
+
+        Args:
+            words_only: Ignore the marker, [MASK] and other special query tokens.
+        """
         total = np.zeros(len(self.document_tokens), dtype=np.float32)
         rows = [row for row, token in enumerate(self.query_tokens) if not (words_only and token.is_special)]
         np.add.at(total, self.similarities[rows].argmax(axis=1), self.similarities[rows].max(axis=1))
