@@ -473,7 +473,8 @@ def test_enums_of_str_are_their_values(collection: ColbertCollection) -> None:
 
 def test_ids_of_a_retriever_are_kept_for_all_searches(collection: ColbertCollection) -> None:
     store = llama_index_jcv2.JinaColbertVectorStore(collection)
-    store.add([TextNode(id_=id, text="a text") for id in "abc"])
+    # Different texts: LlamaIndex keeps one of several nodes with the same.
+    store.add([TextNode(id_=id, text=f"a text {id}") for id in "abc"])
     given: list[Any] = [["a", "b"], np.array(["a", "b"]), pd.Series(["a", "b"]), ("a", "b")]
     for name in ("node_ids", "doc_ids"):
         for ids in [*given, (id for id in "ab")]:

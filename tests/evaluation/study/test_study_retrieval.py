@@ -16,7 +16,7 @@ from jcv2_plugin import ColbertCollection, JinaColbertEncoder
 from jcv2_plugin.evaluation.beir import BeirDataset
 from jcv2_plugin.evaluation.bm25 import bm25_run
 from jcv2_plugin.evaluation.metrics import evaluate_collection, evaluate_run
-from jcv2_plugin.evaluation.study import Cell, StudyError
+from jcv2_plugin.evaluation.study import Cell, StudyError, retrieval
 from jcv2_plugin.evaluation.study.languages import LanguagesStudy
 from jcv2_plugin.evaluation.study.masks import MasksStudy
 from jcv2_plugin.evaluation.study.matryoshka import MatryoshkaStudy
@@ -29,6 +29,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def read_anew() -> None:
+    """pytest may give one folder to several tests, one after the other, and sets are read once for each folder."""
+    retrieval._read.cache_clear()
+    retrieval._query_languages.cache_clear()
 
 
 def sampling(data: Path, *sets: str, **changes: Any) -> Sampling:
