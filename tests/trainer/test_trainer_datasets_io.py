@@ -115,6 +115,10 @@ def test_nothing_left_says_why(tmp_path):
         training_dataset([path], tmp_path / "cache", on_bad="skip", languages=["fr"])
     assert "a.jsonl: no row is left to train on. Skipped: other-language 3, empty-text 1." in str(caught.value)
     assert "The requested languages are fr; the files have: de 1, en 1, (none) 1." in str(caught.value)
+    with pytest.raises(ValueError, match="languages must be a list"):
+        training_dataset([path], tmp_path / "cache", on_bad="skip", languages=[])
+    with pytest.raises(ValueError, match="at least one training file"):
+        training_dataset([], tmp_path / "cache", on_bad="skip")
 
 
 def test_a_bad_row_stops_and_leaves_nothing_that_is_taken_as_whole(tmp_path):
@@ -207,3 +211,11 @@ def test_the_dev_set_has_its_size_where_rows_are_unrelated_and_the_seed_draws_it
     train, dev = split_dev(keyed([0] * 900 + list(range(1, 101)), list(range(1000))))
     assert (len(train), len(dev)) == (950, 50)
     assert min(dev) >= 900
+
+
+def test_nonsense_shares_are_refused():
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="share must be at least 0"):
+            split_dev(keyed([1], [2]), share=share)
+    with pytest.raises(ValueError, match="most must not be negative"):
+        split_dev(keyed([1], [2]), most=-1)

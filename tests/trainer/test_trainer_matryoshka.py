@@ -68,6 +68,10 @@ class TestNewHeads:
         assert fresh.norm(dim=1).min() > 0
         torch.testing.assert_close(fresh @ heads.weight(OLD).T, torch.zeros(16, OLD), atol=1e-5, rtol=0)
 
+    def test_more_than_there_are_states(self, heads, states):
+        with pytest.raises(ValueError, match="48 components"):
+            with_dims(heads, (OLD, 49), moment(states))
+
 
 class TestTied:
     def test_every_head_is_a_prefix_of_one_matrix(self, heads, states):

@@ -87,6 +87,13 @@ def test_signs_do_not_depend_on_the_solver():
     assert torch.equal(weight(principal_heads(moment, (2,)), 2), torch.eye(4)[:2])
 
 
+def test_what_cannot_be_fitted(backbone, moment):
+    with pytest.raises(ValueError, match="There are no texts"):
+        second_moment(backbone, [])
+    with pytest.raises(ValueError, match="384 components, so no head of 385"):
+        principal_heads(moment, (8, 385))
+
+
 def test_a_backbone_is_read_by_name_or_from_a_folder(backbone):
     shipped = shipped_model("mini")
     assert shipped is not None

@@ -45,7 +45,12 @@ def training_dataset(
     Raises:
         DataError: A file cannot be read or changes while being read, a row has errors (with ``"stop"``), or no rows are
             left.
+        ValueError: There are no paths, or ``languages`` is empty.
     """
+    if not paths:
+        raise ValueError("Give at least one training file.")
+    if languages is not None and (isinstance(languages, str) or not languages):
+        raise ValueError(f"languages must be a list of at least one language, or None for all; got {languages!r}.")
     wanted = None if languages is None else sorted(set(languages))
     types = ("string", "string", "texts", "scores", "string", "string", "int64", "int64")
     return cached_rows(
@@ -175,7 +180,14 @@ def split_dev(dataset: Dataset, share: float = 0.05, most: int = 500, seed: int 
 
     Returns:
         The indices of the training rows and of the dev rows, both ascending.
+
+    Raises:
+        ValueError: ``share`` is not in [0, 1), or ``most`` is negative.
     """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be at least 0 and less than 1, got {share!r}.")
+    if most < 0:
+        raise ValueError(f"most must not be negative, got {most!r}.")
     rows = len(dataset)
     if not rows or not share or not most:
         return list(range(rows)), []

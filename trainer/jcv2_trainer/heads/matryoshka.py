@@ -22,7 +22,15 @@ def with_dims(heads: MatryoshkaHeads, dims: Sequence[int], moment: Tensor) -> Ma
     to its principal axes and truncated. On average, no other truncation loses less of the dot products. A larger head
     is its parent, extended with the main directions of the hidden states that the parent does not cover, at small
     length. ``moment`` is the :func:`~jcv2_trainer.heads.principal.second_moment` of some texts.
+
+    Raises:
+        ValueError: A dimension exceeds the size of the hidden states.
     """
+    if (largest := max(dims)) > heads.in_features:
+        raise ValueError(
+            f"A head of {largest} dimensions needs token states of that size, and this model's have "
+            f"{heads.in_features} components. Give dims of at most {heads.in_features}."
+        )
     weights = {dim: heads.weight(dim) if dim in heads.dims else _started(heads, dim, moment) for dim in dims}
     return MatryoshkaHeads(heads.in_features, dims, normalize=heads.normalize, weights=weights)
 

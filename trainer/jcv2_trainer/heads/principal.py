@@ -76,7 +76,13 @@ def prompts_of(name_or_folder: str) -> dict[str, str]:
 def second_moment(
     backbone: Transformer, texts: Sequence[str], tokens_per_batch: int = 512, progress: Progress | None = None
 ) -> Tensor:
-    """Return the mean outer product of the hidden states of texts: float64, ``(hidden, hidden)``, with trace 1."""
+    """Return the mean outer product of the hidden states of texts: float64, ``(hidden, hidden)``, with trace 1.
+
+    Raises:
+        ValueError: There are no texts.
+    """
+    if not texts:
+        raise ValueError("There are no texts, so there is no second moment. Give at least one.")
     return mean_outer_product(states for _, states in _token_states(backbone, texts, tokens_per_batch, progress))
 
 
@@ -208,9 +214,15 @@ def captured(moment: Tensor, weight: Tensor) -> float:
 
 
 def principal_heads(moment: Tensor, dims: Iterable[int]) -> MatryoshkaHeads:
-    """Return heads on the leading eigenvectors of a second moment. The first of ``dims`` is the default."""
+    """Return heads on the leading eigenvectors of a second moment. The first of ``dims`` is the default.
+
+    Raises:
+        ValueError: A dimension exceeds the hidden size.
+    """
     wanted = tuple(dims)
     hidden = moment.shape[0]
+    if max(wanted) > hidden:
+        raise ValueError(f"The backbone's states have {hidden} components, so no head of {max(wanted)} can be fitted.")
     components = torch.linalg.eigh(moment).eigenvectors.flip(1).T  # rows, largest eigenvalue first
     # The sign of an eigenvector is arbitrary; fix it, so that a refit gives the same file.
     signs = torch.sign(components.gather(1, components.abs().argmax(dim=1, keepdim=True)))
