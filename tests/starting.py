@@ -67,14 +67,13 @@ def start(
     *arguments: object,
     cwd: Path | str = ".",
     stdin: int | None = None,
-    environment: dict[str, str] | None = None,
 ) -> Started:
     """Run Python code as a main program; ``stdin`` is a file descriptor."""
     (printed, stdout), (said, stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
     given = Connection(os.open(os.devnull, os.O_RDONLY) if stdin is None else os.dup(stdin), writable=False)
     theirs = (given, stdout, stderr)
     words = [str(one) for one in arguments]
-    process = CONTEXT.Process(target=_main, args=(code, words, str(Path(cwd).absolute()), environment or {}, theirs))
+    process = CONTEXT.Process(target=_main, args=(code, words, str(Path(cwd).absolute()), theirs))
     process.start()
     for pipe in theirs:
         pipe.close()
@@ -88,12 +87,11 @@ def run(code: str, *arguments: object, timeout: float = 120, **options: Any) -> 
     return subprocess.CompletedProcess([*map(str, arguments)], started.wait(), printed, said)
 
 
-def _main(code: str, words: list[str], cwd: str, environment: dict[str, str], pipes: tuple[Connection, ...]) -> None:
+def _main(code: str, words: list[str], cwd: str, pipes: tuple[Connection, ...]) -> None:
     for number, pipe in enumerate(pipes):
         os.dup2(pipe.fileno(), number)
         pipe.close()
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, 1) for number, mode in enumerate("rww"))
-    os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["jcv2", *words]
     try:

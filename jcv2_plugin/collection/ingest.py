@@ -113,10 +113,14 @@ def points_of(
 
 
 def check_lengths(documents: Sequence[Document], schema: CollectionSchema, encoder: Encoder) -> TokenizedTexts | None:
-    """Raise DocumentTooLongError for more floats than Qdrant takes, or than the window if the collection does not
-    split.
+    """Refuse documents that exceed Qdrant's limit on floats, or the window if the collection does not split them.
 
-    Returns the texts with their tokens, which saves tokenising them again. None if the encoder returns no tokens.
+    Returns:
+        The texts with their tokens, for encoding them without tokenising them again. None if the encoder returns
+        no tokens.
+
+    Raises:
+        DocumentTooLongError: A document is too long. The message contains its id, its size and a remedy.
     """
     texts = [document.text for document in documents]
     if not encoder.gives_tokens:  # what it makes of them is checked before it is stored
@@ -217,10 +221,7 @@ class Ingestion:
                 self._encoding.append(batch)
                 while len(self._encoding) > (len(self._devices) + 1 if pool is not None else 0):
                     self._store(store, self._encoding.popleft())
-            while self._encoding:
-                self._store(store, self._encoding.popleft())
-            while self._storing:
-                self._finish_one()
+            self._drain(store)
         warn_of_blank(self._blank)
         return self._report
 
@@ -228,11 +229,15 @@ class Ingestion:
         try:
             return next(batches, None)
         except Exception:
-            while self._encoding:  # store the batches before the error
-                self._store(store, self._encoding.popleft())
-            while self._storing:
-                self._finish_one()
+            self._drain(store)  # the batches before the error
             raise
+
+    def _drain(self, store: ThreadPoolExecutor) -> None:
+        """Store all batches in flight, and wait until they are in the journal."""
+        while self._encoding:
+            self._store(store, self._encoding.popleft())
+        while self._storing:
+            self._finish_one()
 
     def _batches(self, documents: Iterable[str | Document], size: int) -> Iterator[_Batch]:
         current, seen = self._current, 0

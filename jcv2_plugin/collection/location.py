@@ -78,7 +78,7 @@ class Location:
         client_options: Mapping[str, Any] | None,
         options: NewCollection,
     ) -> Engine:
-        """Create an empty collection at this location. A folder does not have all options."""
+        """Create an empty collection at this location. Not all options are supported in a folder."""
         options.check()
         if self.path is not None:
             if options.engine_options or options.shard_key is not None:
@@ -144,7 +144,7 @@ class Location:
 
 
 def check_url(url: str) -> None:
-    """Raise InvalidOptionError for what is no server's URL, before a model is loaded. It shows no credentials."""
+    """Raise InvalidOptionError unless a URL is a server's, before a model is loaded. The message shows no password."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

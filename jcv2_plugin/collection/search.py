@@ -169,8 +169,9 @@ def many(queries: Iterable[str], k: int, options: SearchOptions) -> tuple[list[s
 def mmr(query: str, k: int, fetch_k: int | None, lambda_mult: float, options: SearchOptions) -> Work[list[SearchHit]]:
     """Return the search for the ``k`` of the ``fetch_k`` best hits that MMR chooses. All is checked here."""
     limit = check_positive(k, "k")
-    least = FETCHED if fetch_k is None else check_positive(fetch_k, "fetch_k")
-    fetched = max(least, FETCHED_PER_RESULT * limit if fetch_k is None else limit)
+    fetched = max(FETCHED, FETCHED_PER_RESULT * limit)
+    if fetch_k is not None:
+        fetched = max(limit, check_positive(fetch_k, "fetch_k"))
     balance = check_number(lambda_mult, "lambda_mult")
     if not 0 <= balance <= 1:
         raise InvalidQueryError(

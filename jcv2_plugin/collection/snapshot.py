@@ -198,7 +198,10 @@ def restore_snapshot(
     options: NewCollection,
     progress: Callable[[int], None] | None,
 ) -> tuple[Engine, CollectionSchema]:
-    """Restore a checked snapshot into a collection that is swapped in at the end. Interrupted, it changes nothing."""
+    """Restore a checked snapshot into a collection that is swapped in at the end.
+
+    An interrupted restore leaves the existing collection unchanged.
+    """
     info = read_info(file)
     engine = _open_existing(location, overwrite=overwrite, client_options=client_options, options=options)
     if engine is None:
@@ -224,8 +227,12 @@ def _open_existing(
         engine = location.open(client_options=client_options, retries=options.retries)
     except (CollectionNotFoundError, CollectionCorruptError):
         return None
-    engine.drop_replaced()  # if an earlier restoration was interrupted before it
-    described = engine.describe()
+    try:
+        engine.drop_replaced()  # if an earlier restoration was interrupted before it
+        described = engine.describe()
+    except BaseException:
+        engine.close()
+        raise
     if overwrite or (isinstance(described, dict) and described.get("unfinished") == "restoration"):
         return engine
     engine.close()
@@ -296,14 +303,14 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, kinds: str = "iu", axes: int = 1) -> NDArray[Any]:
-    """Read a member that :func:`_write_array` wrote: of integers, or of floats if ``kinds`` is ``"f"``."""
+    """Read a member that :func:`_write_array` wrote, with so many axes: integers, or floats if ``kinds`` is ``"f"``."""
     content = _read(archive, name)
     stream = io.BytesIO(content)
     np.lib.format.read_magic(stream)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     there = len(content) - stream.tell()
     if fortran or dtype.kind not in kinds or len(shape) != axes or math.prod(shape) * dtype.itemsize != there:
-        raise ValueError(f"{name} has the shape {shape} and type {dtype}, which its {there:,} bytes are not")
+        raise ValueError(f"{name} has the shape {shape} and type {dtype} in {there:,} bytes, which no snapshot has")
     return cast("NDArray[Any]", np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape))
 
 

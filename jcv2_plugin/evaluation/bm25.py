@@ -41,7 +41,8 @@ def bm25_run(
     Args:
         dataset: Test set. Title and text of its documents are indexed as one field.
         lang: Language that determines the tokenizer, see :func:`tokenizer_for`. By default that of the test set, or
-        English. k: Maximum number of results per query. Documents that share no token with the query are not results.
+            English.
+        k: Maximum number of results per query. Documents that share no token with the query are not results.
         ignore_identical_ids: Which queries' own documents are no results, see :meth:`BeirDataset.own_documents`.
 
     Returns:
@@ -55,7 +56,7 @@ def bm25_run(
     index = Bm25Index([passage.full_text for passage in dataset.corpus.values()], lang or dataset.language or "en")
     ids, own = list(dataset.corpus), dataset.own_documents(ignore_identical_ids)
     run = {
-        query: {ids[place]: score for place, score in index.search(text, k + bool(own))}
+        query: {ids[place]: score for place, score in index.search(index.tokenize(text), k + bool(own))}
         for query, text in dataset.queries.items()
     }
     return {query: dict(islice(found.items(), k)) for query, found in without_own(run, own).items()}
@@ -65,30 +66,33 @@ class Bm25Index:
     """BM25 index of texts, in memory."""
 
     def __init__(self, texts: Sequence[str], lang: str) -> None:
-        self._tokenize = tokenizer_for(lang)
-        corpus = [self._tokenize(text) for text in texts]
+        self.tokenize = tokenizer_for(lang)
+        corpus = [self.tokenize(text) for text in texts]
         self._count, self._mean_length = len(texts), sum(map(len, corpus)) / max(1, len(texts))
         self._index = bm25s.BM25(k1=K1, b=B, method="lucene")
         if self._mean_length:
             self._index.index(corpus, show_progress=False)
 
-    def search(self, query: str, k: int) -> list[tuple[int, float]]:
-        """Return the positions and scores of the best texts, without those that share no token with the query."""
-        if not self._mean_length or not (tokens := self._tokenize(query)):
+    def search(self, query: list[str], k: int) -> list[tuple[int, float]]:
+        """Return the positions and scores of the best texts, without those that share no token with the query's."""
+        if not self._mean_length or not query:
             return []
-        found, scores = self._index.retrieve([tokens], k=min(k, self._count), show_progress=False)
+        found, scores = self._index.retrieve([query], k=min(k, self._count), show_progress=False)
         return [(place, score) for place, score in zip(found[0].tolist(), scores[0].tolist(), strict=True) if score > 0]
 
-    def score(self, query: str, text: str) -> float:
-        """Return the score that a text would have with the index's word statistics, even if it is not in the index."""
-        tokens = self._tokenize(text)
+    def score(self, query: list[str], text: str) -> float:
+        """Return the score that a text would have with the index's word statistics, even if it is not in the index.
+
+        ``query`` holds the tokens of the query.
+        """
+        tokens = self.tokenize(text)
         if not self._mean_length or not tokens:
             return 0.0
         frequencies = Counter(tokens)
         vocabulary, starts = self._index.vocab_dict, self._index.scores["indptr"]
         norm = K1 * (1 - B + B * len(tokens) / self._mean_length)
         score = 0.0
-        for token in self._tokenize(query):
+        for token in query:
             if (number := vocabulary.get(token)) is not None and (frequency := frequencies[token]):
                 found_in = int(starts[number + 1] - starts[number])
                 weight = math.log(1 + (self._count - found_in + 0.5) / (found_in + 0.5))

@@ -27,20 +27,22 @@ from jcv2_trainer.recipes.settings import Assembly, Dims, PoolFactors
 _HEADS_FILES = {"config.json", "model.safetensors"}
 
 
-def _parse_dims(text: str) -> tuple[int, ...]:
+def _parsed(kind: Any, text: str, rule: str) -> Any:
     try:
-        return TypeAdapter(Dims).validate_python(text)
+        return TypeAdapter(kind).validate_python(text)
     except ValidationError as error:
-        raise typer.BadParameter(f"--dims must be distinct positive integers, such as 128,64; got {text!r}.") from error
+        raise typer.BadParameter(f"{rule}; got {text!r}.") from error
+
+
+def _parse_dims(text: str) -> tuple[int, ...]:
+    dims: tuple[int, ...] = _parsed(Dims, text, "--dims must be distinct positive integers, such as 128,64")
+    return dims
 
 
 def _parse_factors(text: str) -> tuple[float, ...]:
-    try:
-        return TypeAdapter(PoolFactors).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(
-            f"--pool-factors must be distinct numbers from 1 (no pooling) to 100, such as 1,2,4; got {text!r}."
-        ) from error
+    rule = "--pool-factors must be distinct numbers from 1 (no pooling) to 100, such as 1,2,4"
+    factors: tuple[float, ...] = _parsed(PoolFactors, text, rule)
+    return factors
 
 
 HeadsOut = Annotated[Path, typer.Option(help="Folder to write the heads to.")]

@@ -88,9 +88,11 @@ def keep_scores(
     trained = [weight for dim, weight in weights.items() if dim < heads.in_features or max(pool_factors) > 1]
     if trained:
         optimizer = torch.optim.Adam(trained, lr=_LEARNING_RATE)
-        batches = _batches(queries, passages, steps, seed)
-        losses = lambda batch: (_loss(batch, weight, pool_factors) for weight in trained)  # noqa: E731
-        optimise(optimizer, batches, losses, steps, progress)
+
+        def losses(batch: _Step) -> Iterator[Tensor]:
+            return (_loss(batch, weight, pool_factors) for weight in trained)
+
+        optimise(optimizer, _batches(queries, passages, steps, seed), losses, steps, progress)
     kept = {dim: weight.detach() for dim, weight in weights.items()}
     return MatryoshkaHeads(heads.in_features, heads.dims, heads.normalize, weights=kept)
 

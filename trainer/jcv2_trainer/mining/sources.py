@@ -193,7 +193,7 @@ class Bm25Source:
         def find(queries: Sequence[str], positives: Sequence[str], k: int, exact: bool) -> list[Found]:
             return [
                 Found([(texts[place], score) for place, score in index.search(query, k)], index.score(query, positive))
-                for query, positive in zip(queries, positives, strict=True)
+                for query, positive in zip(map(index.tokenize, queries), positives, strict=True)
             ]
 
         yield find

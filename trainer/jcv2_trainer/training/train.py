@@ -113,7 +113,8 @@ def load(request: Request) -> JinaColbertEncoder:
     """Load the initial encoder in float32, since optimisers lose small steps in half precision.
 
     Raises:
-        TrainingError: The model is a backbone without heads, or cannot be loaded.
+        TrainingError: The model is a backbone without heads.
+        Jcv2Error: The model cannot be loaded.
     """
     options: dict[str, Any] = {name: getattr(request, name) for name in ("revision", "device", "attn_implementation")}
     try:
