@@ -57,16 +57,22 @@ class StatesOnce(JinaColbertEncoder):
 
     projection: Callable[[torch.Tensor, int], torch.Tensor]  # no module, which would become a part of the model
     prefix: str
-    states: dict[tuple[str, str], NDArray[np.float16]]
+    states: dict[tuple[str, str], NDArray[np.float16]] | None = None
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
-        return self._projected("query", texts, dim)
+        if self.states is None:  # while it is loaded
+            return super().query_vectors(texts, dim)
+        return self._projected(self.states, "query", texts, dim)
 
     def document_vectors(self, texts: Sequence[str], dim: int, *_: Any, **__: Any) -> list[NDArray[np.float32]]:
-        return self._projected("document", texts, dim)
+        if self.states is None:
+            return super().document_vectors(texts, dim)
+        return self._projected(self.states, "document", texts, dim)
 
-    def _projected(self, task: str, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
-        states = [torch.from_numpy(np.asarray(self.states[task, text], np.float32)) for text in texts]
+    def _projected(
+        self, known: dict[tuple[str, str], NDArray[np.float16]], task: str, texts: Sequence[str], dim: int
+    ) -> list[NDArray[np.float32]]:
+        states = [torch.from_numpy(np.asarray(known[task, text], np.float32)) for text in texts]
         with torch.inference_mode():
             vectors = self.projection(torch.cat(states), dim)
         return [one.numpy() for one in vectors.split([len(one) for one in states])]
@@ -162,7 +168,8 @@ def in_memory(dataset: BeirDataset, encoder: StatesOnce, dim: int) -> float:
     """nDCG@10 of MaxSim with every document."""
     asked = [torch.from_numpy(one) for one in encoder.query_vectors(list(dataset.queries.values()), dim)]
     keys, texts = list(dataset.corpus), [passage.full_text for passage in dataset.corpus.values()]
-    order = sorted(range(len(texts)), key=lambda place: len(encoder.states["document", texts[place]]))
+    known = encoder.states or {}
+    order = sorted(range(len(texts)), key=lambda place: len(known["document", texts[place]]))
     scores = torch.empty(len(asked), len(texts))
     for start in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
         places = order[start : start + _DOCUMENTS_AT_A_TIME]

@@ -28,7 +28,7 @@ from jcv2_trainer.heads.frozen import (
     train_heads,
     whitened_heads,
 )
-from jcv2_trainer.heads.principal import TokenStates, half_states, load_backbone, principal_heads
+from jcv2_trainer.heads.principal import TokenStates, half_states, load_backbone, pack, principal_heads
 
 HIDDEN = 12
 LENGTHS = [3, 1, 5]
@@ -216,6 +216,34 @@ class TestTraining:
             assert after > before + 0.2
             assert not torch.equal(plain.weight(dim), aware.weight(dim))
 
+    def test_the_largest_head_can_stay_and_teach_the_others_on_texts_without_labels(self) -> None:
+        texts, queries, passages = task()
+        start = whitened_heads(moment_of(queries, passages, 40, 0), (12, 6))
+        unlabelled = [part[:4] for part in task(60)[2]]
+        options: dict[str, Any] = {"steps": 60, "batch_size": 12, "learning_rate": 1e-2, "distillation": 1.0}
+        taught, kept = (
+            train_heads(start, texts, queries, passages, largest=False, unlabelled=more, **options)
+            for more in ([], unlabelled)
+        )
+        assert torch.equal(start.weight(12), taught.weight(12))
+        assert torch.equal(start.weight(12), kept.weight(12))
+
+        def error(heads: MatryoshkaHeads) -> float:
+            with torch.no_grad():
+                wanted, found = (
+                    maxsim_scores(one, *pack(queries), *pack(unlabelled)) for one in (start.weight(12), heads.weight(6))
+                )
+            return float((found - found.mean(1, keepdim=True) - wanted + wanted.mean(1, keepdim=True)).square().mean())
+
+        assert error(kept) < 0.9 * error(start)
+        assert error(kept) < error(taught)
+
+    def test_too_few_texts_without_labels_are_refused(self) -> None:
+        texts, queries, passages = task()
+        start = whitened_heads(moment_of(queries, passages, 40, 0), (12, 4))
+        with pytest.raises(DataError, match="at least 40 texts without labels, or none; got 3"):
+            train_heads(start, texts, queries, passages, steps=1, unlabelled=passages[:3])
+
 
 def test_states_are_those_of_the_prompt_and_the_text() -> None:
     backbone = load_backbone("mini")
@@ -240,6 +268,21 @@ class TestCommand:
         assert (heads.in_features, heads.dims, heads.normalize) == (384, (16, 8), True)
         assert self.run(data, out).exit_code == 2
         assert self.run(data, out, "--force").exit_code == 0
+
+    def test_the_largest_head_is_kept_and_others_learn_from_texts_too(self, tmp_path: Path) -> None:
+        data, raw = write(tmp_path / "rows.jsonl", triplets(16, "en")), tmp_path / "raw.txt"
+        raw.write_text("\n\n".join(f"Rain {number} falls." for number in range(50)), encoding="utf-8")
+        for name, more in (("plain", ()), ("kept", ("--keep-largest",)), ("both", ("--keep-largest", "--texts", raw))):
+            result = self.run(data, tmp_path / name, *more)
+            assert result.exit_code == 0, result.output
+        plain, kept, both = (MatryoshkaHeads.load(str(tmp_path / name)) for name in ("plain", "kept", "both"))
+        assert torch.equal(kept.weight(16), both.weight(16))
+        assert not torch.equal(kept.weight(16), plain.weight(16))
+        assert not torch.equal(kept.weight(8), both.weight(8))
+        raw.write_text("Rain falls.", encoding="utf-8")
+        result = self.run(data, tmp_path / "few", "--texts", raw)
+        assert result.exit_code == 2
+        assert "at least 40 texts without labels" in result.output
 
     def test_figures_are_given_for_each_pooling_factor(self, tmp_path: Path) -> None:
         data, out = write(tmp_path / "rows.jsonl", triplets(16, "en")), tmp_path / "heads"

@@ -139,6 +139,16 @@ def heads(
         float,
         typer.Option(min=0.0, max=1.0, help="Share of the smaller heads' loss that is distilled from the largest."),
     ] = 0.5,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Do not train the largest head, which teaches the others.")
+    ] = False,
+    texts_without_labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--texts",
+            help="Texts without labels, on which smaller heads learn to keep the largest's scores; as of mlm.",
+        ),
+    ] = None,
     pool_factors: HeadsFactors = "1",
     dev_every: Annotated[int, typer.Option(min=0, help="Hold out one in so many passages. 0 for none.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draw of rows, and of the batches.")] = 13,
@@ -152,8 +162,16 @@ def heads(
     wanted, factors = _parse_dims(dims), _parse_factors(pool_factors)
     with failing_politely(), new_folder(out, partial(_refuse_occupied, force=force)) as folder:
         quiet_libraries()
+        from jcv2_trainer.data.mlm import read_texts
         from jcv2_trainer.heads import principal
-        from jcv2_trainer.heads.frozen import FrozenTexts, dev_ndcg, moment_of, train_heads, whitened_heads
+        from jcv2_trainer.heads.frozen import (
+            FrozenTexts,
+            dev_ndcg,
+            moment_of,
+            refuse_few,
+            train_heads,
+            whitened_heads,
+        )
         from jcv2_trainer.heads.principal import half_states, load_backbone, prompts_of, refuse_large
 
         texts = FrozenTexts.read(
@@ -162,14 +180,18 @@ def heads(
         backbone, prompts = load_backbone(model), prompts_of(model)
         refuse_large(model, backbone, wanted)
         backbone.max_seq_length = min(document_length, backbone.max_seq_length or document_length)
-        with progress_bar("texts", len(texts.queries) + len(texts.passages)) as bar:
+        more = list(dict.fromkeys(text for file in texts_without_labels or () for text in read_texts(file) if text))
+        refuse_few(more)
+        with progress_bar("texts", len(texts.queries) + len(texts.passages) + len(more)) as bar:
             queries = half_states(backbone, texts.queries, prompts["query"], 4096, bar.update)
             passages = half_states(backbone, texts.passages, prompts["document"], 4096, bar.update)
+            unlabelled = half_states(backbone, more, prompts["document"], 4096, bar.update)
         moment = moment_of(queries, passages, 1500, seed)
         options: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         with progress_bar("steps", steps) as bar:
             start = whitened_heads(moment, wanted)
             options |= {"steps": steps, "distillation": distillation, "pool_factors": factors, "progress": bar.update}
+            options |= {"largest": not keep_largest, "unlabelled": unlabelled}
             trained = train_heads(start, texts, queries, passages, **options)
         trained.save(str(folder))
         both = (principal.principal_heads(moment, wanted), trained)

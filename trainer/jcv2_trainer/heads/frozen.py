@@ -8,6 +8,10 @@ passages.
 
 Heads start from principal components. In many encoders most of the states' length lies in one direction, which says
 little of a token: it is shortened, and the next ones are mildly whitened.
+
+Labels from few sources teach a head to rank these sources' texts, and cost it others. So the largest head can be left
+as it starts, and the smaller ones learn to give its scores, on texts without labels too
+(:mod:`jcv2_trainer.heads.score_keeping`).
 """
 
 from __future__ import annotations
@@ -34,11 +38,17 @@ from jcv2_trainer.heads.principal import (
     principal_heads,
     sums,
 )
+from jcv2_trainer.heads.score_keeping import ScoreBatch, score_keeping_loss, span_of
 from jcv2_trainer.loss.losses import contrastive_loss, distillation_loss
 
 MAIN_DIRECTION, WHITENING = 0.2, 0.1
 _SCALE = 3.0
 _SCALE_RATE = 1e-2
+_TEACHER_SCALE = 4.0
+"""On the scores of a largest head that is not trained."""
+_KEPT_QUERIES, _KEPT_TEXTS, _KEPT_SPANS = 16, 40, 16
+"""Of a step that keeps scores: queries, each with its positive and another passage; unlabelled texts; and spans of
+these, which serve as queries and half of whose texts are not among the passages."""
 _TRIPLETS = 2 / 3
 """Of a batch, where there are both: pairs are many, and only triplets bring hard negatives."""
 _DEV_PASSAGES = 400
@@ -174,26 +184,51 @@ def train_heads(
     batch_size: int = 48,
     learning_rate: float = 1e-3,
     distillation: float = 0.5,
+    largest: bool = True,
+    unlabelled: TokenStates = (),
     pool_factors: Sequence[float] = (1,),
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> MatryoshkaHeads:
     """Return new heads on the CPU, trained from ``heads`` such as :func:`whitened_heads`; see the module.
 
-    A step has ``batch_size`` queries. ``distillation`` is the share of the smaller heads' loss that is their KL
-    divergence from the largest head's scores of the batch's passages; the rest is contrastive. A head's loss is the
-    mean over the token pooling factors of the passages. All but the largest head's scores with the smallest factor are
-    distilled from these.
+    Args:
+        heads: Where training starts.
+        texts: Rows to train on.
+        queries: States of the questions of ``texts``.
+        passages: States of its passages.
+        steps: Optimiser steps.
+        batch_size: Queries of a step.
+        learning_rate: Of the heads.
+        distillation: Share of the smaller heads' loss that is their KL divergence from the largest head's scores of the
+            batch's passages; the rest is contrastive.
+        largest: Whether the largest head is trained, too. If not, it is left as it is and teaches the others.
+        unlabelled: States of texts in any language, beside which the smaller heads learn to keep the largest head's
+            scores (:func:`~jcv2_trainer.heads.score_keeping.keep_scores`). None by default.
+        pool_factors: Token pooling factors of the passages. A head's loss is the mean over them. All but the largest
+            head's scores with the smallest factor are distilled from these.
+        seed: Of the batches.
+        progress: Gets 1 after each step.
+
+    Raises:
+        DataError: ``unlabelled`` has texts, but fewer than a step takes.
     """
-    weights = {dim: nn.Parameter(heads.weight(dim).float().cpu().clone()) for dim in heads.dims}
+    refuse_few(unlabelled)
+    top = max(heads.dims)
+    weights = {
+        dim: nn.Parameter(heads.weight(dim).float().cpu().clone(), requires_grad=largest or dim != top)
+        for dim in heads.dims
+    }
     scales = {dim: nn.Parameter(torch.tensor(_SCALE).log()) for dim in heads.dims}
     groups = [(weights, learning_rate), (scales, _SCALE_RATE)]
     optimizer = torch.optim.Adam(
         [{"params": list(one.values()), "lr": rate} for one, rate in groups], betas=(0.9, 0.98)
     )
     factors = sorted(pool_factors)
+    keeping = _kept(texts, queries, passages, unlabelled, seed, weights[top])
 
     def losses(batch: list[Example]) -> Iterator[Tensor]:
+        kept = next(keeping) if unlabelled else None
         read = list(dict.fromkeys(place for one in batch for place in (one.positive, *one.negatives)))
         column = {place: number for number, place in enumerate(read)}
         positive = torch.tensor([column[one.positive] for one in batch])
@@ -203,7 +238,11 @@ def train_heads(
         packed = (*pack(queries[one.query] for one in batch), *pack(passages[place] for place in read))
         teacher: Tensor | None = None
         for dim in sorted(heads.dims, reverse=True):  # one at a time: the heads share nothing
-            total = torch.zeros(())
+            if dim == top and not largest:
+                with torch.no_grad():
+                    teacher = maxsim_scores(weights[dim], *packed) * _TEACHER_SCALE
+                continue
+            total = torch.zeros(()) if kept is None or dim == top else score_keeping_loss(kept, weights[dim], factors)
             for own in pooled_scores(weights[dim], *packed, factors):
                 scores = own * scales[dim].exp()
                 loss = contrastive_loss(scores, positive, excluded)
@@ -218,6 +257,29 @@ def train_heads(
     optimise(optimizer, _batches(texts, steps, batch_size, seed), losses, steps, progress)
     trained = {dim: weight.detach() for dim, weight in weights.items()}
     return MatryoshkaHeads(heads.in_features, heads.dims, heads.normalize, weights=trained)
+
+
+def refuse_few(unlabelled: Sequence[object]) -> None:
+    """Raise ``DataError`` if there are texts without labels, but fewer than a step takes."""
+    if 0 < len(unlabelled) < _KEPT_TEXTS:
+        raise DataError(f"Give at least {_KEPT_TEXTS} texts without labels, or none; got {len(unlabelled)}.")
+
+
+def _kept(
+    texts: FrozenTexts, queries: TokenStates, passages: TokenStates, unlabelled: TokenStates, seed: int, target: Tensor
+) -> Iterator[ScoreBatch]:
+    """Queries and passages of all languages together with unlabelled texts, for the scores of a head to be kept."""
+    generator = random.Random(seed + 1)
+    while True:
+        rows = generator.sample(texts.examples, min(2 * _KEPT_QUERIES, len(texts.examples)))
+        asked, read = rows[:_KEPT_QUERIES], list(dict.fromkeys(one.positive for one in rows))
+        more = generator.sample(range(len(unlabelled)), _KEPT_TEXTS)
+        spans = [span_of(unlabelled[place], generator) for place in more[:_KEPT_SPANS]]
+        packed = (
+            *pack([*(queries[one.query] for one in asked), *spans]),
+            *pack([*(passages[place] for place in read), *(unlabelled[place] for place in more[_KEPT_SPANS // 2 :])]),
+        )
+        yield ScoreBatch(*packed, target.detach())
 
 
 def _batches(texts: FrozenTexts, steps: int, size: int, seed: int) -> Iterator[list[Example]]:

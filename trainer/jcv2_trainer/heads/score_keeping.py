@@ -40,18 +40,22 @@ _WHOLE_QUERIES = 0.5
 
 
 @dataclass(frozen=True)
-class _Step:
-    """Queries and passages of one step, with their tokens concatenated."""
+class ScoreBatch:
+    """Queries and passages of one step, with their tokens concatenated.
+
+    ``target`` is the weight of the head whose scores are to be kept, None for the full hidden states.
+    """
 
     queries: Tensor
     query_lengths: list[int]
     passages: Tensor
     passage_lengths: list[int]
+    target: Tensor | None = None
 
     @cached_property
     def wanted(self) -> Tensor:
-        """Target of every head: :meth:`best` of the full hidden states."""
-        return self.best(None)[0]
+        """What every head should give: :meth:`best` of the target, by default of the full hidden states."""
+        return self.best(self.target)[0]
 
     def best(self, weight: Tensor | None, factors: Sequence[float] = (1,)) -> list[Tensor]:
         """Return each query token's largest cosine with each passage, centred over passages: ``(tokens, passages)``.
@@ -89,8 +93,8 @@ def keep_scores(
     if trained:
         optimizer = torch.optim.Adam(trained, lr=_LEARNING_RATE)
 
-        def losses(batch: _Step) -> Iterator[Tensor]:
-            return (_loss(batch, weight, pool_factors) for weight in trained)
+        def losses(batch: ScoreBatch) -> Iterator[Tensor]:
+            return (score_keeping_loss(batch, weight, pool_factors) for weight in trained)
 
         optimise(optimizer, _batches(queries, passages, steps, seed), losses, steps, progress)
     kept = {dim: weight.detach() for dim, weight in weights.items()}
@@ -162,7 +166,8 @@ def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, see
     return lost / whole
 
 
-def _loss(batch: _Step, weight: Tensor, factors: Sequence[float] = (1,)) -> Tensor:
+def score_keeping_loss(batch: ScoreBatch, weight: Tensor, factors: Sequence[float] = (1,)) -> Tensor:
+    """Return the squared error of each query token's MaxSim differences, and of whole queries', of a head."""
     total = torch.zeros(())
     for best in batch.best(weight, factors):
         error = best - batch.wanted
@@ -171,7 +176,7 @@ def _loss(batch: _Step, weight: Tensor, factors: Sequence[float] = (1,)) -> Tens
     return total
 
 
-def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int) -> Iterator[_Step]:
+def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int) -> Iterator[ScoreBatch]:
     """Yield queries with their own and other passages, and spans of further passages as additional queries."""
     generator = random.Random(seed)
     for _ in range(steps):
@@ -180,11 +185,14 @@ def _batches(queries: TokenStates, passages: TokenStates, steps: int, seed: int)
         generator.shuffle(rest)
         count = max(PASSAGES - len(asked), 0)
         read = [*asked, *rest[:count]]
-        spans = [_span(passages[index], generator) for index in rest[count : count + QUERIES // 2]]
-        yield _Step(*pack([*(queries[index] for index in asked), *spans]), *pack(passages[index] for index in read))
+        spans = [span_of(passages[index], generator) for index in rest[count : count + QUERIES // 2]]
+        yield ScoreBatch(
+            *pack([*(queries[index] for index in asked), *spans]), *pack(passages[index] for index in read)
+        )
 
 
-def _span(states: Tensor, generator: random.Random) -> Tensor:
+def span_of(states: Tensor, generator: random.Random) -> Tensor:
+    """Return a few consecutive tokens of a passage, which serve as a query."""
     length = generator.randint(*_SPAN)
     start = generator.randint(0, max(0, len(states) - length))
     return states[start : start + length]
