@@ -248,3 +248,25 @@ class TestTables:
         assert "8 (its best)" in line
         assert "2.00 (1.50 to 3.00)" in line
         assert line.endswith("| 2e-03 (!) |")
+
+
+def test_states_that_are_kept_give_the_models_own_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import multilingual_quality
+
+    from jcv2_plugin.evaluation.beir import BeirDataset, Passage
+
+    monkeypatch.setattr(multilingual_quality, "STATES", tmp_path)
+    encoder = multilingual_quality.StatesOnce.from_pretrained("mini", device="cpu")
+    assert encoder.heads is not None
+    encoder.prefix, encoder.projection = "mini", encoder.heads.project
+    texts = {"a": "The boiler is behind the red door.", "b": "Bicycles stand in the yard."}
+    corpus = {key: Passage("", text) for key, text in texts.items()}
+    dataset = BeirDataset("house", corpus, {"q": "Where is the boiler?"}, {"q": {"a": 1}})
+    for _ in range(2):  # encoded, then read
+        encoder.read(dataset)
+        found = encoder.document_vectors(list(texts.values()), 64)
+        plain = JinaColbertEncoder.from_pretrained("mini", device="cpu").document_vectors(list(texts.values()), 64)
+        for one, other in zip(found, plain, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-3)
+        assert multilingual_quality.in_memory(dataset, encoder, 64) == 1.0
+    assert sorted(file.name.split("-")[2] for file in tmp_path.iterdir()) == ["document", "query"]
