@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ import torch
 from jcv2_plugin import JinaColbertEncoder
 from jcv2_plugin.collection import workers
 from jcv2_plugin.engines import retries as transport
+
+# A shell starts jobs in the background with Ctrl-C ignored, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -54,20 +54,18 @@ class Started:
         return self.process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it prints until it ends, on stdout and stderr."""
-        with ThreadPoolExecutor(1) as pool:
-            said = pool.submit(self.stderr.read)
-            printed = self.stdout.read()
-            self.wait(timeout)
-            return printed, said.result()
+        """What it prints until it ends, on stdout and stderr. It is killed if it does not end in time."""
+        with ThreadPoolExecutor(2) as pool:
+            printed, said = pool.submit(self.stdout.read), pool.submit(self.stderr.read)
+            try:
+                self.wait(timeout)
+            except AssertionError:
+                self.kill()  # which ends both reads
+                raise
+            return printed.result(), said.result()
 
 
-def start(
-    code: str,
-    *arguments: object,
-    cwd: Path | str = ".",
-    stdin: int | None = None,
-) -> Started:
+def start(code: str, *arguments: object, cwd: Path | str = ".", stdin: int | None = None) -> Started:
     """Run Python code as a main program; ``stdin`` is a file descriptor."""
     (printed, stdout), (said, stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
     given = Connection(os.open(os.devnull, os.O_RDONLY) if stdin is None else os.dup(stdin), writable=False)

@@ -70,7 +70,7 @@ def test_the_objective_is_that_of_a_slow_reference():
             whole += error
         errors.append(float(whole.square().mean()))
     expected = sum(squares) / len(squares) + 0.5 * sum(errors) / len(errors)
-    assert float(score_keeping._loss(batch, weight)) == pytest.approx(expected, rel=1e-4)
+    assert float(score_keeping.score_keeping_loss(batch, weight)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_pooled_passages_are_compared_with_the_whole_states():
@@ -84,9 +84,9 @@ def test_pooled_passages_are_compared_with_the_whole_states():
     best = torch.stack([(asked @ one.T).max(dim=1).values for one in HierarchicalTokenPooling(2).pool(read)], dim=1)
     error = best - best.mean(dim=1, keepdim=True) - batch.wanted
     expected = error.square().sum(dim=1).mean() + 0.5 * score_keeping.sums(error, batch.query_lengths).square().mean()
-    assert float(score_keeping._loss(batch, weight, (2,))) == pytest.approx(float(expected), rel=1e-5)
-    both = (float(score_keeping._loss(batch, weight)) + float(expected)) / 2
-    assert float(score_keeping._loss(batch, weight, (1, 2))) == pytest.approx(both, rel=1e-5)
+    assert float(score_keeping.score_keeping_loss(batch, weight, (2,))) == pytest.approx(float(expected), rel=1e-5)
+    both = (float(score_keeping.score_keeping_loss(batch, weight)) + float(expected)) / 2
+    assert float(score_keeping.score_keeping_loss(batch, weight, (1, 2))) == pytest.approx(both, rel=1e-5)
 
 
 def test_heads_trained_for_pooling_lose_less_of_maxsim_when_pooled():
@@ -98,7 +98,7 @@ def test_heads_trained_for_pooling_lose_less_of_maxsim_when_pooled():
     for dim in (12, 4):
         lost = [
             sum(
-                float(score_keeping._loss(batch, one.weight(dim), (2,)))
+                float(score_keeping.score_keeping_loss(batch, one.weight(dim), (2,)))
                 for batch in score_keeping._batches(queries, passages, 8, seed=9)
             )
             for one in (plain, aware)
