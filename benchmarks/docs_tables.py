@@ -152,6 +152,21 @@ def multilingual_summary(report: dict[str, Any]) -> str:
     return summary(report)
 
 
+def half_strength(report: dict[str, Any]) -> str:
+    """mini-multilingual beside a variant that was tried, with the adapter at half strength."""
+    shipped = json.loads(results_file("multilingual_quality").read_text(encoding="utf-8"))
+    dims = (384, 128, 64, 32)
+    lines = ["| nDCG@10 | | " + " | ".join(f"{dim} dims" for dim in dims) + " |", "|---|---|" + "--:|" * len(dims)]
+    for name in (None, "cnil-faq-fr", "xquad-x-en", "tydi-ko", "xquad-mixed"):
+        for kind, one in (("shipped", shipped), ("half strength", report)):
+            rows = [row["shipped"] for key, row in one["sets"].items() if name in (None, key)]
+            means = (sum(row[str(dim)] for row in rows) / len(rows) for dim in dims)
+            lines.append(
+                f"| {name or f'mean of {len(rows)}'} | {kind} | {' | '.join(f'{mean:.4f}' for mean in means)} |"
+            )
+    return "\n".join(lines)
+
+
 def encoding_profile(report: dict[str, Any]) -> str:
     """Where the time of encoding goes."""
     from encoding_profile import markdown
@@ -208,6 +223,7 @@ TABLES: dict[str, tuple[str, str | None, Callable[[dict[str, Any]], str]]] = {
     "pooled-heads": ("pooled_heads", None, pooled_heads),
     "multilingual": ("multilingual_quality", None, multilingual),
     "multilingual-summary": ("multilingual_quality", None, multilingual_summary),
+    "half-strength": ("half_strength", None, half_strength),
     "training-throughput": ("training_throughput", None, training_throughput),
     **{f"peers-{name.replace('_', '-')}": ("peers", None, _peers(name)) for name in PEER_TABLES},
     "large-collection": ("large_collection", None, large_collection),

@@ -23,8 +23,9 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -57,22 +58,16 @@ class StatesOnce(JinaColbertEncoder):
 
     projection: Callable[[torch.Tensor, int], torch.Tensor]  # no module, which would become a part of the model
     prefix: str
-    states: dict[tuple[str, str], NDArray[np.float16]] | None = None
+    states: Mapping[tuple[str, str], NDArray[np.float16]] = MappingProxyType({})  # while the model is loaded
 
     def query_vectors(self, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
-        if self.states is None:  # while it is loaded
-            return super().query_vectors(texts, dim)
-        return self._projected(self.states, "query", texts, dim)
+        return self._projected("query", texts, dim) if self.states else super().query_vectors(texts, dim)
 
     def document_vectors(self, texts: Sequence[str], dim: int, *_: Any, **__: Any) -> list[NDArray[np.float32]]:
-        if self.states is None:
-            return super().document_vectors(texts, dim)
-        return self._projected(self.states, "document", texts, dim)
+        return self._projected("document", texts, dim) if self.states else super().document_vectors(texts, dim)
 
-    def _projected(
-        self, known: dict[tuple[str, str], NDArray[np.float16]], task: str, texts: Sequence[str], dim: int
-    ) -> list[NDArray[np.float32]]:
-        states = [torch.from_numpy(np.asarray(known[task, text], np.float32)) for text in texts]
+    def _projected(self, task: str, texts: Sequence[str], dim: int) -> list[NDArray[np.float32]]:
+        states = [torch.from_numpy(np.asarray(self.states[task, text], np.float32)) for text in texts]
         with torch.inference_mode():
             vectors = self.projection(torch.cat(states), dim)
         return [one.numpy() for one in vectors.split([len(one) for one in states])]
@@ -80,14 +75,15 @@ class StatesOnce(JinaColbertEncoder):
     def read(self, dataset: BeirDataset) -> None:
         """Encode a set's texts, or read their states where a run before this one kept them."""
         documents = [passage.full_text for passage in dataset.corpus.values()]
-        self.states = {}
+        found: dict[tuple[str, str], NDArray[np.float16]] = {}
         for task, texts in (("query", list(dataset.queries.values())), ("document", documents)):
             file = STATES / f"{self.prefix}-{dataset.name}-{task}-{self.document_length}-{self.dtype}.npz"
             if not file.is_file():
                 self._encode(task, texts, file)
             with np.load(file) as kept:
                 parts = np.split(kept["states"], np.cumsum(kept["lengths"])[:-1])
-            self.states |= {(task, text): own for text, own in zip(texts, parts, strict=True)}
+            found |= {(task, text): own for text, own in zip(texts, parts, strict=True)}
+        self.states = found
 
     def _encode(self, task: str, texts: list[str], file: Path) -> None:
         heads, start = self.heads, time.perf_counter()
@@ -168,8 +164,7 @@ def in_memory(dataset: BeirDataset, encoder: StatesOnce, dim: int) -> float:
     """nDCG@10 of MaxSim with every document."""
     asked = [torch.from_numpy(one) for one in encoder.query_vectors(list(dataset.queries.values()), dim)]
     keys, texts = list(dataset.corpus), [passage.full_text for passage in dataset.corpus.values()]
-    known = encoder.states or {}
-    order = sorted(range(len(texts)), key=lambda place: len(known["document", texts[place]]))
+    order = sorted(range(len(texts)), key=lambda place: len(encoder.states["document", texts[place]]))
     scores = torch.empty(len(asked), len(texts))
     for start in range(0, len(texts), _DOCUMENTS_AT_A_TIME):
         places = order[start : start + _DOCUMENTS_AT_A_TIME]

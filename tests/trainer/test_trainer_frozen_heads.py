@@ -222,7 +222,7 @@ class TestTraining:
         unlabelled = [part[:4] for part in task(60)[2]]
         options: dict[str, Any] = {"steps": 60, "batch_size": 12, "learning_rate": 1e-2, "distillation": 1.0}
         taught, kept = (
-            train_heads(start, texts, queries, passages, largest=False, unlabelled=more, **options)
+            train_heads(start, texts, queries, passages, train_largest=False, unlabelled=more, **options)
             for more in ([], unlabelled)
         )
         assert torch.equal(start.weight(12), taught.weight(12))

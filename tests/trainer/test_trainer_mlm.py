@@ -167,7 +167,7 @@ def test_packing_loses_and_pads_nothing_and_is_done_once(tokenizer: Any, documen
 
 
 def test_texts_of_every_format(tmp_path: Path) -> None:
-    lines = [" one two", "", "three"]
+    lines = [" one two", "", "\u00a0\u200b", "three"]
     plain = "\n".join(lines).encode()
     rows = "\n".join(json.dumps({"text": line, "other": 1}) for line in lines).encode()
     files = {"a.txt": plain, "a.txt.gz": gzip.compress(plain), "a.txt.zst": zstandard.compress(plain), "a.jsonl": rows}

@@ -140,13 +140,17 @@ def heads(
         typer.Option(min=0.0, max=1.0, help="Share of the smaller heads' loss that is distilled from the largest."),
     ] = 0.5,
     keep_largest: Annotated[
-        bool, typer.Option("--keep-largest", help="Do not train the largest head, which teaches the others.")
+        bool,
+        typer.Option(
+            "--keep-largest", help="Leave the largest head untrained, and train the others to rank as it does."
+        ),
     ] = False,
     texts_without_labels: Annotated[
         list[Path] | None,
         typer.Option(
             "--texts",
-            help="Texts without labels, on which smaller heads learn to keep the largest's scores; as of mlm.",
+            help="Texts without labels, on which the smaller heads learn to keep the largest head's scores. "
+            "The formats are those of mlm.",
         ),
     ] = None,
     pool_factors: HeadsFactors = "1",
@@ -180,7 +184,7 @@ def heads(
         backbone, prompts = load_backbone(model), prompts_of(model)
         refuse_large(model, backbone, wanted)
         backbone.max_seq_length = min(document_length, backbone.max_seq_length or document_length)
-        more = list(dict.fromkeys(text for file in texts_without_labels or () for text in read_texts(file) if text))
+        more = list(dict.fromkeys(text for file in texts_without_labels or () for text in read_texts(file)))
         refuse_few(more)
         with progress_bar("texts", len(texts.queries) + len(texts.passages) + len(more)) as bar:
             queries = half_states(backbone, texts.queries, prompts["query"], 4096, bar.update)
@@ -191,7 +195,7 @@ def heads(
         with progress_bar("steps", steps) as bar:
             start = whitened_heads(moment, wanted)
             options |= {"steps": steps, "distillation": distillation, "pool_factors": factors, "progress": bar.update}
-            options |= {"largest": not keep_largest, "unlabelled": unlabelled}
+            options |= {"train_largest": not keep_largest, "unlabelled": unlabelled}
             trained = train_heads(start, texts, queries, passages, **options)
         trained.save(str(folder))
         both = (principal.principal_heads(moment, wanted), trained)

@@ -50,9 +50,11 @@ def read_texts(path: Path) -> Iterator[str]:
     if _TEXT_FILE.search(path.name):
         for number, line in read_lines(path):
             try:
-                yield line.decode("utf-8").strip()
+                document = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}:{number}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+            if has_text(document):
+                yield document.strip()
         return
     for entry in read_entries(path):
         text = sound_record(entry).get("text")

@@ -9,8 +9,8 @@ passages.
 Heads start from principal components. In many encoders most of the states' length lies in one direction, which says
 little of a token: it is shortened, and the next ones are mildly whitened.
 
-Labels from few sources teach a head to rank these sources' texts, and cost it others. So the largest head can be left
-as it starts, and the smaller ones learn to give its scores, on texts without labels too
+Heads that learn from labels of few sources get better at these sources and worse at others. So the largest head may
+stay as it starts, and teach the others its scores, on texts without labels too
 (:mod:`jcv2_trainer.heads.score_keeping`).
 """
 
@@ -45,10 +45,10 @@ MAIN_DIRECTION, WHITENING = 0.2, 0.1
 _SCALE = 3.0
 _SCALE_RATE = 1e-2
 _TEACHER_SCALE = 4.0
-"""On the scores of a largest head that is not trained."""
+"""Factor on the scores of the largest head if it is not trained."""
 _KEPT_QUERIES, _KEPT_TEXTS, _KEPT_SPANS = 16, 40, 16
-"""Of a step that keeps scores: queries, each with its positive and another passage; unlabelled texts; and spans of
-these, which serve as queries and half of whose texts are not among the passages."""
+"""Numbers of a step that keeps scores. Each query comes with its positive and that of another query. Spans of
+unlabelled texts are further queries; half of these texts are not among the passages."""
 _TRIPLETS = 2 / 3
 """Of a batch, where there are both: pairs are many, and only triplets bring hard negatives."""
 _DEV_PASSAGES = 400
@@ -184,7 +184,7 @@ def train_heads(
     batch_size: int = 48,
     learning_rate: float = 1e-3,
     distillation: float = 0.5,
-    largest: bool = True,
+    train_largest: bool = True,
     unlabelled: TokenStates = (),
     pool_factors: Sequence[float] = (1,),
     seed: int = 0,
@@ -202,9 +202,9 @@ def train_heads(
         learning_rate: Of the heads.
         distillation: Share of the smaller heads' loss that is their KL divergence from the largest head's scores of the
             batch's passages; the rest is contrastive.
-        largest: Whether the largest head is trained, too. If not, it is left as it is and teaches the others.
-        unlabelled: States of texts in any language, beside which the smaller heads learn to keep the largest head's
-            scores (:func:`~jcv2_trainer.heads.score_keeping.keep_scores`). None by default.
+        train_largest: Whether to train the largest head too. If not, it stays as it is and teaches the others.
+        unlabelled: States of further texts, in any language, on which the smaller heads learn to keep the largest
+            head's scores, see :mod:`jcv2_trainer.heads.score_keeping`.
         pool_factors: Token pooling factors of the passages. A head's loss is the mean over them. All but the largest
             head's scores with the smallest factor are distilled from these.
         seed: Of the batches.
@@ -216,7 +216,7 @@ def train_heads(
     refuse_few(unlabelled)
     top = max(heads.dims)
     weights = {
-        dim: nn.Parameter(heads.weight(dim).float().cpu().clone(), requires_grad=largest or dim != top)
+        dim: nn.Parameter(heads.weight(dim).float().cpu().clone(), requires_grad=train_largest or dim != top)
         for dim in heads.dims
     }
     scales = {dim: nn.Parameter(torch.tensor(_SCALE).log()) for dim in heads.dims}
@@ -238,7 +238,7 @@ def train_heads(
         packed = (*pack(queries[one.query] for one in batch), *pack(passages[place] for place in read))
         teacher: Tensor | None = None
         for dim in sorted(heads.dims, reverse=True):  # one at a time: the heads share nothing
-            if dim == top and not largest:
+            if dim == top and not train_largest:
                 with torch.no_grad():
                     teacher = maxsim_scores(weights[dim], *packed) * _TEACHER_SCALE
                 continue

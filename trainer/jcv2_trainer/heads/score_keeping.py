@@ -167,7 +167,7 @@ def score_error(weight: Tensor, queries: TokenStates, passages: TokenStates, see
 
 
 def score_keeping_loss(batch: ScoreBatch, weight: Tensor, factors: Sequence[float] = (1,)) -> Tensor:
-    """Return the squared error of each query token's MaxSim differences, and of whole queries', of a head."""
+    """Return a head's squared error in the MaxSim differences of single query tokens and of whole queries."""
     total = torch.zeros(())
     for best in batch.best(weight, factors):
         error = best - batch.wanted
